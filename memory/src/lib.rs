@@ -1,0 +1,32 @@
+//! Memory that is owned by exactly one Rust value: frames, pages, mappings, device registers and DMA regions.
+//!
+//! ```text
+//! frames ─► MappedPages<Private>   &T / &mut T
+//!    │  ├─► MappedPages<Mmio>      registers; each range claimed once
+//!    │  └─► MappedPages<Dma> ─► DmaRegion ─► DmaPool ─► DmaBuf, by value ─► queue ─► device
+//!    └ pages ─ Mapper ─ TLB        DmaWindows (one per device): what the device may reach
+//! ```
+//!
+//! A kernel that only wants the drivers implements [`Platform`]; one that also wants the allocators and the mapper
+//! implements [`Cpu`] as well.
+#![no_std]
+
+extern crate alloc;
+#[cfg(any(test, feature = "host"))]
+extern crate std;
+
+mod address;
+mod config;
+mod dma;
+#[cfg(any(test, feature = "host"))]
+pub mod host;
+mod mmio;
+mod platform;
+mod volatile;
+
+pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
+pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
+pub use dma::{DeviceStatus, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaWindows, ResetTimeout};
+pub use mmio::{MmioError, MmioRegion, Register};
+pub use platform::{Backing, DeviceId, DmaMemory, Platform, PlatformError};
+pub use volatile::{AtomicAccess, VolatileError, VolatileSlice};
