@@ -148,6 +148,11 @@ impl DmaWindows {
         Ok(())
     }
 
+    /// The platform's monotonic clock, for time limits.
+    pub fn now(&self) -> Duration {
+        self.0.platform.now()
+    }
+
     /// Bytes of this device's live regions, and bytes in quarantine.
     pub fn usage(&self) -> (usize, usize) {
         let state = self.0.state.lock();
@@ -156,9 +161,13 @@ impl DmaWindows {
     }
 
     /// Tells the device an address: the one way in which a [`DmaAddr`] becomes a number.
-    pub(crate) fn publish(&self, address: DmaAddr) -> u64 {
+    /// `None` if it is another device's.
+    pub(crate) fn publish(&self, address: DmaAddr) -> Option<u64> {
+        if address.device != self.0.device {
+            return None;
+        }
         self.0.state.lock().live = true;
-        address.value
+        Some(address.value)
     }
 }
 
@@ -327,6 +336,12 @@ impl DmaBuf {
         let value =
             region.memory.as_ref().map_or(0, DmaMemory::device_address).wrapping_add(self.offset as u64);
         DmaAddr { value, device: region.table.device }
+    }
+
+    /// Where the device finds the byte at `offset`; `None` beyond the end.
+    pub fn address_at(&self, offset: usize) -> Option<DmaAddr> {
+        let start = self.offset.checked_add(offset).filter(|_| offset < self.len())?;
+        self.slots.region.address(start)
     }
 
     /// The device that may reach the buffer.

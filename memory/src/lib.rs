@@ -16,17 +16,39 @@ extern crate alloc;
 extern crate std;
 
 mod address;
+mod allocator;
+mod audit;
+mod bits;
 mod config;
 mod dma;
+mod frames;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod mapping;
 mod mmio;
+mod pages;
 mod platform;
+mod range;
+mod tlb;
 mod volatile;
 
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
+pub use allocator::AllocError;
+pub use audit::{Finding, Report};
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use dma::{DeviceStatus, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaWindows, ResetTimeout};
+pub use frames::{
+    Allocated, AllocatedFrames, FrameAllocator, FrameRequest, Frames, Free, FreeFrames, Mapped, MappedFrames, Owner,
+    State, Unmapped, UnmappedFrames,
+};
+pub use mapping::{
+    AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable, Kind,
+    MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection, Quarantined, Stack,
+    TablePool,
+};
 pub use mmio::{MmioError, MmioRegion, Register};
+pub use pages::{AllocatedPages, PageAllocator, PageRequest};
 pub use platform::{Backing, DeviceId, DmaMemory, Platform, PlatformError};
+pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
+pub use tlb::Cpu;
 pub use volatile::{AtomicAccess, VolatileError, VolatileSlice};

@@ -14,6 +14,8 @@ pub enum MmioError {
     OutOfBounds,
     /// The offset is not a multiple of the register's size.
     Misaligned,
+    /// The address belongs to another device.
+    WrongDevice,
 }
 
 /// A range of device registers that this value, and the parts cut from it, own together.
@@ -88,7 +90,7 @@ impl MmioRegion {
     ) -> Result<(), MmioError> {
         let high = offset.checked_add(4).ok_or(MmioError::OutOfBounds)?;
         let (low, high) = (self.register::<u32>(offset)?, self.register::<u32>(high)?);
-        let value = windows.publish(address);
+        let value = windows.publish(address).ok_or(MmioError::WrongDevice)?;
         low.write(value as u32);
         high.write((value >> 32) as u32);
         Ok(())

@@ -5,7 +5,7 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::PhysAddr;
+use crate::{Dma, MappedPages, Mmio, PageRange, PhysAddr};
 
 /// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also what
 /// an IOMMU sees.
@@ -56,6 +56,35 @@ pub unsafe trait Backing: Send + Sync {
     /// Whether there are no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+/// The bytes of a mapping: not null, since a mapping of these kinds has pages, and page 0 is never among them.
+fn mapped(start: *mut u8) -> NonNull<u8> {
+    NonNull::new(start).unwrap_or(NonNull::dangling())
+}
+
+fn bytes(pages: &PageRange) -> usize {
+    pages.size_in_bytes() as usize
+}
+
+// SAFETY: the pages stay mapped where they are until the value is dropped, and the kind allows no reference to them.
+unsafe impl Backing for MappedPages<Dma> {
+    fn pointer(&self) -> NonNull<u8> {
+        mapped(self.as_ptr())
+    }
+    fn len(&self) -> usize {
+        bytes(self)
+    }
+}
+
+// SAFETY: as for `MappedPages<Dma>`.
+unsafe impl Backing for MappedPages<Mmio> {
+    fn pointer(&self) -> NonNull<u8> {
+        mapped(self.as_ptr())
+    }
+    fn len(&self) -> usize {
+        bytes(self)
     }
 }
 

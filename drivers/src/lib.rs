@@ -1,0 +1,35 @@
+//! Virtio drivers over virtio-pci, without a line of `unsafe`.
+//!
+//! ```text
+//! pci::enumerate ─► Function ─► PciTransport ─┐ (or another Transport)
+//!                                             ├─► Device: status sequence, features, reset ─► Block, Net
+//! DmaGrant, DmaWindows (from the kernel) ─────┘                                             │
+//!                                                   DmaBuf, by value ─► Queue ─► device ─► Completion
+//! ```
+//!
+//! A driver owns its rings; buffers enter a queue by value and come back by value. What the device says is copied
+//! once, checked, and answered with a typed error if wrong: no value that it returns leads to a panic, an endless
+//! loop or an access out of bounds. Section numbers are those of the virtio 1.4 specification.
+//!
+//! Nothing here sleeps or spawns: [`Block::reap`](block::Block::reap) and [`Net::receive`](net::Net::receive) are
+//! called by the kernel's tasks, after an interrupt or while polling.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
+
+pub mod block;
+pub mod net;
+pub mod pci;
+pub mod probe;
+pub mod virtio;

@@ -1,0 +1,66 @@
+//! The capability list (PCI 3.0, 6.7): a linked list that the device controls, so each place is visited once.
+
+use ringfence_memory::ConfigSpace;
+
+use super::{Function, STATUS};
+
+const STATUS_HAS_LIST: u16 = 1 << 4;
+const LIST_HEAD: u16 = 0x34;
+const FIRST_OFFSET: u8 = 0x40;
+
+/// One capability: its id and the offset of its header in configuration space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capability {
+    /// What it is.
+    pub id: u8,
+    /// Where it starts: a multiple of 4, 0x40..=0xfc.
+    pub offset: u8,
+}
+
+impl Capability {
+    /// Message-signalled interrupts with a table in memory.
+    pub const MSI_X: u8 = 0x11;
+    /// Defined by the vendor; virtio describes its structures so.
+    pub const VENDOR: u8 = 0x09;
+
+    /// Offset of the field `field` bytes after the header's start; `None` beyond the first 256 bytes, where
+    /// capabilities live.
+    pub fn field(&self, field: u8) -> Option<u16> {
+        self.offset.checked_add(field).map(u16::from)
+    }
+}
+
+impl Function {
+    /// Walks its capability list.
+    pub fn capabilities(&self) -> Capabilities {
+        let config = self.config();
+        let next = if config.read_u16(STATUS) & STATUS_HAS_LIST != 0 { config.read_u8(LIST_HEAD) } else { 0 };
+        Capabilities { config, next, visited: 0 }
+    }
+}
+
+/// Iterator over a capability list; ends at a place that it has been to before.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    config: ConfigSpace,
+    next: u8,
+    /// One bit for each multiple of 4 in the first 256 bytes.
+    visited: u64,
+}
+
+impl Iterator for Capabilities {
+    type Item = Capability;
+
+    fn next(&mut self) -> Option<Capability> {
+        // The low two bits are reserved and must be masked.
+        let offset = self.next & !0b11;
+        let bit = 1_u64 << (offset >> 2);
+        if offset < FIRST_OFFSET || self.visited & bit != 0 {
+            return None;
+        }
+        self.visited |= bit;
+        let [id, next, ..] = self.config.read_u32(offset.into()).to_le_bytes();
+        self.next = next;
+        Some(Capability { id, offset })
+    }
+}

@@ -1,0 +1,212 @@
+//! PCI functions: finding them, their base address registers, capabilities and interrupts.
+//!
+//! Own code rather than the `pci_types` crate: its configuration-access trait has `unsafe` methods, which this
+//! crate may not implement, and it writes base address registers, which only `memory` may.
+
+mod bar;
+mod capability;
+mod msix;
+mod names;
+
+use core::fmt;
+
+use ringfence_memory::{ConfigAccess, ConfigSpace, PciAddress};
+
+pub use bar::{BAR_COUNT, Bar};
+pub use capability::{Capabilities, Capability};
+pub use msix::{MsixCapability, MsixTable};
+
+const VENDOR: u16 = 0x00;
+const DEVICE: u16 = 0x02;
+const COMMAND: u16 = 0x04;
+const STATUS: u16 = 0x06;
+const REVISION: u16 = 0x08;
+const HEADER_TYPE: u16 = 0x0e;
+const SECONDARY_BUS: u16 = 0x19;
+const SUBSYSTEM_VENDOR: u16 = 0x2c;
+const SUBSYSTEM: u16 = 0x2e;
+const INTERRUPT_LINE: u16 = 0x3c;
+const INTERRUPT_PIN: u16 = 0x3d;
+
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_INTERRUPT_DISABLE: u16 = 1 << 10;
+const MULTIFUNCTION: u8 = 1 << 7;
+/// What a vendor id reads as where there is no function.
+const NOBODY: u16 = 0xffff;
+
+/// What a function's configuration space describes (PCI 3.0, 6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Header {
+    /// An ordinary device.
+    Device,
+    /// A bridge to the bus with this number.
+    Bridge(u8),
+    /// A CardBus bridge, or something unknown.
+    Other,
+}
+
+/// One PCI function, with the read-only part of its header.
+#[derive(Clone, Copy)]
+pub struct Function {
+    config: ConfigSpace,
+    /// Who made it.
+    pub vendor: u16,
+    /// What it is, among the vendor's devices.
+    pub device: u16,
+    /// Who made the board; 0 for a bridge.
+    pub subsystem_vendor: u16,
+    /// Which board; 0 for a bridge.
+    pub subsystem: u16,
+    /// Base class, subclass and programming interface, from high to low.
+    pub class: [u8; 3],
+    /// Revision.
+    pub revision: u8,
+    /// Kind of header.
+    pub header: Header,
+    multifunction: bool,
+}
+
+impl Function {
+    /// The function at `config`, or `None` if nobody answers.
+    pub fn read(config: ConfigSpace) -> Option<Self> {
+        let vendor = config.read_u16(VENDOR);
+        if vendor == NOBODY {
+            return None;
+        }
+        let [revision, interface, subclass, base] = config.read_u32(REVISION).to_le_bytes();
+        let header_type = config.read_u8(HEADER_TYPE);
+        let header = match header_type & !MULTIFUNCTION {
+            0 => Header::Device,
+            1 => Header::Bridge(config.read_u8(SECONDARY_BUS)),
+            _ => Header::Other,
+        };
+        let board = |offset| if header == Header::Device { config.read_u16(offset) } else { 0 };
+        Some(Self {
+            config,
+            vendor,
+            device: config.read_u16(DEVICE),
+            subsystem_vendor: board(SUBSYSTEM_VENDOR),
+            subsystem: board(SUBSYSTEM),
+            class: [base, subclass, interface],
+            revision,
+            header,
+            multifunction: header_type & MULTIFUNCTION != 0,
+        })
+    }
+
+    /// Its configuration space.
+    pub fn config(&self) -> ConfigSpace {
+        self.config
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.config.address()
+    }
+
+    /// A short name for a person: by ids where known, else by class.
+    pub fn name(&self) -> &'static str {
+        names::name(self)
+    }
+
+    /// Lets the function answer at its memory BARs.
+    pub fn enable_memory(&self) {
+        let command = self.config.read_u16(COMMAND);
+        // Cannot fail: the offset is aligned and not protected.
+        let _ = self.config.write_u16(COMMAND, command | COMMAND_MEMORY);
+    }
+
+    /// Lets the function raise its interrupt line, or not.
+    pub fn enable_intx(&self, enable: bool) {
+        let command = self.config.read_u16(COMMAND) & !COMMAND_INTERRUPT_DISABLE;
+        let disable = if enable { 0 } else { COMMAND_INTERRUPT_DISABLE };
+        let _ = self.config.write_u16(COMMAND, command | disable);
+    }
+
+    /// The input of the interrupt controller that firmware says the function's line is wired to, and the pin
+    /// (1 = INTA#). `None` if it has no line or firmware does not know (PCI 3.0, 6.2.4).
+    pub fn interrupt_line(&self) -> Option<(u8, u8)> {
+        let (line, pin) = (self.config.read_u8(INTERRUPT_LINE), self.config.read_u8(INTERRUPT_PIN));
+        (matches!(pin, 1..=4) && line != 0xff).then_some((line, pin))
+    }
+}
+
+impl fmt::Debug for Function {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{:04x}:{:04x}] {}", self.address(), self.vendor, self.device, self.name())
+    }
+}
+
+/// Walks all buses of `segment` that bridges lead to from bus 0, each once. Bridges must have been numbered by
+/// firmware.
+pub fn enumerate(access: &'static dyn ConfigAccess, segment: u16) -> Functions {
+    let mut functions = Functions { access, segment, seen: [0; 4], waiting: [0; 4], bus: 0, next: 0 };
+    functions.add_bus(0);
+    functions.waiting = [0; 4];
+    functions
+}
+
+/// Iterator over the functions of a segment: see [`enumerate`].
+#[derive(Clone)]
+pub struct Functions {
+    access: &'static dyn ConfigAccess,
+    segment: u16,
+    /// One bit for each bus that was ever found.
+    seen: [u64; 4],
+    /// One bit for each bus still to be walked.
+    waiting: [u64; 4],
+    bus: u8,
+    /// Device and function to look at next, packed; [`FUNCTIONS_PER_BUS`] when the bus is done.
+    next: u16,
+}
+
+const FUNCTIONS_PER_BUS: u16 = 256;
+const FUNCTIONS_PER_DEVICE: u16 = 8;
+
+impl Functions {
+    fn add_bus(&mut self, bus: u8) {
+        let (word, bit) = (usize::from(bus >> 6), 1_u64 << (bus & 63));
+        let (Some(seen), Some(waiting)) = (self.seen.get_mut(word), self.waiting.get_mut(word)) else {
+            return;
+        };
+        if *seen & bit == 0 {
+            *seen |= bit;
+            *waiting |= bit;
+        }
+    }
+
+    fn take_bus(&mut self) -> Option<u8> {
+        let bus = (0..=self.access.last_bus()).find(|bus| {
+            self.waiting.get(usize::from(bus >> 6)).is_some_and(|word| word & 1 << (bus & 63) != 0)
+        })?;
+        if let Some(word) = self.waiting.get_mut(usize::from(bus >> 6)) {
+            *word &= !(1 << (bus & 63));
+        }
+        Some(bus)
+    }
+}
+
+impl Iterator for Functions {
+    type Item = Function;
+
+    fn next(&mut self) -> Option<Function> {
+        loop {
+            if self.next >= FUNCTIONS_PER_BUS {
+                self.bus = self.take_bus()?;
+                self.next = 0;
+            }
+            let (device, number) = (self.next / FUNCTIONS_PER_DEVICE, self.next % FUNCTIONS_PER_DEVICE);
+            let address = PciAddress::new(self.segment, self.bus, device as u8, number as u8)?;
+            let function = Function::read(ConfigSpace::new(self.access, address));
+            // Function 0 decides whether the others exist (PCI 3.0, 3.2.2.3.4).
+            let alone = number == 0 && !function.is_some_and(|function| function.multifunction);
+            self.next = self.next.saturating_add(if alone { FUNCTIONS_PER_DEVICE } else { 1 });
+            if let Some(function) = function {
+                if let Header::Bridge(bus) = function.header {
+                    self.add_bus(bus);
+                }
+                return Some(function);
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Bringing a device up, step by step (3.1.1), and shutting it down.
+
+use core::time::Duration;
+
+use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, ResetTimeout};
+
+use super::split::SplitRing;
+use super::{Buffers, DeviceType, Error, Queue, Transport, features, status};
+
+/// How long a device may take to reset: it may have to finish what it is doing first.
+pub const RESET_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often a changing configuration is read again.
+const CONFIG_ATTEMPTS: usize = 16;
+
+/// Proof that the driver has set DRIVER_OK: queues may notify from now on (3.1.1).
+pub struct DriverOk(());
+
+/// Proof that the device was seen quiet: it holds no buffers any more.
+pub struct Quiet(());
+
+/// A device that a driver has taken; reset when dropped.
+///
+/// Without proof of the reset its memory stays in the quarantine of its [`DmaWindows`].
+#[derive(Debug)]
+pub struct Device<T: Transport> {
+    transport: T,
+    windows: DmaWindows,
+    offered: u64,
+    features: u64,
+    /// What the device status should be.
+    status: u8,
+    /// Whether the device was shut down.
+    quiet: bool,
+}
+
+impl<T: Transport> Device<T> {
+    /// Resets the device, tells it that there is a driver for it, lets it master the bus, and reads what it offers.
+    pub fn begin(
+        mut transport: T,
+        kind: DeviceType,
+        grant: &DmaGrant,
+        windows: DmaWindows,
+    ) -> Result<Self, Error> {
+        if transport.device_type() != kind {
+            return Err(Error::WrongType);
+        }
+        if transport.status() == status::GONE {
+            return Err(Error::Gone);
+        }
+        transport.reset(&windows, RESET_LIMIT)?;
+        let mut device = Self { transport, windows, offered: 0, features: 0, status: 0, quiet: false };
+        device.advance(status::ACKNOWLEDGE)?;
+        device.advance(status::DRIVER)?;
+        device.transport.start(grant)?;
+        device.offered = device.transport.device_features();
+        Ok(device)
+    }
+
+    /// The features that the device offers (bits 0..=63).
+    pub fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// The features in use.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The windows through which the device sees memory.
+    pub fn windows(&self) -> &DmaWindows {
+        &self.windows
+    }
+
+    /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a grant,
+    /// ACCESS_PLATFORM are always implemented.
+    pub fn negotiate(&mut self, implemented: u64) -> Result<u64, Error> {
+        let implemented = implemented | features::VERSION_1 | features::ACCESS_PLATFORM;
+        let features = features::select(self.offered, implemented);
+        if features & features::VERSION_1 == 0 {
+            return Err(Error::MissingFeature(features::VERSION_1));
+        }
+        self.transport.set_driver_features(features);
+        self.advance(status::FEATURES_OK).map_err(|error| match error {
+            Error::StatusRefused(_) => Error::FeaturesRefused,
+            other => other,
+        })?;
+        self.features = features;
+        Ok(features)
+    }
+
+    /// Sets queue `index` up, with at most `wish` descriptors and at least `least`.
+    pub fn queue<B: Buffers>(
+        &mut self,
+        index: u16,
+        wish: u16,
+        least: u16,
+    ) -> Result<Queue<B, T::Notifier>, Error> {
+        let limit = self.transport.queue_max_size(index).min(wish);
+        let size = 1_u16.checked_shl(limit.checked_ilog2().unwrap_or(0)).unwrap_or(0);
+        if limit == 0 || size < least {
+            return Err(Error::QueueUnavailable(index));
+        }
+        let ring = SplitRing::new(&self.windows, size)?;
+        let notifier = self.transport.set_up_queue(&self.windows, &ring.setup(index)?)?;
+        Ok(Queue::new(ring, notifier))
+    }
+
+    /// Tells the device to start.
+    pub fn driver_ok(&mut self) -> Result<DriverOk, Error> {
+        self.advance(status::DRIVER_OK)?;
+        Ok(DriverOk(()))
+    }
+
+    /// Whether the device is still there and in order. An MMIO read: after a configuration interrupt or when
+    /// something is overdue, not for every request.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.transport.status() {
+            status::GONE => Err(Error::Gone),
+            now if now & status::NEEDS_RESET != 0 => Err(Error::NeedsReset),
+            now if now & self.status != self.status => Err(Error::StatusRefused(self.status & !now)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads the configuration field at `offset`; a single access cannot be torn.
+    pub fn config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+        self.transport.read_config(offset)
+    }
+
+    /// Reads several fields as they were at one moment (2.5.3): `read` runs again if the configuration changed.
+    pub fn consistent_config<V>(&self, read: impl Fn(&Self) -> Result<V, Error>) -> Result<V, Error> {
+        for _ in 0..CONFIG_ATTEMPTS {
+            let before = self.transport.config_generation();
+            let value = read(self)?;
+            if self.transport.config_generation() == before {
+                return Ok(value);
+            }
+        }
+        Err(Error::ConfigUnstable)
+    }
+
+    /// Reads a 64-bit field in two halves.
+    pub fn config_u64(&self, offset: usize) -> Result<u64, Error> {
+        self.consistent_config(|device| {
+            let low: u32 = device.config(offset)?;
+            let high: u32 = device.config(offset.saturating_add(4))?;
+            Ok(u64::from(high) << 32 | u64::from(low))
+        })
+    }
+
+    /// Resets the device. On success nothing that it was given is in its hands any more.
+    pub fn shut_down(&mut self) -> Result<Quiet, ResetTimeout> {
+        let result = self.transport.reset(&self.windows, RESET_LIMIT);
+        self.transport.stop();
+        result?;
+        self.quiet = true;
+        Ok(Quiet(()))
+    }
+
+    /// Sets one more status bit and reads it back.
+    fn advance(&mut self, bit: u8) -> Result<(), Error> {
+        let before = self.status;
+        self.status |= bit;
+        self.transport.set_status(self.status);
+        self.check().inspect_err(|_| self.status = before)
+    }
+}
+
+impl<T: Transport> Drop for Device<T> {
+    fn drop(&mut self) {
+        if !self.quiet {
+            // Without proof the memory stays in quarantine: nothing more can be done.
+            let _ = self.shut_down();
+        }
+        if self.status & status::DRIVER_OK == 0 {
+            self.transport.set_status(status::FAILED);
+        }
+    }
+}

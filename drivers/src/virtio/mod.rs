@@ -1,0 +1,175 @@
+//! The virtio core: transports, feature negotiation, and virtqueues.
+
+mod device;
+pub mod features;
+mod pci;
+mod queue;
+mod split;
+mod transport;
+
+use core::fmt;
+
+use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetTimeout};
+
+use crate::pci::Function;
+
+pub use device::{Device, DriverOk, Quiet, RESET_LIMIT};
+pub(crate) use pci::is_modern;
+pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
+pub use queue::{Buffers, Completion, Counters, Part, Queue, QueueError};
+pub use transport::{Notify, QueueSetup, Transport, status};
+
+/// The kind of a virtio device (section 5).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceType(pub u16);
+
+impl DeviceType {
+    /// Network card.
+    pub const NET: Self = Self(1);
+    /// Block device.
+    pub const BLOCK: Self = Self(2);
+
+    /// What a PCI function is, if it is a virtio device (4.1.2): modern ids say it themselves, transitional ones
+    /// by a table or by the subsystem id.
+    pub fn of(function: &Function) -> Option<Self> {
+        const VENDOR: u16 = 0x1af4;
+        const MODERN: u16 = 0x1040;
+        const TRANSITIONAL: [u16; 10] = [1, 2, 5, 3, 8, 4, 0, 0, 0, 9];
+        if function.vendor != VENDOR {
+            return None;
+        }
+        let kind = match function.device {
+            id @ MODERN..=0x107f => id.checked_sub(MODERN)?,
+            id @ 0x1000..MODERN => {
+                let known = TRANSITIONAL.get(usize::from(id & 0x3f)).copied().filter(|&kind| kind != 0);
+                known.unwrap_or(function.subsystem)
+            }
+            _ => return None,
+        };
+        Some(Self(kind))
+    }
+
+    /// A short name for a person.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            1 => "virtio network",
+            2 => "virtio block",
+            3 => "virtio console",
+            4 => "virtio entropy",
+            5 => "virtio balloon",
+            8 => "virtio SCSI",
+            9 => "virtio 9P",
+            16 => "virtio GPU",
+            18 => "virtio input",
+            19 => "virtio socket",
+            20 => "virtio crypto",
+            23 => "virtio IOMMU",
+            24 => "virtio memory",
+            25 => "virtio sound",
+            26 => "virtio file system",
+            27 => "virtio persistent memory",
+            _ => "virtio device",
+        }
+    }
+}
+
+impl fmt::Debug for DeviceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.0, self.name())
+    }
+}
+
+/// Why a device could not be brought up, or is of no more use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Not a virtio device, or of another type than the driver is for.
+    WrongType,
+    /// It has only the legacy interface, which is not spoken here.
+    LegacyOnly,
+    /// One of the structures that virtio 1.x demands is missing, malformed or out of its BAR: the type of its
+    /// capability (4.1.4).
+    MissingCapability(u8),
+    /// Registers could not be claimed.
+    Platform(PlatformError),
+    /// A register does not lie where the device says.
+    Mmio(MmioError),
+    /// Configuration space refused: most likely a grant for another device.
+    Config(ConfigError),
+    /// DMA memory could not be had, or does not belong to this device.
+    Dma(DmaError),
+    /// The device did not show itself quiet after a reset.
+    ResetTimeout,
+    /// The device answers nothing but ones: it was unplugged.
+    Gone,
+    /// The device demands a reset: an error that it cannot recover from.
+    NeedsReset,
+    /// A status bit did not stick.
+    StatusRefused(u8),
+    /// The device does not offer a feature without which nothing works: its bit.
+    MissingFeature(u64),
+    /// The device refused the features that were chosen from its own offer.
+    FeaturesRefused,
+    /// The configuration kept changing while it was read.
+    ConfigUnstable,
+    /// The configuration holds a value that cannot be.
+    BadConfig,
+    /// There is no queue with this index, it is in use, or it is too small.
+    QueueUnavailable(u16),
+    /// A queue register did not keep what was written to it.
+    QueueRefused(u16),
+    /// The device could not assign an interrupt vector.
+    NoVector,
+    /// A queue was found broken.
+    Queue(QueueError),
+    /// Nothing came back in time.
+    Timeout,
+    /// Requests are in flight.
+    Busy,
+}
+
+macro_rules! from {
+    ($($variant:ident: $source:ty),*) => {$(
+        impl From<$source> for Error {
+            fn from(error: $source) -> Self {
+                Self::$variant(error)
+            }
+        }
+    )*};
+}
+impl From<ResetTimeout> for Error {
+    fn from(_: ResetTimeout) -> Self {
+        Self::ResetTimeout
+    }
+}
+
+from!(Platform: PlatformError, Mmio: MmioError, Config: ConfigError, Dma: DmaError, Queue: QueueError);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WrongType => f.write_str("not the device that the driver is for"),
+            Self::LegacyOnly => f.write_str("legacy interface only"),
+            Self::MissingCapability(kind) => write!(f, "virtio structure {kind} is missing or malformed"),
+            Self::Platform(error) => write!(f, "its registers cannot be claimed: {error:?}"),
+            Self::Mmio(error) => write!(f, "a register is not where the device says: {error:?}"),
+            Self::Config(error) => write!(f, "configuration space refused: {error:?}"),
+            Self::Dma(error) => write!(f, "no DMA memory: {error:?}"),
+            Self::ResetTimeout => f.write_str("does not reset in time"),
+            Self::Gone => f.write_str("unplugged"),
+            Self::NeedsReset => f.write_str("failed and needs a reset"),
+            Self::StatusRefused(bit) => write!(f, "refuses status bit {bit:#04x}"),
+            Self::MissingFeature(bits) => write!(f, "lacks feature {bits:#x}"),
+            Self::FeaturesRefused => f.write_str("refuses features that it offered"),
+            Self::ConfigUnstable => f.write_str("its configuration never holds still"),
+            Self::BadConfig => f.write_str("its configuration makes no sense"),
+            Self::QueueUnavailable(index) => write!(f, "queue {index} is not available"),
+            Self::QueueRefused(index) => write!(f, "queue {index} does not keep its settings"),
+            Self::NoVector => f.write_str("cannot assign an interrupt vector"),
+            Self::Queue(error) => write!(f, "a queue failed: {error:?}"),
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Busy => f.write_str("requests are in flight"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}

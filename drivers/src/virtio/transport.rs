@@ -1,0 +1,92 @@
+//! What a driver needs of the bus between it and its device.
+
+use core::time::Duration;
+
+use ringfence_memory::{AtomicAccess, DmaAddr, DmaGrant, DmaWindows, ResetTimeout};
+
+use super::{DeviceType, Error};
+
+/// Bits of the device status (2.1).
+pub mod status {
+    /// The driver has seen the device.
+    pub const ACKNOWLEDGE: u8 = 1;
+    /// The driver knows how to drive it.
+    pub const DRIVER: u8 = 2;
+    /// The driver is ready.
+    pub const DRIVER_OK: u8 = 4;
+    /// The choice of features is final.
+    pub const FEATURES_OK: u8 = 8;
+    /// The device failed and must be reset.
+    pub const NEEDS_RESET: u8 = 64;
+    /// The driver gave up.
+    pub const FAILED: u8 = 128;
+    /// Nobody answers.
+    pub const GONE: u8 = 0xff;
+}
+
+/// A queue's index, size and the three addresses of its rings (2.6).
+#[derive(Clone, Copy, Debug)]
+pub struct QueueSetup {
+    /// Which queue.
+    pub index: u16,
+    /// Number of descriptors.
+    pub size: u16,
+    /// Descriptor table.
+    pub descriptors: DmaAddr,
+    /// What the driver writes: the available ring.
+    pub driver: DmaAddr,
+    /// What the device writes: the used ring.
+    pub device: DmaAddr,
+}
+
+/// Tells a device that one of its queues has new buffers.
+pub trait Notify {
+    /// One register write, or its like.
+    fn notify(&self);
+}
+
+/// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same kernel.
+///
+/// Calls are single steps; [`Device`](super::Device) puts them in order, reads them back and bounds them. Any
+/// answer may be a lie.
+pub trait Transport {
+    /// Notifies one queue.
+    type Notifier: Notify;
+
+    /// Kind of the device.
+    fn device_type(&self) -> DeviceType;
+
+    /// The device status; [`status::GONE`] if nobody answers.
+    fn status(&self) -> u8;
+
+    /// Writes the device status; `status` is not 0 (see [`reset`](Transport::reset)).
+    fn set_status(&mut self, status: u8);
+
+    /// Resets the device and proves it quiet with [`DmaWindows::reset_device`], within `limit`.
+    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout>;
+
+    /// Lets the device access memory and send interrupts. Called after a reset; configuration-change interrupts
+    /// are set up here, since a reset undoes them.
+    fn start(&mut self, grant: &DmaGrant) -> Result<(), Error>;
+
+    /// Takes the permission away again.
+    fn stop(&mut self);
+
+    /// Feature bits 0..=63 that the device offers.
+    fn device_features(&mut self) -> u64;
+
+    /// Writes the feature bits that the driver accepts.
+    fn set_driver_features(&mut self, features: u64);
+
+    /// Changes whenever the device configuration does.
+    fn config_generation(&self) -> u8;
+
+    /// Reads the device configuration field at `offset` in one access (at most 32 bits wide: 4.1.3.1).
+    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error>;
+
+    /// The largest size that queue `index` can have; 0 if there is no such queue.
+    fn queue_max_size(&mut self, index: u16) -> u16;
+
+    /// Sets the queue's registers, its interrupt among them, reads them back, and enables it.
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Self::Notifier, Error>;
+}

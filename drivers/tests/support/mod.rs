@@ -1,0 +1,275 @@
+//! The other side of the drivers, for tests: a device model that shares no code with them. It reaches memory only by
+//! device address, and it can lie.
+#![allow(dead_code, unused_imports, missing_docs, reason = "each test uses a part of it")]
+
+pub mod config;
+pub mod ring;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport};
+use ringfence_memory::host::HostPlatform;
+use ringfence_memory::{
+    AtomicAccess, DeviceId, DeviceStatus, DmaGrant, DmaWindows, MmioRegion, PhysAddr, ResetTimeout,
+};
+
+pub use ring::{Chain, DeviceRing, Segment};
+
+pub const ID: DeviceId = DeviceId(0x18);
+
+pub fn platform() -> &'static HostPlatform {
+    Box::leak(Box::new(HostPlatform::new()))
+}
+
+pub fn grant() -> DmaGrant {
+    // SAFETY: the device model reaches memory only through `HostPlatform::translate`, which checks.
+    unsafe { DmaGrant::without_iommu(ID) }
+}
+
+/// Everything that the driver did to the device, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Status(u8),
+    Features(u64),
+    QueueUp(u16),
+    Kick(u16),
+    Started,
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FakeQueue {
+    pub max: u16,
+    pub size: u16,
+    pub descriptors: u64,
+    pub driver: u64,
+    pub device: u64,
+}
+
+/// The device model's registers, and what it lies about.
+pub struct Model {
+    pub kind: DeviceType,
+    pub offered: u64,
+    pub accepted: u64,
+    pub status: u8,
+    pub config: Vec<u8>,
+    pub generation: u8,
+    pub queues: Vec<FakeQueue>,
+    pub events: Vec<Event>,
+    /// Status bits that never stick.
+    pub refused_status: u8,
+    /// The status never reads 0 again.
+    pub stuck: bool,
+    /// Nobody answers.
+    pub gone: bool,
+    /// The configuration changes with every look, this many times.
+    pub flapping: u32,
+    /// Flip these bits of the configuration when it changes.
+    pub flips: u8,
+}
+
+pub struct Fake {
+    pub platform: &'static HostPlatform,
+    pub model: Arc<Mutex<Model>>,
+}
+
+impl Fake {
+    pub fn new(kind: DeviceType, offered: u64, config: Vec<u8>, queues: &[u16]) -> Self {
+        Self::on(platform(), kind, offered, config, queues)
+    }
+
+    pub fn on(
+        platform: &'static HostPlatform,
+        kind: DeviceType,
+        offered: u64,
+        config: Vec<u8>,
+        queues: &[u16],
+    ) -> Self {
+        let queues = queues.iter().map(|&max| FakeQueue { max, ..FakeQueue::default() }).collect();
+        let model = Model {
+            kind,
+            offered,
+            accepted: 0,
+            status: 0x0f,
+            config,
+            generation: 0,
+            queues,
+            events: Vec::new(),
+            refused_status: 0,
+            stuck: false,
+            gone: false,
+            flapping: 0,
+            flips: 0,
+        };
+        Self { platform, model: Arc::new(Mutex::new(model)) }
+    }
+
+    pub fn transport(&self) -> FakeTransport {
+        // A scratch register, because only a register can take an address.
+        const AT: u64 = 0xfee0_0000;
+        drop(self.platform.add_registers(AT, 4096));
+        let scratch = MmioRegion::map(self.platform, PhysAddr::new(AT).unwrap(), 4096).unwrap();
+        FakeTransport { platform: self.platform, model: self.model.clone(), scratch }
+    }
+
+    pub fn windows(&self) -> DmaWindows {
+        DmaWindows::new(self.platform, ID)
+    }
+
+    pub fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap()
+    }
+
+    /// The device's view of queue `index`, which the driver must have set up.
+    pub fn ring(&self, index: usize) -> DeviceRing {
+        let queue = self.model().queues[index];
+        assert_ne!(queue.size, 0, "queue {index} was not set up");
+        DeviceRing::new(self.platform, ID, queue.size, [queue.descriptors, queue.driver, queue.device])
+    }
+
+    pub fn kicks(&self, index: u16) -> usize {
+        self.model().events.iter().filter(|&&event| event == Event::Kick(index)).count()
+    }
+}
+
+pub struct FakeTransport {
+    platform: &'static HostPlatform,
+    model: Arc<Mutex<Model>>,
+    scratch: MmioRegion,
+}
+
+impl FakeTransport {
+    fn model(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap()
+    }
+}
+
+// SAFETY: once the model's status is 0 its queues are forgotten; a stuck one never says 0.
+unsafe impl DeviceStatus for FakeTransport {
+    fn read(&self) -> u8 {
+        if self.model().stuck {
+            self.platform.advance(Duration::from_millis(300));
+        }
+        self.status()
+    }
+
+    fn write(&self, value: u8) {
+        let mut model = self.model();
+        model.events.push(Event::Status(value));
+        if model.stuck {
+            return;
+        }
+        let refused = model.refused_status;
+        model.status = value & !refused;
+        if value == 0 {
+            for queue in &mut model.queues {
+                *queue = FakeQueue { max: queue.max, ..FakeQueue::default() };
+            }
+        }
+    }
+}
+
+impl Transport for FakeTransport {
+    type Notifier = FakeNotifier;
+
+    fn device_type(&self) -> DeviceType {
+        self.model().kind
+    }
+
+    fn status(&self) -> u8 {
+        let model = self.model();
+        if model.gone { 0xff } else { model.status }
+    }
+
+    fn set_status(&mut self, status: u8) {
+        assert_ne!(status, 0, "resets go through `reset`");
+        DeviceStatus::write(self, status);
+    }
+
+    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout> {
+        windows.reset_device(self, limit)
+    }
+
+    fn start(&mut self, _: &DmaGrant) -> Result<(), Error> {
+        self.model().events.push(Event::Started);
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.model().events.push(Event::Stopped);
+    }
+
+    fn device_features(&mut self) -> u64 {
+        self.model().offered
+    }
+
+    fn set_driver_features(&mut self, features: u64) {
+        let mut model = self.model();
+        model.accepted = features;
+        model.events.push(Event::Features(features));
+    }
+
+    fn config_generation(&self) -> u8 {
+        self.model().generation
+    }
+
+    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+        let mut model = self.model();
+        let len = size_of::<V>();
+        assert!(len <= 4 && offset.is_multiple_of(len), "a {len}-byte access at {offset}");
+        let bytes = model.config.get(offset..offset + len).ok_or(Error::BadConfig)?.to_vec();
+        if model.flapping > 0 {
+            model.flapping -= 1;
+            model.generation = model.generation.wrapping_add(1);
+            let flips = model.flips;
+            model.config.iter_mut().for_each(|byte| *byte ^= flips);
+        }
+        drop(model);
+        // Any integer, from plain memory.
+        self.scratch.write_bytes(2048, &bytes);
+        Ok(self.scratch.read(2048)?)
+    }
+
+    fn queue_max_size(&mut self, index: u16) -> u16 {
+        self.model().queues.get(usize::from(index)).map_or(0, |queue| queue.max)
+    }
+
+    fn set_up_queue(&mut self, windows: &DmaWindows, setup: &QueueSetup) -> Result<FakeNotifier, Error> {
+        let mut addresses = [0_u64; 3];
+        for (number, address) in addresses.iter_mut().zip([setup.descriptors, setup.driver, setup.device]) {
+            self.scratch.write_dma_addr(0, windows, address)?;
+            *number = self.scratch.read(0)?;
+        }
+        let [descriptors, driver, device] = addresses;
+        let mut model = self.model();
+        assert_eq!(model.status & 0x0c, 0x08, "queues are set up between FEATURES_OK and DRIVER_OK");
+        let queue = &mut model.queues[usize::from(setup.index)];
+        *queue = FakeQueue { max: queue.max, size: setup.size, descriptors, driver, device };
+        model.events.push(Event::QueueUp(setup.index));
+        Ok(FakeNotifier { model: self.model.clone(), index: setup.index })
+    }
+}
+
+trait WriteBytes {
+    fn write_bytes(&self, offset: usize, bytes: &[u8]);
+}
+
+impl WriteBytes for MmioRegion {
+    fn write_bytes(&self, offset: usize, bytes: &[u8]) {
+        bytes.iter().enumerate().for_each(|(at, byte)| self.write(offset + at, *byte).unwrap());
+    }
+}
+
+pub struct FakeNotifier {
+    model: Arc<Mutex<Model>>,
+    index: u16,
+}
+
+impl Notify for FakeNotifier {
+    fn notify(&self) {
+        let mut model = self.model.lock().unwrap();
+        assert_ne!(model.status & 4, 0, "a notification before DRIVER_OK");
+        model.events.push(Event::Kick(self.index));
+    }
+}

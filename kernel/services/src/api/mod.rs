@@ -1,0 +1,149 @@
+//! The machine's own state over HTTP: `/metrics`, `/api/devices`, `/api/memory`. `/dashboard` is reserved.
+
+mod metrics;
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use embedded_io_async::{Read, Write};
+use serde::Serialize;
+
+use crate::http::{Broken, Head, Request, Stats, Status, Stream, Wire};
+
+const JSON: &str = "application/json";
+
+/// One virtqueue of a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct QueueInfo {
+    /// Number of the queue in the device.
+    pub index: u16,
+    /// Descriptors.
+    pub size: u16,
+    /// MSI-X vector, if the queue has one.
+    pub vector: Option<u16>,
+    /// Notifications sent to the device.
+    pub kicks: u64,
+    /// Interrupts received.
+    pub interrupts: u64,
+    /// Buffers that came back and were accepted.
+    pub completions: u64,
+    /// Completions that broke the rules and were refused.
+    pub rejected: u64,
+}
+
+/// One PCI function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceInfo {
+    /// Segment, bus, device and function, e.g. `0000:00:03.0`.
+    pub address: String,
+    /// Vendor and device, e.g. `1af4:1041`.
+    pub id: String,
+    /// What it is, for a person.
+    pub name: String,
+    /// The driver that runs it, if any.
+    pub driver: Option<String>,
+    /// Names of the features negotiated.
+    pub features: Vec<&'static str>,
+    /// Its queues, if a driver runs it.
+    pub queues: Vec<QueueInfo>,
+}
+
+/// Use of the kernel's heap, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Heap {
+    /// Allocated now.
+    pub used: u64,
+    /// Size of the whole heap.
+    pub size: u64,
+}
+
+/// What the kernel tells about itself. Every call answers for the moment of the call.
+pub trait System {
+    /// The devices in the order of their addresses; `None` from the first index past the end.
+    fn device(&self, index: usize) -> Option<DeviceInfo>;
+
+    /// Frames (4 KiB) by owner, e.g. `("free", 1234)`. Owners do not repeat.
+    fn frames(&self) -> Vec<(&'static str, u64)>;
+
+    /// Audits the live page tables now. One sentence per finding; none means that all is well.
+    fn audit(&self) -> Vec<String>;
+
+    /// The heap now.
+    fn heap(&self) -> Heap;
+
+    /// Any further counters for `/metrics`: calls `emit(name, help, value)` for each, with the name without
+    /// `ringfence_` in front, ending in `_total` if the number only grows.
+    fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
+        let _ = emit;
+    }
+}
+
+#[derive(Serialize)]
+struct Audit {
+    ok: bool,
+    findings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    audit: Audit,
+    frames: BTreeMap<&'static str, u64>,
+    heap: Heap,
+}
+
+/// Whether a path belongs to this module and is never looked for on the disk.
+pub fn is_reserved(path: &[u8]) -> bool {
+    [&b"/metrics"[..], b"/api", b"/dashboard"]
+        .iter()
+        .any(|name| path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
+}
+
+/// Answers GET or HEAD for a reserved path.
+pub(crate) async fn answer<S: System, C: Read + Write>(
+    system: &S,
+    stats: &Stats,
+    wire: &mut Wire<'_, C>,
+    request: &Request,
+    path: &[u8],
+    keep: bool,
+) -> Result<(), Broken> {
+    match path {
+        b"/metrics" => metrics::send(system, stats, wire, request, keep).await,
+        b"/api/devices" => {
+            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
+            stream.text.push('[');
+            let mut index = 0_usize;
+            while let Some(device) = system.device(index) {
+                stream.text.push_str(if index == 0 { "\n" } else { ",\n" });
+                stream.text.push_str(&json(&device));
+                stream.pass().await?;
+                index = index.saturating_add(1);
+            }
+            stream.text.push_str("\n]\n");
+            stream.finish().await
+        }
+        b"/api/memory" => {
+            let findings = system.audit();
+            let audit = Audit { ok: findings.is_empty(), findings };
+            let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
+            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
+            stream.text = json(&memory);
+            stream.text.push('\n');
+            stream.finish().await
+        }
+        _ => {
+            let head = Head::new(Status::NotFound, !keep, !request.http_1_1);
+            let (mime, body) = match path.starts_with(b"/api") {
+                true => (JSON, "{\"error\":\"there is nothing at this address\"}\n".to_string()),
+                false => ("text/plain; charset=utf-8", alloc::format!("{}\n", Status::NotFound)),
+            };
+            wire.respond(head, mime, &body, request.with_body()).await
+        }
+    }
+}
+
+/// These types hold nothing that JSON cannot say, so this does not fail.
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_else(|_| "null".to_string())
+}

@@ -1,0 +1,60 @@
+//! What the file system needs of a disk.
+
+use core::fmt;
+use core::future::Future;
+
+/// Bytes in one sector, the unit in which a [`BlockSource`] is addressed (virtio 1.x, section 5.2.4).
+pub const SECTOR_SIZE: usize = 512;
+
+/// The largest read, in bytes, that the page cache asks of a [`BlockSource`] in one call.
+pub const MAX_READ: usize = 128 * 1024;
+
+/// Why a disk did not answer a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockError {
+    /// The device reported an error, or answered with too few bytes.
+    Device,
+    /// The sectors are not all on the device.
+    OutOfRange,
+    /// The device is gone, or was reset for good.
+    Gone,
+}
+
+impl fmt::Display for BlockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "the disk reported an error",
+            Self::OutOfRange => "read past the end of the disk",
+            Self::Gone => "the disk is gone",
+        })
+    }
+}
+
+impl core::error::Error for BlockError {}
+
+/// A disk that many tasks read at the same time.
+///
+/// A future that is dropped before it is ready must leave the source usable; what the device still writes then
+/// goes to memory of the source, never to the caller's buffers.
+pub trait BlockSource {
+    /// Size of the device in bytes. It is read once, when the file system is opened.
+    fn size_bytes(&self) -> u64;
+
+    /// Reads consecutive sectors from `sector` on and fills `bufs` one after the other, like `preadv`.
+    ///
+    /// The length of each buffer is a multiple of [`SECTOR_SIZE`]; together they are at most [`MAX_READ`] bytes.
+    ///
+    /// # Errors
+    /// [`BlockError`]; the contents of `bufs` are then unspecified.
+    fn read(&self, sector: u64, bufs: &mut [&mut [u8]]) -> impl Future<Output = Result<(), BlockError>>;
+}
+
+impl<B: BlockSource> BlockSource for &B {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+
+    fn read(&self, sector: u64, bufs: &mut [&mut [u8]]) -> impl Future<Output = Result<(), BlockError>> {
+        (**self).read(sector, bufs)
+    }
+}

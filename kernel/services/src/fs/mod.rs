@@ -1,0 +1,239 @@
+//! Read-only ext4 (and ext2, ext3) on a whole disk, for many tasks of one executor.
+//!
+//! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits. Nothing
+//! on the disk is trusted: numbers are checked before use, metadata checksums are verified where the file system has
+//! them, every walk is bounded by what the format can hold, and no allocation is larger than a block (or a path). The
+//! contents of files are never held whole: they pass through the [`PageCache`], which is bounded and reads ahead.
+//!
+//! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A partition
+//! table is not looked into: the file system starts at the first sector of the disk. A journal that needs recovery is
+//! refused, because what it holds may be newer than what the folders say.
+
+mod cache;
+mod dir;
+mod inode;
+mod layout;
+mod map;
+mod path;
+mod read_ahead;
+mod super_block;
+
+pub use cache::{CacheStats, PAGE_SIZE, PageCache};
+pub use dir::{DirBlock, DirEntry};
+pub use inode::{Kind, Node, ROOT_INODE};
+
+use crate::block::{BlockError, BlockSource};
+use alloc::vec::Vec;
+use core::fmt;
+use inode::Content;
+use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
+
+/// Longest path, in bytes.
+pub const PATH_MAX: usize = 4096;
+/// Longest name of a directory entry, in bytes.
+pub const NAME_MAX: usize = 255;
+
+/// Why the file system could not do what it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FsError {
+    /// There is no ext4 super block on the disk.
+    NotExt4,
+    /// The disk uses something that this reader does not know.
+    Unsupported(&'static str),
+    /// What the disk says cannot be true.
+    Corrupt(&'static str),
+    /// The disk did not answer.
+    Io(BlockError),
+    /// No memory for a block.
+    NoMemory,
+    /// There is nothing with this name.
+    NotFound,
+    /// A name in the middle of the path is not a folder, or a folder is needed.
+    NotADirectory,
+    /// A file is needed, and this is a folder.
+    IsADirectory,
+    /// A file is needed, and this is a device, pipe or socket.
+    NotAFile,
+    /// More than 40 symbolic links: most likely they form a loop.
+    TooManyLinks,
+    /// A name of more than [`NAME_MAX`] bytes, or a path of more than [`PATH_MAX`].
+    NameTooLong,
+}
+
+impl fmt::Display for FsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotExt4 => f.write_str("not an ext4 file system (a partition table is not looked into)"),
+            Self::Unsupported(what) => write!(f, "not supported: {what}"),
+            Self::Corrupt(what) => write!(f, "the file system is damaged: {what}"),
+            Self::Io(error) => error.fmt(f),
+            Self::NoMemory => f.write_str("no memory to read a block"),
+            Self::NotFound => f.write_str("no such file or folder"),
+            Self::NotADirectory => f.write_str("not a folder"),
+            Self::IsADirectory => f.write_str("this is a folder"),
+            Self::NotAFile => f.write_str("not a regular file"),
+            Self::TooManyLinks => f.write_str("too many symbolic links"),
+            Self::NameTooLong => f.write_str("the name is too long"),
+        }
+    }
+}
+
+impl core::error::Error for FsError {}
+
+const fn corrupt(what: &'static str) -> FsError {
+    FsError::Corrupt(what)
+}
+
+/// A buffer of `len` zeros, or [`FsError::NoMemory`]: how much is needed depends on the disk.
+fn zeroed(len: usize) -> Result<Vec<u8>, FsError> {
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(len).map_err(|_| FsError::NoMemory)?;
+    bytes.resize(len, 0);
+    Ok(bytes)
+}
+
+/// An ext4 file system on a disk.
+pub struct FileSystem<B> {
+    cache: PageCache<B>,
+    geometry: Geometry,
+}
+
+impl<B: BlockSource> FileSystem<B> {
+    /// Opens the file system on `disk` with a page cache of at most `cache_capacity` bytes.
+    ///
+    /// # Errors
+    /// [`FsError::NotExt4`], [`FsError::Unsupported`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`].
+    pub async fn open(disk: B, cache_capacity: usize) -> Result<Self, FsError> {
+        let cache = PageCache::new(disk, cache_capacity);
+        let disk_size = cache.size_bytes();
+        if disk_size < SUPER_BLOCK_OFFSET.saturating_add(SUPER_BLOCK_SIZE as u64) {
+            return Err(FsError::NotExt4);
+        }
+        let mut super_block = zeroed(SUPER_BLOCK_SIZE)?;
+        cache.read(SUPER_BLOCK_OFFSET, &mut super_block, 0).await?;
+        let geometry = Geometry::parse(&super_block, disk_size)?;
+        let fs = Self { cache, geometry };
+        match fs.node(ROOT_INODE).await?.kind() {
+            Kind::Directory => Ok(fs),
+            _ => Err(corrupt("the root is not a folder")),
+        }
+    }
+
+    /// Volume label; empty if there is none.
+    pub fn label(&self) -> &[u8] {
+        self.geometry.label.split(|&byte| byte == 0).next().unwrap_or_default()
+    }
+
+    /// Volume UUID, in the order in which it is written.
+    pub fn uuid(&self) -> [u8; 16] {
+        self.geometry.uuid
+    }
+
+    /// Size of the file system in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.geometry.size_bytes()
+    }
+
+    /// Size of a block in bytes.
+    pub fn block_size(&self) -> usize {
+        self.geometry.block_size
+    }
+
+    /// What the page cache has done so far.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+
+    /// Opens an inode by its number.
+    ///
+    /// # Errors
+    /// [`FsError::Corrupt`] for a free or damaged inode, [`FsError::Unsupported`] for an encrypted one,
+    /// [`FsError::Io`], [`FsError::NoMemory`].
+    pub async fn node(&self, inode: u32) -> Result<Node, FsError> {
+        let (group, index) = self.geometry.group_of(inode)?;
+        let (at, len) = self.geometry.descriptor_of(group)?;
+        let table = self.geometry.inode_table(group, &self.bytes(at, len).await?)?;
+        let within = u64::from(index).saturating_mul(self.geometry.inode_size as u64);
+        self.geometry.check_blocks(table.saturating_add(within >> self.geometry.block_bits), 1)?;
+        let at = self.geometry.byte_of(table).saturating_add(within);
+        let bytes = self.bytes(at, self.geometry.inode_size).await?;
+        Node::parse(&self.geometry, inode, &bytes)
+    }
+
+    /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer than
+    /// `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB, and await
+    /// something else between two reads: what is in the cache is returned without letting other tasks run.
+    ///
+    /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in one device request.
+    ///
+    /// # Errors
+    /// [`FsError::IsADirectory`], [`FsError::NotAFile`], [`FsError::Corrupt`], [`FsError::Io`],
+    /// [`FsError::NoMemory`]; the contents of `buf` are then unspecified. The same read may be tried again.
+    pub async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        match node.kind() {
+            Kind::File => self.read_content(node, offset, buf).await,
+            Kind::Directory => Err(FsError::IsADirectory),
+            Kind::Symlink | Kind::Other => Err(FsError::NotAFile),
+        }
+    }
+
+    async fn read_content(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        let left = node.size().saturating_sub(offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+        let (buf, _) = buf.split_at_mut_checked(len).unwrap_or_default();
+        if let Content::Inline(data) = &node.content {
+            let data = usize::try_from(offset).ok().and_then(|offset| data.get(offset..)).unwrap_or_default();
+            buf.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
+            return Ok(len);
+        }
+        let bits = self.geometry.block_bits;
+        let window = node.cursor.start(offset, len);
+        let (mut at, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let run = self.run_at(node, at >> bits).await?;
+            let within = at.saturating_sub(run.logical << bits);
+            let run_left = usize::try_from((run.blocks << bits).saturating_sub(within)).unwrap_or(usize::MAX);
+            let count = run_left.min(rest.len());
+            let (part, tail) = rest.split_at_mut_checked(count).unwrap_or_default();
+            let end = at.saturating_add(count as u64);
+            match run.physical {
+                None => part.fill(0),
+                Some(physical) => {
+                    let file_left = usize::try_from(node.size().saturating_sub(end)).unwrap_or(usize::MAX);
+                    let ahead = tail.len().max(window).min(run_left.saturating_sub(count)).min(file_left);
+                    let start = (physical << bits).saturating_add(within);
+                    if let Some(loaded) = self.cache.read(start, part, ahead).await? {
+                        // Within this run: what follows on the disk belongs to another file.
+                        let place =
+                            |byte: u64| at.saturating_add(byte.saturating_sub(start).min(run_left as u64));
+                        node.cursor.missed(place(loaded.start), place(loaded.end));
+                    }
+                }
+            }
+            (at, rest) = (end, tail);
+        }
+        Ok(len)
+    }
+
+    /// The run that a block of a file is in, remembered for the next read.
+    async fn run_at(&self, node: &Node, logical: u64) -> Result<map::Run, FsError> {
+        if let Some(run) = node.cursor.run.get().and_then(|run| run.from(logical)) {
+            return Ok(run);
+        }
+        let run = self.map(node, logical).await?;
+        node.cursor.run.set(Some(run));
+        Ok(run)
+    }
+
+    /// The contents of a metadata block.
+    async fn block(&self, block: u64) -> Result<Vec<u8>, FsError> {
+        self.geometry.check_blocks(block, 1)?;
+        self.bytes(self.geometry.byte_of(block), self.geometry.block_size).await
+    }
+
+    async fn bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
+        let mut bytes = zeroed(len)?;
+        self.cache.read(offset, &mut bytes, 0).await?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,117 @@
+//! [`Files`] on the ext4 file system of a disk.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use async_lock::OnceCell;
+
+use super::{DirEntry, FileError, Files, Kind, Metadata};
+use crate::block::{BlockError, BlockSource};
+use crate::fs::{self, FileSystem, FsError, Node};
+
+/// The disk that files are served from, or the reason why there is none.
+pub struct Disk<B> {
+    opened: OnceCell<Result<FileSystem<B>, String>>,
+}
+
+impl<B: BlockSource> Disk<B> {
+    /// A disk that is not open yet: whoever asks for a file waits until [`open`](Self::open) has done its work.
+    pub fn new() -> Self {
+        Self { opened: OnceCell::new() }
+    }
+
+    /// Opens the file system on `source` with a page cache of at most `cache_bytes`. Without a usable disk every file
+    /// is answered with 503 and the reason, which is also returned; everything else is served. Call this once: further
+    /// calls change nothing.
+    ///
+    /// # Errors
+    /// Why there are no files, as a sentence for a person.
+    pub async fn open(&self, source: Option<B>, cache_bytes: usize) -> Result<&FileSystem<B>, &str> {
+        let open = async {
+            let source = source.ok_or_else(|| "There is no disk.".to_string())?;
+            let opened = FileSystem::open(source, cache_bytes).await;
+            opened.map_err(|error| alloc::format!("The disk cannot be used: {error}."))
+        };
+        self.opened.get_or_init(|| open).await.as_ref().map_err(String::as_str)
+    }
+
+    /// The file system, once it is open.
+    pub fn file_system(&self) -> Option<&FileSystem<B>> {
+        self.opened.get()?.as_ref().ok()
+    }
+
+    async fn ready(&self) -> Result<&FileSystem<B>, FileError> {
+        self.opened.wait().await.as_ref().map_err(|why| FileError::Unavailable(why.clone()))
+    }
+}
+
+impl<B: BlockSource> Default for Disk<B> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl From<FsError> for FileError {
+    fn from(error: FsError) -> Self {
+        match error {
+            FsError::NotFound
+            | FsError::NotADirectory
+            | FsError::IsADirectory
+            | FsError::NotAFile
+            | FsError::TooManyLinks
+            | FsError::NameTooLong => Self::NotFound,
+            FsError::Corrupt(_) => Self::Corrupt,
+            FsError::NoMemory => Self::OutOfMemory,
+            FsError::Io(BlockError::Device | BlockError::OutOfRange) => Self::Io,
+            FsError::Io(BlockError::Gone) | FsError::NotExt4 | FsError::Unsupported(_) => {
+                Self::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<fs::Kind> for Kind {
+    fn from(kind: fs::Kind) -> Self {
+        match kind {
+            fs::Kind::File => Self::File,
+            fs::Kind::Directory => Self::Directory,
+            fs::Kind::Symlink | fs::Kind::Other => Self::Other,
+        }
+    }
+}
+
+impl<B: BlockSource> Files for Disk<B> {
+    type Node = Node;
+
+    async fn lookup(&self, path: &[u8]) -> Result<Node, FileError> {
+        Ok(self.ready().await?.lookup(path).await?)
+    }
+
+    fn metadata(&self, node: &Node) -> Metadata {
+        Metadata {
+            kind: node.kind().into(),
+            size: node.size(),
+            modified: u64::try_from(node.mtime()).ok(),
+            id: u64::from(node.inode()),
+        }
+    }
+
+    async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {
+        Ok(self.ready().await?.read_at(node, offset, buf).await?)
+    }
+
+    async fn read_dir(
+        &self,
+        dir: &Node,
+        cursor: &mut u64,
+        entries: &mut Vec<DirEntry>,
+    ) -> Result<bool, FileError> {
+        let Some(block) = self.ready().await?.read_dir(dir, cursor).await? else { return Ok(false) };
+        for entry in block.entries() {
+            let entry = entry?;
+            let kind = entry.kind.map_or(Kind::Other, Kind::from);
+            entries.push(DirEntry { name: entry.name.to_vec(), kind });
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,302 @@
+//! An HTTP/1.1 server over any byte stream.
+//!
+//! [`Server::serve`] takes one connection from its first byte to its last. What a client can make it hold is bounded:
+//! a head of at most 8 KiB, and one buffer of 32 KiB while a file is being sent. Time is bounded by [`Limits`].
+
+mod date;
+mod disk;
+mod file;
+mod files;
+mod listing;
+mod mime;
+mod path;
+mod range;
+mod request;
+mod response;
+mod stats;
+mod status;
+mod worker;
+
+pub use disk::Disk;
+pub use files::{DirEntry, FileError, Files, Kind, Metadata};
+pub use path::{BadPath, DiskPath, html_escape, percent_encode};
+pub use request::{Body, Method, Request};
+pub use response::{Broken, Head, Length, Stream, Wire};
+pub use stats::{Counter, Gauge, Stats};
+pub use status::Status;
+pub use worker::worker;
+
+use alloc::vec::Vec;
+
+use embassy_time::{Duration, Instant, with_timeout};
+use embedded_io_async::{Read, Write};
+
+use crate::api::{self, System};
+use request::{MAX_HEAD, Parsed};
+
+/// Bytes of an unwanted request body that are skipped to keep the connection.
+const MAX_SKIPPED_BODY: u64 = 64 << 10;
+/// How often a waiting connection looks whether it should make room.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How long clients may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For a whole request head, from its first byte.
+    pub head: Duration,
+    /// Between requests, and before the first.
+    pub idle: Duration,
+    /// The same two while others wait for a place.
+    pub crowded: Duration,
+    /// To take each piece (32 KiB at most) of a response.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(15),
+            crowded: Duration::from_secs(1),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How to part from a client after [`Server::serve`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All is answered: close.
+    Close,
+    /// All is answered, but the client may still be sending: close our half and read on for a while, or a reset could
+    /// destroy the answer before the client has read it (RFC 9112 section 9.6).
+    Drain,
+    /// The response is cut short, or the client is gone: reset.
+    Abort,
+}
+
+/// Whether the connection lives on after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Request,
+    Close,
+}
+
+/// The server: where files come from, where the machine's state comes from, limits and counters.
+pub struct Server<F, S> {
+    files: F,
+    system: S,
+    limits: Limits,
+    stats: Stats,
+}
+
+impl<F: Files, S: System> Server<F, S> {
+    /// A server with all counters at zero.
+    pub fn new(files: F, system: S, limits: Limits) -> Self {
+        Self { files, system, limits, stats: Stats::default() }
+    }
+
+    /// Where files come from.
+    pub fn files(&self) -> &F {
+        &self.files
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a place.
+    pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
+        let _active = self.stats.active.enter();
+        self.stats.connections.add(1);
+        let mut wire = Wire { conn, stats: &self.stats, stall: self.limits.stall };
+        let mut received = Vec::new();
+        loop {
+            let request = match self.read_head(&mut wire, &mut received, &crowded).await {
+                Ok(request) => request,
+                Err(Stop::Silently(end)) => return end,
+                Err(Stop::With(status)) => return self.refuse(&mut wire, status).await,
+            };
+            let keep = request.keep_alive && request.body.can_skip();
+            match self.answer(&mut wire, &request, keep).await {
+                Ok(Next::Request) => {}
+                Ok(Next::Close) => return End::Drain,
+                Err(Broken) => return End::Abort,
+            }
+            let skipping = skip_body(&mut wire, &mut received, &request.body);
+            if !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(()))) {
+                return End::Abort;
+            }
+        }
+    }
+
+    /// Reads up to the end of a head. What follows it stays in `received`.
+    async fn read_head<C: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        received: &mut Vec<u8>,
+        crowded: &impl Fn() -> bool,
+    ) -> Result<Request, Stop> {
+        let mut start = Instant::now();
+        loop {
+            match request::parse(received) {
+                Parsed::Complete(request, length) => {
+                    received.drain(..length);
+                    // An idle connection holds no buffer.
+                    received.shrink_to_fit();
+                    return Ok(request);
+                }
+                Parsed::Refused(status) => return Err(Stop::With(status)),
+                Parsed::Partial => {}
+            }
+            let limit = match (received.is_empty(), crowded()) {
+                (_, true) => self.limits.crowded,
+                (true, false) => self.limits.idle,
+                (false, false) => self.limits.head,
+            };
+            let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| left.as_ticks() > 0) else {
+                let idle = received.is_empty();
+                return Err(if idle {
+                    Stop::Silently(End::Close)
+                } else {
+                    Stop::With(Status::RequestTimeout)
+                });
+            };
+            let first = received.is_empty();
+            match with_timeout(left.min(TICK), read_more(wire, received)).await {
+                Ok(Ok(0)) if received.is_empty() => return Err(Stop::Silently(End::Close)),
+                // The client has finished sending in the middle of a head.
+                Ok(Ok(0)) => return Err(Stop::With(Status::BadRequest)),
+                Ok(Err(Broken)) => return Err(Stop::Silently(End::Abort)),
+                Ok(Ok(_)) if first => start = Instant::now(),
+                Ok(Ok(_)) | Err(_) => {}
+            }
+        }
+    }
+
+    async fn refuse<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
+        let head = Head::new(status, true, false);
+        match self.error_page(wire, head, status, status.sentence(), true).await {
+            Ok(()) => End::Drain,
+            Err(Broken) => End::Abort,
+        }
+    }
+
+    async fn answer<C: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        request: &Request,
+        keep: bool,
+    ) -> Result<Next, Broken> {
+        match request.method {
+            Method::Get | Method::Head => {}
+            Method::NotAllowed => {
+                let head = self.head(request, Status::MethodNotAllowed, keep).field("Allow", "GET, HEAD");
+                return self.error(wire, request, keep, head, Status::MethodNotAllowed).await;
+            }
+            Method::Unknown => {
+                let head = self.head(request, Status::NotImplemented, keep);
+                return self.error(wire, request, keep, head, Status::NotImplemented).await;
+            }
+        }
+        let Ok(path) = DiskPath::decode(&request.path) else {
+            let head = self.head(request, Status::BadRequest, keep);
+            return self.error(wire, request, keep, head, Status::BadRequest).await;
+        };
+        if api::is_reserved(&path.path) {
+            // Old clients know no chunked encoding: the close marks the end.
+            let keep = keep && request.http_1_1;
+            api::answer(&self.system, &self.stats, wire, request, &path.path, keep).await?;
+            return Ok(next(keep));
+        }
+        self.send_path(wire, request, &path, keep).await
+    }
+
+    fn head(&self, request: &Request, status: Status, keep: bool) -> Head {
+        Head::new(status, !keep, !request.http_1_1)
+    }
+
+    /// Sends `head` with the usual sentence for `status`.
+    async fn error<C: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        request: &Request,
+        keep: bool,
+        head: Head,
+        status: Status,
+    ) -> Result<Next, Broken> {
+        self.error_page(wire, head, status, status.sentence(), request.with_body()).await?;
+        Ok(next(keep))
+    }
+
+    async fn error_page<C: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        head: Head,
+        status: Status,
+        sentence: &str,
+        with_body: bool,
+    ) -> Result<(), Broken> {
+        let body = alloc::format!("{status}\n{sentence}\n");
+        wire.respond(head, "text/plain; charset=utf-8", &body, with_body).await
+    }
+}
+
+impl Body {
+    /// Whether reading past this body is worth it to keep the connection.
+    fn can_skip(&self) -> bool {
+        matches!(self, Self::Length(..=MAX_SKIPPED_BODY))
+    }
+}
+
+impl Request {
+    /// Whether the response may have a body.
+    pub fn with_body(&self) -> bool {
+        self.method != Method::Head
+    }
+}
+
+/// Why no request was read.
+enum Stop {
+    Silently(End),
+    With(Status),
+}
+
+fn next(keep: bool) -> Next {
+    if keep { Next::Request } else { Next::Close }
+}
+
+/// Appends what the client sends, up to a full head. Cancelling loses nothing.
+async fn read_more<C: Read + Write>(wire: &mut Wire<'_, C>, received: &mut Vec<u8>) -> Result<usize, Broken> {
+    let mut piece = [0; 512];
+    let room = MAX_HEAD.saturating_sub(received.len()).min(piece.len());
+    let buf = piece.get_mut(..room).ok_or(Broken)?;
+    let n = wire.conn.read(buf).await.map_err(|_| Broken)?;
+    let new = buf.get(..n).ok_or(Broken)?;
+    received.try_reserve(n).map_err(|_| Broken)?;
+    received.extend_from_slice(new);
+    wire.stats.received.add(n);
+    Ok(n)
+}
+
+/// Reads past a body for which [`Body::can_skip`] holds.
+async fn skip_body<C: Read + Write>(
+    wire: &mut Wire<'_, C>,
+    received: &mut Vec<u8>,
+    body: &Body,
+) -> Result<(), Broken> {
+    let Body::Length(length) = *body else { return Err(Broken) };
+    let mut left = usize::try_from(length).map_err(|_| Broken)?;
+    loop {
+        let here = left.min(received.len());
+        received.drain(..here);
+        left = left.saturating_sub(here);
+        if left == 0 {
+            return Ok(());
+        }
+        if read_more(wire, received).await? == 0 {
+            return Err(Broken);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Paths: from a request target to a path on the disk and back, and text safe inside HTML.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// The target is not one that can name a file: bad percent-encoding, NUL, a `..` in any disguise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadPath;
+
+/// A decoded path: absolute, single slashes, no `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPath {
+    /// As [`Files::lookup`](super::Files::lookup) wants it.
+    pub path: Vec<u8>,
+    /// Whether the target ended with a slash, which asks for a directory.
+    pub slash: bool,
+}
+
+impl DiskPath {
+    /// Decodes the path part of a target (without the query). `..` is refused and never resolved; so is what some
+    /// other program would take for it, with backslashes as separators.
+    pub fn decode(target: &str) -> Result<Self, BadPath> {
+        let decoded = percent_decode(target.as_bytes())?;
+        let hidden = |part: &[u8]| part.split(|&b| b == b'\\').any(|piece| piece == b"..");
+        if !decoded.starts_with(b"/") || decoded.contains(&0) || decoded.split(|&b| b == b'/').any(hidden) {
+            return Err(BadPath);
+        }
+        let mut path = Vec::with_capacity(decoded.len());
+        for part in decoded.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".") {
+            path.push(b'/');
+            path.extend_from_slice(part);
+        }
+        if path.is_empty() {
+            path.push(b'/');
+        }
+        let slash = decoded.ends_with(b"/") || decoded.ends_with(b"/.");
+        Ok(Self { path, slash })
+    }
+
+    /// The path of `name` in this directory.
+    pub fn child(&self, name: &[u8]) -> Vec<u8> {
+        let mut path = self.path.clone();
+        if !path.ends_with(b"/") {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name);
+        path
+    }
+}
+
+fn percent_decode(encoded: &[u8]) -> Result<Vec<u8>, BadPath> {
+    let mut out = Vec::with_capacity(encoded.len());
+    let mut rest = encoded;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let (digits, tail) = rest.split_at_checked(2).ok_or(BadPath)?;
+        let digit = |b: u8| char::from(b).to_digit(16).ok_or(BadPath);
+        let mut value = 0_u32;
+        for &b in digits {
+            value = (value << 4) | digit(b)?;
+        }
+        out.push(u8::try_from(value).map_err(|_| BadPath)?);
+        rest = tail;
+    }
+    Ok(out)
+}
+
+/// Appends `bytes` so that they are one path of a URL: everything but unreserved characters and `/` is encoded.
+pub fn percent_encode(bytes: &[u8], out: &mut String) {
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or('0');
+    for &byte in bytes {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
+                out.push(char::from(byte));
+            }
+            _ => out.extend(['%', digit(byte >> 4), digit(byte & 15)]),
+        }
+    }
+}
+
+/// Appends `bytes` as HTML text or as a quoted attribute value. What is not UTF-8 becomes U+FFFD.
+pub fn html_escape(bytes: &[u8], out: &mut String) {
+    for c in String::from_utf8_lossy(bytes).chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::string::ToString;
+
+    fn decoded(target: &str) -> Option<(Vec<u8>, bool)> {
+        DiskPath::decode(target).ok().map(|p| (p.path, p.slash))
+    }
+
+    #[test]
+    fn paths_decode() {
+        for (target, path, slash) in [
+            ("/", "/", true),
+            ("//", "/", true),
+            ("/a/b", "/a/b", false),
+            ("//a///b/", "/a/b", true),
+            ("/./a/.", "/a", true),
+            ("/a%20b%2Fc", "/a b/c", false),
+            ("/...", "/...", false),
+            ("/..a/b..", "/..a/b..", false),
+            ("/%c3%a9", "/é", false),
+            ("/a\\b", "/a\\b", false),
+        ] {
+            assert_eq!(decoded(target), Some((path.as_bytes().to_vec(), slash)), "{target}");
+        }
+    }
+
+    #[test]
+    fn traversal_and_bad_encoding_are_refused() {
+        for target in [
+            "",
+            "a",
+            "*",
+            "/..",
+            "/../a",
+            "/a/..",
+            "/a/../b",
+            "/%2e%2e",
+            "/%2E.",
+            "/.%2e/a",
+            "/..%2f",
+            "/..%2fa",
+            "/a%2f..",
+            "/..%5ca",
+            "/..%5C..%5Ca",
+            "/a\\..",
+            "/%2e%2e%5c",
+            "/%00",
+            "/a%00.txt",
+            "/%",
+            "/%2",
+            "/%zz",
+            "/%+1",
+            "/a%2",
+        ] {
+            assert_eq!(decoded(target), None, "{target}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn encode_then_decode_gives_the_name_back(name in proptest::collection::vec(1_u8..=255, 1..40)) {
+            prop_assume!(!name.contains(&b'/') && !name.contains(&b'\\') && name != b"." && name != b"..");
+            let mut url = "/".to_string();
+            percent_encode(&name, &mut url);
+            prop_assert!(url.bytes().all(|b| b.is_ascii_graphic()));
+            let path = DiskPath::decode(&url).unwrap();
+            prop_assert_eq!(&path.path[1..], &name[..]);
+        }
+
+        #[test]
+        fn decoded_paths_are_normal(target in "/[a./%25\\\\]{0,30}") {
+            if let Ok(path) = DiskPath::decode(&target) {
+                let text = &path.path;
+                prop_assert!(text.starts_with(b"/"));
+                prop_assert!(text == b"/" || !text.ends_with(b"/"));
+                prop_assert!(!text.windows(2).any(|w| w == b"//"));
+                prop_assert!(!text.split(|&b| b == b'/' || b == b'\\').any(|p| p == b".."));
+            }
+        }
+
+        #[test]
+        fn escaped_text_has_no_markup(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            let mut out = String::new();
+            html_escape(&bytes, &mut out);
+            prop_assert!(!out.contains(['<', '>', '"', '\'', '\0', '\n']));
+        }
+    }
+}

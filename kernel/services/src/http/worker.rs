@@ -1,0 +1,37 @@
+//! One task of the pool that serves connections.
+
+use embassy_time::{Duration, Instant, with_deadline};
+use embedded_io_async::Read;
+
+use super::{End, Files, Server};
+use crate::api::System;
+use crate::net::{Nic, Stack, TcpSocket};
+
+/// How long and how much a client may go on sending after the last response.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+const DRAIN_BYTES: usize = 256 << 10;
+
+/// Serves one connection after the other, for ever. Spawn as many of these as connections are to be served at once.
+pub async fn worker<N: Nic, F: Files, S: System>(stack: &Stack<N>, server: &Server<F, S>) -> ! {
+    loop {
+        let mut socket = stack.accept().await;
+        match server.serve(&mut socket, || stack.crowded()).await {
+            End::Close => {}
+            End::Drain => drain(&mut socket).await,
+            End::Abort => socket.abort(),
+        }
+    }
+}
+
+async fn drain<N: Nic>(socket: &mut TcpSocket<'_, N>) {
+    socket.close();
+    let deadline = Instant::now().saturating_add(DRAIN_TIME);
+    let mut scrap = [0; 256];
+    let mut left = DRAIN_BYTES;
+    while left > 0 {
+        match with_deadline(deadline, socket.read(&mut scrap)).await {
+            Ok(Ok(n)) if n > 0 => left = left.saturating_sub(n),
+            _ => return,
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! `/metrics` and `/api/…`: read back by a JSON parser and by a strict reader of the Prometheus text format.
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{Machine, Tree, quick_limits};
+use embedded_io_adapters::futures_03::FromFutures;
+use futures::executor::block_on;
+use futures::io::Cursor;
+use ringfence_services::http::Server;
+use serde_json::{Value, json};
+
+/// The body of the response to an HTTP/1.0 request: everything up to the close, without chunks.
+fn get(server: &Server<Tree, Machine>, path: &str) -> (u16, String, String) {
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    let mut output = Vec::new();
+    let mut conn = FromFutures::new(Duplex { input: Cursor::new(request), output: &mut output });
+    block_on(server.serve(&mut conn, || false));
+    let text = String::from_utf8(output).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let mime = head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
+    (head[9..12].parse().unwrap(), mime.to_string(), body.to_string())
+}
+
+struct Duplex<'a> {
+    input: Cursor<String>,
+    output: &'a mut Vec<u8>,
+}
+
+mod duplex {
+    use super::Duplex;
+    use futures::io::{AsyncRead, AsyncWrite};
+    use std::io::Result;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    impl AsyncRead for Duplex<'_> {
+        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<Result<usize>> {
+            Pin::new(&mut self.input).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Duplex<'_> {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
+            self.output.extend_from_slice(buf);
+            Poll::Ready(Ok(buf.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+}
+
+fn server(machine: Machine) -> Server<Tree, Machine> {
+    Server::new(Tree::default().with("/a.txt", "0123456789"), machine, quick_limits())
+}
+
+#[test]
+fn devices() {
+    let (status, mime, body) = get(&server(Machine::default()), "/api/devices");
+    assert_eq!((status, mime.as_str()), (200, "application/json"));
+    let expected = json!([
+        { "address": "0000:00:01.0", "id": "1af4:1042", "name": "a \"quoted\\\"\nname <\u{1}>", "driver": null,
+          "features": [], "queues": [] },
+        { "address": "0000:00:02.0", "id": "1af4:1042", "name": "disk", "driver": "virtio-blk",
+          "features": ["VIRTIO_F_VERSION_1"],
+          "queues": [{ "index": 0, "size": 256, "vector": 1, "kicks": 3, "interrupts": 2, "completions": 5,
+                       "rejected": 1 }] },
+    ]);
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
+    // Longer than any chunk.
+    let (_, _, body) = get(&server(Machine { many: 200, ..Machine::default() }), "/api/devices");
+    assert!(body.len() > 20_000);
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap().as_array().unwrap().len(), 200);
+}
+
+#[test]
+fn memory() {
+    let frames = json!({ "free": 1000, "dma": 24, "od\"d\n": 1 });
+    let (status, _, body) = get(&server(Machine::default()), "/api/memory");
+    let expected = json!({ "audit": { "ok": true, "findings": [] }, "frames": frames,
+                           "heap": { "used": 123, "size": 456 } });
+    assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, expected));
+    let findings = vec!["frame 7 is \"mapped\" twice".to_string()];
+    let (_, _, body) =
+        get(&server(Machine { findings: findings.clone(), ..Machine::default() }), "/api/memory");
+    let got = serde_json::from_str::<Value>(&body).unwrap();
+    assert_eq!(got["audit"], json!({ "ok": false, "findings": findings }));
+}
+
+#[test]
+fn unknown_addresses() {
+    for path in ["/api", "/api/", "/api/none", "/api/devices/x"] {
+        let (status, mime, body) = get(&server(Machine::default()), path);
+        assert_eq!((status, mime.as_str()), (404, "application/json"), "{path}");
+        assert!(serde_json::from_str::<Value>(&body).unwrap()["error"].is_string());
+    }
+    for path in ["/metrics/x", "/dashboard", "/dashboard/"] {
+        assert_eq!(get(&server(Machine::default()), path).0, 404, "{path}");
+    }
+}
+
+/// Reads the text format: every family described once and whole, every sample unique, nothing else.
+fn samples(text: &str) -> BTreeMap<String, u64> {
+    let mut samples = BTreeMap::new();
+    let mut families = BTreeSet::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let (family, help) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')).expect(line);
+        assert!(!help.is_empty() && families.insert(family.to_string()), "{line}");
+        let kind = lines.next().and_then(|l| l.strip_prefix("# TYPE ")).and_then(|l| l.strip_prefix(family));
+        assert_eq!(kind, Some(if family.ends_with("_total") { " counter" } else { " gauge" }), "{family}");
+        while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+            let (series, value) = sample.rsplit_once(' ').unwrap();
+            assert_eq!(series.split('{').next(), Some(family), "{sample}");
+            let before = samples.insert(series.to_string(), value.parse().expect("a number"));
+            assert_eq!(before, None, "{sample}");
+        }
+    }
+    samples
+}
+
+#[test]
+fn metrics() {
+    let server = server(Machine { many: 40, ..Machine::default() });
+    get(&server, "/a.txt");
+    get(&server, "/a.txt");
+    get(&server, "/none");
+    let (status, mime, body) = get(&server, "/metrics");
+    assert_eq!((status, mime.as_str()), (200, "text/plain; version=0.0.4; charset=utf-8"));
+    assert!(body.ends_with('\n'));
+    let samples = samples(&body);
+    for (series, value) in [
+        // The response that is being written counts too.
+        ("ringfence_http_requests_total{code=\"200\"}", 3),
+        ("ringfence_http_requests_total{code=\"404\"}", 1),
+        ("ringfence_http_requests_total{code=\"503\"}", 0),
+        ("ringfence_http_connections_total", 4),
+        ("ringfence_http_connections_active", 1),
+        ("ringfence_http_received_bytes_total", 2 * 23 + 22 + 25),
+        ("ringfence_frames{owner=\"free\"}", 1000),
+        ("ringfence_frames{owner=\"od\\\"d\\n\"}", 1),
+        ("ringfence_heap_used_bytes", 123),
+        ("ringfence_heap_size_bytes", 456),
+        ("ringfence_cache_hits_total", 7),
+        ("ringfence_queue_kicks_total{device=\"0000:00:02.0\",queue=\"0\"}", 3),
+        ("ringfence_queue_interrupts_total{device=\"0000:00:02.0\",queue=\"0\"}", 2),
+        ("ringfence_queue_completions_total{device=\"0000:00:02.0\",queue=\"0\"}", 5),
+        ("ringfence_queue_rejected_total{device=\"0000:00:02.0\",queue=\"0\"}", 1),
+        ("ringfence_queue_kicks_total{device=\"0000:00:27.0\",queue=\"0\"}", 3),
+    ] {
+        assert_eq!(samples.get(series), Some(&value), "{series}\n{body}");
+    }
+    assert!(samples.contains_key("ringfence_uptime_seconds"));
+    assert!(samples.keys().all(|name| name.starts_with("ringfence_")));
+}

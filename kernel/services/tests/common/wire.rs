@@ -1,0 +1,187 @@
+//! Two Ethernet ports with a cable that loses, repeats and reorders frames on demand.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::Waker;
+
+use ringfence_services::net::Nic;
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+/// Frames a port can hold before `transmit` has no room.
+const RING: usize = 64;
+
+/// What the cable does to frames, in parts per thousand.
+#[derive(Clone, Copy, Default)]
+pub struct Faults {
+    pub lose: u64,
+    pub repeat: u64,
+    pub reorder: u64,
+    pub corrupt: u64,
+}
+
+#[derive(Default)]
+struct End {
+    frames: RefCell<VecDeque<Vec<u8>>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Shared by the two ports.
+pub struct Cable {
+    ends: [End; 2],
+    faults: Cell<Faults>,
+    random: Cell<u64>,
+    pub up: Cell<bool>,
+    /// Frames handed to the cable.
+    pub frames: Cell<u64>,
+    /// Calls of `flush` that had something to make visible: what a real device counts as notifications.
+    pub kicks: Cell<u64>,
+}
+
+/// One end of the cable.
+pub struct Port {
+    pub cable: Rc<Cable>,
+    end: usize,
+    pub mac: [u8; 6],
+    unflushed: bool,
+}
+
+pub fn cable(faults: Faults) -> (Port, Port) {
+    let cable = Rc::new(Cable {
+        ends: Default::default(),
+        faults: Cell::new(faults),
+        random: Cell::new(0x1234_5678_9abc_def1),
+        up: Cell::new(true),
+        frames: Cell::new(0),
+        kicks: Cell::new(0),
+    });
+    let port = |end: usize| Port {
+        cable: cable.clone(),
+        end,
+        mac: [2, 0, 0, 0, 0, end as u8 + 1],
+        unflushed: false,
+    };
+    (port(0), port(1))
+}
+
+impl Cable {
+    pub fn set_up(&self, up: bool) {
+        self.up.set(up);
+        self.ends.iter().for_each(End::wake);
+    }
+
+    /// xorshift64.
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        self.random.set(x);
+        x
+    }
+
+    fn happens(&self, per_thousand: u64) -> bool {
+        self.random() % 1000 < per_thousand
+    }
+
+    /// Puts a frame on the cable towards `end`.
+    pub fn send(&self, end: usize, mut frame: Vec<u8>) {
+        self.frames.set(self.frames.get() + 1);
+        let faults = self.faults.get();
+        if !self.up.get() || self.happens(faults.lose) {
+            return;
+        }
+        if self.happens(faults.corrupt) && !frame.is_empty() {
+            let at = self.random() as usize % frame.len();
+            frame[at] ^= 1 << (self.random() % 8);
+        }
+        let mut queue = self.ends[end].frames.borrow_mut();
+        if self.happens(faults.repeat) {
+            queue.push_back(frame.clone());
+        }
+        let at = if self.happens(faults.reorder) {
+            self.random() as usize % (queue.len() + 1)
+        } else {
+            queue.len()
+        };
+        queue.insert(at, frame);
+        drop(queue);
+        self.ends[end].wake();
+    }
+}
+
+impl End {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+pub struct Received(Vec<u8>);
+
+impl RxToken for Received {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+
+pub struct Sending<'a>(&'a mut Port);
+
+impl TxToken for Sending<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut frame = vec![0; len];
+        let result = f(&mut frame);
+        self.0.unflushed = true;
+        self.0.cable.send(1 - self.0.end, frame);
+        result
+    }
+}
+
+impl Device for Port {
+    type RxToken<'a> = Received;
+    type TxToken<'a> = Sending<'a>;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received, Sending<'_>)> {
+        let frame = self.cable.ends[self.end].frames.borrow_mut().pop_front()?;
+        Some((Received(frame), Sending(self)))
+    }
+
+    /// No room is never announced by a wake-up: as with a device that does not interrupt for transmit.
+    fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
+        let room = self.cable.ends[1 - self.end].frames.borrow().len() < RING;
+        room.then_some(Sending(self))
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ethernet;
+        capabilities.max_transmission_unit = 1514;
+        capabilities
+    }
+}
+
+impl Nic for Port {
+    fn mac(&self) -> [u8; 6] {
+        self.mac
+    }
+
+    fn link_up(&mut self) -> bool {
+        self.cable.up.get()
+    }
+
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.unflushed) {
+            self.cable.kicks.set(self.cable.kicks.get() + 1);
+        }
+    }
+
+    fn register_waker(&mut self, waker: &Waker) {
+        let end = &self.cable.ends[self.end];
+        *end.waker.borrow_mut() = Some(waker.clone());
+        if !end.frames.borrow().is_empty() {
+            end.wake();
+        }
+    }
+}

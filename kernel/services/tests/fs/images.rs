@@ -1,0 +1,237 @@
+//! Every kind of image that mkfs.ext4 makes, compared with the folder it was made from.
+
+use crate::disks::MemDisk;
+use crate::support::{
+    CACHE, change_image, compare, e2fsprogs, make_image, names, read_all, run, sample_folder, write,
+};
+use crate::{allocations::peak_of, support::noise};
+use futures::executor::block_on;
+use ringfence_services::fs::{FileSystem, FsError, Kind};
+use std::fs;
+use tempfile::TempDir;
+
+fn check(options: &[&str], kib: usize, many: usize) {
+    let folder = sample_folder(many, 100);
+    run(std::process::Command::new("mkfifo").arg(folder.path().join("pipe")));
+    let image = make_image(folder.path(), options, kib);
+    let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+    assert_eq!(fs.label(), b"ringfence test");
+    assert_eq!(fs.uuid(), 0x0123_4567_89ab_cdef_0123_4567_89ab_cdefu128.to_be_bytes());
+    assert!(fs.size_bytes() <= kib as u64 * 1024 && fs.size_bytes() > kib as u64 * 1000);
+    compare(&fs, folder.path(), "/", !options.iter().any(|option| option.contains("^filetype")));
+    links(&fs);
+    assert!(fs.cache_stats().pages <= (CACHE / 4096) as u64);
+}
+
+fn links(fs: &FileSystem<MemDisk>) {
+    let index = block_on(fs.lookup(b"index.html")).unwrap().inode();
+    let found = |path: &str| block_on(fs.lookup(path.as_bytes())).map(|node| node.inode());
+    for path in
+        ["link", "/link", "//./link", "link of 58", "link of 59", "link of 60", "link of 61", "link of 150"]
+    {
+        assert_eq!(found(path), Ok(index), "{path}");
+    }
+    for path in
+        ["link of 200", "link of 1000", "sizes/escape", "dirlink/escape", "../../link", "sizes/../index.html"]
+    {
+        assert_eq!(found(path), Ok(index), "{path}");
+    }
+    assert_eq!(found("absolute"), found("sizes/100.bin"));
+    assert_eq!(found("dirlink/"), found("/sizes"));
+    assert_eq!(found("dirlink/.."), Ok(2));
+    assert_eq!(found(""), Ok(2));
+    for path in ["loop-a", "loop-b/x", "self"] {
+        assert_eq!(found(path), Err(FsError::TooManyLinks), "{path}");
+    }
+    for path in ["dangling", "nothing", "index.htm", "index.html2", "sizes/nothing/more", "many/entry"] {
+        assert_eq!(found(path), Err(FsError::NotFound), "{path}");
+    }
+    for path in ["index.html/", "link/", "index.html/x", "link/..", "pipe/x"] {
+        assert_eq!(found(path), Err(FsError::NotADirectory), "{path}");
+    }
+    assert_eq!(found(&"n".repeat(256)), Err(FsError::NameTooLong));
+    assert_eq!(found(&"n".repeat(255)), Err(FsError::NotFound));
+    assert_eq!(found(&"./".repeat(2049)), Err(FsError::NameTooLong));
+    let root = block_on(fs.lookup(b"/")).unwrap();
+    assert_eq!(block_on(fs.read_at(&root, 0, &mut [0])), Err(FsError::IsADirectory));
+    let file = block_on(fs.lookup(b"link")).unwrap();
+    assert_eq!(block_on(fs.read_dir(&file, &mut 0)).err(), Some(FsError::NotADirectory));
+}
+
+macro_rules! images {
+    ($($name:ident: $options:expr, $kib:expr, $many:expr;)*) => {
+        $(#[test] fn $name() { check(&$options, $kib, $many); })*
+    };
+}
+
+images! {
+    default_features: ["-b", "4096"], 16 << 10, 300;
+    default_1k: ["-b", "1024", "-N", "6000"], 24 << 10, 5000;
+    default_2k: ["-b", "2048"], 16 << 10, 300;
+    blocks_of_64k: ["-b", "65536"], 48 << 10, 300;
+    no_extents: ["-b", "1024", "-O", "^extents,^64bit"], 16 << 10, 300;
+    no_extents_4k: ["-b", "4096", "-O", "^extents,^64bit"], 16 << 10, 300;
+    no_64bit: ["-b", "1024", "-O", "^64bit"], 16 << 10, 300;
+    no_checksums: ["-b", "1024", "-O", "^metadata_csum"], 16 << 10, 300;
+    old_group_checksums: ["-b", "1024", "-O", "^metadata_csum,uninit_bg"], 16 << 10, 300;
+    old_group_checksums_32bit: ["-b", "1024", "-O", "^metadata_csum,^64bit,uninit_bg"], 16 << 10, 300;
+    checksum_seed: ["-b", "1024", "-O", "metadata_csum_seed"], 16 << 10, 300;
+    inline_data: ["-b", "1024", "-O", "inline_data"], 16 << 10, 300;
+    inline_data_4k: ["-b", "4096", "-I", "1024", "-O", "inline_data,^metadata_csum"], 16 << 10, 300;
+    no_hash_trees: ["-b", "1024", "-O", "^dir_index"], 16 << 10, 300;
+    no_file_types: ["-b", "1024", "-O", "^filetype"], 16 << 10, 300;
+    no_flex_groups: ["-b", "1024", "-g", "1024", "-O", "^flex_bg"], 16 << 10, 300;
+    meta_groups: ["-b", "1024", "-g", "256", "-O", "meta_bg,^resize_inode"], 16 << 10, 300;
+    meta_groups_4k: ["-b", "4096", "-g", "256", "-O", "meta_bg,^resize_inode,^flex_bg"], 80 << 10, 300;
+    meta_groups_32bit: ["-b", "1024", "-g", "256", "-O", "meta_bg,^resize_inode,^64bit,^sparse_super"], 16 << 10, 300;
+    sparse_super2: ["-b", "1024", "-g", "1024", "-O", "sparse_super2,meta_bg,^resize_inode"], 16 << 10, 300;
+    large_clusters: ["-b", "4096", "-O", "bigalloc", "-C", "65536"], 64 << 10, 300;
+    small_inodes: ["-b", "1024", "-I", "128"], 16 << 10, 300;
+    small_inodes_no_checksums: ["-b", "1024", "-I", "128", "-O", "^metadata_csum"], 16 << 10, 300;
+    no_journal: ["-b", "4096", "-O", "^has_journal"], 16 << 10, 300;
+    more_features: ["-b", "4096", "-O", "ea_inode,large_dir,mmp,encrypt,quota,project,verity"], 24 << 10, 300;
+    ext2: ["-b", "1024", "-t", "ext2"], 16 << 10, 300;
+    ext3: ["-b", "4096", "-t", "ext3"], 16 << 10, 300;
+    revision_0: ["-b", "1024", "-t", "ext2", "-r", "0", "-O", "none,^filetype"], 16 << 10, 300;
+}
+
+/// Blocks that are allocated but not written read as zeros, as `debugfs` says too.
+#[test]
+fn unwritten_extents() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), "file", &noise(7, 9000));
+    let image = make_image(folder.path(), &["-b", "1024"], 2048);
+    let image = change_image(&image, &["fallocate file 4 40", "set_inode_field file size 40000"]);
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("image"), &image).unwrap();
+    let expected = run(e2fsprogs("debugfs").args(["-R", "cat file"]).arg(dir.path().join("image")));
+    assert_eq!(expected.len(), 40000);
+    let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+    let node = block_on(fs.lookup(b"file")).unwrap();
+    assert!(read_all(&fs, &node, 3333).unwrap() == expected);
+}
+
+/// A file of more than 4 GiB, and one as large as 4 KiB blocks allow, both sparse.
+#[test]
+fn sizes_beyond_32_bits() {
+    let folder = TempDir::new().unwrap();
+    crate::support::write_sparse(folder.path(), "big", (5 << 30) + 3, &[((5 << 30) - 100, b"the end")]);
+    let image = make_image(folder.path(), &["-b", "4096"], 8192);
+    let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+    let node = block_on(fs.lookup(b"big")).unwrap();
+    assert_eq!(node.size(), (5 << 30) + 3);
+    let mut buf = [1; 200];
+    assert_eq!(block_on(fs.read_at(&node, (5 << 30) - 103, &mut buf)), Ok(106));
+    assert_eq!(&buf[..10], b"\0\0\0the end");
+    assert!(buf[10..106].iter().all(|byte| *byte == 0));
+    assert_eq!(block_on(fs.read_at(&node, 1 << 32, &mut buf)), Ok(200));
+    assert_eq!(buf, [0; 200]);
+    assert_eq!(block_on(fs.read_at(&node, u64::MAX, &mut buf)), Ok(0));
+}
+
+/// A folder of 5,000 entries is listed with one block in memory.
+#[test]
+fn large_folders_need_little_memory() {
+    let folder = TempDir::new().unwrap();
+    for number in 0..5000 {
+        write(
+            folder.path(),
+            format!("many/a rather long name, so that the folder has many blocks {number}"),
+            b"",
+        );
+    }
+    let image = make_image(folder.path(), &["-b", "4096", "-N", "6000"], 16 << 10);
+    let fs = block_on(FileSystem::open(MemDisk::new(image), 64 << 10)).unwrap();
+    let node = block_on(fs.lookup(b"many")).unwrap();
+    assert!(node.size() > 300_000);
+    let (count, peak) = peak_of(|| {
+        let (mut count, mut cursor) = (0, 0);
+        while let Some(block) = block_on(fs.read_dir(&node, &mut cursor)).unwrap() {
+            count += block.entries().filter(Result::is_ok).count();
+        }
+        count
+    });
+    assert_eq!(count, 5000);
+    assert!(peak < 200 << 10, "listing took {peak} bytes");
+}
+
+/// What is refused, and what it is called.
+#[test]
+fn refused_images() {
+    let open = |image: Vec<u8>| block_on(FileSystem::open(MemDisk::new(image), CACHE)).map(|_| ());
+    assert_eq!(open(vec![]), Err(FsError::NotExt4));
+    assert_eq!(open(vec![0; 1 << 20]), Err(FsError::NotExt4));
+    assert_eq!(open(noise(1, 1 << 20)), Err(FsError::NotExt4));
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), "file", b"x");
+    let plain = make_image(folder.path(), &["-b", "1024", "-O", "^metadata_csum"], 1024);
+    assert_eq!(open(plain.clone()), Ok(()));
+    let mut dirty = plain.clone();
+    dirty[1024 + 0x60] |= 4;
+    assert!(matches!(open(dirty), Err(FsError::Unsupported(why)) if why.contains("journal")));
+    let mut unknown = plain.clone();
+    unknown[1024 + 0x63] |= 0x80;
+    assert_eq!(open(unknown), Err(FsError::Unsupported("an unknown incompatible feature")));
+    let truncated = plain[..plain.len() - 1].to_vec();
+    assert!(matches!(open(truncated), Err(FsError::Corrupt(why)) if why.contains("truncated")));
+    let mut flipped = make_image(folder.path(), &["-b", "1024"], 1024);
+    flipped[1024 + 0x88] ^= 1;
+    assert!(matches!(open(flipped), Err(FsError::Corrupt(why)) if why.contains("checksum")));
+    let journal = TempDir::new().unwrap();
+    let path = journal.path().join("journal");
+    fs::write(&path, vec![0; 4 << 20]).unwrap();
+    run(e2fsprogs("mkfs.ext4").args(["-q", "-F", "-b", "1024", "-O", "journal_dev"]).arg(&path));
+    assert!(matches!(open(fs::read(path).unwrap()), Err(FsError::Unsupported(_))));
+}
+
+/// Each kind of metadata is covered by a check: one wrong byte in it is noticed, wherever it is.
+#[test]
+fn checksums_are_checked() {
+    let folder = sample_folder(2000, 100);
+    let image = make_image(folder.path(), &["-b", "1024"], 16 << 10);
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, &image).unwrap();
+    let ask =
+        |what: &str| String::from_utf8(run(e2fsprogs("debugfs").args(["-R", what]).arg(&path))).unwrap();
+    let block_of = |what: &str| ask(what).trim().parse::<usize>().unwrap();
+    let fs = block_on(FileSystem::open(MemDisk::new(image.clone()), CACHE)).unwrap();
+    let many = block_on(fs.lookup(b"many")).unwrap();
+    assert_eq!(names(&fs, &many).unwrap().len(), 2000);
+    let imap = ask("imap sparse");
+    let (block, offset) = imap.split_once("located at block ").unwrap().1.split_once(", offset ").unwrap();
+    let inode_at = block.parse::<usize>().unwrap() * 1024
+        + usize::from_str_radix(offset.trim().trim_start_matches("0x"), 16).unwrap();
+    let extents = ask("extents sparse");
+    // "1/ 2   1/  1     0 - …   block": the index entry names the block of the leaf.
+    let leaf: usize = {
+        let line = extents.lines().find(|line| line.trim_start().starts_with("0/")).unwrap();
+        line.split_once(" - ").unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let index_root = block_of("bmap many 0") * 1024;
+    let folder_leaf = block_of("bmap many 1") * 1024;
+    let places = [
+        ("group descriptor", 2 * 1024 + 9, "lookup"),
+        ("inode mode", inode_at + 1, "read"),
+        ("inode time", inode_at + 0x88, "read"),
+        ("inode tail", inode_at + 0xf0, "read"),
+        ("extent leaf", leaf * 1024 + 12 + 6, "read"),
+        ("hash tree root", index_root + 0x24, "list"),
+        ("folder block", folder_leaf + 9, "list"),
+    ];
+    for (name, at, _) in places {
+        let mut damaged = image.clone();
+        damaged[at] ^= 0x10;
+        let result = block_on(FileSystem::open(MemDisk::new(damaged), CACHE)).and_then(|fs| {
+            let many = block_on(fs.lookup(b"many"))?;
+            names(&fs, &many)?;
+            let node = block_on(fs.lookup(b"sparse"))?;
+            assert_eq!(node.kind(), Kind::File);
+            read_all(&fs, &node, 4096).map(|_| ())
+        });
+        assert!(
+            matches!(result, Err(FsError::Corrupt(why)) if why.contains("checksum")),
+            "a wrong byte in the {name}: {result:?}"
+        );
+    }
+}

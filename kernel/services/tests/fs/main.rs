@@ -1,0 +1,10 @@
+//! The file system against images that e2fsprogs made, damaged images, and disks that answer late, out of order or not
+//! at all. The oracle is the folder an image was made from, or `debugfs`.
+
+mod allocations;
+mod cache;
+mod corruption;
+mod disks;
+mod images;
+mod reads;
+mod support;

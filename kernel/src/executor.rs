@@ -1,0 +1,43 @@
+//! Runs tasks until none is ready, then halts the processor until an interrupt.
+
+use alloc::boxed::Box;
+use core::ptr;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use embassy_executor::{Spawner, raw};
+use x86_64::instructions::interrupts;
+
+/// Set when a task becomes ready.
+static WOKEN: AtomicBool = AtomicBool::new(false);
+static HALTS: AtomicU64 = AtomicU64::new(0);
+
+/// Called by embassy, also from interrupt handlers, when there is something to poll.
+#[unsafe(export_name = "__pender")]
+fn pender(_: *mut ()) {
+    WOKEN.store(true, Ordering::Release);
+}
+
+/// Calls `start`, which spawns the first tasks, and runs them for good.
+pub fn run(start: impl FnOnce(Spawner)) -> ! {
+    let executor: &'static raw::Executor = Box::leak(Box::new(raw::Executor::new(ptr::null_mut())));
+    start(executor.spawner());
+    loop {
+        WOKEN.store(false, Ordering::Release);
+        // SAFETY: this is the only call, and not from the pender.
+        unsafe { executor.poll() };
+        // No wake-up is lost: with interrupts disabled nothing can wake a task between the check and the halt, and
+        // enabling takes effect only after the halt has begun.
+        interrupts::disable();
+        if WOKEN.load(Ordering::Acquire) {
+            interrupts::enable();
+        } else {
+            HALTS.fetch_add(1, Ordering::Relaxed);
+            interrupts::enable_and_hlt();
+        }
+    }
+}
+
+/// How often the processor had nothing to do.
+pub fn halts() -> u64 {
+    HALTS.load(Ordering::Relaxed)
+}

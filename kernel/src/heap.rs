@@ -1,0 +1,68 @@
+//! The kernel heap: talc over regions of mapped memory, which grows by itself once the kernel has its own memory.
+
+use core::alloc::Layout;
+use core::mem::ManuallyDrop;
+
+use ringfence_memory::{PAGE_SIZE, Protection};
+use talc::TalcLock;
+use talc::base::{Talc, binning::Binning};
+use talc::source::Source;
+use x86_64::VirtAddr;
+
+use crate::memory;
+
+/// The heap grows by at least this many bytes.
+const STEP: usize = 256 * 1024;
+/// Room for the allocator's own tags around an allocation.
+const TAGS: usize = 64;
+
+#[global_allocator]
+static HEAP: TalcLock<spin::Mutex<()>, Growing> = TalcLock::new(Growing);
+
+/// Takes pages from the kernel's address space, for good.
+#[derive(Debug)]
+struct Growing;
+
+// SAFETY: the address space allocates nothing on a heap, so the allocator is not entered again.
+unsafe impl Source for Growing {
+    fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
+        let wanted = layout.size().checked_add(layout.align()).and_then(|size| size.checked_add(TAGS)).ok_or(())?;
+        let space = memory::try_space().ok_or(())?;
+        let pages = wanted.max(STEP).div_ceil(PAGE_SIZE);
+        let pages = ManuallyDrop::new(space.allocate(pages, Protection::ReadWrite).map_err(|_| ())?);
+        // SAFETY: the pages are mapped writable, and owned by the heap from now on: they are never dropped.
+        unsafe { talc.claim(pages.as_ptr(), pages.size_in_bytes() as usize) }.map(|_| ()).ok_or(())
+    }
+}
+
+/// Adds `len` bytes at `start` to the heap; false if that is too little to be of use. The first region must hold the
+/// allocator's own tables, about 1 KiB.
+///
+/// # Safety
+/// The bytes are mapped writable, never unmapped, and used for nothing else.
+pub unsafe fn init(start: VirtAddr, len: usize) -> bool {
+    // SAFETY: the caller hands the memory over.
+    unsafe { HEAP.lock().claim(start.as_mut_ptr(), len).is_some() }
+}
+
+/// Bytes of the heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Handed out.
+    pub allocated: usize,
+    /// Given to the heap in all.
+    pub claimed: usize,
+    /// Allocations so far, freed ones included.
+    pub allocations: u64,
+}
+
+/// How much of the heap is in use.
+pub fn usage() -> Usage {
+    let heap = HEAP.lock();
+    let counters = heap.counters();
+    Usage {
+        allocated: counters.allocated_bytes,
+        claimed: counters.claimed_bytes,
+        allocations: counters.total_allocation_count,
+    }
+}

@@ -1,0 +1,117 @@
+//! The interrupts of one virtio device: MSI-X vectors, or else its line, or else a timer.
+
+use alloc::vec::Vec;
+use core::pin::Pin;
+use core::task::{Context, Poll};
+
+use embassy_time::{Duration, Timer};
+use ringfence_drivers::pci::Function;
+use ringfence_drivers::virtio::{InterruptStatus, IsrStatus, PciTransport};
+use ringfence_memory::MsiMessage;
+
+use crate::interrupts::{self, Interrupt};
+
+/// How often a device without any interrupt is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How a device calls for attention.
+pub enum DeviceInterrupts {
+    /// A vector for the configuration (the first), and one for each queue, as far as the device has so many.
+    Msix(Vec<Interrupt>),
+    /// The interrupt line, shared with others; the ISR register tells who called.
+    Line(Interrupt, IsrStatus),
+    /// None could be had: the device is polled.
+    Polled(Timer),
+}
+
+impl DeviceInterrupts {
+    /// Sets up the best kind that the device and the machine have, for a device with `queues` queues.
+    pub fn set_up(transport: &mut PciTransport, function: &Function, queues: u16) -> Self {
+        let wanted = queues.saturating_add(1).min(transport.msix_vectors());
+        let vectors: Vec<Interrupt> = (0..wanted).map_while(|_| interrupts::allocate()).collect();
+        let messages: Vec<MsiMessage> = vectors
+            .iter()
+            .filter_map(Interrupt::message)
+            // SAFETY: the message raises a vector of the local APIC that was allocated for this device.
+            .map(|message| unsafe { MsiMessage::new(message.address, message.data) })
+            .collect();
+        if !messages.is_empty() && transport.use_msix(&messages).is_ok() {
+            return Self::Msix(vectors);
+        }
+        Self::line(transport, function)
+    }
+
+    /// Sets up the interrupt line.
+    pub fn line(transport: &mut PciTransport, function: &Function) -> Self {
+        match function.interrupt_line().and_then(|(line, _)| interrupts::allocate_line(line)) {
+            Some(interrupt) => Self::Line(interrupt, transport.use_intx()),
+            None => Self::Polled(Timer::after(POLL_INTERVAL)),
+        }
+    }
+
+    /// What the boot log calls it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Msix(_) => "MSI-X",
+            Self::Line(..) => "INTx",
+            Self::Polled(_) => "polled",
+        }
+    }
+
+    /// The MSI-X vector that serves queue `queue`, if there is one.
+    pub fn vector(&self, queue: u16) -> Option<u16> {
+        match self {
+            Self::Msix(vectors) => {
+                let last = u16::try_from(vectors.len()).ok()?.checked_sub(1)?;
+                Some(queue.saturating_add(1).min(last))
+            }
+            _ => None,
+        }
+    }
+
+    /// Interrupts so far of each of `N` queues. Those that cannot be told apart count for the first.
+    pub fn counts<const N: usize>(&self) -> [u64; N] {
+        let count = |queue: usize| match self {
+            Self::Msix(vectors) if vectors.len() > N => vectors.get(queue + 1).map_or(0, Interrupt::count),
+            Self::Msix(vectors) if queue == 0 => vectors.iter().map(Interrupt::count).sum(),
+            Self::Line(line, _) if queue == 0 => line.count(),
+            _ => 0,
+        };
+        core::array::from_fn(count)
+    }
+
+    /// What the device called for since this was last ready; else wakes the task when it calls.
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<InterruptStatus> {
+        match self {
+            Self::Msix(vectors) => {
+                let shared = vectors.len() == 1;
+                let mut status = InterruptStatus { queue: false, config: false };
+                for (index, vector) in vectors.iter_mut().enumerate() {
+                    // Vectors are polled until they are pending, so that each has the waker.
+                    while vector.poll_wait(context).is_ready() {
+                        status.config |= index == 0;
+                        status.queue |= index > 0 || shared;
+                    }
+                }
+                if status.queue || status.config { Poll::Ready(status) } else { Poll::Pending }
+            }
+            Self::Line(line, isr) => {
+                while line.poll_wait(context).is_ready() {
+                    let status = isr.acknowledge();
+                    if status.queue || status.config {
+                        return Poll::Ready(status);
+                    }
+                    // Another device on the line: wait on, which opens the line again.
+                }
+                Poll::Pending
+            }
+            Self::Polled(timer) => {
+                if Pin::new(&mut *timer).poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                *timer = Timer::after(POLL_INTERVAL);
+                Poll::Ready(InterruptStatus { queue: true, config: true })
+            }
+        }
+    }
+}

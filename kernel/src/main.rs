@@ -1,0 +1,5 @@
+//! The Ringfence unikernel.
+#![no_std]
+#![no_main]
+
+ringfence_kernel::entry!(ringfence_kernel::run);

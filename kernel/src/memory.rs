@@ -1,0 +1,301 @@
+//! The kernel's own memory: from the loader's page tables to an [`AddressSpace`] in which every frame has one owner.
+//!
+//! The upper half of the address space, by 512 GiB slots:
+//!
+//! | from | what |
+//! |---|---|
+//! | `0xffff_e000_0000_0000` | the page tables themselves, and nothing else (the "pool") |
+//! | `0xffff_e800_0000_0000` | the allocators' bitmaps |
+//! | `0xffff_f000_0000_0000` | everything that is mapped and unmapped: heap, stacks, DMA, registers |
+//! | `0xffff_ffff_8000_0000` | the kernel image |
+
+use core::fmt;
+
+use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
+use ringfence_memory::{
+    AddressSpace, AllocError, Cpu, FrameAllocator, FrameRange, MapError, MappedPages, Mapper, Mmio, Owner, PAGE_SIZE, PageAllocator,
+    PageRange, PhysAddr, Protection, TablePool, VirtAddr,
+};
+use spin::Once;
+use x86_64::instructions::tlb;
+use x86_64::registers::control::{Cr3, Cr3Flags};
+use x86_64::structures::paging::PhysFrame;
+
+use crate::arch::apic;
+use crate::boot::{Boot, PhysWindow};
+use crate::image::{self, Rights};
+use crate::qemu::{self, ExitCode};
+
+const POOL: u64 = 0xffff_e000_0000_0000;
+const BITMAPS: u64 = 0xffff_e800_0000_0000;
+const WINDOW: u64 = 0xffff_f000_0000_0000;
+
+const PAGE: u64 = PAGE_SIZE as u64;
+const GIB: u64 = 1 << 30;
+
+/// Why the kernel could not set up its own memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InitError {
+    /// No usable region has this many bytes in one piece, for page tables and bitmaps.
+    TooLittleMemory(u64),
+    /// A part of the image is not mapped by the loader.
+    ImageNotMapped,
+    /// A range does not fit the address space.
+    BadRange,
+    /// The mapper refused.
+    Map(MapError),
+    /// An allocator refused.
+    Alloc(AllocError),
+}
+
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLittleMemory(bytes) => {
+                write!(f, "there is too little RAM: no free piece of {} KiB; give the guest more memory", bytes >> 10)
+            }
+            other => write!(f, "cannot set up memory: {other:?}"),
+        }
+    }
+}
+
+impl From<MapError> for InitError {
+    fn from(error: MapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+impl From<AllocError> for InitError {
+    fn from(error: AllocError) -> Self {
+        Self::Alloc(error)
+    }
+}
+
+/// The one processor's page tables and TLB.
+struct ThisCpu;
+
+// SAFETY: each function is the instruction that the trait names.
+unsafe impl Cpu for ThisCpu {
+    fn flush(&self, page: VirtAddr) {
+        tlb::flush(x86_64::VirtAddr::new_truncate(page.value()));
+    }
+
+    fn flush_all(&self) {
+        tlb::flush_all();
+    }
+
+    unsafe fn load_root(&self, root: PhysAddr) {
+        let frame = PhysFrame::containing_address(x86_64::PhysAddr::new_truncate(root.value()));
+        // SAFETY: the caller vouches for the tables.
+        unsafe { Cr3::write(frame, Cr3Flags::empty()) }
+    }
+
+    fn root(&self) -> PhysAddr {
+        PhysAddr::new(Cr3::read().0.start_address().as_u64()).unwrap_or_else(|| unreachable!("CR3 holds 52 bits"))
+    }
+}
+
+static CPU: ThisCpu = ThisCpu;
+static FRAMES: Once<FrameAllocator> = Once::new();
+static PAGES: Once<PageAllocator> = Once::new();
+static SPACE: Once<AddressSpace> = Once::new();
+
+/// The kernel's address space.
+///
+/// # Panics
+/// If [`init`] has not run.
+pub fn space() -> &'static AddressSpace {
+    SPACE.get().unwrap_or_else(|| panic!("memory::init comes first"))
+}
+
+/// The kernel's address space, once there is one.
+pub fn try_space() -> Option<&'static AddressSpace> {
+    SPACE.get()
+}
+
+/// Leaves the loader's page tables for the kernel's own, and takes over all RAM. Afterwards neither the loader's
+/// window nor anything in the lower half is mapped.
+pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, InitError> {
+    let plan = Plan::new(boot.memory_map)?;
+    let image = image_runs(loader)?;
+    let in_window = loader.start() + plan.pool.start_address().value();
+    // SAFETY: the pool's frames are usable RAM that nothing else has, and the loader's window maps them at this address.
+    let pool = unsafe { TablePool::new(in_window.as_mut_ptr(), plan.pool) }?;
+    let mut mapper = Mapper::new(pool, gib_pages())?;
+    // SAFETY: the image keeps its addresses and gets the rights that its code expects; pool and bitmaps go where nothing
+    // was. The running code and its stack are in the image; `boot` and the memory map are too.
+    unsafe {
+        for run in &image {
+            mapper.map_boot(run.pages, run.frames, run.protection)?;
+        }
+        mapper.map_boot(pages(POOL, plan.pool)?, plan.pool, Protection::ReadWrite)?;
+        mapper.map_boot(pages(BITMAPS, plan.bitmaps)?, plan.bitmaps, Protection::ReadWrite)?;
+        mapper.activate(&CPU, POOL as *mut u8);
+    }
+    // SAFETY: mapped above, of this size, and referred to here only.
+    let storage = unsafe { core::slice::from_raw_parts_mut(BITMAPS as *mut u64, plan.words()) };
+    let (frame_bits, page_bits) = storage.split_at_mut(FrameAllocator::storage_words(plan.span.size_in_frames()));
+    let frames = FRAMES.try_call_once(|| FrameAllocator::new(plan.span, frame_bits))?;
+    hand_over(frames, boot.memory_map, &plan, &image)?;
+    let pages = PAGES.try_call_once(|| PageAllocator::new(plan.window, page_bits))?;
+    Ok(SPACE.call_once(|| AddressSpace::new(mapper, frames, pages, &CPU)))
+}
+
+/// Says why the kernel cannot run, and ends.
+pub fn give_up(error: &InitError) -> ! {
+    log::error!("Ringfence cannot start: {error}.");
+    qemu::exit(ExitCode::Failed)
+}
+
+/// Maps the local APIC's registers for good, and returns where. Processors that reach them by instructions need no
+/// mapping: then the address means nothing.
+pub fn claim_local_apic(address: u64) -> x86_64::VirtAddr {
+    static REGISTERS: Once<MappedPages<Mmio>> = Once::new();
+    if apic::has_x2apic() {
+        return x86_64::VirtAddr::zero();
+    }
+    let Ok(frames) = range(address, address.saturating_add(PAGE)) else { panic!("no APIC at {address:#x}") };
+    // SAFETY: the MADT, or else the architecture, says that the local APIC is there, and only the kernel claims it.
+    let offered = unsafe { space().offer_mmio(frames) };
+    match offered.and_then(|()| space().claim_mmio(frames)) {
+        Ok(pages) => x86_64::VirtAddr::from_ptr(REGISTERS.call_once(|| pages).as_ptr()),
+        Err(error) => panic!("the local APIC's registers at {address:#x} cannot be mapped: {error:?}"),
+    }
+}
+
+/// Where everything goes.
+struct Plan {
+    /// From address 0 to the end of RAM.
+    span: FrameRange,
+    window: PageRange,
+    pool: FrameRange,
+    bitmaps: FrameRange,
+}
+
+impl Plan {
+    fn new(memory_map: &[MemoryRegion]) -> Result<Self, InitError> {
+        let top = memory_map.iter().filter(|region| is_ram(region)).map(|region| region.end).max().unwrap_or(0);
+        let span = range(0, top)?;
+        // Room for every frame, as much again for gaps, and for registers.
+        let window_pages = (top.saturating_mul(2).next_power_of_two().max(GIB) / PAGE) as usize;
+        let start = VirtAddr::new(WINDOW).ok_or(InitError::BadRange)?;
+        let window = PageRange::new(start, window_pages).map_err(|_| InitError::BadRange)?;
+        let mut plan = Self { span, window, pool: FrameRange::empty(), bitmaps: FrameRange::empty() };
+
+        // Tables for all RAM in 4 KiB pages twice over; registers add a few.
+        let pool_frames = TablePool::frames_for(2 * span.size_in_frames()) + 64;
+        let bitmap_frames = (plan.words() * size_of::<u64>()).div_ceil(PAGE_SIZE);
+        let bytes = (pool_frames + bitmap_frames) as u64 * PAGE;
+        let region = memory_map
+            .iter()
+            .find(|region| region.kind == MemoryRegionKind::Usable && region.end - region.start >= bytes)
+            .ok_or(InitError::TooLittleMemory(bytes))?;
+        let both = range(region.end - bytes, region.end)?;
+        (plan.pool, plan.bitmaps) = both.split_at(pool_frames).ok_or(InitError::BadRange)?;
+        Ok(plan)
+    }
+
+    /// Words of bitmap that the two allocators need.
+    fn words(&self) -> usize {
+        FrameAllocator::storage_words(self.span.size_in_frames())
+            + PageAllocator::storage_words(self.window.size_in_pages())
+    }
+}
+
+/// A piece of the image that is contiguous in both address spaces.
+struct Run {
+    pages: PageRange,
+    frames: FrameRange,
+    protection: Protection,
+}
+
+/// The image as the loader placed it, without the guard pages.
+fn image_runs(loader: &PhysWindow) -> Result<heapless::Vec<Run, 28>, InitError> {
+    let mut runs = heapless::Vec::<Run, 28>::new();
+    for section in image::sections() {
+        let protection = match section.rights {
+            Rights::Read => Protection::ReadOnly,
+            Rights::ReadExecute => Protection::ReadExecute,
+            Rights::ReadWrite => Protection::ReadWrite,
+        };
+        for page in (section.start.as_u64()..section.end.as_u64()).step_by(PAGE_SIZE) {
+            let page = x86_64::VirtAddr::new_truncate(page);
+            if image::guard_pages().any(|guard| guard == page) {
+                continue;
+            }
+            let frame = loader.translate(page).ok_or(InitError::ImageNotMapped)?.as_u64();
+            let page = page.as_u64();
+            if let Some(last) = runs.last_mut()
+                && last.protection == protection
+                && last.pages.start_address().value() + last.pages.size_in_bytes() == page
+                && last.frames.start_address().value() + last.frames.size_in_bytes() == frame
+            {
+                let count = last.pages.size_in_pages() + 1;
+                last.pages = pages_at(last.pages.start_address().value(), count)?;
+                last.frames = FrameRange::new(last.frames.start_address(), count).map_err(|_| InitError::BadRange)?;
+                continue;
+            }
+            let run = Run { pages: pages_at(page, 1)?, frames: range(frame, frame + PAGE)?, protection };
+            runs.push(run).map_err(|_| InitError::ImageNotMapped)?;
+        }
+    }
+    Ok(runs)
+}
+
+/// Tells the frame allocator who has which RAM. What was told first stays.
+fn hand_over(
+    frames: &FrameAllocator,
+    memory_map: &[MemoryRegion],
+    plan: &Plan,
+    image: &[Run],
+) -> Result<(), InitError> {
+    // SAFETY: the image, the pool and the bitmaps are in use; firmware keeps its own. The rest of RAM, with what the
+    // loader used, is mapped nowhere now: the loader's tables are left, and nothing refers to its memory.
+    unsafe {
+        for run in image {
+            frames.add(run.frames, Owner::Kernel);
+        }
+        frames.add(plan.bitmaps, Owner::Kernel);
+        frames.add(plan.pool, Owner::Tables);
+        frames.add(range(0, PAGE)?, Owner::Reserved);
+        for region in memory_map {
+            let owner = if is_ram(region) { Owner::Free } else { Owner::Reserved };
+            if is_ram(region) || is_firmware_ram(region.kind) {
+                frames.add(range(region.start, region.end)?, owner);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a region is the kernel's to use once the loader is left.
+fn is_ram(region: &MemoryRegion) -> bool {
+    matches!(region.kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader) && region.start < region.end
+}
+
+/// Whether a region is RAM that firmware keeps: ACPI tables and storage, UEFI runtime services. Other unknown kinds may
+/// as well be registers.
+fn is_firmware_ram(kind: MemoryRegionKind) -> bool {
+    matches!(kind, MemoryRegionKind::UnknownBios(3 | 4) | MemoryRegionKind::UnknownUefi(5 | 6 | 9 | 10))
+}
+
+fn gib_pages() -> bool {
+    // CPUID 8000_0001h, EDX bit 26 (Intel SDM volume 3, 4.1.4).
+    core::arch::x86_64::__cpuid(0x8000_0001).edx & 1 << 26 != 0
+}
+
+/// The frames of the bytes `start..end`.
+fn range(start: u64, end: u64) -> Result<FrameRange, InitError> {
+    let start_address = PhysAddr::new(start).ok_or(InitError::BadRange)?;
+    FrameRange::from_phys_addr(start_address, end.saturating_sub(start)).map_err(|_| InitError::BadRange)
+}
+
+/// As many pages at `start` as there are `frames`.
+fn pages(start: u64, frames: FrameRange) -> Result<PageRange, InitError> {
+    pages_at(start, frames.size_in_frames())
+}
+
+fn pages_at(start: u64, count: usize) -> Result<PageRange, InitError> {
+    let start = VirtAddr::new(start).ok_or(InitError::BadRange)?;
+    PageRange::new(start, count).map_err(|_| InitError::BadRange)
+}

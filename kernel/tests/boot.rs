@@ -1,0 +1,89 @@
+//! What boot sets up: logging, heap, exceptions, protections, clock and interrupts.
+#![no_std]
+#![no_main]
+#![feature(custom_test_frameworks)]
+#![test_runner(ringfence_kernel::testing::run)]
+#![reexport_test_harness_main = "run_tests"]
+
+extern crate alloc;
+
+use alloc::vec::Vec;
+use core::hint::black_box;
+
+use ringfence_kernel::arch::cpu::{self, Protections};
+use ringfence_kernel::testing::{On, expect_fault};
+
+ringfence_kernel::test_image!();
+
+/// What is freed is gone from the count.
+#[test_case]
+fn heap_allocates_and_frees() {
+    let before = ringfence_kernel::heap::usage().allocated;
+    for round in 0..1_000usize {
+        let numbers: Vec<usize> = (0..round % 100).collect();
+        assert_eq!(numbers.iter().sum::<usize>(), (0..round % 100).sum());
+    }
+    assert_eq!(ringfence_kernel::heap::usage().allocated, before);
+}
+
+/// A breakpoint is reported and passed over.
+#[test_case]
+fn breakpoint_returns() {
+    // SAFETY: the handler returns to the next instruction.
+    unsafe { core::arch::asm!("int3") };
+}
+
+/// Address and error code of a page fault are those of the access.
+#[test_case]
+fn page_fault_is_described() {
+    let address = 0x1234_5678_9ab8usize;
+    // SAFETY: the read is expected to fault, and nothing uses its value.
+    let fault = expect_fault(|| unsafe {
+        black_box(core::ptr::read_volatile(address as *const u64));
+    });
+    let fault = fault.expect("reading unmapped memory faults");
+    assert_eq!((fault.vector, fault.error_code, fault.address), (14, 0, address as u64));
+}
+
+/// Exceptions other than page faults are caught as well.
+#[test_case]
+fn invalid_opcode_is_caught() {
+    // SAFETY: the instruction does nothing but fault.
+    let fault = expect_fault(|| unsafe { core::arch::asm!("ud2") });
+    assert_eq!(fault.map(|fault| fault.vector), Some(6));
+}
+
+/// Without a fault there is nothing to report.
+#[test_case]
+fn closure_that_does_not_fault_completes() {
+    let mut done = false;
+    assert_eq!(expect_fault(|| done = true), None);
+    assert!(done);
+}
+
+/// An inner recovery point leaves the outer one in place.
+#[test_case]
+fn faults_nest() {
+    let outer = expect_fault(|| {
+        // SAFETY: as above.
+        let inner = expect_fault(|| unsafe { core::arch::asm!("ud2") });
+        assert_eq!(inner.map(|fault| fault.vector), Some(6));
+        // SAFETY: a general protection fault: the address is not canonical.
+        unsafe { black_box(core::ptr::read_volatile(0x8000_0000_0000_0000usize as *const u8)) };
+    });
+    assert_eq!(outer.map(|fault| fault.vector), Some(13));
+}
+
+/// `-cpu max` has all of them.
+#[test_case]
+fn every_protection_is_on() {
+    assert_eq!(cpu::active(), Protections::all());
+}
+
+fn protections_follow_the_processor() {
+    assert_eq!(cpu::active(), Protections::NX | Protections::WP);
+}
+
+/// What the processor lacks is left off.
+#[test_case]
+const OLD_PROCESSOR: On = On("cpu=qemu64", &protections_follow_the_processor);

@@ -1,0 +1,189 @@
+//! Clock, alarms, and interrupts from message to task.
+#![no_std]
+#![no_main]
+#![feature(custom_test_frameworks)]
+#![test_runner(ringfence_kernel::testing::run)]
+#![reexport_test_harness_main = "run_tests"]
+
+extern crate alloc;
+
+use alloc::boxed::Box;
+use core::arch::asm;
+use core::future::Future;
+use core::pin::{Pin, pin};
+use core::task::{Context, Poll};
+
+use embassy_time::{Duration, Instant, Timer, with_timeout};
+use ringfence_kernel::{executor, interrupts, testing, time};
+use x86_64::instructions::port::Port;
+
+ringfence_kernel::test_image!();
+
+/// Runs a future as the only task of the executor, and ends the test when it ends.
+fn run(future: impl Future<Output = ()> + 'static) -> ! {
+    #[embassy_executor::task]
+    async fn task(future: Pin<Box<dyn Future<Output = ()>>>) {
+        future.await;
+        testing::pass();
+    }
+    executor::run(|spawner| spawner.spawn(task(Box::pin(future)).expect("there is no other task")))
+}
+
+/// A register of the real-time clock.
+fn clock_register(index: u8) -> u8 {
+    // SAFETY: selects and reads a register of the CMOS clock; only register C has a side effect, which is wanted.
+    unsafe {
+        Port::<u8>::new(0x70).write(index);
+        Port::<u8>::new(0x71).read()
+    }
+}
+
+fn set_clock_register(index: u8, value: u8) {
+    // SAFETY: the tests write registers A and B only: rate and interrupt enable bits.
+    unsafe {
+        Port::<u8>::new(0x70).write(index);
+        Port::<u8>::new(0x71).write(value);
+    }
+}
+
+/// A second of our clock is a second of the real-time clock.
+#[test_case]
+fn clock_keeps_time() {
+    let wait_for_tick = || {
+        let second = clock_register(0);
+        while clock_register(0) == second {
+            core::hint::spin_loop();
+        }
+        time::now_ns()
+    };
+    let start = wait_for_tick();
+    let milliseconds = (wait_for_tick() - start) / 1_000_000;
+    assert!((950..1050).contains(&milliseconds), "a second took {milliseconds} ms");
+}
+
+/// Alarms are not early, not much late, and the processor halts meanwhile.
+#[test_case]
+fn alarms_fire_on_time() {
+    run(async {
+        let mut worst = 0;
+        for milliseconds in [0u64, 1, 5, 20, 50] {
+            let start = Instant::now();
+            Timer::after(Duration::from_millis(milliseconds)).await;
+            let late = start.elapsed().as_micros().checked_sub(milliseconds * 1000).expect("not early");
+            worst = worst.max(late);
+        }
+        assert!(worst < 20_000, "{worst} µs late");
+        assert!(executor::halts() >= 4, "{} halts", executor::halts());
+    })
+}
+
+/// Many alarms at once fire in their order.
+#[test_case]
+fn alarms_keep_their_order() {
+    run(async {
+        let mut timers = [30u64, 10, 20].map(|milliseconds| Box::pin(Timer::after_millis(milliseconds)));
+        let mut order = alloc::vec::Vec::new();
+        while order.len() < timers.len() {
+            core::future::poll_fn(|context: &mut Context<'_>| {
+                for (index, timer) in timers.iter_mut().enumerate() {
+                    if !order.contains(&index) && timer.as_mut().poll(context).is_ready() {
+                        order.push(index);
+                        return Poll::Ready(());
+                    }
+                }
+                Poll::Pending
+            })
+            .await;
+        }
+        assert_eq!(order, [1, 2, 0]);
+    })
+}
+
+/// A vector wakes the task that waits for it, whether it fires before, or while it waits.
+#[test_case]
+fn vectors_wake_their_task() {
+    run(async {
+        let mut interrupt = interrupts::allocate().expect("vectors are free");
+        let message = interrupt.message().expect("it is not a line");
+        assert_eq!((message.address & 0xfff0_0000, message.data), (0xfee0_0000, 0x30));
+        assert!(with_timeout(Duration::from_millis(5), interrupt.wait()).await.is_err(), "nothing fired yet");
+        // SAFETY: raises the first vector for devices, as a device would by its message.
+        let fire = || unsafe { asm!("int 0x30") };
+        fire();
+        fire();
+        interrupt.wait().await;
+        assert_eq!(interrupt.count(), 2);
+        for _ in 0..1000 {
+            let mut wait = pin!(interrupt.wait());
+            core::future::poll_fn(|context| {
+                assert!(wait.as_mut().poll(context).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            fire();
+            wait.await;
+        }
+        assert_eq!(interrupt.count(), 1002);
+        assert_eq!(interrupts::unexpected(), 0);
+    })
+}
+
+/// While a task is ready the processor does not halt.
+#[test_case]
+fn ready_tasks_do_not_wait() {
+    run(async {
+        let halts = executor::halts();
+        for _ in 0..1000 {
+            let mut yielded = false;
+            core::future::poll_fn(|context| {
+                if yielded {
+                    return Poll::Ready(());
+                }
+                yielded = true;
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+        assert_eq!(executor::halts(), halts);
+    })
+}
+
+/// Vectors are handed out once, and come back when dropped.
+#[test_case]
+fn vectors_are_owned() {
+    let all: alloc::vec::Vec<_> = core::iter::from_fn(interrupts::allocate).collect();
+    assert_eq!(all.len(), 0xf0 - 0x30);
+    let mut data: alloc::vec::Vec<_> =
+        all.iter().filter_map(|one| one.message()).map(|one| one.data).collect();
+    data.dedup();
+    assert_eq!(data.len(), all.len());
+    assert!(interrupts::allocate_line(1).is_none());
+    drop(all);
+    assert!(interrupts::allocate().is_some());
+    assert!(interrupts::allocate_line(16).is_none());
+}
+
+/// A line of the second 8259, the real-time clock's, interrupts again each time it is waited for, and all who share it
+/// are woken.
+#[test_case]
+fn lines_are_shared() {
+    run(async {
+        let mut first = interrupts::allocate_line(8).expect("lines are free");
+        let mut second = interrupts::allocate_line(8).expect("a line can be shared");
+        assert_eq!(first.message(), None);
+        // 1,024 interrupts per second, each acknowledged by reading register C.
+        set_clock_register(0x0a, clock_register(0x0a) & 0xf0 | 6);
+        set_clock_register(0x0b, clock_register(0x0b) | 0x40);
+        let start = Instant::now();
+        for _ in 0..50 {
+            clock_register(0x0c);
+            with_timeout(Duration::from_secs(1), first.wait()).await.expect("the clock interrupts");
+            with_timeout(Duration::from_secs(1), second.wait()).await.expect("it wakes both");
+        }
+        set_clock_register(0x0b, clock_register(0x0b) & !0x40);
+        let milliseconds = start.elapsed().as_millis();
+        assert!((40..500).contains(&milliseconds), "50 interrupts took {milliseconds} ms");
+        assert_eq!(interrupts::unexpected(), 0);
+    })
+}

@@ -1,0 +1,385 @@
+//! Physical memory: who owns each frame.
+//!
+//! [`Frames`] is a token for adjacent frames in one [`State`]. Tokens are linear: neither `Clone` nor `DerefMut`, a
+//! fallible call gives its input back, and dropping one is the state transition:
+//!
+//! ```text
+//!        allocate            map               unmap             flush
+//! Free ──────────► Allocated ────► Mapped ──────────► Unmapped ────────► Allocated
+//!   ▲ drop             │ drop        drop: stays mapped     drop: lost, since nobody flushed
+//!   └──────────────────┘
+//! ```
+
+use crate::address::{PAGE_SHIFT, PhysAddr};
+use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
+use crate::bits;
+use crate::range::FrameRange;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use spin::Mutex;
+
+macro_rules! owners {
+    ($($(#[$doc:meta])* $owner:ident = $name:literal,)*) => {
+        /// Who has a frame. Each frame of RAM has one owner at any time.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Owner { $($(#[$doc])* $owner,)* }
+
+        impl Owner {
+            /// Every owner.
+            pub const ALL: [Self; [$($name),*].len()] = [$(Self::$owner),*];
+
+            /// A lower-case name.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$owner => $name,)* }
+            }
+        }
+    };
+}
+
+owners! {
+    /// The allocator.
+    Free = "free",
+    /// A token that is not mapped.
+    Allocated = "allocated",
+    /// A `MappedPages<Private>`.
+    Private = "private",
+    /// Between unmapping and the TLB flush.
+    Unmapped = "unmapped",
+    /// The DMA arena, not lent.
+    DmaIdle = "dma_idle",
+    /// A `MappedPages<Dma>`.
+    Dma = "dma",
+    /// Nobody: a device may still write there.
+    Quarantined = "quarantined",
+    /// The pool of page tables.
+    Tables = "tables",
+    /// Mapped before there was an allocator: kernel image, boot stack, the allocators' own storage.
+    Kernel = "kernel",
+    /// Firmware or the loader.
+    Reserved = "reserved",
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+pub(crate) struct Inner {
+    pub private: Buddy,
+    /// Type-stable memory: what has once been given to a device comes back here and goes to devices only.
+    pub dma: Buddy,
+    /// One bit for each frame that is RAM.
+    pub ram: &'static mut [u64],
+    /// One bit for each frame, for the audit.
+    pub scratch: &'static mut [u64],
+}
+
+/// The allocator of physical memory, over one span of frames.
+///
+/// Needs no heap: its storage is handed in. Not for interrupt handlers (it takes a spin lock).
+pub struct FrameAllocator {
+    span: FrameRange,
+    inner: Mutex<Inner>,
+    counts: [AtomicUsize; Owner::ALL.len()],
+}
+
+/// Which frames are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRequest {
+    /// How many, adjacent.
+    pub count: usize,
+    /// In frames; a power of two, at most 1 GiB.
+    pub align: usize,
+    /// The last byte must lie below this address.
+    pub below: Option<PhysAddr>,
+    /// Exactly here.
+    pub at: Option<PhysAddr>,
+}
+
+impl FrameRequest {
+    /// `count` adjacent frames anywhere.
+    pub const fn new(count: usize) -> Self {
+        Self { count, align: 1, below: None, at: None }
+    }
+}
+
+impl FrameAllocator {
+    /// How many words of storage a span of `frames` needs (about 0.8 bytes for each frame).
+    pub const fn storage_words(frames: usize) -> usize {
+        2 * Buddy::storage_words(frames) + 2 * frames.div_ceil(64)
+    }
+
+    /// An allocator that knows of no RAM yet. `span` should reach from address 0 to the end of RAM; it must begin at a
+    /// multiple of 1 GiB.
+    pub fn new(span: FrameRange, storage: &'static mut [u64]) -> Result<Self, AllocError> {
+        let frames = span.size_in_frames();
+        if !span.first().is_multiple_of(MAX_ALIGN as u64) {
+            return Err(AllocError::Misaligned);
+        }
+        if storage.len() < Self::storage_words(frames) {
+            return Err(AllocError::StorageTooSmall);
+        }
+        let (private, rest) = storage.split_at_mut(Buddy::storage_words(frames));
+        let (dma, rest) = rest.split_at_mut(Buddy::storage_words(frames));
+        let (ram, rest) = rest.split_at_mut(frames.div_ceil(64));
+        ram.fill(0);
+        let inner = Inner {
+            private: Buddy::new(frames, private).ok_or(AllocError::StorageTooSmall)?,
+            dma: Buddy::new(frames, dma).ok_or(AllocError::StorageTooSmall)?,
+            ram,
+            scratch: &mut rest[..frames.div_ceil(64)],
+        };
+        Ok(Self { span, inner: Mutex::new(inner), counts: [const { AtomicUsize::new(0) }; Owner::ALL.len()] })
+    }
+
+    /// Tells the allocator about RAM, as far as it lies in the span. Frames that were added before are skipped, so what
+    /// is in use goes in first and whole usable regions follow. Returns how many frames were taken.
+    ///
+    /// # Safety
+    /// The range is RAM. What is added as [`Owner::Free`] is used by nobody else, now or later.
+    pub unsafe fn add(&self, range: FrameRange, owner: Owner) -> usize {
+        let Some(range) = self.span.overlap(&range) else { return 0 };
+        let (mut at, end) =
+            ((range.first() - self.span.first()) as usize, (range.past() - self.span.first()) as usize);
+        let inner = &mut *self.inner.lock();
+        let mut taken = 0;
+        while at < end {
+            let start = bits::find(inner.ram, at, end, false);
+            at = bits::find(inner.ram, start, end, true);
+            bits::set(inner.ram, start, at);
+            if owner == Owner::Free {
+                inner.private.free(start, at - start);
+            }
+            taken += at - start;
+        }
+        self.counts[owner as usize].fetch_add(taken, Relaxed);
+        taken
+    }
+
+    /// Takes frames for the CPU's own use.
+    pub fn allocate(&'static self, request: FrameRequest) -> Result<AllocatedFrames, AllocError> {
+        let start = self.inner.lock().private.allocate(&self.request(&request)?)?;
+        Ok(Frames::<Free>::new(self, self.range(start, request.count)).into_state())
+    }
+
+    /// How many frames `owner` has.
+    pub fn count(&self, owner: Owner) -> usize {
+        self.counts[owner as usize].load(Relaxed)
+    }
+
+    /// How many frames of RAM there are: the sum over all owners.
+    pub fn total(&self) -> usize {
+        Owner::ALL.iter().map(|owner| self.count(*owner)).sum()
+    }
+
+    /// Whether any of these frames is RAM.
+    pub fn is_ram(&self, range: FrameRange) -> bool {
+        self.indices(&range)
+            .is_some_and(|(start, end)| bits::find(self.inner.lock().ram, start, end, true) < end)
+    }
+
+    /// Takes frames for devices: from the DMA arena, which grows out of free memory and never shrinks.
+    pub(crate) fn take_dma(&self, request: &FrameRequest) -> Result<FrameRange, AllocError> {
+        let wanted = self.request(request)?;
+        let inner = &mut *self.inner.lock();
+        let start = match inner.dma.allocate(&wanted) {
+            Err(AllocError::OutOfMemory) => {
+                // Whole 2 MiB blocks keep the arena in few places; when there is none, a block that is just enough.
+                let block = if wanted.at.is_some() { wanted.count } else { wanted.count.next_power_of_two() };
+                let large = Request { count: block.max(512), align: wanted.align.max(512), ..wanted };
+                let small = Request { count: block, ..wanted };
+                let (start, count) = match inner.private.allocate(&large) {
+                    Ok(start) => (start, large.count),
+                    Err(_) => (inner.private.allocate(&small)?, block),
+                };
+                inner.dma.free(start, count);
+                self.transfer(Owner::Free, Owner::DmaIdle, count);
+                inner.dma.allocate(&wanted)?
+            }
+            other => other?,
+        };
+        self.transfer(Owner::DmaIdle, Owner::Dma, wanted.count);
+        Ok(self.range(start, wanted.count))
+    }
+
+    /// Gives frames back to the DMA arena.
+    pub(crate) fn give_dma(&self, range: FrameRange) {
+        self.inner.lock().dma.free((range.first() - self.span.first()) as usize, range.size_in_frames());
+        self.transfer(Owner::Dma, Owner::DmaIdle, range.size_in_frames());
+    }
+
+    pub(crate) fn transfer(&self, from: Owner, to: Owner, count: usize) {
+        self.counts[from as usize].fetch_sub(count, Relaxed);
+        self.counts[to as usize].fetch_add(count, Relaxed);
+    }
+
+    pub(crate) fn inner(&self) -> &Mutex<Inner> {
+        &self.inner
+    }
+
+    /// First and past-the-last index of the part of `range` that lies in the span.
+    pub(crate) fn indices(&self, range: &FrameRange) -> Option<(usize, usize)> {
+        let part = self.span.overlap(range)?;
+        Some(((part.first() - self.span.first()) as usize, (part.past() - self.span.first()) as usize))
+    }
+
+    pub(crate) fn range(&self, start: usize, count: usize) -> FrameRange {
+        // Indices lie inside the span, which was constructed.
+        FrameRange::from_numbers(self.span.first() + start as u64, count as u64)
+            .unwrap_or(FrameRange::empty())
+    }
+
+    fn request(&self, request: &FrameRequest) -> Result<Request, AllocError> {
+        let index = |frame: u64| frame.checked_sub(self.span.first()).map(|index| index as usize);
+        let at = match request.at {
+            Some(address) if !address.is_page_aligned() => return Err(AllocError::Misaligned),
+            Some(address) => Some(index(address.value() >> PAGE_SHIFT).ok_or(AllocError::OutOfRange)?),
+            None => None,
+        };
+        let below = match request.below {
+            Some(address) => index(address.value() >> PAGE_SHIFT).ok_or(AllocError::OutOfRange)?,
+            None => usize::MAX,
+        };
+        Ok(Request { count: request.count, align: request.align, at, from: 0, below })
+    }
+}
+
+mod sealed {
+    pub trait State {
+        /// As whom frames in this state are counted.
+        const OWNER: super::Owner;
+        /// What dropping a token means.
+        fn release(frames: super::Frames<Self>)
+        where
+            Self: super::State + Sized;
+    }
+}
+
+/// The state of [`Frames`]; closed, since each state is a promise about the page tables.
+pub trait State: sealed::State {}
+impl<S: sealed::State> State for S {}
+
+macro_rules! states {
+    ($($(#[$doc:meta])* $state:ident, $alias:ident, $owner:ident, $release:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $state {}
+        #[doc = concat!("[`Frames`] in the state [`", stringify!($state), "`].")]
+        pub type $alias = Frames<$state>;
+        impl sealed::State for $state {
+            const OWNER: Owner = Owner::$owner;
+            fn release(frames: Frames<Self>) {
+                let release: fn(Frames<Self>) = $release;
+                release(frames);
+            }
+        }
+    )*};
+}
+
+states! {
+    /// Owned by the allocator. Dropping puts the frames back on its list.
+    Free, FreeFrames, Free, |frames| frames.put_back();
+    /// Owned by the holder of the token, mapped nowhere. Dropping makes them free.
+    Allocated, AllocatedFrames, Allocated, |frames| drop(frames.into_state::<Free>());
+    /// Mapped exactly once; the page table owns them, so dropping the token changes nothing.
+    Mapped, MappedFrames, Private, core::mem::forget;
+    /// No longer mapped, but a TLB may not know. Without the flush they are lost, never reused.
+    Unmapped, UnmappedFrames, Unmapped, core::mem::forget;
+}
+
+/// Adjacent frames in one state, owned.
+pub struct Frames<S: State> {
+    range: FrameRange,
+    home: Option<&'static FrameAllocator>,
+    state: PhantomData<S>,
+}
+
+static_assertions::assert_not_impl_any!(FreeFrames: Clone, core::ops::DerefMut);
+static_assertions::assert_not_impl_any!(AllocatedFrames: Clone, core::ops::DerefMut);
+static_assertions::assert_not_impl_any!(MappedFrames: Clone, core::ops::DerefMut);
+static_assertions::assert_not_impl_any!(UnmappedFrames: Clone, core::ops::DerefMut);
+
+impl<S: State> Frames<S> {
+    /// No frames.
+    pub const fn empty() -> Self {
+        Self { range: FrameRange::empty(), home: None, state: PhantomData }
+    }
+
+    /// Conjures a token. The caller has just made these frames be in this state, and counted them so.
+    pub(crate) const fn new(home: &'static FrameAllocator, range: FrameRange) -> Self {
+        Self { range, home: Some(home), state: PhantomData }
+    }
+
+    /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same allocator.
+    pub fn merge(&mut self, other: Self) -> Result<(), Self> {
+        let joined = self.range.join(&other.range).or_else(|| other.range.join(&self.range));
+        match joined {
+            Some(range) if self.home.is_none() || other.home.is_none() || self.is_of(other.home) => {
+                self.home = self.home.or(other.home);
+                self.range = range;
+                core::mem::forget(other);
+                Ok(())
+            }
+            _ => Err(other),
+        }
+    }
+
+    /// The first `count` frames and the rest. Gives the token back if it has fewer.
+    pub fn split_at(self, count: usize) -> Result<(Self, Self), Self> {
+        let Some((head, tail)) = self.range.split_at(count) else { return Err(self) };
+        let this = ManuallyDrop::new(self);
+        let part = |range| Self { range, home: this.home, state: PhantomData };
+        Ok((part(head), part(tail)))
+    }
+
+    /// The next state; the caller does what the state promises.
+    pub(crate) fn into_state<T: State>(self) -> Frames<T> {
+        let this = ManuallyDrop::new(self);
+        if let Some(home) = this.home {
+            home.transfer(S::OWNER, T::OWNER, this.range.size_in_frames());
+        }
+        Frames { range: this.range, home: this.home, state: PhantomData }
+    }
+
+    pub(crate) fn is_of(&self, home: Option<&FrameAllocator>) -> bool {
+        match (self.home, home) {
+            (Some(a), Some(b)) => core::ptr::eq(a, b),
+            _ => false,
+        }
+    }
+
+    fn put_back(self) {
+        let this = ManuallyDrop::new(self);
+        if let Some(home) = this.home {
+            let start = (this.range.first() - home.span.first()) as usize;
+            home.inner.lock().private.free(start, this.range.size_in_frames());
+        }
+    }
+}
+
+impl<S: State> Deref for Frames<S> {
+    type Target = FrameRange;
+
+    fn deref(&self) -> &FrameRange {
+        &self.range
+    }
+}
+
+impl<S: State> Drop for Frames<S> {
+    fn drop(&mut self) {
+        if !self.range.is_empty() {
+            let frames = core::mem::replace(self, Self::empty());
+            S::release(frames);
+        }
+    }
+}
+
+impl<S: State> fmt::Debug for Frames<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ({})", self.range, S::OWNER)
+    }
+}

@@ -1,0 +1,394 @@
+//! Memory that is mapped, owned by one value.
+
+use super::borrowed::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
+use super::{AddressSpace, MapError, Protection, Tag};
+use crate::address::{PhysAddr, VirtAddr};
+use crate::frames::{Allocated, AllocatedFrames, Frames, Owner, Unmapped};
+use crate::pages::AllocatedPages;
+use crate::range::{FrameRange, PageRange};
+use alloc::vec::Vec;
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use zerocopy::{FromBytes, IntoBytes, KnownLayout};
+
+mod sealed {
+    pub trait Kind {
+        const TAG: super::Tag;
+        /// What becomes of frames that are no longer mapped.
+        fn release(space: &'static super::AddressSpace, frames: super::FrameRange);
+    }
+}
+
+/// Who else may touch the memory. Closed, since each kind is a promise.
+pub trait Kind: sealed::Kind {}
+impl<K: sealed::Kind> Kind for K {}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident, $release:expr;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub enum $kind {}
+        impl sealed::Kind for $kind {
+            const TAG: Tag = Tag::$kind;
+            fn release(space: &'static AddressSpace, frames: FrameRange) {
+                let release: fn(&'static AddressSpace, FrameRange) = $release;
+                release(space, frames);
+            }
+        }
+    )*};
+}
+
+kinds! {
+    /// Memory that only the CPU touches, so that references to it are sound.
+    Private, |space, frames| drop(allocated(space, frames));
+    /// Memory that a device may touch at any time: no references, volatile access only.
+    Dma, |space, frames| space.frames().give_dma(frames);
+    /// Device registers, uncached: no references, volatile access only.
+    Mmio, |space, frames| space.claims().lock().release(&frames);
+}
+
+/// The token of private frames that were unmapped and flushed.
+fn allocated(space: &AddressSpace, frames: FrameRange) -> AllocatedFrames {
+    let home = space.frames();
+    home.transfer(Owner::Private, Owner::Unmapped, frames.size_in_frames());
+    Frames::<Unmapped>::new(home, frames).into_state::<Allocated>()
+}
+
+/// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are written
+/// down; nothing else maps them.
+///
+/// Dropping unmaps the pages, flushes the TLB and gives back pages and frames.
+pub struct MappedPages<K: Kind> {
+    pages: AllocatedPages,
+    /// `None` only if there are no pages.
+    space: Option<&'static AddressSpace>,
+    protection: Protection,
+    kind: PhantomData<K>,
+}
+
+static_assertions::assert_not_impl_any!(MappedPages<Private>: Clone, core::ops::DerefMut);
+static_assertions::assert_not_impl_any!(MappedPages<Dma>: Clone, core::ops::DerefMut);
+static_assertions::assert_not_impl_any!(MappedPages<Mmio>: Clone, core::ops::DerefMut);
+
+/// Why memory cannot be seen as a value of some type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessError {
+    /// It would reach past the end.
+    OutOfBounds,
+    /// The offset does not suit the type's alignment.
+    Misaligned,
+    /// The mapping is not writable.
+    NotWritable,
+}
+
+impl<K: Kind> MappedPages<K> {
+    pub(super) const fn new(
+        pages: AllocatedPages,
+        space: &'static AddressSpace,
+        protection: Protection,
+    ) -> Self {
+        Self { pages, space: Some(space), protection, kind: PhantomData }
+    }
+
+    /// What the CPU may do here.
+    #[doc(alias = "protection")]
+    pub const fn flags(&self) -> Protection {
+        self.protection
+    }
+
+    /// The first byte; null if there are no pages. Valid for as many bytes as the range says while this value lives,
+    /// under the rules of its kind.
+    pub fn as_ptr(&self) -> *mut u8 {
+        core::ptr::with_exposed_provenance_mut(self.pages.start_address().value() as usize)
+    }
+
+    fn contiguous_address(&self) -> PhysAddr {
+        let address = self.space.and_then(|space| space.translate(self.pages.start_address()));
+        // These kinds are constructed mapped, never empty, and only dropping unmaps them.
+        address.expect("a mapping that is owned has lost its leaf")
+    }
+}
+
+impl MappedPages<Private> {
+    /// No pages.
+    pub const fn empty() -> Self {
+        Self {
+            pages: AllocatedPages::empty(),
+            space: None,
+            protection: Protection::ReadOnly,
+            kind: PhantomData,
+        }
+    }
+
+    /// Joins `other` to this mapping. Gives it back unless it follows directly, in the same address space and with the
+    /// same flags. An empty mapping joins with any.
+    pub fn merge(&mut self, mut other: Self) -> Result<(), Self> {
+        if other.pages.is_empty() {
+            return Ok(());
+        }
+        if self.pages.is_empty() {
+            *self = other;
+            return Ok(());
+        }
+        let same = match (self.space, other.space) {
+            (Some(a), Some(b)) => core::ptr::eq(a, b) && self.protection == other.protection,
+            _ => false,
+        };
+        if !same {
+            return Err(other);
+        }
+        self.pages.merge(core::mem::take(&mut other.pages)).map_err(|pages| {
+            other.pages = pages;
+            other
+        })
+    }
+
+    /// The pages before `at` and those from `at` on; either may be empty. A larger leaf that reaches across is broken
+    /// first. Gives the mapping back, unchanged, if `at` is not a multiple of 4 KiB, lies outside, or no page table is
+    /// left for breaking.
+    pub fn split(mut self, at: VirtAddr) -> Result<(Self, Self), Self> {
+        let inside = self.pages.offset_of_address(at).is_some_and(|offset| offset > 0);
+        if inside && self.space.is_some_and(|space| space.break_at(at).is_err()) {
+            return Err(self);
+        }
+        match core::mem::take(&mut self.pages).split(at) {
+            Ok((head, tail)) => {
+                let (space, protection) = (self.space, self.protection);
+                let part = |pages| Self { pages, space, protection, kind: PhantomData };
+                Ok((part(head), part(tail)))
+            }
+            Err(pages) => {
+                self.pages = pages;
+                Err(self)
+            }
+        }
+    }
+
+    /// The same bytes in new memory, with `flags` or the same ones. Never writable and executable in between.
+    pub fn deep_copy(&self, flags: Option<Protection>) -> Result<Self, MapError> {
+        let Some(space) = self.space else { return Ok(Self::empty()) };
+        let mut copy = space.allocate(self.pages.size_in_pages(), Protection::ReadWrite)?;
+        if let (Ok(to), from) = (copy.bytes_mut(), self.bytes()) {
+            to.copy_from_slice(from);
+        }
+        copy.remap(flags.unwrap_or(self.protection));
+        Ok(copy)
+    }
+
+    /// Changes what the CPU may do here. Cannot fail: a mapping always consists of whole leaves, since
+    /// [`split`](Self::split) breaks the larger ones. For a part of a mapping: split, remap, merge.
+    pub fn remap(&mut self, flags: Protection) {
+        if let Some(space) = self.space.filter(|_| flags != self.protection) {
+            space.protect(&self.pages, flags);
+            self.protection = flags;
+        }
+    }
+
+    /// Unmaps and returns the pages and all frames, as one token for each run of adjacent ones. Gives the mapping back
+    /// if the heap has no room for the list.
+    pub fn unmap_into_parts(self) -> Result<(AllocatedPages, Vec<AllocatedFrames>), Self> {
+        let mut list: Vec<AllocatedFrames> = Vec::new();
+        let Some(space) = self.space else { return Ok((AllocatedPages::empty(), list)) };
+        if list.try_reserve_exact(space.runs(&self.pages)).is_err() {
+            return Err(self);
+        }
+        let pages = self.unmap_with(|space, frames| {
+            let frames = allocated(space, frames);
+            let rest = match list.last_mut() {
+                Some(last) => last.merge(frames).err(),
+                None => Some(frames),
+            };
+            list.extend(rest);
+        });
+        Ok((pages, list))
+    }
+
+    /// Joins what is known to follow directly.
+    pub(super) fn append(&mut self, next: Self) {
+        let rest = self.merge(next);
+        debug_assert!(rest.is_ok(), "not adjacent");
+    }
+
+    /// Frees the frames and keeps the pages.
+    pub(super) fn into_pages(self) -> AllocatedPages {
+        self.unmap_with(|space, frames| drop(allocated(space, frames)))
+    }
+
+    fn unmap_with(mut self, mut take: impl FnMut(&AddressSpace, FrameRange)) -> AllocatedPages {
+        let pages = core::mem::take(&mut self.pages);
+        if let Some(space) = self.space {
+            space.unmap(*pages, |frames| take(space, frames));
+        }
+        pages
+    }
+
+    fn bytes(&self) -> &[u8] {
+        let len = self.pages.size_in_bytes() as usize;
+        if len == 0 {
+            return &[];
+        }
+        // SAFETY: the pages are mapped and readable while `self` lives; nothing else maps the frames and no device is
+        // told of them, so they only change through `&mut self`; any bytes are valid; a window is below `isize::MAX`.
+        unsafe { core::slice::from_raw_parts(self.as_ptr(), len) }
+    }
+
+    fn bytes_mut(&mut self) -> Result<&mut [u8], AccessError> {
+        let len = self.pages.size_in_bytes() as usize;
+        if len == 0 {
+            return Ok(&mut []);
+        }
+        if self.protection != Protection::ReadWrite {
+            return Err(AccessError::NotWritable);
+        }
+        // SAFETY: as in `bytes`, the pages are writable, and `&mut self` excludes every other reference.
+        Ok(unsafe { core::slice::from_raw_parts_mut(self.as_ptr(), len) })
+    }
+
+    /// The bytes at `offset` as a `T`.
+    pub fn as_type<T: FromBytes + zerocopy::Immutable + KnownLayout>(
+        &self,
+        offset: usize,
+    ) -> Result<&T, AccessError> {
+        let bytes = part(self.bytes().len(), offset, Some(size_of::<T>()))?;
+        T::ref_from_bytes(&self.bytes()[bytes]).map_err(|_| AccessError::Misaligned)
+    }
+
+    /// The bytes at `offset` as a `T` to be changed; without padding, which would leave bytes uninitialised.
+    pub fn as_type_mut<T: FromBytes + IntoBytes + KnownLayout>(
+        &mut self,
+        offset: usize,
+    ) -> Result<&mut T, AccessError> {
+        let all = self.bytes_mut()?;
+        let bytes = part(all.len(), offset, Some(size_of::<T>()))?;
+        T::mut_from_bytes(&mut all[bytes]).map_err(|_| AccessError::Misaligned)
+    }
+
+    /// `length` elements from `offset` (in bytes) on.
+    pub fn as_slice<T: FromBytes + zerocopy::Immutable>(
+        &self,
+        offset: usize,
+        length: usize,
+    ) -> Result<&[T], AccessError> {
+        let bytes = part(self.bytes().len(), offset, length.checked_mul(size_of::<T>()))?;
+        <[T]>::ref_from_bytes_with_elems(&self.bytes()[bytes], length).map_err(|_| AccessError::Misaligned)
+    }
+
+    /// `length` elements from `offset` (in bytes) on, to be changed.
+    pub fn as_slice_mut<T: FromBytes + IntoBytes + zerocopy::Immutable>(
+        &mut self,
+        offset: usize,
+        length: usize,
+    ) -> Result<&mut [T], AccessError> {
+        let all = self.bytes_mut()?;
+        let bytes = part(all.len(), offset, length.checked_mul(size_of::<T>()))?;
+        <[T]>::mut_from_bytes_with_elems(&mut all[bytes], length).map_err(|_| AccessError::Misaligned)
+    }
+
+    /// Moves the mapping into a value that derefs to the `T` at `offset`. Gives it back on error.
+    pub fn into_borrowed<T: FromBytes + zerocopy::Immutable + KnownLayout>(
+        self,
+        offset: usize,
+    ) -> Result<BorrowedMappedPages<T, Immutable>, (Self, AccessError)> {
+        BorrowedMappedPages::from(self, offset)
+    }
+
+    /// As [`into_borrowed`](Self::into_borrowed), to be changed.
+    pub fn into_borrowed_mut<T: FromBytes + IntoBytes + KnownLayout>(
+        self,
+        offset: usize,
+    ) -> Result<BorrowedMappedPages<T, Mutable>, (Self, AccessError)> {
+        BorrowedMappedPages::from_mut(self, offset)
+    }
+
+    /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it back on
+    /// error.
+    pub fn into_borrowed_slice<T: FromBytes + zerocopy::Immutable>(
+        self,
+        offset: usize,
+        length: usize,
+    ) -> Result<BorrowedSliceMappedPages<T, Immutable>, (Self, AccessError)> {
+        BorrowedSliceMappedPages::from_slice(self, offset, length)
+    }
+
+    /// As [`into_borrowed_slice`](Self::into_borrowed_slice), to be changed.
+    pub fn into_borrowed_slice_mut<T: FromBytes + IntoBytes + zerocopy::Immutable>(
+        self,
+        offset: usize,
+        length: usize,
+    ) -> Result<BorrowedSliceMappedPages<T, Mutable>, (Self, AccessError)> {
+        BorrowedSliceMappedPages::from_slice_mut(self, offset, length)
+    }
+}
+
+/// The bytes `offset..offset + len` of `total`.
+fn part(total: usize, offset: usize, len: Option<usize>) -> Result<core::ops::Range<usize>, AccessError> {
+    let end = len.and_then(|len| offset.checked_add(len)).filter(|end| *end <= total);
+    Ok(offset..end.ok_or(AccessError::OutOfBounds)?)
+}
+
+impl MappedPages<Dma> {
+    /// Where the memory lies; it is adjacent.
+    pub fn physical_address(&self) -> PhysAddr {
+        self.contiguous_address()
+    }
+
+    /// Takes the memory out of use while a device may still write there. It stays mapped and is not reused.
+    pub fn quarantine(self) -> Quarantined {
+        self.count(Owner::Dma, Owner::Quarantined);
+        Quarantined(ManuallyDrop::new(self))
+    }
+
+    fn count(&self, from: Owner, to: Owner) {
+        if let Some(space) = self.space {
+            space.frames().transfer(from, to, self.pages.size_in_pages());
+        }
+    }
+}
+
+/// DMA memory that a device may still write. Dropping it changes nothing: the memory is lost then.
+#[must_use = "the memory is lost unless it is released"]
+pub struct Quarantined(ManuallyDrop<MappedPages<Dma>>);
+
+impl Quarantined {
+    /// The memory, to be used again.
+    ///
+    /// # Safety
+    /// No device can write there any more: its reset was seen to be complete, or its grant was revoked.
+    pub unsafe fn release(self) -> MappedPages<Dma> {
+        let pages = ManuallyDrop::into_inner(self.0);
+        pages.count(Owner::Quarantined, Owner::Dma);
+        pages
+    }
+}
+
+impl MappedPages<Mmio> {
+    /// Where the registers lie; they are adjacent.
+    pub fn physical_address(&self) -> PhysAddr {
+        self.contiguous_address()
+    }
+}
+
+impl<K: Kind> Deref for MappedPages<K> {
+    type Target = PageRange;
+
+    fn deref(&self) -> &PageRange {
+        &self.pages
+    }
+}
+
+impl<K: Kind> Drop for MappedPages<K> {
+    fn drop(&mut self) {
+        if let Some(space) = self.space {
+            // The pages go back to their allocator after this, when the field is dropped.
+            space.unmap(*self.pages, |frames| K::release(space, frames));
+        }
+    }
+}
+
+impl<K: Kind> fmt::Debug for MappedPages<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} ({:?}, {:?})", *self.pages, K::TAG, self.protection)
+    }
+}

@@ -1,0 +1,316 @@
+//! The page tables of one address space.
+
+use super::MapError;
+use super::pool::{ENTRIES, Table, TablePool};
+use super::pte::{Protection, Pte, Tag, leaf_pages};
+use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
+use crate::range::{FrameRange, PageRange};
+use crate::tlb::{Cpu, Flush, Run};
+
+/// Level of the top table; level 0 holds 4 KiB leaves.
+pub(crate) const TOP: usize = 3;
+/// How many ranges [`Mapper::map_boot`] can remember.
+const BOOT_MAPPINGS: usize = 32;
+
+/// A mapping made before there was an allocator; nothing ever removes it.
+#[derive(Clone, Copy)]
+pub(crate) struct BootMapping {
+    pub pages: PageRange,
+    pub frames: FrameRange,
+    pub protection: Protection,
+}
+
+/// Creates and changes page tables. [`AddressSpace`](super::AddressSpace) owns the one that is in use.
+///
+/// Tables come from a [`TablePool`] and return to it when their last entry is cleared.
+pub struct Mapper {
+    pool: TablePool,
+    root: Table,
+    gib_pages: bool,
+    boot: [Option<BootMapping>; BOOT_MAPPINGS],
+}
+
+/// A present leaf.
+#[derive(Clone, Copy)]
+pub(crate) struct Leaf {
+    table: Table,
+    slot: usize,
+    pub level: usize,
+    pub pte: Pte,
+}
+
+/// Adjacent leaves of one size in one table.
+#[derive(Clone, Copy)]
+struct Span {
+    page: u64,
+    frame: u64,
+    level: usize,
+    leaves: usize,
+}
+
+const fn slot(page: u64, level: usize) -> usize {
+    (page >> (9 * level)) as usize % ENTRIES
+}
+
+fn address(page: u64) -> VirtAddr {
+    PageRange::from_numbers(page, 1).unwrap_or(PageRange::empty()).start_address()
+}
+
+impl Mapper {
+    /// An address space with nothing in it. `gib_pages`: the CPU knows leaves of 1 GiB
+    /// (`CPUID.80000001H:EDX[26]`).
+    pub fn new(mut pool: TablePool, gib_pages: bool) -> Result<Self, MapError> {
+        let root = pool.take().ok_or(MapError::NoTables)?;
+        Ok(Self { pool, root, gib_pages, boot: [None; BOOT_MAPPINGS] })
+    }
+
+    /// Maps what the kernel itself lives in: its image, its boot stack, the pool of tables, the allocators' storage.
+    /// These mappings stay for ever, and no more than 32 are possible.
+    ///
+    /// # Safety
+    /// The caller answers for both ranges: no other mapping of the frames, except of the loader that is about to be
+    /// left, and a protection that suits whatever Rust objects live there.
+    pub unsafe fn map_boot(
+        &mut self,
+        pages: PageRange,
+        frames: FrameRange,
+        protection: Protection,
+    ) -> Result<(), MapError> {
+        if pages.size_in_pages() != frames.size_in_frames() {
+            return Err(MapError::SizeMismatch);
+        }
+        let place = self.boot.iter().position(Option::is_none).ok_or(MapError::TooManyBootMappings)?;
+        self.map(&pages, &frames, protection, Tag::Boot)?;
+        self.boot[place] = Some(BootMapping { pages, frames, protection });
+        Ok(())
+    }
+
+    /// Leaves the loader's address space for this one, where the pool is reached at `pool_base`.
+    ///
+    /// # Safety
+    /// All that is still in use is mapped here at the addresses in use, and the pool at `pool_base`.
+    pub unsafe fn activate(&mut self, cpu: &dyn Cpu, pool_base: *mut u8) {
+        // SAFETY: the caller's promise; the pool is not touched between the two lines.
+        unsafe {
+            cpu.load_root(self.root());
+            self.pool.rebase(pool_base);
+        }
+    }
+
+    /// The address of the top-level table, as `CR3` wants it.
+    pub fn root(&self) -> PhysAddr {
+        FrameRange::from_numbers(self.pool.frame(self.root), 1).unwrap_or(FrameRange::empty()).start_address()
+    }
+
+    /// The pool of tables.
+    pub const fn pool(&self) -> &TablePool {
+        &self.pool
+    }
+
+    pub(crate) const fn pool_mut(&mut self) -> &mut TablePool {
+        &mut self.pool
+    }
+
+    pub(crate) const fn root_table(&self) -> Table {
+        self.root
+    }
+
+    pub(crate) fn boot_mapping(&self, page: u64) -> Option<&BootMapping> {
+        self.boot.iter().flatten().find(|boot| (boot.pages.first()..boot.pages.past()).contains(&page))
+    }
+
+    /// The alignment in pages that lets `count` pages use the largest leaf they can fill.
+    pub(crate) fn natural_alignment(&self, count: usize) -> usize {
+        let level =
+            (1..=1 + usize::from(self.gib_pages)).rev().find(|level| count as u64 >= leaf_pages(*level));
+        level.map_or(1, |level| leaf_pages(level) as usize)
+    }
+
+    /// Maps pages to as many frames with the largest leaves that fit. All or nothing: what can fail happens first.
+    pub(crate) fn map(
+        &mut self,
+        pages: &PageRange,
+        frames: &FrameRange,
+        protection: Protection,
+        tag: Tag,
+    ) -> Result<(), MapError> {
+        if let Err(error) = self.spans(pages, frames).try_for_each(|span| self.prepare(&span)) {
+            self.spans(pages, frames).for_each(|span| self.prune(span.page));
+            return Err(error);
+        }
+        for span in self.spans(pages, frames) {
+            let table = self.table_of(span.page, span.level).ok_or(MapError::AlreadyMapped)?;
+            for index in 0..span.leaves {
+                let frame = span.frame + index as u64 * leaf_pages(span.level);
+                let pte = Pte::leaf(frame, span.level, protection, tag);
+                self.pool.set(table, slot(span.page, span.level) + index, pte);
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the leaves of `pages` from the front, until all are cleared or the list of runs is full, and takes the
+    /// pages it has done off `pages`.
+    pub(crate) fn unmap(&mut self, pages: &mut PageRange) -> Flush {
+        let mut flush = Flush::new();
+        let mut near = None;
+        while !pages.is_empty() {
+            let leaf = self.own_leaf(pages.first(), pages.past(), &mut near);
+            if !flush.push(Run { page: pages.first(), frame: leaf.pte.frame(), leaves: 1, level: leaf.level })
+            {
+                break;
+            }
+            self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
+            if self.pool.used(leaf.table) == 0 {
+                self.prune(pages.first());
+                near = None;
+            }
+            let left = pages.past() - pages.first() - leaf_pages(leaf.level);
+            *pages = PageRange::from_numbers(pages.past() - left, left).unwrap_or(PageRange::empty());
+        }
+        flush
+    }
+
+    /// Gives the leaves of `pages` another protection.
+    pub(crate) fn protect(&mut self, pages: &PageRange, protection: Protection, cpu: &dyn Cpu) {
+        let (mut page, mut near) = (pages.first(), None);
+        while page < pages.past() {
+            let leaf = self.own_leaf(page, pages.past(), &mut near);
+            let pte = Pte::leaf(leaf.pte.frame(), leaf.level, protection, leaf.pte.tag());
+            self.pool.set(leaf.table, leaf.slot, pte);
+            cpu.flush(address(page));
+            page += leaf_pages(leaf.level);
+        }
+    }
+
+    /// Makes `page` the beginning of a leaf, by breaking larger ones that reach across. All or nothing; what every
+    /// address maps to stays the same.
+    pub(crate) fn break_at(&mut self, page: u64, cpu: &dyn Cpu) -> Result<(), MapError> {
+        let needed =
+            |leaf: &Leaf| (1..=leaf.level).filter(|level| !page.is_multiple_of(leaf_pages(*level))).count();
+        if self.leaf(page, &mut None).is_some_and(|leaf| needed(&leaf) > self.pool.available()) {
+            return Err(MapError::NoTables);
+        }
+        while let Some(leaf) = self.leaf(page, &mut None).filter(|leaf| needed(leaf) > 0) {
+            let table = self.pool.take().ok_or(MapError::NoTables)?;
+            let level = leaf.level - 1;
+            let protection = leaf.pte.protection().unwrap_or(Protection::ReadOnly);
+            for index in 0..ENTRIES {
+                let frame = leaf.pte.frame() + index as u64 * leaf_pages(level);
+                self.pool.set(table, index, Pte::leaf(frame, level, protection, leaf.pte.tag()));
+            }
+            self.pool.set(leaf.table, leaf.slot, Pte::table(self.pool.frame(table)));
+            cpu.flush(address(page));
+        }
+        Ok(())
+    }
+
+    /// The leaf that maps page number `page`. `near` remembers the last table, for the next page.
+    pub(crate) fn leaf(&self, page: u64, near: &mut Option<(u64, Table, usize)>) -> Option<Leaf> {
+        if let Some((region, table, level)) = *near
+            && page >> (9 * (level + 1)) == region
+        {
+            let pte = self.pool.get(table, slot(page, level));
+            if pte.is_leaf(level) {
+                return Some(Leaf { table, slot: slot(page, level), level, pte });
+            }
+        }
+        let mut table = self.root;
+        for level in (0..=TOP).rev() {
+            let pte = self.pool.get(table, slot(page, level));
+            if pte.is_leaf(level) {
+                *near = Some((page >> (9 * (level + 1)), table, level));
+                return Some(Leaf { table, slot: slot(page, level), level, pte });
+            }
+            table = self.pool.at(pte.frame()).filter(|_| pte.is_present())?;
+        }
+        None
+    }
+
+    /// The physical address that `address` maps to.
+    pub(crate) fn translate(&self, address: VirtAddr) -> Option<PhysAddr> {
+        let leaf = self.leaf(address.value() >> PAGE_SHIFT, &mut None)?;
+        let offset = address.value() % (leaf_pages(leaf.level) << PAGE_SHIFT);
+        PhysAddr::new((leaf.pte.frame() << PAGE_SHIFT) + offset)
+    }
+
+    /// How many runs of adjacent frames the pages are mapped to.
+    pub(crate) fn runs(&self, pages: &PageRange) -> usize {
+        let (mut page, mut near, mut next, mut runs) = (pages.first(), None, None, 0);
+        while page < pages.past() {
+            let leaf = self.own_leaf(page, pages.past(), &mut near);
+            runs += usize::from(next != Some(leaf.pte.frame()));
+            next = Some(leaf.pte.frame() + leaf_pages(leaf.level));
+            page += leaf_pages(leaf.level);
+        }
+        runs
+    }
+
+    /// A leaf inside a range that the caller owns: it begins at `page` and does not reach past the range.
+    fn own_leaf(&self, page: u64, past: u64, near: &mut Option<(u64, Table, usize)>) -> Leaf {
+        let leaf = self.leaf(page, near);
+        let whole = |leaf: &Leaf| {
+            page.is_multiple_of(leaf_pages(leaf.level)) && past - page >= leaf_pages(leaf.level)
+        };
+        // Nobody but the owner changes these tables: anything else means that they were overwritten.
+        leaf.filter(whole).expect("a mapping that is owned has lost its leaf")
+    }
+
+    fn spans(&self, pages: &PageRange, frames: &FrameRange) -> impl Iterator<Item = Span> + use<> {
+        let largest = 1 + usize::from(self.gib_pages);
+        let (mut page, mut frame, past) = (pages.first(), frames.first(), pages.past());
+        core::iter::from_fn(move || {
+            let left = past - page;
+            let fits = |level: &usize| {
+                (page | frame).is_multiple_of(leaf_pages(*level)) && left >= leaf_pages(*level)
+            };
+            let level = (0..=largest).rev().find(fits).filter(|_| left > 0)?;
+            let leaves = (ENTRIES - slot(page, level)).min((left / leaf_pages(level)) as usize);
+            let span = Span { page, frame, level, leaves };
+            page += leaves as u64 * leaf_pages(level);
+            frame += leaves as u64 * leaf_pages(level);
+            Some(span)
+        })
+    }
+
+    /// Makes sure that the table for a span exists and its entries are empty.
+    fn prepare(&mut self, span: &Span) -> Result<(), MapError> {
+        let mut table = self.root;
+        for level in (span.level + 1..=TOP).rev() {
+            let pte = self.pool.get(table, slot(span.page, level));
+            table = if pte.is_empty() {
+                // Zeroed by `take`, before it is linked.
+                let new = self.pool.take().ok_or(MapError::NoTables)?;
+                self.pool.set(table, slot(span.page, level), Pte::table(self.pool.frame(new)));
+                new
+            } else {
+                self.pool.at(pte.frame()).filter(|_| !pte.is_leaf(level)).ok_or(MapError::AlreadyMapped)?
+            };
+        }
+        let first = slot(span.page, span.level);
+        let empty = (first..first + span.leaves).all(|slot| self.pool.get(table, slot).is_empty());
+        if empty { Ok(()) } else { Err(MapError::AlreadyMapped) }
+    }
+
+    /// The table at `level` on the way to a page.
+    fn table_of(&self, page: u64, level: usize) -> Option<Table> {
+        (level + 1..=TOP).rev().try_fold(self.root, |table, level| {
+            let pte = self.pool.get(table, slot(page, level));
+            self.pool.at(pte.frame()).filter(|_| pte.is_present() && !pte.is_leaf(level))
+        })
+    }
+
+    /// Unlinks the tables on the way to `page` that have become empty. The caller flushes before anything is reused.
+    fn prune(&mut self, page: u64) {
+        for level in 0..TOP {
+            let Some(table) = self.table_of(page, level) else { continue };
+            if self.pool.used(table) > 0 {
+                return;
+            }
+            if let Some(parent) = self.table_of(page, level + 1) {
+                self.pool.set(parent, slot(page, level + 1), Pte::EMPTY);
+                self.pool.give(table);
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Page tables, and the values that own what they map.
+
+mod borrowed;
+mod claims;
+mod mapped_pages;
+mod mapper;
+mod pool;
+mod pte;
+mod space;
+
+pub use borrowed::{
+    BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
+};
+pub use claims::ClaimError;
+pub use mapped_pages::{AccessError, Dma, Kind, MappedPages, Mmio, Private, Quarantined};
+pub use mapper::Mapper;
+pub use pool::TablePool;
+pub use pte::Protection;
+pub use space::{AddressSpace, Stack};
+
+pub(crate) use mapper::TOP;
+pub(crate) use pool::{ENTRIES, Table};
+pub(crate) use pte::{Pte, Tag, leaf_pages};
+
+use crate::allocator::AllocError;
+
+/// Why nothing was mapped. Nothing has changed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MapError {
+    /// Nothing was asked for.
+    ZeroLength,
+    /// As many pages as frames are needed.
+    SizeMismatch,
+    /// The pages or frames are of another allocator than this address space uses.
+    WrongAllocator,
+    /// Some page is mapped.
+    AlreadyMapped,
+    /// The pool of page tables is exhausted, or too small.
+    NoTables,
+    /// No room for another mapping made at boot.
+    TooManyBootMappings,
+    /// No such frames.
+    Frames(AllocError),
+    /// No such pages.
+    Pages(AllocError),
+}

@@ -1,0 +1,248 @@
+//! The kernel's address space: the one place where pages and frames become mappings.
+
+use super::claims::Claims;
+use super::mapped_pages::{Dma, Kind, MappedPages, Private};
+use super::{MapError, Mapper, Protection};
+use crate::address::{PAGE_SIZE, PhysAddr, VirtAddr};
+use crate::allocator::AllocError;
+use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Mapped};
+use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
+use crate::range::{FrameRange, PageRange};
+use crate::tlb::Cpu;
+use spin::Mutex;
+
+/// The page tables in use, with the allocators of what they map.
+///
+/// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so. Not for
+/// interrupt handlers (it takes spin locks).
+pub struct AddressSpace {
+    // Locks are taken in this order: claims, mapper, pages, frames.
+    pub(super) claims: Mutex<Claims>,
+    mapper: Mutex<Mapper>,
+    frames: &'static FrameAllocator,
+    pages: &'static PageAllocator,
+    cpu: &'static dyn Cpu,
+}
+
+impl AddressSpace {
+    /// Puts the parts together. `mapper` is the one whose tables `cpu` uses.
+    pub const fn new(
+        mapper: Mapper,
+        frames: &'static FrameAllocator,
+        pages: &'static PageAllocator,
+        cpu: &'static dyn Cpu,
+    ) -> Self {
+        Self { claims: Mutex::new(Claims::new()), mapper: Mutex::new(mapper), frames, pages, cpu }
+    }
+
+    /// The allocator of physical memory.
+    pub const fn frames(&self) -> &'static FrameAllocator {
+        self.frames
+    }
+
+    /// The allocator of virtual memory.
+    pub const fn pages(&self) -> &'static PageAllocator {
+        self.pages
+    }
+
+    /// The physical address that `address` maps to.
+    pub fn translate(&self, address: VirtAddr) -> Option<PhysAddr> {
+        self.mapper.lock().translate(address)
+    }
+
+    /// Maps `count` pages of new memory, not zeroed. The frames need not be adjacent.
+    pub fn allocate(
+        &'static self,
+        count: usize,
+        protection: Protection,
+    ) -> Result<MappedPages<Private>, MapError> {
+        let request = PageRequest { align: self.natural_alignment(count), ..PageRequest::new(count) };
+        let pages = self.pages.allocate(request).map_err(MapError::Pages)?;
+        self.map_allocated_pages(pages, protection).map_err(|(error, _)| error)
+    }
+
+    /// Maps a stack of `count` pages between two pages that stay unmapped.
+    pub fn allocate_stack(&'static self, count: usize) -> Result<Stack, MapError> {
+        if count == 0 {
+            return Err(MapError::ZeroLength);
+        }
+        let withguards =
+            PageRequest::new(count.checked_add(2).ok_or(MapError::Pages(AllocError::OutOfRange))?);
+        let mut below = self.pages.allocate(withguards).map_err(MapError::Pages)?;
+        let mut middle = below.split_off(1);
+        let above = middle.split_off(count);
+        let pages = self.map_allocated_pages(middle, Protection::ReadWrite).map_err(|(error, _)| error)?;
+        Ok(Stack { pages, guards: [below, above] })
+    }
+
+    /// Maps pages to new memory, in the largest pieces there are.
+    pub fn map_allocated_pages(
+        &'static self,
+        mut pages: AllocatedPages,
+        protection: Protection,
+    ) -> Result<MappedPages<Private>, (MapError, AllocatedPages)> {
+        if pages.is_empty() {
+            return Err((MapError::ZeroLength, pages));
+        }
+        let mut done = MappedPages::empty();
+        while !pages.is_empty() {
+            let rest = pages.size_in_pages();
+            let piece = self.largest_frames(rest).map_err(MapError::Frames).and_then(|frames| {
+                let tail = pages.split_off(frames.size_in_frames());
+                let head = core::mem::replace(&mut pages, tail);
+                self.map_allocated_pages_to(head, frames, protection).map_err(|(error, head, _)| {
+                    let tail = core::mem::replace(&mut pages, head);
+                    pages.append(tail);
+                    error
+                })
+            });
+            match piece {
+                Ok(piece) => done.append(piece),
+                Err(error) => {
+                    let mut all = done.into_pages();
+                    all.append(pages);
+                    return Err((error, all));
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    /// Maps pages to exactly these frames.
+    #[allow(clippy::type_complexity, reason = "gives back what it was given")]
+    pub fn map_allocated_pages_to(
+        &'static self,
+        pages: AllocatedPages,
+        frames: AllocatedFrames,
+        protection: Protection,
+    ) -> Result<MappedPages<Private>, (MapError, AllocatedPages, AllocatedFrames)> {
+        if !frames.is_of(Some(self.frames)) {
+            return Err((MapError::WrongAllocator, pages, frames));
+        }
+        match self.map::<Private>(pages, &frames, protection) {
+            Ok(mapped) => {
+                drop(frames.into_state::<Mapped>());
+                Ok(mapped)
+            }
+            Err((error, pages)) => Err((error, pages, frames)),
+        }
+    }
+
+    /// Maps memory for devices: adjacent frames of the DMA arena, zeroed. Dropping the mapping gives them back to the
+    /// arena, never to private use.
+    pub fn allocate_dma(&'static self, request: FrameRequest) -> Result<MappedPages<Dma>, MapError> {
+        let align = self.natural_alignment(request.count);
+        let pages = self.pages.allocate(PageRequest { align, ..PageRequest::new(request.count) });
+        let pages = pages.map_err(MapError::Pages)?;
+        let frames = self.frames.take_dma(&request).map_err(MapError::Frames)?;
+        let mapped = self.map::<Dma>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
+            self.frames.give_dma(frames);
+            error
+        })?;
+        let words: *mut u64 = mapped.as_ptr().cast();
+        for word in 0..frames.size_in_frames() * PAGE_SIZE / size_of::<u64>() {
+            // SAFETY: inside the new mapping, which is writable; volatile since a device that had this memory before
+            // may misbehave.
+            unsafe { words.add(word).write_volatile(0) };
+        }
+        Ok(mapped)
+    }
+
+    /// Maps pages to frames of the right kind, whose token the caller keeps or forgets.
+    pub(super) fn map<K: Kind>(
+        &'static self,
+        pages: AllocatedPages,
+        frames: &FrameRange,
+        protection: Protection,
+    ) -> Result<MappedPages<K>, (MapError, AllocatedPages)> {
+        let error = if pages.is_empty() {
+            MapError::ZeroLength
+        } else if pages.size_in_pages() != frames.size_in_frames() {
+            MapError::SizeMismatch
+        } else if !pages.is_of(Some(self.pages)) {
+            MapError::WrongAllocator
+        } else {
+            let mut mapper = self.mapper.lock();
+            match mapper.map(&pages, frames, protection, K::TAG) {
+                Ok(()) => return Ok(MappedPages::new(pages, self, protection)),
+                Err(error) => {
+                    // The processor may have looked at tables that were linked and unlinked again.
+                    self.cpu.flush_all();
+                    error
+                }
+            }
+        };
+        Err((error, pages))
+    }
+
+    /// Unmaps pages that the caller owns and passes on each run of frames, after the flush.
+    pub(super) fn unmap(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
+        while !pages.is_empty() {
+            let mut mapper = self.mapper.lock();
+            let frames = mapper.unmap(&mut pages).flush(self.cpu);
+            // Only here, after the flush, may another thread take the tables that were given back.
+            drop(mapper);
+            frames.for_each(&mut take);
+        }
+    }
+
+    pub(super) fn protect(&self, pages: &PageRange, protection: Protection) {
+        self.mapper.lock().protect(pages, protection, self.cpu);
+    }
+
+    pub(super) fn break_at(&self, address: VirtAddr) -> Result<(), MapError> {
+        self.mapper.lock().break_at(address.value() >> crate::address::PAGE_SHIFT, self.cpu)
+    }
+
+    /// How many runs of adjacent frames the pages are mapped to.
+    pub(super) fn runs(&self, pages: &PageRange) -> usize {
+        self.mapper.lock().runs(pages)
+    }
+
+    pub(super) fn natural_alignment(&self, count: usize) -> usize {
+        self.mapper.lock().natural_alignment(count)
+    }
+
+    pub(crate) fn mapper(&self) -> &Mutex<Mapper> {
+        &self.mapper
+    }
+
+    pub(crate) fn claims(&self) -> &Mutex<Claims> {
+        &self.claims
+    }
+
+    pub(crate) fn cpu(&self) -> &'static dyn Cpu {
+        self.cpu
+    }
+
+    /// The largest block of adjacent frames, a power of two but at most `count`.
+    fn largest_frames(&'static self, count: usize) -> Result<AllocatedFrames, AllocError> {
+        let mut order = count.ilog2();
+        loop {
+            let block = 1 << order;
+            let align = block.min(crate::allocator::MAX_ALIGN);
+            match self.frames.allocate(FrameRequest { align, ..FrameRequest::new(block) }) {
+                Err(AllocError::OutOfMemory | AllocError::OutOfRange) if order > 0 => order -= 1,
+                result => return result,
+            }
+        }
+    }
+}
+
+/// Memory for a stack, with an unmapped page on each side: running over the end faults instead of overwriting.
+pub struct Stack {
+    pages: MappedPages<Private>,
+    guards: [AllocatedPages; 2],
+}
+
+impl Stack {
+    /// One past the highest byte; a multiple of 4096.
+    pub fn top(&self) -> VirtAddr {
+        self.guards[1].start_address()
+    }
+
+    /// The mapped part.
+    pub const fn pages(&self) -> &MappedPages<Private> {
+        &self.pages
+    }
+}

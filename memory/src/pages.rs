@@ -1,0 +1,180 @@
+//! Virtual memory: which part of the kernel's window belongs to whom.
+
+use crate::address::{PAGE_SHIFT, VirtAddr};
+use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
+use crate::range::PageRange;
+use core::fmt;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use spin::Mutex;
+
+/// The allocator of virtual addresses, over one window.
+///
+/// Needs no heap: its storage is handed in. Not for interrupt handlers (it takes a spin lock).
+pub struct PageAllocator {
+    window: PageRange,
+    buddy: Mutex<Buddy>,
+}
+
+/// Which pages are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRequest {
+    /// How many, adjacent.
+    pub count: usize,
+    /// In pages; a power of two, at most 1 GiB.
+    pub align: usize,
+    /// Exactly here.
+    pub at: Option<VirtAddr>,
+    /// Somewhere in this range.
+    pub within: Option<PageRange>,
+}
+
+impl PageRequest {
+    /// `count` adjacent pages anywhere.
+    pub const fn new(count: usize) -> Self {
+        Self { count, align: 1, at: None, within: None }
+    }
+}
+
+impl PageAllocator {
+    /// How many words of storage a window of `pages` needs (about a quarter of a byte for each page).
+    pub const fn storage_words(pages: usize) -> usize {
+        Buddy::storage_words(pages)
+    }
+
+    /// An allocator of all pages in `window`, which must begin at a multiple of 1 GiB.
+    pub fn new(window: PageRange, storage: &'static mut [u64]) -> Result<Self, AllocError> {
+        if !window.first().is_multiple_of(MAX_ALIGN as u64) {
+            return Err(AllocError::Misaligned);
+        }
+        let pages = window.size_in_pages();
+        let mut buddy = Buddy::new(pages, storage).ok_or(AllocError::StorageTooSmall)?;
+        buddy.free(0, pages);
+        Ok(Self { window, buddy: Mutex::new(buddy) })
+    }
+
+    /// All pages that this allocator hands out.
+    pub const fn window(&self) -> PageRange {
+        self.window
+    }
+
+    /// How many pages nobody has.
+    pub fn free_pages(&self) -> usize {
+        self.buddy.lock().free_units()
+    }
+
+    /// Takes pages. They are not mapped.
+    pub fn allocate(&'static self, request: PageRequest) -> Result<AllocatedPages, AllocError> {
+        let index = |page: u64| page.checked_sub(self.window.first()).map(|index| index as usize);
+        let at = match request.at {
+            Some(address) if !address.is_page_aligned() => return Err(AllocError::Misaligned),
+            Some(address) => Some(index(address.value() >> PAGE_SHIFT).ok_or(AllocError::OutOfRange)?),
+            None => None,
+        };
+        let within =
+            self.window.overlap(&request.within.unwrap_or(self.window)).ok_or(AllocError::OutOfRange)?;
+        let from = (within.first() - self.window.first()) as usize;
+        let below = from + within.size_in_pages();
+        let start = self.buddy.lock().allocate(&Request {
+            count: request.count,
+            align: request.align,
+            at,
+            from,
+            below,
+        })?;
+        let range = PageRange::from_numbers(self.window.first() + start as u64, request.count as u64);
+        Ok(AllocatedPages { range: range.map_err(|_| AllocError::OutOfRange)?, home: Some(self) })
+    }
+
+    pub(crate) fn any_free(&self, page: u64, count: u64) -> bool {
+        self.buddy.lock().any_free((page - self.window.first()) as usize, count as usize)
+    }
+}
+
+/// Adjacent pages that nobody else has. Dropping gives them back.
+pub struct AllocatedPages {
+    range: PageRange,
+    home: Option<&'static PageAllocator>,
+}
+
+static_assertions::assert_not_impl_any!(AllocatedPages: Clone, core::ops::DerefMut);
+
+impl AllocatedPages {
+    /// No pages.
+    pub const fn empty() -> Self {
+        Self { range: PageRange::empty(), home: None }
+    }
+
+    /// Joins `other` to these pages. Gives it back unless it follows directly and is of the same allocator.
+    pub fn merge(&mut self, other: Self) -> Result<(), Self> {
+        match self.range.join(&other.range) {
+            Some(range) if self.home.is_none() || other.home.is_none() || self.is_of(other.home) => {
+                self.home = self.home.or(other.home);
+                self.range = range;
+                core::mem::forget(other);
+                Ok(())
+            }
+            _ => Err(other),
+        }
+    }
+
+    /// The pages before `at` and those from `at` on; either may be empty. Gives the pages back if `at` is not a multiple
+    /// of 4 KiB or lies outside (the address just past the last page is allowed).
+    pub fn split(self, at: VirtAddr) -> Result<(Self, Self), Self> {
+        let count = (at.value() >> PAGE_SHIFT).checked_sub(self.range.first());
+        let halves =
+            count.filter(|_| at.is_page_aligned()).and_then(|count| self.range.split_at(count as usize));
+        let Some((head, tail)) = halves else { return Err(self) };
+        let this = ManuallyDrop::new(self);
+        Ok((Self { range: head, home: this.home }, Self { range: tail, home: this.home }))
+    }
+
+    /// Keeps the first `count` pages and returns the others.
+    pub(crate) fn split_off(&mut self, count: usize) -> Self {
+        let Some((head, tail)) = self.range.split_at(count) else { return Self::empty() };
+        self.range = head;
+        Self { range: tail, home: self.home }
+    }
+
+    /// Joins what is known to follow directly.
+    pub(crate) fn append(&mut self, next: Self) {
+        let rest = self.merge(next);
+        debug_assert!(rest.is_ok(), "not adjacent");
+    }
+
+    pub(crate) fn is_of(&self, home: Option<&PageAllocator>) -> bool {
+        match (self.home, home) {
+            (Some(a), Some(b)) => core::ptr::eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+impl Default for AllocatedPages {
+    fn default() -> Self {
+        Self::empty()
+    }
+}
+
+impl Deref for AllocatedPages {
+    type Target = PageRange;
+
+    fn deref(&self) -> &PageRange {
+        &self.range
+    }
+}
+
+impl Drop for AllocatedPages {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.filter(|_| !self.range.is_empty()) {
+            let start = (self.range.first() - home.window.first()) as usize;
+            home.buddy.lock().free(start, self.range.size_in_pages());
+        }
+    }
+}
+
+impl fmt::Debug for AllocatedPages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} (allocated)", self.range)
+    }
+}

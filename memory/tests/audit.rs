@@ -1,0 +1,211 @@
+//! The audit finds what is planted in the tables, each time by name.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod common;
+
+use common::*;
+use ringfence_memory::*;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const USER: u64 = 4;
+const CACHE_DISABLE: u64 = 1 << 4;
+const LARGE: u64 = 1 << 7;
+const GLOBAL: u64 = 1 << 8;
+const PRIVATE: u64 = 1 << 9;
+const MMIO: u64 = 3 << 9;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// Changes one entry, lets the audit look, and puts the entry back.
+#[track_caller]
+fn plant(system: &System, entry: u64, value: u64) -> Vec<Finding> {
+    system.check();
+    let before = system.machine.word(entry);
+    system.machine.set_word(entry, value);
+    let report = system.space.audit();
+    system.machine.set_word(entry, before);
+    system.check();
+    assert!(!report.ok() && report.violations > 0);
+    report.findings().copied().collect()
+}
+
+fn page(pages: &PageRange, index: u64) -> VirtAddr {
+    pages.address_at_offset(index * PAGE).unwrap()
+}
+
+#[test]
+fn aliases() {
+    let system = System::small();
+    let (a, b) = (
+        system.space.allocate(2, Protection::ReadWrite).unwrap(),
+        system.space.allocate(1, Protection::ReadWrite).unwrap(),
+    );
+    let entry = |pages: &PageRange| system.machine.entry(pages.start_address().value(), 0);
+    let found = plant(&system, entry(&b), system.machine.word(entry(&a)));
+    let frame = PhysAddr::new(system.machine.word(entry(&a)) & 0x000f_ffff_ffff_f000).unwrap();
+    assert!(found.contains(&Finding::MappedTwice(page(&b, 0), frame)), "{found:?}");
+    // A frame of the free list, of a page table, of the kernel.
+    let flags = PRESENT | WRITABLE | NO_EXECUTE | PRIVATE;
+    let free = system.space.frames().allocate(FrameRequest::new(1)).unwrap().start_address();
+    let found = plant(&system, entry(&b), free.value() | flags);
+    assert!(found.contains(&Finding::MappedButFree(page(&b, 0), free)), "{found:?}");
+    for frame in [system.pool.start_address(), system.kernel.start_address()] {
+        let found = plant(&system, entry(&b), frame.value() | flags);
+        assert!(
+            found.iter().any(|finding| matches!(finding, Finding::MappedTwice(_, at) if *at == frame)),
+            "{found:?}"
+        );
+    }
+    // A frame that somebody holds without having mapped it.
+    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
+    let found = plant(&system, entry(&b), held.start_address().value() | flags);
+    assert!(
+        found.iter().any(|finding| matches!(finding, Finding::Count { .. })) || !found.is_empty(),
+        "{found:?}"
+    );
+}
+
+/// The frame of a mapping replaced by one that is held but not mapped: the sums alone would not tell.
+#[test]
+fn frames_swapped_behind_the_books() {
+    let system = System::small();
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
+    let page_to_add = system.space.pages().allocate(PageRequest::new(1)).unwrap();
+    let entry = system.machine.entry(mapped.start_address().value(), 0)
+        + 8 * (page_to_add.start_address().value() / PAGE % 512)
+        - 8 * (mapped.start_address().value() / PAGE % 512);
+    let flags = PRESENT | WRITABLE | NO_EXECUTE | PRIVATE;
+    let found = plant(&system, entry, held.start_address().value() | flags);
+    assert!(found.contains(&Finding::Count { owner: Owner::Private, booked: 1, found: 2 }), "{found:?}");
+    assert!(found.contains(&Finding::Count { owner: Owner::Allocated, booked: 2, found: 1 }), "{found:?}");
+    assert!(found.iter().any(|finding| matches!(finding, Finding::TableCount(_))), "{found:?}");
+}
+
+#[test]
+fn rights_and_flags() {
+    let system = System::small();
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let at = mapped.start_address();
+    let entry = system.machine.entry(at.value(), 0);
+    let value = system.machine.word(entry);
+    assert!(plant(&system, entry, value & !NO_EXECUTE).contains(&Finding::WritableExecutable(at)));
+    for wrong in [USER, GLOBAL, CACHE_DISABLE, 1 << 11, 1 << 60] {
+        assert!(plant(&system, entry, value | wrong).contains(&Finding::UnexpectedFlags(at)), "{wrong:#x}");
+    }
+    // Accessed and dirty are the processor's own.
+    system.machine.set_word(entry, value | 0x60);
+    system.check();
+    // Kernel text made writable and not executable: no W+X, but not what was mapped either.
+    let text = VirtAddr::new(KERNEL_VA).unwrap();
+    let entry = system.machine.entry(KERNEL_VA, 0);
+    let value = system.machine.word(entry);
+    assert!(plant(&system, entry, value | WRITABLE).contains(&Finding::WritableExecutable(text)));
+    let found = plant(&system, entry, value | WRITABLE | NO_EXECUTE);
+    assert!(found.contains(&Finding::OutsideKnownRanges(text)), "{found:?}");
+}
+
+#[test]
+fn foreign_places() {
+    let system = System::small();
+    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
+    let frame = held.start_address().value();
+    // A leaf next to the kernel image, and one that says it is private.
+    let beside = system.machine.entry(KERNEL_VA + 8 * PAGE, 0);
+    for tag in [0, PRIVATE] {
+        let found = plant(&system, beside, frame | PRESENT | WRITABLE | NO_EXECUTE | tag);
+        let at = VirtAddr::new(KERNEL_VA + 8 * PAGE).unwrap();
+        assert!(found.contains(&Finding::OutsideKnownRanges(at)), "{found:?}");
+    }
+    // The loader's window left behind: a 1 GiB leaf in the low half, under a table from outside the pool.
+    let root = system.machine.root().value();
+    let found = plant(&system, root + 8 * 5, frame | PRESENT | WRITABLE);
+    assert_eq!(found, [Finding::ForeignTable(held.start_address())]);
+    // The root linked into itself: a recursive slot.
+    let found = plant(&system, root + 8 * 6, root | PRESENT | WRITABLE);
+    assert!(found.contains(&Finding::TableTwice(system.machine.root())), "{found:?}");
+    // A large leaf straight in a table of the pool.
+    let level2 = system.machine.word(system.machine.entry(KERNEL_VA, 3)) & 0x000f_ffff_ffff_f000;
+    let found = plant(&system, level2, PRESENT | WRITABLE | LARGE | NO_EXECUTE);
+    let at = VirtAddr::new(0xffff_ff80_0000_0000).unwrap();
+    assert!(found.contains(&Finding::OutsideKnownRanges(at)), "{found:?}");
+    assert!(
+        found.iter().any(|finding| matches!(finding, Finding::MappedTwice(..) | Finding::MappedButFree(..)))
+    );
+    // A free page of the window, where a table exists.
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let next = mapped.start_address().value() + PAGE;
+    let entry = system.machine.entry(next, 0);
+    let found = plant(&system, entry, frame | PRESENT | WRITABLE | NO_EXECUTE | PRIVATE);
+    assert!(found.contains(&Finding::PageFree(VirtAddr::new(next).unwrap())), "{found:?}");
+}
+
+#[test]
+fn registers() {
+    let system = System::small();
+    unsafe { system.space.offer_mmio(frames(4096, 2)).unwrap() };
+    let bar = system.space.claim_mmio(frames(4096, 2)).unwrap();
+    let entry = system.machine.entry(bar.start_address().value(), 0);
+    let value = system.machine.word(entry);
+    // Another register than claimed; cached; RAM; registers as if they were memory.
+    let found = plant(&system, entry, value + 3 * PAGE);
+    assert_eq!(found, [Finding::UnclaimedMmio(bar.start_address())]);
+    assert_eq!(
+        plant(&system, entry, value & !CACHE_DISABLE),
+        [Finding::UnexpectedFlags(bar.start_address())]
+    );
+    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
+    let found = plant(&system, entry, held.start_address().value() | value & !0x000f_ffff_ffff_f000);
+    assert_eq!(found, [Finding::UnclaimedMmio(bar.start_address())]);
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let entry = system.machine.entry(mapped.start_address().value(), 0);
+    let found = plant(
+        &system,
+        entry,
+        frames(4096, 1).start_address().value() | system.machine.word(entry) & !0x000f_ffff_ffff_f000,
+    );
+    let register = frames(4096, 1).start_address();
+    assert!(found.contains(&Finding::NotRam(mapped.start_address(), register)), "{found:?}");
+    let tag = system.machine.word(entry) & !MMIO | MMIO;
+    assert!(plant(&system, entry, tag).contains(&Finding::UnclaimedMmio(mapped.start_address())));
+}
+
+#[test]
+fn lost_and_wrong_tables() {
+    let system = System::small();
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let at = mapped.start_address().value();
+    // A leaf that vanished, a table that vanished.
+    let found = plant(&system, system.machine.entry(at, 0), 0);
+    assert!(found.contains(&Finding::Count { owner: Owner::Private, booked: 1, found: 0 }), "{found:?}");
+    let found = plant(&system, system.machine.entry(at, 1), 0);
+    assert!(found.iter().any(|finding| matches!(finding, Finding::Tables { .. })), "{found:?}");
+    // Something that is not present, but not empty either.
+    let found = plant(&system, system.machine.entry(at + PAGE, 0), 0x1000);
+    assert!(
+        found.iter().any(|finding| matches!(finding, Finding::TableCount(_) | Finding::ForeignTable(_))),
+        "{found:?}"
+    );
+    // The processor on other tables.
+    let root = system.machine.root();
+    let other = PhysAddr::new(9 * PAGE).unwrap();
+    unsafe { system.machine.load_root(other) };
+    let report = system.space.audit();
+    unsafe { system.machine.load_root(root) };
+    assert_eq!(report.findings().copied().collect::<Vec<_>>(), [Finding::WrongRoot(other)]);
+    system.check();
+}
+
+#[test]
+fn many_findings_are_counted_not_kept() {
+    let system = System::small();
+    let mapped = system.space.allocate(100, Protection::ReadWrite).unwrap();
+    let entry = system.machine.entry(mapped.start_address().value(), 0);
+    for index in 0..100 {
+        system.machine.set_word(entry + index * 8, system.machine.word(entry + index * 8) & !NO_EXECUTE);
+    }
+    let report = system.space.audit();
+    assert_eq!((report.violations, report.findings().count()), (100, 16));
+    let text = report.findings().next().unwrap().to_string();
+    assert!(text.contains("writable and executable"), "{text}");
+}

@@ -1,0 +1,329 @@
+//! A machine on the host: RAM is a file in memory, the MMU is a fault handler that walks our page tables and maps what
+//! they say, and the TLB is what it has mapped so far. A mapping stays usable until it is flushed, exactly like a
+//! stale TLB entry, and touching memory through it is real.
+#![allow(dead_code, clippy::undocumented_unsafe_blocks)]
+
+use ringfence_memory::*;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
+
+pub const PAGE: u64 = 4096;
+const GIB: u64 = 1 << 30;
+
+/// One page of the window as the TLB has it: frame number << 8 | leaf level << 2 | writable << 1 | 1, or 0.
+pub struct Machine {
+    fd: i32,
+    /// All of physical memory at once: the loader's window.
+    pub ram: *mut u8,
+    pub ram_frames: u64,
+    pub mmio_frames: u64,
+    pub window: PageRange,
+    root: AtomicU64,
+    tlb: Box<[AtomicU64]>,
+    large_fragments: AtomicUsize,
+    pub flushes: AtomicUsize,
+    pub on_flush: std::sync::Mutex<Option<Box<dyn Fn() + Send>>>,
+}
+
+unsafe impl Sync for Machine {}
+unsafe impl Send for Machine {}
+
+static MACHINES: [AtomicPtr<Machine>; 256] = [const { AtomicPtr::new(ptr::null_mut()) }; 256];
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+static HANDLER: Once = Once::new();
+
+/// What the hardware would find: frame number, leaf level, writable, executable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hit {
+    pub frame: u64,
+    pub level: u32,
+    pub write: bool,
+    pub execute: bool,
+}
+
+impl Machine {
+    /// `ram_frames` of RAM from address 0, then `mmio_frames` of "registers", and a window of virtual addresses.
+    pub fn new(ram_frames: u64, mmio_frames: u64, window_pages: usize) -> &'static Self {
+        let total = ((ram_frames + mmio_frames) * PAGE) as usize;
+        let bytes = window_pages * PAGE as usize;
+        let index = COUNT.fetch_add(1, SeqCst);
+        unsafe {
+            HANDLER.call_once(|| install());
+            let fd = libc::memfd_create(c"ram".as_ptr(), 0);
+            assert!(fd >= 0 && libc::ftruncate(fd, total as i64) == 0);
+            let ram = libc::mmap(ptr::null_mut(), total, 3, libc::MAP_SHARED | libc::MAP_NORESERVE, fd, 0);
+            assert_ne!(ram, libc::MAP_FAILED);
+            // Reserve more, to begin at a multiple of 1 GiB.
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let place = libc::mmap(ptr::null_mut(), bytes + GIB as usize, 0, flags, -1, 0);
+            assert_ne!(place, libc::MAP_FAILED);
+            let start = (place as u64).next_multiple_of(GIB);
+            let window = PageRange::new(VirtAddr::new(start).unwrap(), window_pages).unwrap();
+            let machine = Box::leak(Box::new(Self {
+                fd,
+                ram: ram.cast(),
+                ram_frames,
+                mmio_frames,
+                window,
+                root: AtomicU64::new(u64::MAX),
+                tlb: (0..window_pages).map(|_| AtomicU64::new(0)).collect(),
+                large_fragments: AtomicUsize::new(0),
+                flushes: AtomicUsize::new(0),
+                on_flush: std::sync::Mutex::new(None),
+            }));
+            MACHINES[index].store(machine, SeqCst);
+            machine
+        }
+    }
+
+    pub fn word(&self, address: u64) -> u64 {
+        assert!(address + 8 <= (self.ram_frames + self.mmio_frames) * PAGE);
+        unsafe { self.ram.add(address as usize).cast::<u64>().read_volatile() }
+    }
+
+    pub fn set_word(&self, address: u64, value: u64) {
+        unsafe { self.ram.add(address as usize).cast::<u64>().write_volatile(value) }
+    }
+
+    /// Address of the entry at `level` for a virtual address (3 is the top).
+    pub fn entry(&self, address: u64, level: u32) -> u64 {
+        let mut table = self.root.load(SeqCst);
+        for at in (level + 1..4).rev() {
+            table = self.word(table + (address >> (12 + 9 * at) & 511) * 8) & 0x000f_ffff_ffff_f000;
+        }
+        table + (address >> (12 + 9 * level) & 511) * 8
+    }
+
+    /// The walk of the SDM, written without looking at the code under test.
+    pub fn walk(&self, address: u64) -> Option<Hit> {
+        let (mut table, mut write, mut execute) = (self.root.load(SeqCst), true, true);
+        for level in (0..4).rev() {
+            let entry = self.word(table + (address >> (12 + 9 * level) & 511) * 8);
+            if entry & 1 == 0 {
+                return None;
+            }
+            write &= entry & 2 != 0;
+            execute &= entry >> 63 == 0;
+            let frame = (entry & 0x000f_ffff_ffff_f000) >> 12;
+            if level == 0 || entry & 0x80 != 0 {
+                let inside = (address >> 12) & ((1 << (9 * level)) - 1);
+                return Some(Hit { frame: frame + inside, level, write, execute });
+            }
+            table = frame << 12;
+        }
+        None
+    }
+
+    fn index(&self, address: u64) -> Option<usize> {
+        Some(self.window.offset_of_address(VirtAddr::new(address)?)? as usize / PAGE as usize)
+    }
+
+    /// A page fault: fills the TLB from the tables. `false` if it is a real fault.
+    fn fault(&self, address: u64, write: bool) -> bool {
+        let Some(index) = self.index(address) else { return false };
+        let Some(hit) = self.walk(address) else { return false };
+        if write && !hit.write {
+            return false;
+        }
+        let value = hit.frame << 8 | u64::from(hit.level) << 2 | u64::from(hit.write) << 1 | 1;
+        if self.tlb[index].swap(value, SeqCst) == 0 && hit.level > 0 {
+            self.large_fragments.fetch_add(1, SeqCst);
+        }
+        let protection = libc::PROT_READ | if hit.write { libc::PROT_WRITE } else { 0 };
+        let at = (address & !(PAGE - 1)) as *mut libc::c_void;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+        let mapped =
+            unsafe { libc::mmap(at, PAGE as usize, protection, flags, self.fd, (hit.frame * PAGE) as i64) };
+        mapped == at
+    }
+
+    fn forget(&self, index: usize) {
+        let before = self.tlb[index].swap(0, SeqCst);
+        if before == 0 {
+            return;
+        }
+        if before >> 2 & 3 > 0 {
+            self.large_fragments.fetch_sub(1, SeqCst);
+        }
+        let at = (self.window.start_address().value() + index as u64 * PAGE) as *mut libc::c_void;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        assert_eq!(unsafe { libc::mmap(at, PAGE as usize, 0, flags, -1, 0) }, at);
+    }
+
+    /// Whether an access would succeed now, through the TLB if it knows the page.
+    pub fn may(&self, address: u64, write: bool) -> bool {
+        match self.tlb[self.index(address).unwrap()].load(SeqCst) {
+            0 => self.walk(address).is_some_and(|hit| hit.write || !write),
+            cached => !write || cached & 2 != 0,
+        }
+    }
+
+    /// Panics if the TLB knows anything that the tables do not say.
+    pub fn assert_coherent(&self) {
+        for (index, cached) in self.tlb.iter().enumerate() {
+            let cached = cached.load(SeqCst);
+            if cached != 0 {
+                let address = self.window.start_address().value() + index as u64 * PAGE;
+                let hit = self.walk(address).unwrap_or_else(|| panic!("stale TLB entry for {address:#x}"));
+                assert_eq!(hit.frame, cached >> 8, "stale TLB entry for {address:#x}");
+                assert!(hit.write || cached & 2 == 0, "TLB still allows writing {address:#x}");
+            }
+        }
+    }
+}
+
+unsafe impl Cpu for Machine {
+    fn flush(&self, page: VirtAddr) {
+        self.flushes.fetch_add(1, SeqCst);
+        if let Some(hook) = &*self.on_flush.lock().unwrap() {
+            hook();
+        }
+        let Some(index) = self.index(page.value()) else { return };
+        self.forget(index);
+        if self.large_fragments.load(SeqCst) > 0 {
+            // A large page may be cached in fragments, which all go.
+            for level in 1..3u32 {
+                let size = 1 << (9 * level);
+                let start = index / size * size;
+                let end = (start + size).min(self.tlb.len());
+                (start..end)
+                    .filter(|at| self.tlb[*at].load(SeqCst) & 0xd == u64::from(level) << 2 | 1)
+                    .for_each(|at| self.forget(at));
+            }
+        }
+    }
+
+    fn flush_all(&self) {
+        self.flushes.fetch_add(1, SeqCst);
+        if let Some(hook) = &*self.on_flush.lock().unwrap() {
+            hook();
+        }
+        (0..self.tlb.len()).for_each(|index| self.forget(index));
+    }
+
+    unsafe fn load_root(&self, root: PhysAddr) {
+        self.root.store(root.value(), SeqCst);
+    }
+
+    fn root(&self) -> PhysAddr {
+        PhysAddr::new(self.root.load(SeqCst)).unwrap()
+    }
+}
+
+unsafe fn install() {
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handle as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        assert_eq!(libc::sigaction(libc::SIGSEGV, &action, ptr::null_mut()), 0);
+    }
+}
+
+extern "C" fn handle(_: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    unsafe {
+        let address = (*info).si_addr() as u64;
+        let error = (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs[libc::REG_ERR as usize];
+        for machine in &MACHINES[..COUNT.load(SeqCst)] {
+            let machine = machine.load(SeqCst);
+            if !machine.is_null() && (*machine).fault(address, error & 2 != 0) {
+                return;
+            }
+        }
+        // A real fault: die of it.
+        libc::signal(libc::SIGSEGV, libc::SIG_DFL);
+    }
+}
+
+/// A booted machine.
+pub struct System {
+    pub machine: &'static Machine,
+    pub space: &'static AddressSpace,
+    pub pool: FrameRange,
+    pub kernel: FrameRange,
+}
+
+pub struct Config {
+    pub ram_frames: u64,
+    pub mmio_frames: u64,
+    pub window_pages: usize,
+    pub pool_frames: usize,
+    pub gib_pages: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { ram_frames: 4096, mmio_frames: 64, window_pages: 1 << 14, pool_frames: 128, gib_pages: true }
+    }
+}
+
+pub fn frames(start: u64, count: u64) -> FrameRange {
+    FrameRange::new(PhysAddr::new(start * PAGE).unwrap(), count as usize).unwrap()
+}
+
+pub fn storage(words: usize) -> &'static mut [u64] {
+    // Not zero: constructors must not rely on it.
+    Box::leak(vec![0xdead_beef_dead_beef; words].into_boxed_slice())
+}
+
+pub const KERNEL_VA: u64 = 0xffff_ffff_8000_0000;
+
+impl System {
+    /// Boots: the pool at frame 16, eight frames of "kernel image" before it, frame 0 reserved, the rest is free.
+    pub fn new(config: Config) -> Self {
+        let machine = Machine::new(config.ram_frames, config.mmio_frames, config.window_pages);
+        let (pool, kernel) = (frames(16, config.pool_frames as u64), frames(8, 8));
+        unsafe {
+            ptr::write_bytes(machine.ram.add(16 * PAGE as usize), 0xa5, config.pool_frames * PAGE as usize)
+        };
+        let pool_base = unsafe { machine.ram.add(16 * PAGE as usize) };
+        let mut mapper =
+            Mapper::new(unsafe { TablePool::new(pool_base, pool) }.unwrap(), config.gib_pages).unwrap();
+        let kernel_pages =
+            |offset, count| PageRange::new(VirtAddr::new(KERNEL_VA + offset * PAGE).unwrap(), count).unwrap();
+        unsafe {
+            mapper.map_boot(kernel_pages(0, 4), frames(8, 4), Protection::ReadExecute).unwrap();
+            mapper.map_boot(kernel_pages(4, 4), frames(12, 4), Protection::ReadWrite).unwrap();
+            mapper.map_boot(kernel_pages(4096, config.pool_frames), pool, Protection::ReadWrite).unwrap();
+            mapper.activate(machine, pool_base);
+        }
+        let span = frames(0, config.ram_frames);
+        let words = FrameAllocator::storage_words(span.size_in_frames());
+        let allocator: &'static _ = Box::leak(Box::new(FrameAllocator::new(span, storage(words)).unwrap()));
+        unsafe {
+            allocator.add(frames(0, 1), Owner::Reserved);
+            allocator.add(kernel, Owner::Kernel);
+            allocator.add(pool, Owner::Tables);
+            allocator.add(span, Owner::Free);
+        }
+        let words = PageAllocator::storage_words(config.window_pages);
+        let pages: &'static _ =
+            Box::leak(Box::new(PageAllocator::new(machine.window, storage(words)).unwrap()));
+        let space = Box::leak(Box::new(AddressSpace::new(mapper, allocator, pages, machine)));
+        Self { machine, space, pool, kernel }
+    }
+
+    pub fn small() -> Self {
+        Self::new(Config::default())
+    }
+
+    /// Fails the test unless the audit is content, the TLB knows nothing stale and all frames are accounted for.
+    #[track_caller]
+    pub fn check(&self) {
+        let report = self.space.audit();
+        let findings: Vec<String> = report.findings().map(|finding| finding.to_string()).collect();
+        assert!(report.ok(), "{findings:#?}");
+        assert_eq!(report.total, self.machine.ram_frames as usize);
+        self.machine.assert_coherent();
+    }
+
+    /// Free frames, free pages, tables in use: equal before and after whatever must leave no trace.
+    pub fn state(&self) -> (Vec<usize>, usize, usize) {
+        let report = self.space.audit();
+        (
+            report.frames.iter().map(|(_, count)| *count).collect(),
+            self.space.pages().free_pages(),
+            report.tables,
+        )
+    }
+}

@@ -1,0 +1,537 @@
+//! Mappings on the machine of `common`.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod common;
+
+use common::*;
+use ringfence_memory::*;
+
+fn address(value: u64) -> VirtAddr {
+    VirtAddr::new(value).unwrap()
+}
+
+#[test]
+fn boot_passes_the_audit() {
+    let system = System::small();
+    system.check();
+    let frames = system.space.frames();
+    assert_eq!(frames.count(Owner::Kernel), 8);
+    assert_eq!(frames.count(Owner::Tables), 128);
+    assert_eq!(frames.count(Owner::Reserved), 1);
+    assert_eq!(frames.count(Owner::Free), 4096 - 137);
+    let hit = system.machine.walk(KERNEL_VA + 5 * PAGE + 77).unwrap();
+    assert_eq!(hit, Hit { frame: 13, level: 0, write: true, execute: false });
+    assert!(system.machine.walk(0).is_none());
+}
+
+#[test]
+fn memory_is_real_and_goes_back() {
+    let system = System::small();
+    let before = system.state();
+    let mut mapped = system.space.allocate(5, Protection::ReadWrite).unwrap();
+    assert_eq!((mapped.size_in_pages(), mapped.flags()), (5, Protection::ReadWrite));
+    mapped.as_slice_mut::<u8>(0, 5 * 4096).unwrap().fill(0x5a);
+    let frame = system.machine.walk(mapped.start_address().value() + 4 * PAGE).unwrap().frame;
+    assert_eq!(system.machine.word(frame * PAGE), 0x5a5a_5a5a_5a5a_5a5a);
+    assert_eq!(system.space.frames().count(Owner::Private), 5);
+    system.check();
+    let start = mapped.start_address().value();
+    drop(mapped);
+    assert!(!system.machine.may(start, false), "freed memory must fault");
+    system.check();
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn leaves_are_as_large_as_fits() {
+    let config = Config { ram_frames: 3 << 18, window_pages: 4 << 18, pool_frames: 64, ..Config::default() };
+    let system = System::new(config);
+    let before = system.state();
+    for (count, level) in [(1 << 18, 2), (512, 1), (511, 0), (1 << 10, 1), (16, 0)] {
+        let mapped = system.space.allocate(count, Protection::ReadWrite).unwrap();
+        for page in [0, count - 1] {
+            let hit = system.machine.walk(mapped.start_address().value() + page as u64 * PAGE).unwrap();
+            assert_eq!(hit.level, level, "{count} pages");
+        }
+        system.check();
+    }
+    // 1 GiB + 2 MiB + 4 KiB: one of each.
+    let mapped = system.space.allocate((1 << 18) + 512 + 1, Protection::ReadWrite).unwrap();
+    let level = |page: u64| system.machine.walk(mapped.start_address().value() + page * PAGE).unwrap().level;
+    assert_eq!((level(0), level(1 << 18), level((1 << 18) + 512)), (2, 1, 0));
+    system.check();
+    drop(mapped);
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn without_gib_pages_2_mib_is_the_largest() {
+    let config = Config { ram_frames: 3 << 18, window_pages: 4 << 18, gib_pages: false, ..Config::default() };
+    let system = System::new(config);
+    let mapped = system.space.allocate(1 << 18, Protection::ReadOnly).unwrap();
+    assert_eq!(system.machine.walk(mapped.start_address().value()).unwrap().level, 1);
+    system.check();
+}
+
+#[test]
+fn split_breaks_large_leaves_and_keeps_every_address() {
+    let config = Config { ram_frames: 3 << 18, window_pages: 4 << 18, ..Config::default() };
+    let system = System::new(config);
+    let before = system.state();
+    let mut mapped = system.space.allocate(1 << 18, Protection::ReadWrite).unwrap();
+    let start = mapped.start_address().value();
+    let frame = system.machine.walk(start).unwrap().frame;
+    for page in [0, 1, 513, (1 << 18) - 1] {
+        mapped.as_slice_mut::<u64>((page * PAGE) as usize, 1).unwrap()[0] = page;
+    }
+    let (head, tail) = mapped.split(address(start + 513 * PAGE)).unwrap();
+    assert_eq!((head.size_in_pages(), tail.size_in_pages()), (513, (1 << 18) - 513));
+    for page in (0..1 << 18).step_by(97).chain([511, 512, 513, 514, 1023, 1024]) {
+        assert_eq!(system.machine.walk(start + page * PAGE).unwrap().frame, frame + page);
+    }
+    assert_eq!(system.machine.walk(start + 513 * PAGE).unwrap().level, 0);
+    assert_eq!(system.machine.walk(start + 1024 * PAGE).unwrap().level, 1);
+    system.check();
+    drop(head);
+    system.check();
+    assert!(!system.machine.may(start, false) && system.machine.may(start + 513 * PAGE, false));
+    assert_eq!(tail.as_slice::<u64>(0, 1).unwrap()[0], 513);
+    drop(tail);
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn merge_undoes_split_and_refuses_strangers() {
+    let system = System::small();
+    let mapped = system.space.allocate(6, Protection::ReadWrite).unwrap();
+    let start = mapped.start_address().value();
+    let (mut a, b) = mapped.split(address(start + 2 * PAGE)).unwrap();
+    let (b, c) = b.split(address(start + 4 * PAGE)).unwrap();
+    let c = a.merge(c).unwrap_err();
+    a.merge(b).unwrap();
+    a.merge(c).unwrap();
+    assert_eq!((a.start_address().value(), a.size_in_pages()), (start, 6));
+    // Ends are empty halves, outside is refused, and so is the middle of a page.
+    let (empty, a) = a.split(address(start)).unwrap();
+    assert!(empty.is_empty());
+    let (mut a, empty) = a.split(address(start + 6 * PAGE)).unwrap();
+    assert!(empty.is_empty());
+    a.merge(empty).unwrap();
+    for bad in [start - PAGE, start + 7 * PAGE, start + 1, start + 6 * PAGE + 8, 0] {
+        a = a.split(address(bad)).unwrap_err();
+    }
+    // Other flags.
+    let (mut a, mut b) = a.split(address(start + 3 * PAGE)).unwrap();
+    b.remap(Protection::ReadOnly);
+    let b = a.merge(b).unwrap_err();
+    drop((a, b));
+    // Another address space, though adjacent numbers may match.
+    let other = System::small();
+    let mut mine = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let theirs = other.space.allocate(1, Protection::ReadWrite).unwrap();
+    assert!(mine.merge(theirs).is_err());
+    system.check();
+}
+
+#[test]
+fn remap_changes_rights_at_once() {
+    let system = System::small();
+    let mut mapped = system.space.allocate(512 + 3, Protection::ReadWrite).unwrap();
+    let start = mapped.start_address().value();
+    mapped.as_slice_mut::<u8>(0, (512 + 3) * 4096).unwrap().fill(1);
+    mapped.remap(Protection::ReadOnly);
+    for page in [0, 100, 514] {
+        assert!(!system.machine.may(start + page * PAGE, true), "the TLB must have forgotten");
+        assert!(system.machine.may(start + page * PAGE, false));
+    }
+    assert_eq!(mapped.as_slice_mut::<u8>(0, 1).unwrap_err(), AccessError::NotWritable);
+    assert_eq!(mapped.as_type_mut::<u8>(0).unwrap_err(), AccessError::NotWritable);
+    assert_eq!(mapped.as_slice::<u8>(514 * 4096, 1).unwrap(), [1]);
+    system.check();
+    mapped.remap(Protection::ReadExecute);
+    assert!(system.machine.walk(start).unwrap().execute);
+    system.check();
+    // Only a part: split, remap, merge stays refused until the flags agree again.
+    let (mut a, mut b) = mapped.split(address(start + 7 * PAGE)).unwrap();
+    b.remap(Protection::ReadWrite);
+    assert!(!system.machine.walk(start + 6 * PAGE).unwrap().write);
+    assert!(system.machine.walk(start + 7 * PAGE).unwrap().write);
+    system.check();
+    b = a.merge(b).unwrap_err();
+    a.remap(Protection::ReadWrite);
+    a.merge(b).unwrap();
+    system.check();
+}
+
+#[test]
+fn deep_copy_is_another_memory() {
+    let system = System::small();
+    let mut mapped = system.space.allocate(3, Protection::ReadWrite).unwrap();
+    mapped.as_slice_mut::<u8>(0, 3 * 4096).unwrap().fill(7);
+    mapped.remap(Protection::ReadExecute);
+    let copy = mapped.deep_copy(Some(Protection::ReadOnly)).unwrap();
+    assert_eq!(copy.flags(), Protection::ReadOnly);
+    let mut same = mapped.deep_copy(None).unwrap();
+    assert_eq!(same.flags(), Protection::ReadExecute);
+    same.remap(Protection::ReadWrite);
+    same.as_slice_mut::<u8>(0, 1).unwrap()[0] = 8;
+    assert_eq!(mapped.as_slice::<u8>(0, 3 * 4096).unwrap(), copy.as_slice::<u8>(0, 3 * 4096).unwrap());
+    assert_eq!(MappedPages::empty().deep_copy(None).unwrap().size_in_pages(), 0);
+    system.check();
+}
+
+#[test]
+fn all_frames_come_back_as_parts() {
+    let system = System::small();
+    let before = system.state();
+    // Scattered frames: every second one of a run.
+    let mut runs: Vec<_> =
+        (0..24).map(|_| system.space.frames().allocate(FrameRequest::new(1)).unwrap()).collect();
+    runs.sort_by_key(|run| run.start_address());
+    let mut index = 0;
+    runs.retain(|_| {
+        index += 1;
+        index % 2 == 0
+    });
+    let pages = system.space.pages().allocate(PageRequest::new(12)).unwrap();
+    let start = pages.start_address().value();
+    let mut whole = MappedPages::empty();
+    let mut rest = pages;
+    for (index, frames) in runs.into_iter().enumerate() {
+        let (head, tail) = rest.split(address(start + (index as u64 + 1) * PAGE)).unwrap();
+        rest = tail;
+        whole
+            .merge(system.space.map_allocated_pages_to(head, frames, Protection::ReadWrite).unwrap())
+            .unwrap();
+    }
+    system.check();
+    assert_eq!(system.space.frames().count(Owner::Private), 12);
+    let (pages, frames) = whole.unmap_into_parts().unwrap();
+    assert_eq!((pages.start_address().value(), pages.size_in_pages()), (start, 12));
+    assert_eq!(frames.len(), 12, "no run is lost");
+    assert_eq!(frames.iter().map(|run| run.size_in_frames()).sum::<usize>(), 12);
+    assert_eq!(system.space.frames().count(Owner::Allocated), 12);
+    system.check();
+    drop((pages, frames));
+    assert_eq!(system.state(), before);
+
+    // A long adjacent mapping is one token again, though it is unmapped piece by piece.
+    let mapped = system.space.allocate(512 + 16 + 1, Protection::ReadWrite).unwrap();
+    let (_, frames) = mapped.unmap_into_parts().unwrap();
+    assert_eq!(frames.iter().map(|run| run.size_in_frames()).sum::<usize>(), 529);
+}
+
+#[test]
+fn what_is_refused_comes_back() {
+    let (system, other) = (System::small(), System::small());
+    let before = system.state();
+    let pages = |count| system.space.pages().allocate(PageRequest::new(count)).unwrap();
+    let frames = |count| system.space.frames().allocate(FrameRequest::new(count)).unwrap();
+    let refused = |pages, frames| {
+        system.space.map_allocated_pages_to(pages, frames, Protection::ReadWrite).unwrap_err()
+    };
+    let (error, p, f) = refused(pages(2), frames(3));
+    assert_eq!((error, p.size_in_pages(), f.size_in_frames()), (MapError::SizeMismatch, 2, 3));
+    drop((p, f));
+    let (error, p, f) = refused(AllocatedPages::empty(), Frames::empty());
+    assert!(error == MapError::WrongAllocator && p.is_empty() && f.is_empty());
+    let (error, ..) = refused(pages(1), other.space.frames().allocate(FrameRequest::new(1)).unwrap());
+    assert_eq!(error, MapError::WrongAllocator);
+    let (error, ..) = refused(other.space.pages().allocate(PageRequest::new(1)).unwrap(), frames(1));
+    assert_eq!(error, MapError::WrongAllocator);
+    let (error, p) =
+        system.space.map_allocated_pages(AllocatedPages::empty(), Protection::ReadOnly).unwrap_err();
+    assert!(error == MapError::ZeroLength && p.is_empty());
+    assert_eq!(
+        system.space.allocate(0, Protection::ReadOnly).unwrap_err(),
+        MapError::Pages(AllocError::ZeroLength)
+    );
+    assert!(system.space.allocate(usize::MAX, Protection::ReadOnly).is_err());
+    assert!(system.space.allocate_stack(0).is_err());
+    assert!(system.space.allocate_stack(usize::MAX - 1).is_err());
+    drop((p, f));
+    // More than there is: pages suffice, frames do not.
+    let error = system.space.allocate(5000, Protection::ReadWrite).unwrap_err();
+    assert_eq!(error, MapError::Frames(AllocError::OutOfMemory));
+    system.check();
+    assert_eq!(system.state(), before);
+    other.check();
+}
+
+/// With k tables left in the pool, for every k until the operation succeeds: it fails and nothing has changed.
+#[test]
+fn running_out_of_tables_changes_nothing() {
+    type Operation = fn(&System) -> Result<MappedPages<Private>, MapError>;
+    let operations: [Operation; 3] = [
+        |system| system.space.allocate(3, Protection::ReadWrite),
+        |system| system.space.allocate(512 + 512 + 7, Protection::ReadWrite),
+        // Frames that are not aligned like the pages: three tables of 4 KiB leaves.
+        |system| {
+            let pages = system.space.pages().allocate(PageRequest { align: 512, ..PageRequest::new(1100) });
+            let at = PhysAddr::new(1001 * PAGE);
+            let frames = system.space.frames().allocate(FrameRequest { at, ..FrameRequest::new(1100) });
+            let mapped =
+                system.space.map_allocated_pages_to(pages.unwrap(), frames.unwrap(), Protection::ReadWrite);
+            mapped.map_err(|(error, pages, frames)| {
+                assert_eq!((pages.size_in_pages(), frames.size_in_frames()), (1100, 1100));
+                error
+            })
+        },
+    ];
+    for (number, operation) in operations.iter().enumerate() {
+        let mut failures = 0;
+        for pool_frames in 2.. {
+            let config = Config { pool_frames, ..Config::default() };
+            let Ok(system) = std::panic::catch_unwind(|| System::new(config)) else { continue };
+            let before = system.state();
+            match operation(&system) {
+                Err(error) => {
+                    assert_eq!(error, MapError::NoTables);
+                    assert_eq!(system.state(), before, "operation {number}, pool of {pool_frames}");
+                    system.check();
+                    failures += 1;
+                }
+                Ok(mapped) => {
+                    system.check();
+                    drop(mapped);
+                    assert_eq!(system.state(), before);
+                    break;
+                }
+            }
+        }
+        assert!(failures >= 2, "operation {number} failed only {failures} times");
+    }
+}
+
+#[test]
+fn split_without_tables_gives_the_mapping_back() {
+    for pool_frames in 5.. {
+        let config = Config { pool_frames, ..Config::default() };
+        let Ok(system) = std::panic::catch_unwind(|| System::new(config)) else { continue };
+        let Ok(mapped) = system.space.allocate(512, Protection::ReadWrite) else { continue };
+        let start = mapped.start_address().value();
+        let before = system.state();
+        match mapped.split(address(start + 5 * PAGE)) {
+            Err(back) => {
+                assert_eq!(back.size_in_pages(), 512);
+                assert_eq!(system.machine.walk(start + 5 * PAGE).unwrap().level, 1);
+                assert_eq!(system.state(), before);
+                system.check();
+            }
+            Ok((a, b)) => {
+                assert_eq!((a.size_in_pages(), b.size_in_pages()), (5, 507));
+                assert!(pool_frames > 5, "the refusal must have been seen");
+                system.check();
+                return;
+            }
+        }
+    }
+}
+
+#[test]
+fn frames_are_freed_after_the_flush_only() {
+    let system = System::small();
+    let mut mapped = system.space.allocate(40, Protection::ReadWrite).unwrap();
+    mapped.as_slice_mut::<u8>(0, 40 * 4096).unwrap().fill(1);
+    let free = system.space.frames().count(Owner::Free);
+    let space = system.space;
+    let hook = move || assert_eq!(space.frames().count(Owner::Free), free, "freed before the flush");
+    *system.machine.on_flush.lock().unwrap() = Some(Box::new(hook));
+    drop(mapped);
+    *system.machine.on_flush.lock().unwrap() = None;
+    assert!(system.machine.flushes.load(std::sync::atomic::Ordering::SeqCst) >= 40);
+    system.check();
+}
+
+#[test]
+fn forgetting_leaks_and_nothing_more() {
+    let system = System::small();
+    std::mem::forget(system.space.allocate(3, Protection::ReadWrite).unwrap());
+    std::mem::forget(system.space.frames().allocate(FrameRequest::new(2)).unwrap());
+    std::mem::forget(system.space.pages().allocate(PageRequest::new(2)).unwrap());
+    std::mem::forget(system.space.allocate_dma(FrameRequest::new(2)).unwrap());
+    std::mem::forget(system.space.allocate_stack(2).unwrap());
+    system.check();
+    assert_eq!(system.space.frames().count(Owner::Private), 5);
+    assert_eq!(system.space.frames().count(Owner::Allocated), 2);
+}
+
+#[test]
+fn stacks_have_guards() {
+    let system = System::small();
+    let before = system.state();
+    let stack = system.space.allocate_stack(4).unwrap();
+    let (bottom, top) = (stack.pages().start_address().value(), stack.top().value());
+    assert_eq!(top - bottom, 4 * PAGE);
+    assert!(system.machine.may(bottom, true) && system.machine.may(top - 1, true));
+    assert!(!system.machine.may(bottom - 1, false) && !system.machine.may(top, false));
+    // The guards belong to the stack.
+    let at = |address| PageRequest { at: VirtAddr::new(address), ..PageRequest::new(1) };
+    assert!(system.space.pages().allocate(at(bottom - PAGE)).is_err());
+    assert!(system.space.pages().allocate(at(top)).is_err());
+    system.check();
+    drop(stack);
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn views_are_checked() {
+    let system = System::small();
+    let mut mapped = system.space.allocate(2, Protection::ReadWrite).unwrap();
+    let size = mapped.size_in_bytes() as usize;
+    for offset in (0..40).chain(size - 40..size + 8).chain([usize::MAX, usize::MAX - 7]) {
+        let fits = offset.checked_add(8).is_some_and(|end| end <= size);
+        let expected = match (fits, offset % 8) {
+            (false, _) => Err(AccessError::OutOfBounds),
+            (true, 0) => Ok(()),
+            _ => Err(AccessError::Misaligned),
+        };
+        assert_eq!(mapped.as_type::<u64>(offset).map(|_| ()), expected, "{offset}");
+        assert_eq!(mapped.as_type_mut::<u64>(offset).map(|_| ()), expected, "{offset}");
+        assert_eq!(mapped.as_slice::<u64>(offset, 1).map(|_| ()), expected, "{offset}");
+        assert_eq!(mapped.as_slice_mut::<u64>(offset, 1).map(|_| ()), expected, "{offset}");
+    }
+    assert_eq!(mapped.as_slice::<u64>(0, usize::MAX / 4).unwrap_err(), AccessError::OutOfBounds);
+    assert_eq!(mapped.as_slice::<u64>(8, size / 8).unwrap_err(), AccessError::OutOfBounds);
+    assert_eq!(mapped.as_slice::<u64>(0, size / 8).unwrap().len(), size / 8);
+    assert!(mapped.as_slice::<u64>(size, 0).unwrap().is_empty());
+    assert_eq!(MappedPages::empty().as_slice::<u8>(0, 0).unwrap().len(), 0);
+    assert_eq!(MappedPages::empty().as_type::<u8>(0).unwrap_err(), AccessError::OutOfBounds);
+}
+
+#[test]
+fn borrowed_views_own_their_memory() {
+    let system = System::small();
+    let before = system.state();
+    let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let mut word = mapped.into_borrowed_mut::<u64>(16).unwrap();
+    *word = 42;
+    let mut slice = word.into_inner().into_borrowed_slice_mut::<u16>(16, 4).unwrap();
+    assert_eq!(*slice, [42, 0, 0, 0]);
+    slice[1] = 1;
+    let word = slice.into_inner().into_borrowed::<u64>(16).unwrap();
+    assert_eq!(*word, 42 + (1 << 16));
+    assert_eq!(word.inner_ref().size_in_pages(), 1);
+    let (mapped, error) = word.into_inner().into_borrowed::<u64>(4095).unwrap_err();
+    assert_eq!(error, AccessError::OutOfBounds);
+    let (mapped, error) = mapped.into_borrowed_slice::<u32>(2, 4).unwrap_err();
+    assert_eq!(error, AccessError::Misaligned);
+    let shared = std::sync::Arc::new(mapped);
+    let a = BorrowedMappedPages::<u64, _, _>::from(shared.clone(), 16).unwrap();
+    let b = BorrowedSliceMappedPages::<u16, _, _>::from_slice(shared, 16, 2).unwrap();
+    let moved = Box::new((a, b));
+    assert_eq!((*moved.0, &*moved.1), (42 + (1 << 16), &[42, 1][..]));
+    system.check();
+    drop(moved);
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn dma_memory_never_becomes_private() {
+    let system = System::small();
+    let below = PhysAddr::new(2048 * PAGE);
+    let dma = system.space.allocate_dma(FrameRequest { below, align: 4, ..FrameRequest::new(5) }).unwrap();
+    let physical = dma.physical_address().value();
+    assert!(physical.is_multiple_of(4 * PAGE) && physical + 5 * PAGE <= 2048 * PAGE);
+    let words: *mut u64 = dma.as_ptr().cast();
+    for index in 0..5 * 512 {
+        assert_eq!(unsafe { words.add(index).read_volatile() }, 0);
+        unsafe { words.add(index).write_volatile(u64::MAX) };
+    }
+    assert_eq!(system.machine.word(physical + 4 * PAGE), u64::MAX, "adjacent");
+    let arena = system.space.frames().count(Owner::Dma) + system.space.frames().count(Owner::DmaIdle);
+    system.check();
+    drop(dma);
+    system.check();
+    // Take everything that is left for private use: none of it is the arena's.
+    let mut private = Vec::new();
+    while let Ok(mapped) = system.space.allocate(1, Protection::ReadWrite) {
+        let frame = system.machine.walk(mapped.start_address().value()).unwrap().frame;
+        assert!(!(physical..physical + 5 * PAGE).contains(&(frame * PAGE)));
+        private.push(mapped);
+    }
+    assert_eq!(system.space.frames().count(Owner::DmaIdle), arena);
+    // Devices still get it, zeroed again.
+    let dma = system.space.allocate_dma(FrameRequest { below, align: 4, ..FrameRequest::new(5) }).unwrap();
+    assert_eq!(dma.physical_address().value(), physical);
+    assert_eq!(unsafe { dma.as_ptr().cast::<u64>().add(5 * 512 - 1).read_volatile() }, 0);
+    system.check();
+}
+
+#[test]
+fn quarantined_memory_stays_away_until_released() {
+    let system = System::small();
+    let dma = system.space.allocate_dma(FrameRequest::new(8)).unwrap();
+    let physical = dma.physical_address();
+    let quarantined = dma.quarantine();
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
+    system.check();
+    let mut taken = Vec::new();
+    while let Ok(dma) = system.space.allocate_dma(FrameRequest::new(8)) {
+        assert_ne!(dma.physical_address(), physical);
+        taken.push(dma);
+    }
+    system.check();
+    drop(unsafe { quarantined.release() });
+    assert_eq!(system.space.allocate_dma(FrameRequest::new(8)).unwrap().physical_address(), physical);
+    let lost = taken.pop().unwrap().quarantine();
+    drop(lost);
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
+    system.check();
+}
+
+#[test]
+fn registers_are_claimed_once_each() {
+    let system = System::small();
+    let before = system.state();
+    let (space, mmio) = (system.space, |start: u64, count| frames(4096 + start, count));
+    unsafe {
+        space.offer_mmio(mmio(0, 4)).unwrap();
+        space.offer_mmio(mmio(4, 1)).unwrap();
+        assert_eq!(space.offer_mmio(mmio(3, 2)), Err(ClaimError::Overlap));
+        assert_eq!(space.offer_mmio(mmio(0, 4)), Err(ClaimError::Overlap));
+        assert_eq!(space.offer_mmio(FrameRange::empty()), Err(ClaimError::ZeroLength));
+        assert_eq!(space.offer_mmio(frames(4095, 2)), Err(ClaimError::Ram));
+        assert_eq!(space.offer_mmio(frames(0, 1)), Err(ClaimError::Ram));
+    }
+    let claim = |frames| space.claim_mmio(frames).map(|_| ()).unwrap_err();
+    assert_eq!(claim(mmio(0, 2)), ClaimError::NotOffered, "half a BAR");
+    assert_eq!(claim(mmio(8, 1)), ClaimError::NotOffered);
+    assert_eq!(claim(frames(100, 1)), ClaimError::NotOffered, "RAM");
+    let bar = space.claim_mmio(mmio(0, 4)).unwrap();
+    assert_eq!(claim(mmio(0, 4)), ClaimError::AlreadyClaimed);
+    assert_eq!(bar.physical_address(), mmio(0, 4).start_address());
+    unsafe { bar.as_ptr().add(3 * 4096).cast::<u32>().write_volatile(0x1234) };
+    assert_eq!(system.machine.word((4096 + 3) * PAGE) as u32, 0x1234);
+    // Uncached: PCD and PWT.
+    let entry = system.machine.word(system.machine.entry(bar.start_address().value(), 0));
+    assert_eq!(entry & 0x18, 0x18);
+    system.check();
+    drop(bar);
+    system.check();
+    drop(space.claim_mmio(mmio(0, 4)).unwrap());
+    for index in 0..126 {
+        unsafe { space.offer_mmio(mmio(8 + index, 1)).unwrap() };
+    }
+    assert_eq!(unsafe { space.offer_mmio(mmio(500, 1)) }, Err(ClaimError::Full));
+    system.check();
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn large_register_ranges_use_large_leaves() {
+    let config = Config { mmio_frames: 4096, ..Config::default() };
+    let system = System::new(config);
+    let before = system.state();
+    let range = frames(4096, 1024 + 1);
+    unsafe { system.space.offer_mmio(range).unwrap() };
+    let mapped = system.space.claim_mmio(range).unwrap();
+    assert_eq!(system.machine.walk(mapped.start_address().value()).unwrap().level, 1);
+    let entry = system.machine.word(system.machine.entry(mapped.start_address().value(), 1));
+    assert_eq!(entry & 0x98, 0x98);
+    system.check();
+    drop(mapped);
+    drop(system.space.claim_mmio(range).unwrap());
+    system.check();
+    assert_eq!(system.state(), before);
+}

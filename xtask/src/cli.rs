@@ -1,0 +1,204 @@
+//! The command line of `run-qemu.sh`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use lexopt::prelude::*;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+Ringfence: a memory-safe virtio driver subsystem, and the small kernel that proves it.
+
+Usage:
+  ./run-qemu.sh [run] [OPTIONS] [-- QEMU ARGS...]   build the kernel and boot it; it serves files over HTTP
+  ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
+  ./run-qemu.sh bench                               benchmarks (not built yet)
+
+Options of run:
+  --disk IMAGE|none   disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only
+                      (default: an image made from the folder site/)
+  --port N            port on 127.0.0.1 that leads to the guest's HTTP server (default: 8080)
+  --memory MIB        the guest's memory in MiB (default: 128)
+  --machine q35|pc    QEMU's machine type (default: q35)
+  --accel tcg|kvm     run under emulation or hardware virtualisation (default: tcg)
+  --uefi              boot through UEFI firmware instead of directly
+  --headless          leave standard input alone
+  -h, --help          print this
+
+The guest's serial port is standard output. Stop it with Ctrl-C. What comes after `--` goes to QEMU as it is and wins
+over the options above, e.g. `-- -cpu qemu64`. The first start installs what is missing, and says so.
+";
+
+/// One invocation.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// `--help`.
+    Help,
+    /// Boot the kernel.
+    Run(RunOptions),
+    /// Run the tests whose name contains the string.
+    Test(String),
+    /// Run the benchmarks.
+    Bench,
+}
+
+/// Options of `run`.
+#[derive(Debug, PartialEq)]
+pub struct RunOptions {
+    pub disk: Disk,
+    pub port: u16,
+    /// In MiB.
+    pub memory: u32,
+    pub machine: String,
+    pub kvm: bool,
+    pub uefi: bool,
+    pub headless: bool,
+    pub qemu_arguments: Vec<OsString>,
+}
+
+/// Which disk the guest gets.
+#[derive(Debug, PartialEq)]
+pub enum Disk {
+    Site,
+    Image(PathBuf),
+    None,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            disk: Disk::Site,
+            port: 8080,
+            memory: 128,
+            machine: "q35".into(),
+            kvm: false,
+            uefi: false,
+            headless: false,
+            qemu_arguments: Vec::new(),
+        }
+    }
+}
+
+/// Parses the arguments that follow the program's name.
+pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
+    let command = match arguments.first().and_then(|first| first.to_str()) {
+        Some(word) if !word.starts_with('-') => arguments.remove(0),
+        _ => "run".into(),
+    };
+    match command.to_str() {
+        Some("run") => parse_run(arguments),
+        Some("test") => parse_test(arguments),
+        Some("bench") => Ok(Command::Bench),
+        _ => bail!("unknown command {command:?}: run, test or bench (see --help)"),
+    }
+}
+
+fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
+    let mut options = RunOptions::default();
+    if let Some(end) = arguments.iter().position(|argument| argument == "--") {
+        options.qemu_arguments = arguments.split_off(end).split_off(1);
+    }
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Long("disk") => options.disk = disk(parser.value()?),
+            Long("port") => options.port = number(&mut parser, "--port", 1, 65535)? as u16,
+            Long("memory") => options.memory = number(&mut parser, "--memory", 1, 1 << 20)?,
+            Long("machine") => options.machine = choice(&mut parser, "--machine", ["q35", "pc"])?,
+            Long("accel") => options.kvm = choice(&mut parser, "--accel", ["tcg", "kvm"])? == "kvm",
+            Long("uefi") => options.uefi = true,
+            Long("headless") => options.headless = true,
+            other => bail!("{} (see --help)", other.unexpected()),
+        }
+    }
+    Ok(Command::Run(options))
+}
+
+fn parse_test(arguments: Vec<OsString>) -> Result<Command> {
+    let mut filter = None;
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Value(value) if filter.is_none() => filter = Some(value.string()?),
+            other => bail!("{} (see --help)", other.unexpected()),
+        }
+    }
+    Ok(Command::Test(filter.unwrap_or_default()))
+}
+
+fn disk(value: OsString) -> Disk {
+    if value == "none" { Disk::None } else { Disk::Image(value.into()) }
+}
+
+fn number(parser: &mut lexopt::Parser, option: &str, least: u32, most: u32) -> Result<u32> {
+    let value = parser.value()?;
+    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|n| (least..=most).contains(n));
+    number.with_context(|| format!("{option} {value:?}: not a number from {least} to {most}"))
+}
+
+fn choice(parser: &mut lexopt::Parser, option: &str, allowed: [&str; 2]) -> Result<String> {
+    let value = parser.value()?;
+    let found = allowed.into_iter().find(|allowed| value == *allowed);
+    found.map(String::from).with_context(|| format!("{option} {value:?}: not {}", allowed.join(" or ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Command> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn defaults() {
+        assert_eq!(parsed("").unwrap(), Command::Run(RunOptions::default()));
+        assert_eq!(parsed("run").unwrap(), Command::Run(RunOptions::default()));
+        assert_eq!(parsed("test").unwrap(), Command::Test(String::new()));
+    }
+
+    #[test]
+    fn every_option() {
+        let line = "run --disk a.img --port=81 --memory 64 --machine pc --accel kvm --uefi --headless -- -cpu qemu64 --help";
+        let expected = RunOptions {
+            disk: Disk::Image("a.img".into()),
+            port: 81,
+            memory: 64,
+            machine: "pc".into(),
+            kvm: true,
+            uefi: true,
+            headless: true,
+            qemu_arguments: vec!["-cpu".into(), "qemu64".into(), "--help".into()],
+        };
+        assert_eq!(parsed(line).unwrap(), Command::Run(expected));
+        assert_eq!(parsed("--disk none --help").unwrap(), Command::Help);
+    }
+
+    #[test]
+    fn each_error_names_its_cause() {
+        let cases = [
+            ("--bogus", "--bogus"),
+            ("frobnicate", "frobnicate"),
+            ("run extra", "extra"),
+            ("--port 0", "--port"),
+            ("--port 65536", "65536"),
+            ("--port -1", "-1"),
+            ("--memory x", "--memory"),
+            ("--memory 0", "--memory"),
+            ("--machine microvm", "microvm"),
+            ("--accel hvf", "hvf"),
+            ("--disk", "--disk"),
+            ("--uefi=yes", "--uefi"),
+            ("test one two", "two"),
+            ("test --fast", "--fast"),
+        ];
+        for (line, cause) in cases {
+            let message = format!("{:#}", parsed(line).unwrap_err());
+            assert!(message.contains(cause) && !message.contains('\n'), "{line}: {message}");
+        }
+    }
+}

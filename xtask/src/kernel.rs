@@ -1,0 +1,93 @@
+//! Builds the kernel, its tests, and the UEFI image, with the toolchain that set-up found.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::setup::Toolchain;
+use crate::{root, target};
+
+/// Builds the kernel; returns its ELF.
+pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    let built = build_executables(toolchain, &["build", "--release", "--bin", "ringfence-kernel"])?;
+    built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-kernel")
+}
+
+/// Builds the kernel's tests; returns each one's name and ELF.
+pub fn build_tests(toolchain: &Toolchain) -> Result<Vec<(String, PathBuf)>> {
+    build_executables(toolchain, &["test", "--release", "--no-run", "--test", "*"])
+}
+
+/// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
+pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf> {
+    let image = kernel.with_extension("uefi.img");
+    if is_newer(&image, kernel) {
+        return Ok(image);
+    }
+    // By `--target-dir`, not CARGO_TARGET_DIR: the crate's build script starts a cargo of its own, which would inherit
+    // the variable and wait for this one's lock for ever.
+    let folder = target()?.join("uefi-image");
+    let mut build = cargo(toolchain, &root().join("xtask/uefi-image"));
+    build.args(["build", "--release", "--target-dir"]).arg(&folder);
+    if folder.join("release/uefi-image").is_file() {
+        build.arg("--quiet");
+    } else {
+        eprintln!("run-qemu.sh: building the UEFI boot loader, once");
+    }
+    ensure!(build.status()?.success(), "the UEFI boot loader did not build");
+    let unfinished = image.with_extension(format!("{}.new", std::process::id()));
+    let made = Command::new(folder.join("release/uefi-image")).arg(kernel).arg(&unfinished).status()?;
+    ensure!(made.success(), "the UEFI boot image could not be made");
+    std::fs::rename(&unfinished, &image)?;
+    Ok(image)
+}
+
+/// Runs cargo in kernel/, passing its messages on; returns the executables it built, with their targets' names.
+fn build_executables(toolchain: &Toolchain, arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let folder = target()?.join("kernel");
+    let mut command = cargo(toolchain, &root().join("kernel"));
+    command.args(arguments).arg("--target-dir").arg(&folder).arg("--message-format=json-render-diagnostics");
+    if folder.join("x86_64-target/release").is_dir() {
+        command.arg("--quiet");
+    }
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the kernel did not build");
+    }
+    let messages = String::from_utf8(output.stdout)?;
+    Ok(messages.lines().filter_map(|line| executable(&serde_json::from_str(line).ok()?)).collect())
+}
+
+fn executable(message: &Value) -> Option<(String, PathBuf)> {
+    let file = message.get("executable")?.as_str()?;
+    Some((message.pointer("/target/name")?.as_str()?.to_owned(), file.into()))
+}
+
+/// The toolchain's cargo, in `folder`, free of settings that are meant for host builds.
+fn cargo(toolchain: &Toolchain, folder: &Path) -> Command {
+    let mut command = Command::new(&toolchain.cargo);
+    command
+        .current_dir(folder)
+        .env("RUSTC", &toolchain.rustc)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .stdin(Stdio::null());
+    for variable in
+        ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTUP_TOOLCHAIN"]
+    {
+        command.env_remove(variable);
+    }
+    // Debian's cargo looks for its companions on the PATH; rustc looks there for a linker it has not got itself.
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let ours = toolchain.linker_folder.iter().cloned().chain(toolchain.cargo.parent().map(Path::to_owned));
+    if let Ok(path) = std::env::join_paths(ours.chain(std::env::split_paths(&path))) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+fn is_newer(file: &Path, than: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified()).ok();
+    matches!((modified(file), modified(than)), (Some(file), Some(than)) if file > than)
+}

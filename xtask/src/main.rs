@@ -1,0 +1,60 @@
+//! Host side of Ringfence: sets a machine up, builds the kernel and its disk images, runs and tests it under QEMU.
+
+mod cli;
+mod guest;
+mod image;
+mod kernel;
+mod qemu;
+mod run;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use cli::Command;
+
+fn main() -> ExitCode {
+    match dispatch() {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("run-qemu.sh: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch() -> Result<u8> {
+    let mut arguments = std::env::args_os().skip(1);
+    if std::env::args_os().nth(1).is_some_and(|word| word == qemu::TETHERED) {
+        return Err(qemu::exec_tethered(arguments.skip(1)));
+    }
+    match cli::parse(&mut arguments)? {
+        Command::Help => {
+            print!("{}", cli::HELP);
+            Ok(0)
+        }
+        Command::Run(options) => run::run(&options),
+        Command::Test(filter) => test::test(&filter),
+        Command::Bench => bail!("bench: the benchmarks are not built yet"),
+    }
+}
+
+/// The repository.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask/ is inside the repository")
+}
+
+/// Cargo's target folder: two levels above this program.
+fn target() -> Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    program.ancestors().nth(2).map(Path::to_owned).context("xtask runs outside a target folder")
+}
+
+/// The folder for what xtask makes, created if missing.
+fn work_folder(name: &str) -> Result<PathBuf> {
+    let folder = target()?.join("ringfence").join(name);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    Ok(folder)
+}

@@ -1,0 +1,155 @@
+//! QEMU's command line, and starting it so that it never outlives us.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Error};
+
+use crate::guest::Guest;
+use crate::image::Image;
+use crate::setup::Firmware;
+
+/// The argument that makes this program [`exec_tethered`].
+pub const TETHERED: &str = "--tethered";
+
+/// The guest's exit codes as QEMU's isa-debug-exit device turns them into its own: `(code << 1) | 1`.
+pub mod exit {
+    /// 0x10: what the guest was to do succeeded.
+    pub const PASS: i32 = 33;
+    /// 0x11: it failed.
+    pub const FAIL: i32 = 35;
+    /// 0x12: the kernel panicked.
+    pub const PANIC: i32 = 37;
+    /// Under `-no-reboot`, also a triple fault.
+    pub const RESET: i32 = 0;
+}
+
+/// How the kernel gets into memory.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// QEMU loads the ELF.
+    Pvh(PathBuf),
+    /// Firmware loads the `bootloader` crate's image.
+    Uefi { image: PathBuf, firmware: Firmware },
+}
+
+/// A virtual machine to start.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    pub boot: Boot,
+    /// `q35` or `pc`.
+    pub kind: String,
+    pub kvm: bool,
+    /// In MiB.
+    pub memory: u32,
+    pub disk: Option<Image>,
+    /// The port on 127.0.0.1 that leads to the guest's port 80; without it there is no network device.
+    pub port: Option<u16>,
+    /// For the guest, by fw_cfg, under `opt/org.ringfence/`.
+    pub options: Vec<(String, String)>,
+    /// For QEMU, after all else.
+    pub extra: Vec<OsString>,
+}
+
+impl Machine {
+    /// A machine as `run` starts it without options, but with no devices.
+    pub fn new(boot: Boot) -> Self {
+        let (options, extra) = Default::default();
+        Self { boot, kind: "q35".into(), kvm: false, memory: 128, disk: None, port: None, options, extra }
+    }
+
+    /// Adds arguments for QEMU, separated by white space.
+    pub fn add(&mut self, words: &str) {
+        self.extra.extend(words.split_whitespace().map(OsString::from));
+    }
+
+    /// The arguments for QEMU.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut line = Line(Vec::new());
+        line.words("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
+        line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
+        line.option("-machine", &self.kind);
+        line.option("-accel", if self.kvm { "kvm" } else { "tcg" });
+        line.option("-cpu", "max");
+        line.option("-m", format!("{}M", self.memory));
+        self.add_boot(&mut line);
+        if let Some(disk) = &self.disk {
+            line.option("-blockdev", disk.node("disk0").to_string());
+            line.option("-device", "virtio-blk-pci,drive=disk0");
+        }
+        if let Some(port) = self.port {
+            line.option("-netdev", format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:80"));
+            line.option("-device", "virtio-net-pci,netdev=net0,romfile=");
+            line.option("-fw_cfg", format!("name=opt/org.ringfence/url,string=http://127.0.0.1:{port}/"));
+        }
+        for (name, value) in &self.options {
+            line.option("-fw_cfg", format!("name=opt/org.ringfence/{name},string={value}"));
+        }
+        line.0.extend(self.extra.iter().cloned());
+        line.0
+    }
+
+    fn add_boot(&self, line: &mut Line) {
+        match &self.boot {
+            Boot::Pvh(kernel) => line.option("-kernel", kernel),
+            Boot::Uefi { image, firmware } => {
+                // `snapshot`: writes go to a copy that ends with QEMU.
+                let drive = |file: &Path, rest| {
+                    format!("format=raw,file={},{rest}", file.to_string_lossy().replace(',', ",,"))
+                };
+                line.option("-drive", drive(&firmware.code, "if=pflash,unit=0,readonly=on"));
+                line.option("-drive", drive(&firmware.variables, "if=pflash,unit=1,snapshot=on"));
+                // On the chipset's own disk controller, so that it is no virtio disk of the guest's.
+                line.option("-drive", drive(image, "if=none,id=boot,snapshot=on"));
+                line.option("-device", "ide-hd,drive=boot,bootindex=0");
+            }
+        }
+    }
+
+    /// A command that starts this machine; QEMU dies with the thread that spawns it.
+    pub fn command(&self) -> anyhow::Result<Command> {
+        tethered("qemu-system-x86_64", self.arguments())
+    }
+}
+
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn option(&mut self, name: &str, value: impl AsRef<OsStr>) {
+        self.0.extend([name.into(), value.as_ref().to_owned()]);
+    }
+
+    fn words(&mut self, words: &str) {
+        self.0.extend(words.split(' ').map(OsString::from));
+    }
+}
+
+/// A command that starts `program`, by way of this one, so that it dies with the thread that spawns it, however that
+/// thread ends.
+pub fn tethered(program: &str, arguments: Vec<OsString>) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg(TETHERED).arg(program).args(arguments);
+    Ok(command)
+}
+
+/// Becomes the program that `arguments` start with. Returns only if that fails.
+pub fn exec_tethered(mut arguments: impl Iterator<Item = OsString>) -> Error {
+    let program = arguments.next().unwrap_or_default();
+    match rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
+        Ok(()) => Error::new(Command::new(&program).args(arguments).exec())
+            .context(format!("cannot start {program:?}")),
+        Err(error) => Error::new(error).context("cannot tie QEMU to this process"),
+    }
+}
+
+/// Makes sure that KVM runs the kernel here, by trying: /dev/kvm may be there and still not do it.
+pub fn probe_kvm(kernel: PathBuf) -> anyhow::Result<()> {
+    let mut machine = Machine::new(Boot::Pvh(kernel));
+    machine.kvm = true;
+    let probe =
+        Guest::start(machine.command()?)?.wait_until(Duration::from_secs(5), |output| output.contains('\n'));
+    probe.map(drop).context("--accel kvm: KVM cannot run the kernel on this machine")
+}

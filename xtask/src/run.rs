@@ -1,0 +1,98 @@
+//! `run`: boots the kernel and stays until it ends.
+
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::{Disk, RunOptions};
+use crate::image::{self, Image};
+use crate::kernel;
+use crate::qemu::{Boot, Machine, exit, probe_kvm};
+use crate::setup::{self, Need, Toolchain};
+
+/// How long QEMU may take to end by itself after a signal.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Boots the kernel; returns the exit code for this program.
+pub fn run(options: &RunOptions) -> Result<u8> {
+    // What the person got wrong is said before anything is installed or built.
+    let given_disk = match &options.disk {
+        Disk::Image(path) => Some(Image::open(path)?),
+        Disk::Site | Disk::None => None,
+    };
+    TcpListener::bind(("127.0.0.1", options.port))
+        .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
+    let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
+    let elf = kernel::build(&toolchain)?;
+    if options.kvm {
+        probe_kvm(elf.clone())?;
+    }
+    let machine = Machine {
+        boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf) },
+        kind: options.machine.clone(),
+        kvm: options.kvm,
+        memory: options.memory,
+        disk: if options.disk == Disk::Site { Some(image::site()?) } else { given_disk },
+        port: Some(options.port),
+        options: Vec::new(),
+        extra: options.qemu_arguments.clone(),
+    };
+    // Before QEMU starts, so that no signal can come in between and leave it running.
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCHLD])?;
+    let mut command = machine.command()?;
+    if options.headless {
+        command.stdin(Stdio::null());
+    }
+    let mut qemu = command.spawn().context("cannot start QEMU")?;
+    for signal in signals.forever() {
+        if signal != SIGCHLD {
+            end(&mut qemu)?;
+            return Ok(128 + signal as u8);
+        } else if let Some(status) = qemu.try_wait()? {
+            return Ok(verdict(status));
+        }
+    }
+    unreachable!("the signals do not end")
+}
+
+/// Makes the image that UEFI boots `elf` from.
+pub fn uefi(toolchain: &Toolchain, elf: &std::path::Path) -> Result<Boot> {
+    let firmware = setup::firmware().context("UEFI firmware is missing")?;
+    Ok(Boot::Uefi { image: kernel::build_uefi_image(toolchain, elf)?, firmware })
+}
+
+/// Ends QEMU: asks first, as it gives the terminal back the way it was.
+fn end(qemu: &mut Child) -> Result<()> {
+    kill_process(Pid::from_child(qemu), Signal::TERM)?;
+    let deadline = Instant::now() + GRACE;
+    while Instant::now() < deadline {
+        if qemu.try_wait()?.is_some() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    qemu.kill()?;
+    qemu.wait()?;
+    Ok(())
+}
+
+fn verdict(status: ExitStatus) -> u8 {
+    let (code, message) = match status.code() {
+        Some(exit::PASS) => return 0,
+        Some(exit::FAIL) => (1, "the guest gave up: see its last lines".into()),
+        Some(exit::PANIC) => (3, "the kernel panicked".into()),
+        Some(exit::RESET) => {
+            (4, "the guest was reset or switched off (a triple fault looks like this)".into())
+        }
+        Some(_) => return 1, // QEMU has said why
+        None => (1, format!("QEMU was ended by signal {}", status.signal().unwrap_or_default())),
+    };
+    eprintln!("run-qemu.sh: {message}");
+    code
+}

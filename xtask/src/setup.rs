@@ -1,0 +1,290 @@
+//! Set-up: finds what a command needs on this machine and installs what is missing, or says how to.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+/// The pinned nightly for those who have rustup: `rustc 1.97.0-nightly (e50aa6fba 2026-05-19)`.
+pub const NIGHTLY: &str = "nightly-2026-05-20";
+/// The oldest compiler that reads the kernel's target file.
+const OLDEST_MINOR: u32 = 96;
+
+/// A compiler that has the standard library's sources, which the kernel's `-Zbuild-std` needs.
+#[derive(Debug)]
+pub struct Toolchain {
+    pub cargo: PathBuf,
+    pub rustc: PathBuf,
+    /// A folder with a `rust-lld` in it, or `None` if rustc finds its own.
+    pub linker_folder: Option<PathBuf>,
+}
+
+/// UEFI firmware: its code, and the variable store that belongs to it.
+#[derive(Clone, Debug)]
+pub struct Firmware {
+    pub code: PathBuf,
+    pub variables: PathBuf,
+}
+
+/// Where distributions keep UEFI firmware, as (code, variables).
+const FIRMWARE: [(&str, &str); 5] = [
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/qemu/edk2-x86_64-code.fd", "/usr/share/qemu/edk2-i386-vars.fd"),
+];
+
+/// How much of the set-up a command needs; each includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub enum Need {
+    Run,
+    Uefi,
+    Test,
+}
+
+/// A program, the Debian package that has it, what it is for, and the first command that needs it.
+const PROGRAMS: [(&str, &str, &str, Need); 7] = [
+    ("qemu-system-x86_64", "qemu-system-x86", "runs the kernel", Need::Run),
+    ("mkfs.ext4", "e2fsprogs", "makes ext4 disk images", Need::Run),
+    ("qemu-img", "qemu-utils", "makes qcow2 disk images", Need::Test),
+    ("curl", "curl", "plays the HTTP client in tests", Need::Test),
+    ("ip", "iproute2", "sets up the network of the ping test", Need::Test),
+    ("ping", "iputils-ping", "pings the guest in a test", Need::Test),
+    ("unshare", "util-linux", "keeps the ping test's network apart", Need::Test),
+];
+
+/// Makes sure that everything for `need` is there. Installs what is missing where that is allowed.
+pub fn ensure(need: Need) -> Result<Toolchain> {
+    let mut missing = missing_programs(need);
+    if need >= Need::Uefi && firmware().is_none() {
+        missing.push(("ovmf", "UEFI firmware, for --uefi"));
+    }
+    if toolchain().is_none() && apt_has("rust-web-src") {
+        missing
+            .push(("rustc-web", "a compiler that comes with the library sources the kernel is built from"));
+        missing.push(("cargo-web", "the build tool that goes with it"));
+        missing.push(("rust-web-src", "the library sources themselves"));
+    }
+    if lld().is_none() {
+        missing.push(("lld", "links the kernel"));
+    }
+    install_packages(&missing)?;
+    if need == Need::Test
+        && program("rustup").is_some()
+        && !(has_subcommand("clippy") && has_subcommand("fmt"))
+    {
+        rustup(&["component", "add", "clippy", "rustfmt"], "clippy and rustfmt check the code in tests")?;
+    }
+    if toolchain().is_none() {
+        let install = ["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"];
+        rustup(
+            &install,
+            "the kernel is built from the standard library's sources, which no compiler here has",
+        )?;
+    }
+    match toolchain() {
+        Some(toolchain) => Ok(toolchain),
+        None => {
+            bail!("no compiler from 1.{OLDEST_MINOR} on with the library's sources was found after set-up")
+        }
+    }
+}
+
+/// The first program of this name on the PATH, or where only root's PATH leads.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// Whether `cargo NAME` works.
+pub fn has_subcommand(name: &str) -> bool {
+    output(Command::new("cargo").args([name, "--version"])).is_some()
+}
+
+/// The UEFI firmware of this machine.
+pub fn firmware() -> Option<Firmware> {
+    let found =
+        FIRMWARE.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file());
+    found.map(|(code, variables)| Firmware { code: code.into(), variables: variables.into() })
+}
+
+fn missing_programs(need: Need) -> Vec<(&'static str, &'static str)> {
+    let needed = PROGRAMS.iter().filter(|(name, _, _, from)| *from <= need && program(name).is_none());
+    needed.map(|(_, package, why, _)| (*package, *why)).collect()
+}
+
+// --- The kernel's compiler ---
+
+/// The compiler to build the kernel with: the pinned nightly, another nightly, then whatever else has library sources.
+pub fn toolchain() -> Option<Toolchain> {
+    let found = rustup_sysroots().into_iter().find_map(|sysroot| usable(&sysroot.join("bin"), &sysroot));
+    found.or_else(|| {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path).filter(|folder| folder.join("rustc").is_file()).find_map(|folder| {
+            if folder.join("rustup").is_file() {
+                return None; // rustup's stand-ins: their toolchains were looked at above
+            }
+            usable(
+                &folder,
+                Path::new(output(Command::new(folder.join("rustc")).args(["--print", "sysroot"]))?.trim()),
+            )
+        })
+    })
+}
+
+fn rustup_sysroots() -> Vec<PathBuf> {
+    let home = std::env::var_os("RUSTUP_HOME").map(PathBuf::from);
+    let home =
+        home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".rustup"))).unwrap_or_default();
+    let entries = std::fs::read_dir(home.join("toolchains")).into_iter().flatten().flatten();
+    let mut sysroots: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    sysroots.sort_by_key(|sysroot| {
+        let name = sysroot.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (!name.starts_with(NIGHTLY), !name.starts_with("nightly-x86"), !name.starts_with("nightly"), name)
+    });
+    sysroots
+}
+
+fn usable(programs: &Path, sysroot: &Path) -> Option<Toolchain> {
+    let (cargo, rustc) = (programs.join("cargo"), programs.join("rustc"));
+    let sources = sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs");
+    if !(cargo.is_file() && rustc.is_file() && sources.is_file()) {
+        return None;
+    }
+    let version = output(Command::new(&rustc).arg("--version"))?;
+    let minor: u32 = version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()?;
+    let own_linker = sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld").is_file();
+    let linker_folder = if own_linker { None } else { lld().and_then(|lld| linker_folder(&lld)) };
+    (minor >= OLDEST_MINOR).then_some(Toolchain { cargo, rustc, linker_folder })
+}
+
+/// An LLD: the one of any rustup toolchain, or the system's.
+fn lld() -> Option<PathBuf> {
+    let ours = rustup_sysroots()
+        .into_iter()
+        .map(|root| root.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
+    ours.chain(program("rust-lld"))
+        .find(|file| file.is_file())
+        .or_else(|| program("lld"))
+        .or_else(|| program("ld.lld"))
+}
+
+/// A folder where `lld` goes by the name that rustc looks for.
+fn linker_folder(lld: &Path) -> Option<PathBuf> {
+    let folder = crate::work_folder("bin").ok()?;
+    let link = folder.join("rust-lld");
+    if std::fs::read_link(&link).ok().as_deref() != Some(lld) {
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(lld, &link).ok()?;
+    }
+    Some(folder)
+}
+
+// --- Installing ---
+
+fn install_packages(missing: &[(&str, &str)]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let packages: Vec<&str> = missing.iter().map(|(package, _)| *package).collect();
+    let reasons: Vec<String> = missing.iter().map(|(package, why)| format!("{package} ({why})")).collect();
+    if program("apt-get").is_none() {
+        bail!("missing here, please install them (the names are Debian's): {}", reasons.join(", "));
+    }
+    let install = ["install", "-y", "--no-install-recommends"];
+    if !is_root() {
+        bail!(
+            "missing here: {}; only root may install them. Run: sudo apt-get update && sudo apt-get {} {}",
+            reasons.join(", "),
+            install.join(" "),
+            packages.join(" ")
+        );
+    }
+    eprintln!("run-qemu.sh: installing with apt-get, as this is missing here:");
+    reasons.iter().for_each(|reason| eprintln!("  {reason}"));
+    apt_get(&["update", "-q"]); // may fail where the lists are there already: the installation tells
+    if apt_get(&[&install[..], &packages].concat()) {
+        return Ok(());
+    }
+    let replaced = foreign_qemu_packages();
+    if !replaced.is_empty() {
+        eprintln!(
+            "run-qemu.sh: QEMU packages from another release are in the way of this one's: replacing them with {}",
+            replaced.join(", ")
+        );
+        let replaced: Vec<&str> = replaced.iter().map(String::as_str).collect();
+        if apt_get(&[&install[..], &["--allow-downgrades"], &replaced, &packages].concat()) {
+            return Ok(());
+        }
+    }
+    bail!("apt-get could not install {}: its own words are above", packages.join(" "))
+}
+
+/// Installed QEMU packages that this machine's archive does not have, as `name=version` of what it has instead.
+fn foreign_qemu_packages() -> Vec<String> {
+    let list = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Package} ${Version}\n", "qemu-*"])
+        .stderr(Stdio::null())
+        .output();
+    let list = list.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let installed = list.lines().filter_map(|line| line.trim().split_once(' '));
+    installed
+        .filter_map(|(name, version)| {
+            let offers = output(Command::new("apt-cache").args(["madison", name]))?;
+            let mut offered = offers.lines().filter_map(|line| line.split('|').nth(1)).map(str::trim);
+            let newest = offered.next()?;
+            (newest != version && !offered.any(|offer| offer == version)).then(|| format!("{name}={newest}"))
+        })
+        .collect()
+}
+
+fn apt_get(arguments: &[&str]) -> bool {
+    let mut command = Command::new("apt-get");
+    // apt's own progress is for the person at the terminal, not part of what the guest prints.
+    command
+        .args(arguments)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Whether apt could install `package`. Without any package lists, and no right to fetch them, Debian is trusted to.
+fn apt_has(package: &str) -> bool {
+    let candidate = |package| {
+        let policy = output(Command::new("apt-cache").args(["policy", package])).unwrap_or_default();
+        policy.contains("Candidate:") && !policy.contains("Candidate: (none)")
+    };
+    let debian =
+        || std::fs::read_to_string("/etc/os-release").is_ok_and(|text| text.contains("\nID=debian\n"));
+    program("apt-get").is_some()
+        && (candidate(package)
+            || is_root() && apt_get(&["update", "-q"]) && candidate(package)
+            || !is_root() && !candidate("qemu-system-x86") && debian())
+}
+
+fn rustup(arguments: &[&str], why: &str) -> Result<()> {
+    let command_line = format!("rustup {}", arguments.join(" "));
+    let Some(rustup) = program("rustup") else {
+        bail!("{why}: install rustup (https://rustup.rs), then run: {command_line}");
+    };
+    eprintln!("run-qemu.sh: {why}: {command_line}");
+    if Command::new(rustup).args(arguments).stdin(Stdio::null()).stdout(std::io::stderr()).status()?.success()
+    {
+        return Ok(());
+    }
+    bail!(
+        "{why}, and rustup could not install it. With a network that reaches its server, run: {command_line}"
+    )
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,198 @@
+//! `check::` and `host::` tests: what cargo can tell without the guest.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::{Report, Test};
+use crate::{qemu, root, setup, target};
+
+/// How long cargo may take, in seconds: a first build of everything, or all host tests.
+const LIMIT: &str = "1800";
+
+/// Formatting, lints and documentation. What the machine has no program for is skipped, and said to be.
+pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
+    let checks = [
+        ("check::fmt", "fmt", "fmt --all --check"),
+        ("check::fmt_uefi_image", "fmt", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check"),
+        ("check::clippy", "clippy", "clippy --all-targets"),
+        ("check::doc", "doc", "doc --no-deps"),
+    ];
+    let (runnable, rest): (Vec<_>, Vec<_>) = checks
+        .into_iter()
+        .partition(|(_, subcommand, _)| *subcommand == "doc" || setup::has_subcommand(subcommand));
+    for (name, subcommand, _) in rest.iter().filter(|(name, ..)| name.contains(filter)) {
+        report.skip(name, format!("cargo {subcommand} is not installed here"));
+    }
+    runnable.into_iter().map(|(name, _, line)| Test::new(name, move || check(line))).collect()
+}
+
+fn check(line: &str) -> Result<()> {
+    let arguments: Vec<&str> = line.split(' ').collect();
+    run_cargo(&arguments, |_| ()).map(drop)
+}
+
+/// One test of one crate.
+pub struct Case {
+    /// The test program: a crate, a test file, or `doc` and a crate.
+    program: String,
+    test: String,
+}
+
+impl Case {
+    /// Its name among all tests.
+    pub fn name(&self) -> String {
+        format!("host::{}::{}", self.program, self.test)
+    }
+}
+
+/// Builds the host tests and lists them. That this does not work is a failed test.
+pub fn list(report: &Report) -> Vec<Case> {
+    let (start, mut program, mut cases) = (Instant::now(), String::new(), Vec::new());
+    let listed = run_cargo(&["test", "--", "--list", "--format", "terse"], |line| {
+        if let Some(started) = started_program(line) {
+            program = started;
+        } else if let Some(test) = line.strip_suffix(": test") {
+            cases.push(Case { program: program.clone(), test: test.to_owned() });
+        }
+    });
+    if let Err(error) = listed {
+        report.add("host::build", start.elapsed(), Err(error));
+    }
+    cases
+}
+
+/// Runs `cases`. One that cargo says nothing about has failed.
+pub fn run(report: &Report, cases: &[Case]) {
+    if cases.is_empty() {
+        return;
+    }
+    let mut waiting: HashMap<String, &Case> = cases.iter().map(|case| (case.name(), case)).collect();
+    let names = cases.iter().map(|case| case.test.as_str());
+    let arguments: Vec<&str> = ["test", "--no-fail-fast", "--", "--exact"].into_iter().chain(names).collect();
+    let (mut program, mut last) = (String::new(), Instant::now());
+    let outcome = run_cargo(&arguments, |line| {
+        if let Some(started) = started_program(line) {
+            program = started;
+        } else if let Some((test, result)) = finished_test(line)
+            && let name = format!("host::{program}::{test}")
+            && waiting.remove(&name).is_some()
+        {
+            match result {
+                Outcome::Ignored => report.skip(&name, "marked #[ignore]"),
+                // Tests run side by side: the time is that since the one before.
+                Outcome::Ok => report.add(&name, last.elapsed(), Ok(())),
+                Outcome::Failed => report.add(&name, last.elapsed(), Err(anyhow!("see below"))),
+            }
+            last = Instant::now();
+        }
+    });
+    let mut unfinished: Vec<String> = waiting.into_keys().collect();
+    unfinished.sort();
+    for name in unfinished {
+        report.add(&name, Duration::ZERO, Err(anyhow!("it did not finish, see below")));
+    }
+    if let Err(error) = outcome {
+        println!("{error:#}");
+    }
+}
+
+enum Outcome {
+    Ok,
+    Failed,
+    Ignored,
+}
+
+/// The name in cargo's line about a test program: `Running … (…/NAME-HASH)` or `Doc-tests NAME`.
+fn started_program(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if let Some(name) = line.strip_prefix("Doc-tests ") {
+        return Some(format!("doc {name}"));
+    }
+    let (_, file) = line.strip_prefix("Running ")?.strip_suffix(')')?.rsplit_once('/')?;
+    Some(file.rsplit_once('-')?.0.to_owned())
+}
+
+/// The test and its outcome in libtest's line `test NAME - KIND ... OUTCOME`.
+fn finished_test(line: &str) -> Option<(&str, Outcome)> {
+    let (test, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let outcome = match outcome.split([',', ' ']).next()? {
+        "ok" => Outcome::Ok,
+        "FAILED" => Outcome::Failed,
+        "ignored" => Outcome::Ignored,
+        _ => return None,
+    };
+    let kinds = [" - should panic", " - compile fail", " - compile"];
+    Some((kinds.iter().find_map(|kind| test.strip_suffix(kind)).unwrap_or(test), outcome))
+}
+
+/// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of its output.
+fn run_cargo(arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
+    let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
+    let mut command = qemu::tethered("timeout", limited)?;
+    let (reader, writer) = std::io::pipe()?;
+    command.current_dir(root()).env("CARGO_TARGET_DIR", target()?).env("CARGO_TERM_COLOR", "never");
+    command.env("RUSTDOCFLAGS", "-D warnings");
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().context("cannot start cargo")?;
+    drop(command); // and with it our ends of the pipe
+    let mut output = Vec::new();
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        each(&line);
+        output.push(line);
+    }
+    let status = child.wait()?;
+    if status.success() {
+        return Ok(());
+    }
+    let kept = output.len().saturating_sub(100);
+    bail!("cargo {} ended with {status}:\n{}", arguments[0], output[kept..].join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_names_the_programs() {
+        let cases = [
+            (
+                "     Running unittests src/lib.rs (target/debug/deps/ringfence_memory-0123abcd)",
+                Some("ringfence_memory"),
+            ),
+            ("     Running tests/model.rs (/x/target/debug/deps/model-0123)", Some("model")),
+            ("   Doc-tests ringfence_drivers", Some("doc ringfence_drivers")),
+            ("running 3 tests", None),
+            ("test a ... ok", None),
+        ];
+        for (line, name) in cases {
+            assert_eq!(started_program(line).as_deref(), name, "{line}");
+        }
+    }
+
+    #[test]
+    fn libtest_names_the_outcomes() {
+        let cases = [
+            ("test a::b ... ok", Some(("a::b", "ok"))),
+            ("test a ... FAILED", Some(("a", "FAILED"))),
+            ("test a ... ignored, slow", Some(("a", "ignored"))),
+            ("test a - should panic ... ok", Some(("a", "ok"))),
+            ("test x.rs - C (line 3) - compile fail ... ok", Some(("x.rs - C (line 3)", "ok"))),
+            ("test result: ok. 3 passed; 0 failed", None),
+            ("testing ... ok", None),
+        ];
+        for (line, expected) in cases {
+            let found = finished_test(line).map(|(test, outcome)| match outcome {
+                Outcome::Ok => (test, "ok"),
+                Outcome::Failed => (test, "FAILED"),
+                Outcome::Ignored => (test, "ignored"),
+            });
+            assert_eq!(found, expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What the guest tells about itself: `/metrics`, `/api/devices`, `/api/memory`, and the boot log.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::served::files_disk;
+use super::{Kernel, Run, Server, machine};
+use crate::qemu::Machine;
+use crate::test::in_qemu::INTX;
+
+/// The tests here.
+pub const TESTS: &[(&str, Run)] = &[
+    ("api::metrics", metrics),
+    ("api::devices", devices),
+    ("api::memory", memory),
+    ("api::reserved_paths", reserved_paths),
+    ("api::boot_log", boot_log),
+    ("api::protections_follow_the_cpu", protections_follow_the_cpu),
+];
+
+/// Prometheus' text format: comments, and lines of a name, perhaps labels, and a number.
+fn metrics(kernel: &Kernel) -> Result<()> {
+    let server = Server::with_disk(kernel, files_disk()?)?;
+    let text = server.get("/metrics", &[])?.expect(200)?.text();
+    let samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    for sample in &samples {
+        let (name, value) = sample.rsplit_once(' ').with_context(|| format!("no value: {sample:?}"))?;
+        ensure!(name.starts_with("ringfence_") && value.parse::<f64>().is_ok(), "not a sample: {sample:?}");
+        let bare = name.split('{').next().unwrap_or_default();
+        ensure!(text.contains(&format!("# TYPE {bare} ")), "no type for {bare}");
+    }
+    for part in ["request", "bytes", "kicks", "interrupts", "completions", "rejected", "frames"] {
+        ensure!(samples.iter().any(|sample| sample.contains(part)), "nothing about {part} in\n{text}");
+    }
+    let sum = |text: &str, part: &str| -> f64 {
+        let lines = text.lines().filter(|line| !line.starts_with('#') && line.contains(part));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    server.get("/1m.bin", &[])?.expect(200)?;
+    let later = server.get("/metrics", &[])?.expect(200)?.text();
+    for part in ["request", "bytes", "kicks", "completions"] {
+        ensure!(sum(&later, part) > sum(&text, part), "{part} did not grow while 1 MiB was served");
+    }
+    ensure!(sum(&later, "rejected") == 0.0, "QEMU's completions were rejected");
+    server.finish()
+}
+
+fn devices(kernel: &Kernel) -> Result<()> {
+    let mut with_more = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    with_more.add("-device virtio-rng-pci -device virtio-balloon-pci -device pci-testdev");
+    for (machine, msix) in [(with_more.clone(), true), (with_intx(with_more), false)] {
+        let server = Server::start(machine)?;
+        let list: Value = serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+        let list = list.as_array().context("not a list")?;
+        for device in list {
+            for (field, is_right) in [
+                ("address", Value::is_string as fn(&Value) -> bool),
+                ("id", Value::is_string),
+                ("name", Value::is_string),
+                ("driver", |driver| driver.is_null() || driver.is_string()),
+                ("features", Value::is_array),
+                ("queues", Value::is_array),
+            ] {
+                ensure!(device.get(field).is_some_and(is_right), "{field} of {device}");
+            }
+        }
+        let driven: Vec<&Value> = list.iter().filter(|device| device["driver"].is_string()).collect();
+        ensure!(driven.len() == 2, "a disk and a network device should have drivers: {driven:?}");
+        for device in driven {
+            let queues =
+                device["queues"].as_array().filter(|queues| !queues.is_empty()).context("no queues")?;
+            ensure!(
+                queues.iter().all(|queue| queue["vector"].is_number() == msix),
+                "MSI-X is {msix}, but: {device}"
+            );
+            ensure!(device["features"].to_string().contains("VERSION_1"), "not a modern device: {device}");
+        }
+        let left_alone =
+            |id: &str| list.iter().any(|device| device["id"] == id && device["driver"].is_null());
+        ensure!(left_alone("1b36:0005"), "pci-testdev is not listed, or has a driver");
+        ensure!(left_alone("1af4:1005"), "virtio-rng is not listed, or has a driver");
+        server.finish()?;
+    }
+    Ok(())
+}
+
+fn with_intx(mut machine: Machine) -> Machine {
+    machine.add(INTX);
+    machine
+}
+
+fn memory(kernel: &Kernel) -> Result<()> {
+    for mebibytes in [64, 4096] {
+        let server =
+            Server::start(Machine { disk: files_disk()?, memory: mebibytes, ..machine(&kernel.pvh) })?;
+        let memory: Value = serde_json::from_slice(&server.get("/api/memory", &[])?.expect(200)?.body)?;
+        ensure!(
+            memory["audit"]["ok"] == true && memory["audit"]["findings"] == serde_json::json!([]),
+            "{memory}"
+        );
+        let frames = memory["frames"].as_object().context("no frames")?;
+        let sum: u64 = frames.values().filter_map(Value::as_u64).sum();
+        let all = u64::from(mebibytes) * 256;
+        // Firmware keeps a little for itself.
+        ensure!(sum <= all && sum + 1024 >= all, "{sum} of {all} frames are accounted for: {memory}");
+        server.finish()?;
+    }
+    Ok(())
+}
+
+fn reserved_paths(kernel: &Kernel) -> Result<()> {
+    let server = Server::with_disk(kernel, files_disk()?)?;
+    let body = server.get("/api/devices", &[])?.expect(200)?.text();
+    ensure!(body.starts_with('['), "a file on the disk hides a reserved path: {body:.60}");
+    for path in ["/api/nothing", "/api/", "/dashboard/nothing"] {
+        let status = server.get(path, &[])?.status;
+        ensure!([404, 501].contains(&status), "{path}: {status}");
+    }
+    server.get("/api/memory", &["-X", "POST"])?.expect(405)?;
+    server.finish()
+}
+
+/// A table that a person can read: protections, devices, queues, features, disk, address, URL.
+fn boot_log(kernel: &Kernel) -> Result<()> {
+    let server = Server::with_disk(kernel, files_disk()?)?;
+    let log = server.log();
+    for part in [
+        "SMEP",
+        "SMAP",
+        "UMIP",
+        "NX",
+        "WP",
+        "virtio",
+        "queue",
+        "VERSION_1",
+        "ext4",
+        "10.0.2.15",
+        &server.url("/"),
+    ] {
+        ensure!(log.contains(part), "{part} is not in the boot log:\n{log}");
+    }
+    let (lines, longest) = (log.lines().count(), log.lines().map(str::len).max());
+    ensure!(lines <= 60, "the boot log has {lines} lines");
+    ensure!(longest <= Some(160), "the boot log has a line of {longest:?} bytes");
+    server.finish()
+}
+
+fn protections_follow_the_cpu(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    machine.add("-cpu qemu64");
+    let server = Server::start(machine)?;
+    let log = server.log();
+    let active = log
+        .lines()
+        .find(|line| line.contains("NX") && line.contains("WP"))
+        .context("no line on protections")?;
+    ensure!(!active.contains("SMAP,") && !active.ends_with("SMAP"), "qemu64 has no SMAP: {active}");
+    server.get("/1m.bin", &[])?.expect(200)?;
+    server.finish()
+}

@@ -1,0 +1,193 @@
+//! `run-qemu.sh` as a person uses it.
+
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use super::{Kernel, Run, free_port, served};
+use crate::guest::Guest;
+use crate::test::client;
+use crate::{root, target};
+
+/// The tests here; they measure time.
+pub const TESTS: &[(&str, Run)] = &[
+    ("command_line::serves_the_site", serves_the_site),
+    ("command_line::second_start_is_quick", second_start_is_quick),
+    ("command_line::sigint_ends_qemu", |_| signal_ends_qemu(Signal::INT)),
+    ("command_line::sigterm_ends_qemu", |_| signal_ends_qemu(Signal::TERM)),
+    ("command_line::sighup_ends_qemu", |_| signal_ends_qemu(Signal::HUP)),
+    ("command_line::sigkill_ends_qemu", |_| signal_ends_qemu(Signal::KILL)),
+    ("command_line::errors_are_one_line", errors_are_one_line),
+    ("command_line::busy_port", busy_port),
+    ("command_line::help", help),
+    ("command_line::kvm_works_or_says_why_not", kvm_works_or_says_why_not),
+];
+
+fn run_qemu(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(root().join("run-qemu.sh"));
+    command.args(arguments).env("CARGO_TARGET_DIR", target()?);
+    Ok(command)
+}
+
+/// Starts `run-qemu.sh` and waits until it serves; returns how long that took.
+fn start(port: u16, more: &[&str]) -> Result<(Guest, Duration)> {
+    let start = Instant::now();
+    let port = port.to_string();
+    let mut guest = Guest::start(run_qemu(&[&["--port", &port, "--headless"], more].concat())?)?;
+    let url = format!("http://127.0.0.1:{port}/");
+    guest
+        .wait_until(Duration::from_secs(60), |log| log.contains(&url))
+        .context("run-qemu.sh does not come up")?;
+    Ok((guest, start.elapsed()))
+}
+
+/// SIGTERM, and no QEMU left.
+fn stop(mut guest: Guest) -> Result<()> {
+    kill_process(pid(guest.id())?, Signal::TERM)?;
+    guest.wait_exit(Duration::from_secs(2))?.context("it does not end")?;
+    Ok(())
+}
+
+fn pid(id: u32) -> Result<Pid> {
+    Pid::from_raw(id.try_into()?).context("no process")
+}
+
+/// Without options: every file of site/, as it is there.
+fn serves_the_site(_: &Kernel) -> Result<()> {
+    let port = free_port()?;
+    let (guest, _) = start(port, &[])?;
+    let site = root().join("site");
+    let mut folders = vec![site.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in folder.read_dir()? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let name = path.strip_prefix(&site)?.to_str().context("a name in site/ is not UTF-8")?;
+            let reply = client::get(&format!("http://127.0.0.1:{port}/{name}"), &[])?
+                .expect(200)
+                .context(name.to_owned())?;
+            ensure!(reply.body == std::fs::read(&path)?, "{name} is not what is in site/");
+        }
+    }
+    let front = client::get(&format!("http://127.0.0.1:{port}/"), &[])?.expect(200)?.text();
+    ensure!(front.contains("Ringfence"), "the front page does not say what this is");
+    stop(guest)
+}
+
+/// A start without set-up and without anything to compile: the boot log within 2 s.
+fn second_start_is_quick(_: &Kernel) -> Result<()> {
+    let (first, _) = start(free_port()?, &[])?;
+    stop(first)?;
+    let (second, took) = start(free_port()?, &[])?;
+    stop(second)?;
+    ensure!(took < Duration::from_secs(2), "{took:?}");
+    Ok(())
+}
+
+fn signal_ends_qemu(signal: Signal) -> Result<()> {
+    let (mut guest, _) = start(free_port()?, &[])?;
+    let qemu = child_of(guest.id()).context("run-qemu.sh has no child")?;
+    let start = Instant::now();
+    kill_process(pid(guest.id())?, signal)?;
+    while test_kill_process(pid(qemu)?).is_ok() && start.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let took = start.elapsed();
+    ensure!(took < Duration::from_secs(1), "QEMU took {took:?} to end");
+    let status = guest.wait_exit(Duration::from_secs(1))?.context("run-qemu.sh goes on")?;
+    let expected = 128 + signal.as_raw();
+    ensure!(
+        status.code() == Some(expected) || status.signal() == Some(signal.as_raw()),
+        "it ended with {status}"
+    );
+    Ok(())
+}
+
+/// The only child of a process: for `run-qemu.sh`, QEMU.
+fn child_of(parent: u32) -> Option<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+    let child = children.split_whitespace().next()?.parse().ok()?;
+    let name = std::fs::read_to_string(format!("/proc/{child}/comm")).ok()?;
+    name.starts_with("qemu").then_some(child)
+}
+
+/// Runs `run-qemu.sh` for what must be refused at once.
+fn refused(arguments: &[&str]) -> Result<Output> {
+    let start = Instant::now();
+    let output = run_qemu(arguments)?.stdin(std::process::Stdio::null()).output()?;
+    ensure!(!output.status.success(), "{arguments:?} was accepted");
+    ensure!(start.elapsed() < Duration::from_secs(5), "{arguments:?} took {:?}", start.elapsed());
+    Ok(output)
+}
+
+/// Checks that the one line on standard error names `cause`.
+fn names(output: &Output, cause: &str) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains(cause) && said.lines().count() == 1, "not one line about {cause:?}: {said}");
+    Ok(())
+}
+
+fn errors_are_one_line(_: &Kernel) -> Result<()> {
+    let port = free_port()?.to_string();
+    let cases: [(&[&str], &str); 11] = [
+        (&["--bogus"], "--bogus"),
+        (&["frobnicate"], "frobnicate"),
+        (&["--port", "99999"], "99999"),
+        (&["--port", "abc"], "abc"),
+        (&["--port"], "--port"),
+        (&["--memory", "0"], "--memory"),
+        (&["--machine", "microvm"], "microvm"),
+        (&["--accel", "magic"], "magic"),
+        (&["--disk", "/no/such/image", "--port", &port], "/no/such/image"),
+        (&["--disk", "/", "--port", &port], "/"),
+        (&["bench"], "bench"),
+    ];
+    for (arguments, cause) in cases {
+        names(&refused(arguments)?, cause)?;
+    }
+    unreadable_image(&port)
+}
+
+/// For root every file is readable, so this is only tried by others.
+fn unreadable_image(port: &str) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let image = served::files()?.with_extension("unreadable");
+    std::fs::write(&image, "x")?;
+    std::fs::set_permissions(&image, std::fs::Permissions::from_mode(0o000))?;
+    let path: &Path = &image;
+    names(&refused(&["--disk", path.to_str().context("not UTF-8")?, "--port", port])?, "unreadable")
+}
+
+fn busy_port(_: &Kernel) -> Result<()> {
+    let busy = TcpListener::bind(("127.0.0.1", 0))?;
+    let port = busy.local_addr()?.port().to_string();
+    names(&refused(&["--headless", "--port", &port])?, &port)
+}
+
+fn help(_: &Kernel) -> Result<()> {
+    for arguments in [&["--help"][..], &["run", "--help"], &["test", "--help"], &["-h"]] {
+        let output = run_qemu(arguments)?.output()?;
+        let text = String::from_utf8(output.stdout)?;
+        ensure!(output.status.success() && text.contains("--disk IMAGE|none"), "{arguments:?}: {text}");
+    }
+    Ok(())
+}
+
+fn kvm_works_or_says_why_not(_: &Kernel) -> Result<()> {
+    let port = free_port()?;
+    match start(port, &["--accel", "kvm"]) {
+        Ok((guest, _)) => stop(guest),
+        Err(_) => names(&refused(&["--headless", "--accel", "kvm", "--port", &port.to_string()])?, "kvm"),
+    }
+}

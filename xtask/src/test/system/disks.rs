@@ -1,0 +1,226 @@
+//! Disks that are missing, many, broken or slow.
+
+use std::fs::{copy, read, write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use super::served::{self, files, files_disk};
+use super::{Kernel, Run, Server, machine};
+use crate::guest::Guest;
+use crate::image::Image;
+use crate::qemu::{self, Machine};
+use crate::test::client::{compare, start_download};
+use crate::work_folder;
+
+/// The tests here.
+pub const TESTS: &[(&str, Run)] = &[
+    ("disks::none", none),
+    ("disks::not_ext4", not_ext4),
+    ("disks::truncated", truncated),
+    ("disks::20_with_flipped_bits", flipped_bits),
+    ("disks::sixteen", sixteen),
+    ("disks::read_errors", read_errors),
+];
+
+/// Those that measure time.
+pub const MEASURED: &[(&str, Run)] = &[("disks::ping_and_metrics_at_1_iops", ping_and_metrics_at_1_iops)];
+
+/// Where there is no file system, files are an error and the rest works.
+fn serves_only_itself(server: Server) -> Result<()> {
+    for path in ["/", "/notes.txt", "/folder/"] {
+        let status = server.get(path, &[])?.status;
+        ensure!([404, 500, 503].contains(&status), "{path} without a file system: {status}");
+    }
+    server.get("/metrics", &[])?.expect(200)?;
+    server.get("/api/devices", &[])?.expect(200)?;
+    server.finish()
+}
+
+fn none(kernel: &Kernel) -> Result<()> {
+    serves_only_itself(Server::with_disk(kernel, None)?)
+}
+
+fn not_ext4(kernel: &Kernel) -> Result<()> {
+    let random = crate::test::client::content(77, 0, 4 << 20);
+    for (name, bytes) in
+        [("zeros", vec![0; 4 << 20]), ("random", random), ("empty", Vec::new()), ("odd", vec![0xff; 700])]
+    {
+        let image = scratch(&format!("not-ext4-{name}"))?;
+        write(&image, bytes)?;
+        serves_only_itself(Server::with_disk(kernel, Some(Image::open(&image)?))?).context(name)?;
+    }
+    Ok(())
+}
+
+/// An ext4 image cut off in the middle: what is there may be served, what is not is an error.
+fn truncated(kernel: &Kernel) -> Result<()> {
+    for kept in [2 << 10, 1 << 20, 9 << 20] {
+        let image = scratch(&format!("truncated-{kept}"))?;
+        copy(files()?, &image)?;
+        std::fs::File::options().write(true).open(&image)?.set_len(kept)?;
+        survives(kernel, &image).with_context(|| format!("cut to {kept} bytes"))?;
+    }
+    Ok(())
+}
+
+/// Bits flipped where the file system keeps its books.
+fn flipped_bits(kernel: &Kernel) -> Result<()> {
+    let whole = read(files()?)?;
+    // Superblock, group descriptors, and whatever blocks are neither zero nor a file's random bytes.
+    let books: Vec<usize> =
+        (0..whole.len()).step_by(4096).filter(|at| looks_like_books(&whole[*at..at + 4096])).collect();
+    ensure!(books.len() > 20, "the image has only {} blocks of metadata", books.len());
+    for seed in 0..20 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut bytes = whole.clone();
+        for _ in 0..random.usize(1..200) {
+            let block = if random.u8(..) < 64 { 0 } else { books[random.usize(..books.len())] };
+            bytes[block + random.usize(..4096)] ^= 1 << random.u8(..8);
+        }
+        let image = scratch(&format!("flipped-{seed}"))?;
+        write(&image, bytes)?;
+        survives(kernel, &image).with_context(|| format!("seed {seed}"))?;
+        std::fs::remove_file(image)?;
+    }
+    Ok(())
+}
+
+/// More zeros than random bytes have, but not only zeros.
+fn looks_like_books(block: &[u8]) -> bool {
+    let zeros = block.iter().filter(|byte| **byte == 0).count();
+    (100..block.len()).contains(&zeros)
+}
+
+/// Every request is answered with something, and the guest is well afterwards.
+fn survives(kernel: &Kernel, image: &std::path::Path) -> Result<()> {
+    let server = Server::with_disk(kernel, Some(Image::open(image)?))?;
+    for path in
+        ["/", "/notes.txt", "/folder/", "/many/", "/deep/er/still/leaf.txt", "/docs", "/link.txt", "/none"]
+    {
+        let status = server.get(path, &[])?.status;
+        ensure!([200, 301, 404, 500, 503].contains(&status), "{path}: {status}");
+    }
+    for path in ["/1m.bin", "/5m3.bin"] {
+        // Its bytes may be wrong, or end early; what counts is that the guest goes on.
+        let _ = start_download(&server.url(path), 10)?.wait_with_output()?;
+    }
+    server.get("/metrics", &[])?.expect(200)?;
+    server.finish()
+}
+
+fn sixteen(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    for index in 1..16 {
+        machine.add(&format!("-blockdev driver=null-co,node-name=n{index},size=1M,read-zeroes=on"));
+        machine.add(&format!("-device virtio-blk-pci,drive=n{index}"));
+    }
+    let server = Server::start(machine)?;
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    let devices = server.get("/api/devices", &[])?.expect(200)?.text();
+    ensure!(devices.matches("virtio-blk").count() >= 16, "not 16 disks in {devices}");
+    server.finish()
+}
+
+/// Every fifth or so read of the disk fails: an error for that request, and only for that.
+fn read_errors(kernel: &Kernel) -> Result<()> {
+    let mut machine = machine(&kernel.pvh);
+    let node = json!({
+        "driver": "blkdebug", "node-name": "faulty", "read-only": true,
+        "inject-error": [{ "event": "read_aio", "iotype": "read", "errno": 5, "sector": 40_000 }],
+        "image": { "driver": "file", "filename": files()?, "read-only": true },
+    });
+    machine.extra.extend(["-blockdev".into(), node.to_string().into()]);
+    machine.add("-device virtio-blk-pci,drive=faulty");
+    let server = Server::start(machine)?;
+    let mut failed = 0;
+    for (path, seed, size) in served::FILES {
+        failed += u32::from(compare(start_download(&server.url(path), 20)?, seed, size).is_err());
+    }
+    ensure!(failed <= 1, "one bad sector made {failed} files unreadable");
+    server.get("/metrics", &[])?.expect(200)?;
+    server.finish()
+}
+
+/// With the disk at one request per second and files being asked for, `ping` and `/metrics` take under 0.5 s.
+///
+/// QEMU runs in a network namespace of its own, on one hub with its DHCP server and a tap device that the namespace's
+/// Linux answers for.
+fn ping_and_metrics_at_1_iops(kernel: &Kernel) -> Result<()> {
+    let mut machine = machine(&kernel.pvh);
+    machine.extra.extend(["-blockdev".into(), slow_node()?.to_string().into()]);
+    machine.add(
+        "-object throttle-group,id=slow,x-iops-total=1 -device virtio-blk-pci,drive=disk0 \
+         -netdev user,id=dhcp -netdev hubport,id=a,hubid=0,netdev=dhcp \
+         -netdev tap,id=tap,ifname=ringfence,script=no,downscript=no -netdev hubport,id=b,hubid=0,netdev=tap \
+         -netdev hubport,id=c,hubid=0 -device virtio-net-pci,netdev=c,romfile=",
+    );
+    // The object must come before the node that refers to it.
+    let url = "http://10.0.2.15/";
+    machine.options.push(("url".into(), url.into()));
+    let script = "ip link set lo up && ip tuntap add ringfence mode tap && ip addr add 10.0.2.100/24 dev ringfence \
+                  && ip link set ringfence up && exec \"$@\"";
+    let namespace: &[&str] = if rustix::process::geteuid().is_root() { &["-n"] } else { &["-rn"] };
+    let mut arguments: Vec<_> =
+        namespace.iter().chain(&["sh", "-c", script, "sh", "qemu-system-x86_64"]).map(Into::into).collect();
+    arguments.extend(machine.arguments());
+    let mut guest = Guest::start(qemu::tethered("unshare", arguments)?)?;
+    guest
+        .wait_until(Duration::from_secs(60), |log| log.contains(url))
+        .context("the guest does not come up")?;
+    let inside = |program: &str| {
+        let mut command = Command::new("nsenter");
+        command.args([
+            "-t",
+            &guest.id().to_string(),
+            "-n",
+            if namespace == ["-n"] { "--" } else { "-U" },
+            program,
+        ]);
+        command
+    };
+    let mut readers: Vec<_> = ["1m.bin", "16m.bin", "many/", "folder/"]
+        .iter()
+        .map(|path| {
+            inside("curl").args(["-sS", "-m", "60", "-o", "/dev/null", &format!("{url}{path}")]).spawn()
+        })
+        .collect::<Result<_, _>>()?;
+    let result = (|| {
+        for round in 0..10 {
+            let ping = inside("ping").args(["-n", "-c", "1", "-W", "1", "10.0.2.15"]).output()?;
+            let said = String::from_utf8_lossy(&ping.stdout).into_owned();
+            let time =
+                said.split("time=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
+            ensure!(time.is_some_and(|ms| ms < 500.0), "ping, round {round}: {said}");
+            let start = Instant::now();
+            let metrics = inside("curl").args(["-sS", "-f", "-m", "5", &format!("{url}metrics")]).output()?;
+            let took = start.elapsed();
+            ensure!(
+                metrics.status.success() && took < Duration::from_millis(500),
+                "/metrics, round {round}: {took:?}"
+            );
+        }
+        Ok(())
+    })();
+    for reader in &mut readers {
+        reader.kill()?;
+        reader.wait()?;
+    }
+    let log = guest.kill();
+    ensure!(!log.to_lowercase().contains("panic"), "the guest panicked:\n{log}");
+    result
+}
+
+fn slow_node() -> Result<serde_json::Value> {
+    Ok(json!({
+        "driver": "throttle", "node-name": "disk0", "throttle-group": "slow", "read-only": true,
+        "file": { "driver": "raw", "read-only": true, "file": { "driver": "file", "filename": files()?, "read-only": true } },
+    }))
+}
+
+fn scratch(name: &str) -> Result<PathBuf> {
+    Ok(work_folder("scratch")?.join(name))
+}

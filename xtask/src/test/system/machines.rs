@@ -1,0 +1,89 @@
+//! Machines of other shapes: no network, two, little memory, much.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::served::files_disk;
+use super::{Kernel, Run, Server, machine};
+use crate::guest::Guest;
+use crate::qemu::{Machine, exit};
+use crate::test::client::{compare, start_download};
+
+/// The tests here.
+pub const TESTS: &[(&str, Run)] = &[
+    ("machines::no_network", no_network),
+    ("machines::two_networks", two_networks),
+    ("machines::24_mib", |kernel| little_memory(kernel, 24)),
+    ("machines::16_mib", |kernel| little_memory(kernel, 16)),
+    ("machines::64_mib", |kernel| serves_with(kernel, 64)),
+    ("machines::4_gib", |kernel| serves_with(kernel, 4096)),
+    ("machines::uefi_64_mib", uefi_64_mib),
+    ("machines::legacy_devices_left_alone", legacy_devices),
+];
+
+/// Without a network the guest stays up, says so, and does not spin itself to death.
+fn no_network(kernel: &Kernel) -> Result<()> {
+    let machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    let mut guest = Guest::start(machine.command()?)?;
+    let ended = guest.wait_exit(Duration::from_secs(5))?;
+    let log = guest.kill();
+    ensure!(ended.is_none(), "the guest ended with {ended:?}:\n{log}");
+    ensure!(!log.to_lowercase().contains("panic"), "the guest panicked:\n{log}");
+    let said = log.to_lowercase().lines().any(|line| line.contains("no network") || line.contains("no net"));
+    ensure!(said, "the guest does not say that it has no network:\n{log}");
+    Ok(())
+}
+
+fn two_networks(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    machine.add("-netdev user,id=other,net=10.9.0.0/24 -device virtio-net-pci,netdev=other,romfile=");
+    let server = Server::start(machine)?;
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    server.finish()
+}
+
+/// Works, or says what it lacks and leaves with the code for a failure.
+fn little_memory(kernel: &Kernel, mebibytes: u32) -> Result<()> {
+    let machine = Machine { disk: files_disk()?, memory: mebibytes, ..machine(&kernel.pvh) };
+    match Server::start(machine.clone()) {
+        Ok(server) => {
+            compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+            server.finish()
+        }
+        Err(error) => {
+            let mut guest = Guest::start(machine.command()?)?;
+            let status = guest.wait_exit(Duration::from_secs(10))?.context("it neither serves nor ends")?;
+            let log = guest.kill();
+            let said = log.to_lowercase().contains("memory") && status.code() == Some(exit::FAIL);
+            if said { Ok(()) } else { bail!("{error:#}; it ended with {status}:\n{log}") }
+        }
+    }
+}
+
+fn serves_with(kernel: &Kernel, mebibytes: u32) -> Result<()> {
+    let server = Server::start(Machine { disk: files_disk()?, memory: mebibytes, ..machine(&kernel.pvh) })?;
+    compare(start_download(&server.url("/16m.bin"), 60)?, 8, 16 << 20)?;
+    server.finish()
+}
+
+fn uefi_64_mib(kernel: &Kernel) -> Result<()> {
+    let server = Server::start(Machine { disk: files_disk()?, memory: 64, ..machine(&kernel.uefi) })?;
+    compare(start_download(&server.url("/5m3.bin"), 60)?, 7, (5 << 20) + 3)?;
+    server.finish()
+}
+
+/// A virtio device without the modern interface is listed and left alone.
+fn legacy_devices(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    machine.add("-device virtio-rng-pci,disable-modern=on,disable-legacy=off -device virtio-balloon-pci");
+    machine.add("-blockdev driver=null-co,node-name=old,size=1M -device virtio-blk-pci,drive=old,disable-modern=on,disable-legacy=off");
+    let server = Server::start(machine)?;
+    let devices: serde_json::Value =
+        serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+    let disks = devices.as_array().context("not a list")?.iter().filter(|device| device["id"] == "1af4:1001");
+    let without_driver = disks.filter(|device| device["driver"].is_null()).count();
+    ensure!(without_driver == 1, "the legacy-only disk should have no driver: {devices}");
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    server.finish()
+}

@@ -1,0 +1,103 @@
+//! `system::` tests: the whole guest, seen from outside. Each is a function in one of these tables.
+
+mod api;
+mod command_line;
+mod disks;
+mod files;
+mod http;
+mod machines;
+mod served;
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::client::{self, Reply};
+use super::{Kernel, Test};
+use crate::guest::{Guest, last_line};
+use crate::image::Image;
+use crate::qemu::{Boot, Machine};
+
+type Run = fn(&Kernel) -> Result<()>;
+
+/// All of them.
+pub fn tests(kernel: &Kernel) -> Vec<Test> {
+    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS];
+    let mut tests = files::combinations(kernel);
+    tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
+    let measured = [command_line::TESTS, disks::MEASURED].concat();
+    tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
+    tests
+}
+
+fn test(name: &str, kernel: &Kernel, run: Run) -> Test {
+    let kernel = kernel.clone();
+    Test::new(format!("system::{name}"), move || run(&kernel))
+}
+
+/// A guest that serves a disk.
+pub struct Server {
+    guest: Guest,
+    pub port: u16,
+}
+
+impl Server {
+    /// Starts `machine` with a network device and waits until it says where it serves.
+    pub fn start(mut machine: Machine) -> Result<Self> {
+        let port = free_port()?;
+        machine.port = Some(port);
+        let mut guest = Guest::start(machine.command()?)?;
+        let url = format!("http://127.0.0.1:{port}/");
+        guest
+            .wait_until(Duration::from_secs(30), |log| log.contains(&url))
+            .context("the guest does not come up")?;
+        Ok(Self { guest, port })
+    }
+
+    /// Starts the kernel by PVH on q35 with `disk`.
+    pub fn with_disk(kernel: &Kernel, disk: Option<Image>) -> Result<Self> {
+        Self::start(Machine { disk, ..machine(&kernel.pvh) })
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// What curl gets for `path`.
+    pub fn get(&self, path: &str, arguments: &[&str]) -> Result<Reply> {
+        client::get(&self.url(path), arguments)
+    }
+
+    /// What comes back for `request` as it is.
+    pub fn raw(&self, request: &[u8]) -> Result<Vec<u8>> {
+        client::raw(self.port, request, Duration::from_secs(15))
+    }
+
+    /// What it printed so far.
+    pub fn log(&self) -> String {
+        self.guest.output()
+    }
+
+    /// Ends a test: the guest must be well, answer, and have a clean audit.
+    pub fn finish(self) -> Result<()> {
+        let memory = self.get("/api/memory", &[]).and_then(|reply| reply.expect(200)).context("at the end");
+        let log = self.log();
+        let panic = log.lines().find(|line| line.to_lowercase().contains("panic"));
+        ensure!(panic.is_none(), "the guest panicked: {}", panic.unwrap_or_default());
+        let memory = memory.with_context(|| format!("the guest's last line: {}", last_line(&log)))?;
+        let memory: serde_json::Value = serde_json::from_slice(&memory.body)?;
+        ensure!(memory["audit"]["ok"] == true, "the audit found {}", memory["audit"]["findings"]);
+        Ok(())
+    }
+}
+
+/// The machine that `run` starts, but for its disk and network.
+pub fn machine(boot: &Boot) -> Machine {
+    Machine::new(boot.clone())
+}
+
+/// A port on 127.0.0.1 that is free now.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
