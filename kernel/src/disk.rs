@@ -4,7 +4,7 @@
 //! put since, and wakes whoever is served. No reader waits for another, and nobody waits for the disk but readers.
 
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 use core::future::poll_fn;
 use core::task::{Context, Poll, Waker};
 
@@ -52,6 +52,8 @@ pub struct Disk {
     state: RefCell<State>,
     small: DmaPool,
     large: DmaPool,
+    more: OnceCell<DmaPool>,
+    windows: DmaWindows,
     geometry: Cell<Geometry>,
     features: u64,
     queue_size: u16,
@@ -61,21 +63,21 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Takes a driver whose device has just been brought up. `windows` are the ones given to the driver, and
-    /// `large_buffers` the number of reads of [`MAX_READ`] bytes that can be in flight.
+    /// Takes a driver whose device has just been brought up. `windows` are the ones given to the driver.
     pub fn new(
         mut block: Block<PciTransport>,
-        windows: &DmaWindows,
+        windows: DmaWindows,
         vector: Option<u16>,
-        large_buffers: usize,
     ) -> Result<Self, DmaError> {
-        let small = DmaPool::new(windows, SMALL_COUNT, SMALL)?;
-        let large = DmaPool::new(windows, large_buffers, MAX_READ)?;
+        let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
+        let large = DmaPool::new(&windows, 1, MAX_READ)?;
         let id = small.take().and_then(|buffer| block.identify(buffer, IDENTIFY_LIMIT).ok()?.ok());
         let pending = (0..block.depth()).map(|_| None).collect();
         Ok(Self {
             small,
             large,
+            more: OnceCell::new(),
+            windows,
             geometry: Cell::new(block.geometry()),
             features: block.features(),
             queue_size: block.queue_size(),
@@ -84,6 +86,14 @@ impl Disk {
             name: id.filter(|id| id[0] != 0),
             state: RefCell::new(State { block: Some(block), pending, waiting: Vec::new(), runner: None }),
         })
+    }
+
+    /// Lets `count` more reads of [`MAX_READ`] bytes be in flight: for the disk that is served from. Call it once.
+    pub fn enlarge(&self, count: usize) -> Result<(), DmaError> {
+        let pool = DmaPool::new(&self.windows, count, MAX_READ)?;
+        // A second pool would only be dropped.
+        let _ = self.more.set(pool);
+        Ok(())
     }
 
     /// What the disk is like.
@@ -132,7 +142,7 @@ impl Disk {
         // Resets the device.
         state.block = None;
         for pending in state.pending.iter_mut().flatten() {
-            pending.waker.take().map_or((), Waker::wake);
+            wake(&mut pending.waker);
         }
         state.waiting.drain(..).for_each(Waker::wake);
     }
@@ -177,11 +187,12 @@ impl Disk {
     async fn take_buffer(&self, len: usize) -> Result<DmaBuf, BlockError> {
         poll_fn(|context| {
             let small = if len <= SMALL { self.small.take() } else { None };
+            let large = || self.more.get().and_then(DmaPool::take).or_else(|| self.large.take());
             let mut state = self.state.borrow_mut();
             if state.block.is_none() {
                 return Poll::Ready(Err(BlockError::Gone));
             }
-            match small.or_else(|| self.large.take()) {
+            match small.or_else(large) {
                 Some(buffer) => Poll::Ready(Ok(buffer)),
                 None => state.wait(context),
             }
@@ -202,7 +213,7 @@ impl Disk {
                         *slot = Some(Pending::default());
                     }
                     // The runner kicks, once for all that are submitted until it runs.
-                    state.runner.take().map_or((), Waker::wake);
+                    wake(&mut state.runner);
                     Poll::Ready(Ok(ticket))
                 }
                 Err((RequestError::Full, back)) => {
@@ -246,6 +257,12 @@ impl State {
     }
 }
 
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
 fn finish(
     pending: &mut [Option<Pending>],
     ticket: Ticket,
@@ -256,7 +273,7 @@ fn finish(
     match slot {
         Some(request) if !request.abandoned => {
             request.done = Some((result, buffer));
-            request.waker.take().map_or((), Waker::wake);
+            wake(&mut request.waker);
         }
         _ => *slot = None,
     }

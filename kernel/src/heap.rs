@@ -26,7 +26,8 @@ struct Growing;
 // SAFETY: the address space allocates nothing on a heap, so the allocator is not entered again.
 unsafe impl Source for Growing {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
-        let wanted = layout.size().checked_add(layout.align()).and_then(|size| size.checked_add(TAGS)).ok_or(())?;
+        let wanted =
+            layout.size().checked_add(layout.align()).and_then(|size| size.checked_add(TAGS)).ok_or(())?;
         let space = memory::try_space().ok_or(())?;
         let pages = wanted.max(STEP).div_ceil(PAGE_SIZE);
         let pages = ManuallyDrop::new(space.allocate(pages, Protection::ReadWrite).map_err(|_| ())?);

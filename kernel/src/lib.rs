@@ -9,23 +9,27 @@ extern crate alloc;
 pub mod acpi;
 pub mod arch;
 pub mod boot;
+pub mod devices;
+pub mod disk;
 pub mod executor;
 pub mod fw_cfg;
 pub mod heap;
 pub mod image;
 pub mod interrupts;
+pub mod irq;
 pub mod logging;
 pub mod memory;
+pub mod nic;
 pub mod panic;
 pub mod platform;
 pub mod qemu;
+pub mod status;
+pub mod system;
 pub mod testing;
 pub mod time;
 
 #[doc(hidden)]
 pub use bootloader_api;
-
-use boot::Boot;
 
 /// Makes a bootable image: defines the entry point that both loaders jump to, which runs [`boot::start`] and then
 /// `$main`, a `fn(Boot) -> !`.
@@ -38,10 +42,4 @@ macro_rules! entry {
             $crate::boot::start(info, $main)
         }
     };
-}
-
-/// The system itself: what `kernel/src/main.rs` runs once the CPU is set up.
-pub fn run(boot: Boot) -> ! {
-    log::info!("{boot}");
-    qemu::exit(qemu::ExitCode::Passed)
 }

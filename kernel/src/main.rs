@@ -2,4 +2,4 @@
 #![no_std]
 #![no_main]
 
-ringfence_kernel::entry!(ringfence_kernel::run);
+ringfence_kernel::entry!(ringfence_kernel::system::run);

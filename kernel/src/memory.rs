@@ -13,8 +13,8 @@ use core::fmt;
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use ringfence_memory::{
-    AddressSpace, AllocError, Cpu, FrameAllocator, FrameRange, MapError, MappedPages, Mapper, Mmio, Owner, PAGE_SIZE, PageAllocator,
-    PageRange, PhysAddr, Protection, TablePool, VirtAddr,
+    AddressSpace, AllocError, Cpu, FrameAllocator, FrameRange, MapError, MappedPages, Mapper, Mmio, Owner,
+    PAGE_SIZE, PageAllocator, PageRange, PhysAddr, Protection, TablePool, VirtAddr,
 };
 use spin::Once;
 use x86_64::instructions::tlb;
@@ -52,7 +52,11 @@ impl fmt::Display for InitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooLittleMemory(bytes) => {
-                write!(f, "there is too little RAM: no free piece of {} KiB; give the guest more memory", bytes >> 10)
+                write!(
+                    f,
+                    "there is too little RAM: no free piece of {} KiB; give the guest more memory",
+                    bytes >> 10
+                )
             }
             other => write!(f, "cannot set up memory: {other:?}"),
         }
@@ -91,7 +95,8 @@ unsafe impl Cpu for ThisCpu {
     }
 
     fn root(&self) -> PhysAddr {
-        PhysAddr::new(Cr3::read().0.start_address().as_u64()).unwrap_or_else(|| unreachable!("CR3 holds 52 bits"))
+        PhysAddr::new(Cr3::read().0.start_address().as_u64())
+            .unwrap_or_else(|| unreachable!("CR3 holds 52 bits"))
     }
 }
 
@@ -134,7 +139,8 @@ pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, I
     }
     // SAFETY: mapped above, of this size, and referred to here only.
     let storage = unsafe { core::slice::from_raw_parts_mut(BITMAPS as *mut u64, plan.words()) };
-    let (frame_bits, page_bits) = storage.split_at_mut(FrameAllocator::storage_words(plan.span.size_in_frames()));
+    let (frame_bits, page_bits) =
+        storage.split_at_mut(FrameAllocator::storage_words(plan.span.size_in_frames()));
     let frames = FRAMES.try_call_once(|| FrameAllocator::new(plan.span, frame_bits))?;
     hand_over(frames, boot.memory_map, &plan, &image)?;
     let pages = PAGES.try_call_once(|| PageAllocator::new(plan.window, page_bits))?;
@@ -174,7 +180,8 @@ struct Plan {
 
 impl Plan {
     fn new(memory_map: &[MemoryRegion]) -> Result<Self, InitError> {
-        let top = memory_map.iter().filter(|region| is_ram(region)).map(|region| region.end).max().unwrap_or(0);
+        let top =
+            memory_map.iter().filter(|region| is_ram(region)).map(|region| region.end).max().unwrap_or(0);
         let span = range(0, top)?;
         // Room for every frame, as much again for gaps, and for registers.
         let window_pages = (top.saturating_mul(2).next_power_of_two().max(GIB) / PAGE) as usize;
@@ -232,7 +239,8 @@ fn image_runs(loader: &PhysWindow) -> Result<heapless::Vec<Run, 28>, InitError> 
             {
                 let count = last.pages.size_in_pages() + 1;
                 last.pages = pages_at(last.pages.start_address().value(), count)?;
-                last.frames = FrameRange::new(last.frames.start_address(), count).map_err(|_| InitError::BadRange)?;
+                last.frames =
+                    FrameRange::new(last.frames.start_address(), count).map_err(|_| InitError::BadRange)?;
                 continue;
             }
             let run = Run { pages: pages_at(page, 1)?, frames: range(frame, frame + PAGE)?, protection };
@@ -270,7 +278,8 @@ fn hand_over(
 
 /// Whether a region is the kernel's to use once the loader is left.
 fn is_ram(region: &MemoryRegion) -> bool {
-    matches!(region.kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader) && region.start < region.end
+    matches!(region.kind, MemoryRegionKind::Usable | MemoryRegionKind::Bootloader)
+        && region.start < region.end
 }
 
 /// Whether a region is RAM that firmware keeps: ACPI tables and storage, UEFI runtime services. Other unknown kinds may

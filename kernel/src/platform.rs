@@ -76,7 +76,8 @@ pub struct ConfigPorts {
 }
 
 /// The one pair of configuration ports.
-pub static CONFIG_PORTS: ConfigPorts = ConfigPorts { ports: Mutex::new((Port::new(0xcf8), Port::new(0xcfc))) };
+pub static CONFIG_PORTS: ConfigPorts =
+    ConfigPorts { ports: Mutex::new((Port::new(0xcf8), Port::new(0xcfc))) };
 
 impl ConfigPorts {
     fn select(function: PciAddress, offset: u16) -> Option<u32> {

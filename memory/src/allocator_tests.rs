@@ -43,7 +43,9 @@ impl Model {
 
     fn allocate(&mut self, request: &Request) -> Option<usize> {
         let must = match request.at {
-            Some(at) => self.is_free(at, request.count),
+            Some(at) => {
+                at >= request.from && at + request.count <= request.below && self.is_free(at, request.count)
+            }
             None => self.must_succeed(request),
         };
         let result = self.buddy.allocate(request);

@@ -2,8 +2,10 @@
 //!
 //! Starts at the table that the processor really uses, not at what the mapper believes. Each frame of RAM is one bit in
 //! a scratch bitmap that every possible owner marks in turn: the allocators' free blocks, then each leaf. Marking twice
-//! is an alias; what is never marked must be exactly what tokens and the firmware hold. Time grows with the number of
-//! leaves and tables, not with the size of RAM (but for counting bits).
+//! is an alias; what is never marked must be exactly as much as tokens and the firmware hold. Time grows with the number
+//! of leaves and tables, and with RAM only at one bit for each frame.
+//!
+//! What it cannot see: a leaf whose frame was exchanged for one that a token holds unmapped (both sums stay the same).
 
 use crate::address::{PhysAddr, VirtAddr};
 use crate::bits;

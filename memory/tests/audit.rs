@@ -56,18 +56,11 @@ fn aliases() {
             "{found:?}"
         );
     }
-    // A frame that somebody holds without having mapped it.
-    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
-    let found = plant(&system, entry(&b), held.start_address().value() | flags);
-    assert!(
-        found.iter().any(|finding| matches!(finding, Finding::Count { .. })) || !found.is_empty(),
-        "{found:?}"
-    );
 }
 
-/// The frame of a mapping replaced by one that is held but not mapped: the sums alone would not tell.
+/// A frame that somebody holds unmapped is mapped by somebody else.
 #[test]
-fn frames_swapped_behind_the_books() {
+fn frames_mapped_behind_the_books() {
     let system = System::small();
     let mapped = system.space.allocate(1, Protection::ReadWrite).unwrap();
     let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
@@ -120,7 +113,7 @@ fn foreign_places() {
     // The loader's window left behind: a 1 GiB leaf in the low half, under a table from outside the pool.
     let root = system.machine.root().value();
     let found = plant(&system, root + 8 * 5, frame | PRESENT | WRITABLE);
-    assert_eq!(found, [Finding::ForeignTable(held.start_address())]);
+    assert!(found.contains(&Finding::ForeignTable(held.start_address())), "{found:?}");
     // The root linked into itself: a recursive slot.
     let found = plant(&system, root + 8 * 6, root | PRESENT | WRITABLE);
     assert!(found.contains(&Finding::TableTwice(system.machine.root())), "{found:?}");

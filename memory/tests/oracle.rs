@@ -183,7 +183,8 @@ impl World {
                 self.forget(&mapped);
                 let (pages, runs) = mapped.unmap_into_parts().unwrap();
                 let mut got: Vec<u64> = runs.iter().flat_map(|run| run.iter().map(Frame::number)).collect();
-                (frames.sort(), got.sort());
+                frames.sort();
+                got.sort();
                 assert_eq!(frames, got);
                 assert_eq!(pages.size_in_pages(), got.len());
             }

@@ -151,7 +151,10 @@ impl<T: Transport> Device<T> {
 
     /// Resets the device. On success nothing that it was given is in its hands any more.
     pub fn shut_down(&mut self) -> Result<Quiet, ResetTimeout> {
-        let result = self.transport.reset(&self.windows, RESET_LIMIT);
+        // An unplugged device will not answer however long one waits.
+        let gone = self.transport.status() == status::GONE;
+        let limit = if gone { Duration::ZERO } else { RESET_LIMIT };
+        let result = self.transport.reset(&self.windows, limit);
         self.transport.stop();
         result?;
         self.quiet = true;

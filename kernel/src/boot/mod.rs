@@ -16,7 +16,7 @@ use spin::Once;
 
 use crate::arch::stack::{self, Stack, Use};
 use crate::arch::{cpu, gdt, idt};
-use crate::{acpi, fw_cfg, heap, image, memory, interrupts, logging, time};
+use crate::{acpi, fw_cfg, heap, image, interrupts, logging, memory, time};
 
 pub use window::PhysWindow;
 
@@ -89,7 +89,9 @@ pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
     static READY: spin::Mutex<Option<(Boot, fn(Boot) -> !)>> = spin::Mutex::new(None);
 
     extern "C" fn on_boot_stack(_: usize) -> ! {
-        let Some(Start { info, main }) = START.lock().take() else { unreachable!("boot::start stores it first") };
+        let Some(Start { info, main }) = START.lock().take() else {
+            unreachable!("boot::start stores it first")
+        };
         let (boot, window) = prepare(info);
         let stack = own_memory(&boot, &window);
         *READY.lock() = Some((boot, main));

@@ -2,7 +2,7 @@
 //!
 //! [`Stack::run`] is the only place where packets move. It runs when the device has something (through the waker it
 //! leaves with [`Nic::register_waker`]), when a socket was used, and when a timer of the stack is due. smoltcp has no
-//! listen backlog: a SYN needs a socket in LISTEN. [`pool`] keeps a few of those ready and makes the next one as soon
+//! listen backlog: a SYN needs a socket in LISTEN. The pool keeps a few of those ready and makes the next one as soon
 //! as one is taken, within the same poll, so a burst of connections costs no resets and an idle stack little memory.
 
 mod nic;

@@ -163,7 +163,9 @@ impl System for Machine {
         match index {
             0 => Some(device("0000:00:01.0", None, "a \"quoted\\\"\nname <\u{1}>", vec![])),
             1 => Some(device("0000:00:02.0", Some("virtio-blk"), "disk", vec![queue])),
-            n if n < self.many => Some(device(&format!("0000:00:{:02x}.0", n + 2), Some("x"), "d", vec![queue])),
+            n if n < self.many => {
+                Some(device(&format!("0000:00:{:02x}.0", n + 2), Some("x"), "d", vec![queue]))
+            }
             _ => None,
         }
     }

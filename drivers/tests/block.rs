@@ -1,0 +1,488 @@
+//! The block driver against a disk in memory that answers through the ring, rightly or wrongly.
+
+mod support;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use ringfence_drivers::block::{Block, Done, Geometry, Request, RequestError, Ticket};
+use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
+use ringfence_memory::{DmaBuf, DmaPool};
+use support::{Chain, DeviceRing, Fake, FakeTransport, grant};
+
+const SECTOR: usize = 512;
+const SECTORS: u64 = 64;
+const ID_TEXT: &[u8; 20] = b"ringfence-test-disk\0";
+
+fn config(sectors: u64, size_max: u32, seg_max: u32, block_size: u32) -> Vec<u8> {
+    let mut config = vec![0; 60];
+    config[0..8].copy_from_slice(&sectors.to_le_bytes());
+    config[8..12].copy_from_slice(&size_max.to_le_bytes());
+    config[12..16].copy_from_slice(&seg_max.to_le_bytes());
+    config[20..24].copy_from_slice(&block_size.to_le_bytes());
+    config
+}
+
+struct Disk {
+    ring: DeviceRing,
+    data: Vec<u8>,
+}
+
+impl Disk {
+    fn new(ring: DeviceRing) -> Self {
+        let data = (0..SECTORS as usize * SECTOR).map(|at| (at / SECTOR * 7 + at % 251) as u8).collect();
+        Self { ring, data }
+    }
+
+    /// Carries out a request: how many bytes were written, and the status (5.2.6).
+    fn carry_out(&mut self, chain: &Chain) -> u32 {
+        let header: Vec<u8> = {
+            let header = self.ring.read(&chain.segments[0]);
+            assert_eq!(header.len(), 16);
+            header
+        };
+        let kind = u32::from_le_bytes(header[0..4].try_into().unwrap());
+        assert_eq!(header[4..8], [0; 4], "reserved");
+        let sector = u64::from_le_bytes(header[8..16].try_into().unwrap());
+        let (status, data) = chain.segments[1..].split_last().unwrap();
+        assert!(status.writable && status.len == 1);
+        let mut at = sector as usize * SECTOR;
+        let mut written = 1;
+        match kind {
+            0 => {
+                for segment in data {
+                    let end = at + segment.len as usize;
+                    self.ring.write(segment, &self.data[at..end]);
+                    (at, written) = (end, written + segment.len);
+                }
+            }
+            1 => {
+                for segment in data {
+                    let bytes = self.ring.read(segment);
+                    self.data[at..at + bytes.len()].copy_from_slice(&bytes);
+                    at += bytes.len();
+                }
+            }
+            4 => assert!(data.is_empty() && sector == 0),
+            8 => {
+                assert_eq!((data.len(), data[0].len, sector), (1, 20, 0));
+                self.ring.write(&data[0], ID_TEXT);
+                written += 20;
+            }
+            _ => panic!("request type {kind}"),
+        }
+        self.ring.write(status, &[0]);
+        written
+    }
+
+    fn serve_all(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(chain) = self.ring.take() {
+            let written = self.carry_out(&chain);
+            self.ring.complete(chain.head, written);
+            count += 1;
+        }
+        count
+    }
+
+    fn expected(&self, sector: u64, len: usize) -> &[u8] {
+        &self.data[sector as usize * SECTOR..][..len]
+    }
+}
+
+const ALL: u64 = features::VERSION_1
+    | features::block::SIZE_MAX
+    | features::block::SEG_MAX
+    | features::block::BLK_SIZE
+    | features::block::FLUSH;
+
+struct Bench {
+    fake: Fake,
+    block: Block<FakeTransport>,
+    disk: Disk,
+    pool: DmaPool,
+}
+
+fn bench_with(offered: u64, config: Vec<u8>, size: u16) -> Bench {
+    let fake = Fake::new(DeviceType::BLOCK, offered, config, &[size]);
+    let windows = fake.windows();
+    let pool = DmaPool::new(&windows, 64, 4096).unwrap();
+    let block = Block::new(fake.transport(), &grant(), windows).unwrap();
+    let disk = Disk::new(fake.ring(0));
+    Bench { fake, block, disk, pool }
+}
+
+fn bench() -> Bench {
+    bench_with(ALL, config(SECTORS, 1 << 20, 4, 512), 64)
+}
+
+fn bytes(buffer: &DmaBuf, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    buffer.read_slice(0, &mut bytes).unwrap();
+    bytes
+}
+
+impl Bench {
+    fn buffer(&self) -> DmaBuf {
+        self.pool.take().unwrap()
+    }
+
+    fn read(&mut self, sector: u64, len: usize) -> Result<Ticket, RequestError> {
+        let buffer = self.buffer();
+        self.block.submit(Request::Read { sector, buffer, len }).map_err(|(error, _)| error)
+    }
+
+    fn reap(&mut self) -> Vec<Done> {
+        let mut done = Vec::new();
+        self.block.reap(|one| done.push(one)).unwrap();
+        done
+    }
+
+    /// Submits a 512-byte read and lets `answer` complete it.
+    fn read_answered(&mut self, answer: impl FnOnce(&mut DeviceRing, &Chain)) -> Result<(), RequestError> {
+        self.read(3, SECTOR).unwrap();
+        self.block.kick();
+        let chain = self.disk.ring.take().unwrap();
+        answer(&mut self.disk.ring, &chain);
+        let done = self.reap();
+        assert_eq!(done.len(), 1);
+        assert_eq!(done[0].buffer.as_ref().map(DmaBuf::len), Some(4096), "the buffer comes back in any case");
+        done.into_iter().next().unwrap().result
+    }
+}
+
+#[test]
+fn reads_writes_and_flushes() {
+    let mut bench = bench();
+    let mut buffer = bench.buffer();
+    let pattern: Vec<u8> = (0..1024).map(|at| (at % 13) as u8).collect();
+    buffer.write_slice(0, &pattern).unwrap();
+    bench.block.submit(Request::Write { sector: 10, buffer, len: 1024 }).unwrap();
+    bench.block.submit(Request::Flush).unwrap();
+    bench.read(5, 2048).unwrap();
+    assert_eq!(bench.disk.ring.pending(), 0, "not before the kick");
+    bench.block.kick();
+    assert_eq!(bench.fake.kicks(0), 1);
+    assert_eq!(bench.disk.serve_all(), 3);
+    let done = bench.reap();
+    assert!(done.iter().all(|done| done.result.is_ok()));
+    assert_eq!(bench.disk.expected(10, 1024), pattern);
+    assert!(done[1].buffer.is_none());
+    assert_eq!(bytes(done[2].buffer.as_ref().unwrap(), 2048), bench.disk.expected(5, 2048));
+    let counters = bench.block.counters();
+    assert_eq!((counters.submitted, counters.completions, counters.rejected, counters.kicks), (3, 3, 0, 1));
+}
+
+#[test]
+fn as_many_in_flight_as_the_ring_holds() {
+    for size in [4, 8, 64] {
+        let mut bench = bench_with(ALL, config(SECTORS, 1 << 20, 4, 512), size);
+        let mut tickets = std::collections::HashSet::new();
+        let most = usize::from(size / 3);
+        for sector in 0..most {
+            let ticket = bench.read(sector as u64, SECTOR).unwrap();
+            assert!(ticket.index() < bench.block.depth() && tickets.insert(ticket));
+        }
+        assert_eq!(bench.read(0, SECTOR), Err(RequestError::Full));
+        assert_eq!(bench.block.in_flight(), most);
+        bench.block.kick();
+        bench.disk.serve_all();
+        let done = bench.reap();
+        assert_eq!(done.iter().map(|done| done.ticket).collect::<std::collections::HashSet<_>>(), tickets);
+        drop(done);
+        // Flushes have no data: more of them fit.
+        let flushes = (0..).take_while(|_| bench.block.submit(Request::Flush).is_ok()).count();
+        assert_eq!(flushes, usize::from(size / 2));
+    }
+}
+
+#[test]
+fn a_batch_is_one_kick() {
+    let mut bench = bench();
+    let requests: Vec<_> =
+        (0..10).map(|sector| Request::Read { sector, buffer: bench.buffer(), len: SECTOR }).collect();
+    let mut accepted = 0;
+    bench.block.submit_batch(requests, |result| accepted += usize::from(result.is_ok()));
+    assert_eq!((accepted, bench.fake.kicks(0), bench.disk.serve_all()), (10, 1, 10));
+}
+
+#[test]
+fn completions_in_any_order() {
+    let mut bench = bench();
+    let tickets: Vec<_> = (0..10).map(|sector| bench.read(sector, SECTOR).unwrap()).collect();
+    bench.block.kick();
+    let mut chains: Vec<_> = std::iter::from_fn(|| bench.disk.ring.take()).collect();
+    chains.reverse();
+    for chain in &chains {
+        let written = bench.disk.carry_out(chain);
+        bench.disk.ring.complete(chain.head, written);
+    }
+    for (done, sector) in bench.reap().into_iter().zip((0..10).rev()) {
+        assert_eq!((done.ticket, done.result), (tickets[sector], Ok(())));
+        let data = bytes(done.buffer.as_ref().unwrap(), SECTOR);
+        assert_eq!(data, bench.disk.expected(sector as u64, SECTOR));
+    }
+}
+
+#[test]
+fn what_no_device_should_see() {
+    let mut bench = bench_with(ALL | features::block::RO, config(SECTORS, 1024, 3, 1024), 64);
+    let cases = [
+        (0, 0, RequestError::Misaligned),
+        (0, 512, RequestError::Misaligned),
+        (1, 1024, RequestError::Misaligned),
+        (SECTORS, 1024, RequestError::OutOfRange),
+        (SECTORS - 2, 2048, RequestError::OutOfRange),
+        (u64::MAX - 1, 1024, RequestError::OutOfRange),
+        (u64::MAX - 1, 2048, RequestError::OutOfRange),
+        (0, 4096, RequestError::TooLong),
+        (0, 8192, RequestError::BufferTooShort),
+        (0, usize::MAX, RequestError::BufferTooShort),
+    ];
+    for (sector, len, expected) in cases {
+        let result = bench.block.submit(Request::Read { sector, buffer: bench.pool.take().unwrap(), len });
+        let (error, request) = result.unwrap_err();
+        assert_eq!(error, expected, "sector {sector}, length {len}");
+        assert_eq!(request.into_buffer().unwrap().len(), 4096);
+    }
+    let write = Request::Write { sector: 0, buffer: bench.buffer(), len: 1024 };
+    assert_eq!(bench.block.submit(write).unwrap_err().0, RequestError::ReadOnly);
+    bench.read(SECTORS - 2, 1024).unwrap();
+    bench.read(0, 3072).unwrap();
+    bench.block.kick();
+    bench.disk.ring.take().unwrap();
+    let chain = bench.disk.ring.take().unwrap();
+    assert_eq!(chain.segments.iter().map(|part| part.len).collect::<Vec<_>>(), [16, 1024, 1024, 1024, 1]);
+    assert!(bench.disk.ring.take().is_none(), "nothing else reached the device");
+
+    let mut plain = bench_with(features::VERSION_1, config(SECTORS, 0, 0, 0), 64);
+    assert_eq!(plain.block.submit(Request::Flush).unwrap_err().0, RequestError::Unsupported);
+    let expected = Geometry {
+        sectors: SECTORS,
+        block_size: 512,
+        read_only: false,
+        flush: false,
+        segment_size: u32::MAX,
+        segments: 1,
+    };
+    assert_eq!(plain.block.geometry(), expected, "fields without their feature are not looked at");
+    assert!(plain.read(0, 4096).is_ok());
+}
+
+#[test]
+fn another_devices_buffer_is_refused() {
+    let (mut ours, theirs) = (bench(), bench());
+    let windows = ringfence_memory::DmaWindows::new(theirs.fake.platform, ringfence_memory::DeviceId(99));
+    let foreign = DmaPool::new(&windows, 1, 512).unwrap().take().unwrap();
+    let request = Request::Read { sector: 0, buffer: foreign, len: 512 };
+    assert_eq!(ours.block.submit(request).unwrap_err().0, RequestError::WrongDevice);
+    assert_eq!(ours.block.in_flight(), 0);
+    assert!(ours.read(0, 512).is_ok());
+}
+
+#[test]
+fn senseless_configurations() {
+    for config in [
+        config(SECTORS, 0, 4, 512),
+        config(SECTORS, 512, 0, 512),
+        config(SECTORS, 512, 4, 0),
+        config(SECTORS, 512, 4, 256),
+        config(SECTORS, 512, 4, 513),
+        vec![0; 7],
+    ] {
+        let fake = Fake::new(DeviceType::BLOCK, ALL, config, &[64]);
+        let result = Block::new(fake.transport(), &grant(), fake.windows());
+        assert_eq!(result.map(drop), Err(Error::BadConfig));
+        assert_eq!(fake.model().status, 128);
+        assert_eq!(fake.platform.dma_in_use(), 0);
+    }
+    for max in [0, 1, 2, 3] {
+        let fake = Fake::new(DeviceType::BLOCK, ALL, config(SECTORS, 512, 4, 512), &[max]);
+        let result = Block::new(fake.transport(), &grant(), fake.windows());
+        assert_eq!(result.map(drop), Err(Error::QueueUnavailable(0)), "no room for a request in {max}");
+    }
+    // Limits beyond what the ring holds are limits of the ring.
+    let bench = bench_with(ALL, config(u64::MAX, 1, u32::MAX, 512), 64);
+    assert_eq!(bench.block.geometry().segments, 62);
+}
+
+#[test]
+fn true_errors_and_lies() {
+    let mut bench = bench();
+    let answer = |status: u8, len: u32| {
+        move |ring: &mut DeviceRing, chain: &Chain| {
+            ring.write(chain.segments.last().unwrap(), &[status]);
+            ring.complete(chain.head, len);
+        }
+    };
+    for (status, len, expected) in [
+        (0, 513, Ok(())),
+        (0, 512, Err(RequestError::BadLength)),
+        (0, 1, Err(RequestError::BadLength)),
+        (0, 0, Err(RequestError::BadLength)),
+        (0, 514, Err(RequestError::BadLength)),
+        (0, u32::MAX, Err(RequestError::BadLength)),
+        (1, 1, Err(RequestError::Io)),
+        (1, 513, Err(RequestError::Io)),
+        (2, 513, Err(RequestError::Unsupported)),
+        (3, 513, Err(RequestError::BadStatus(3))),
+        (255, 513, Err(RequestError::BadStatus(255))),
+    ] {
+        assert_eq!(bench.read_answered(answer(status, len)), expected, "status {status}, length {len}");
+    }
+    // No status written at all.
+    let silent = bench.read_answered(|ring, chain| ring.complete(chain.head, 513));
+    assert_eq!(silent, Err(RequestError::BadStatus(255)), "an old status does not count");
+    assert_eq!(bench.block.in_flight(), 0);
+}
+
+#[test]
+fn a_broken_ring_ends_it() {
+    let mut bench = bench();
+    bench.read(0, SECTOR).unwrap();
+    bench.block.kick();
+    bench.disk.ring.complete(40, 513);
+    assert_eq!(bench.block.reap(|_| panic!("nothing is done")), Err(QueueError::Broken));
+    assert_eq!(bench.read(0, SECTOR), Err(RequestError::Broken));
+    assert!(bench.block.is_broken());
+    let free = bench.pool.available();
+    drop(bench.block);
+    assert_eq!(bench.pool.available(), free + 1, "the reset gave the buffer back");
+}
+
+#[test]
+fn the_capacity_may_change() {
+    let mut bench = bench();
+    assert_eq!(bench.block.config_changed(), Ok(false));
+    bench.fake.model().config[0..8].copy_from_slice(&16_u64.to_le_bytes());
+    assert_eq!(bench.block.config_changed(), Ok(true));
+    assert_eq!(bench.read(16, SECTOR), Err(RequestError::OutOfRange));
+    bench.fake.model().status |= 64;
+    assert_eq!(bench.block.config_changed(), Err(Error::NeedsReset));
+    bench.fake.model().gone = true;
+    assert_eq!(bench.block.config_changed(), Err(Error::Gone));
+}
+
+#[test]
+fn the_id_of_a_disk() {
+    // Answered by another thread, since the call waits.
+    let mut bench = bench();
+    let mut disk = Disk::new(bench.fake.ring(0));
+    let buffer = bench.buffer();
+    let server = std::thread::spawn(move || {
+        while disk.serve_all() == 0 {
+            std::thread::yield_now();
+        }
+        disk
+    });
+    assert_eq!(bench.block.identify(buffer, Duration::from_secs(10)), Ok(Ok(*ID_TEXT)));
+    bench.disk = server.join().unwrap();
+    assert_eq!(bench.pool.available(), 64);
+
+    // Nobody answers: the wait ends, and the buffer stays with the device.
+    assert_eq!(
+        bench.block.identify(bench.pool.take().unwrap(), Duration::from_millis(5)),
+        Err(Error::Timeout)
+    );
+    assert_eq!((bench.pool.available(), bench.block.in_flight()), (63, 1));
+    assert_eq!(bench.block.identify(bench.pool.take().unwrap(), Duration::ZERO), Err(Error::Busy));
+    bench.fake.model().gone = true;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Random reads and writes, answered in random order, always agree with a plain array.
+    #[test]
+    fn agrees_with_an_array(
+        requests in prop::collection::vec(
+            (any::<bool>(), 0..SECTORS, 1_usize..=8, any::<u8>(), any::<prop::sample::Index>()), 1..150),
+        size_max in prop_oneof![Just(512_u32), Just(700), Just(1 << 20)],
+        ring in prop_oneof![Just(16_u16), Just(64)],
+    ) {
+        let mut bench = bench_with(ALL, config(SECTORS, size_max, 8, 512), ring);
+        let mut array = bench.disk.data.clone();
+        // One at a time in effect, since overlapping requests in flight have no order: kick and serve each batch of
+        // requests that touch different sectors.
+        let mut expected = std::collections::HashMap::<usize, (usize, usize, bool)>::new();
+        let mut touched = Vec::<std::ops::Range<usize>>::new();
+        for (write, sector, count, fill, order) in requests {
+            let (from, to) = (sector as usize * SECTOR, (sector as usize + count) * SECTOR);
+            let len = to - from;
+            let overlaps = touched.iter().any(|range| range.start < to && from < range.end);
+            let mut buffer = bench.buffer();
+            let request = if write {
+                buffer.write_slice(0, &vec![fill; len]).unwrap();
+                Request::Write { sector, buffer, len }
+            } else {
+                Request::Read { sector, buffer, len }
+            };
+            let mut request = Some(request);
+            let mut flush = overlaps;
+            while let Some(next) = request.take() {
+                if flush {
+                    bench.block.kick();
+                    let mut chains: Vec<_> = std::iter::from_fn(|| bench.disk.ring.take()).collect();
+                    while !chains.is_empty() {
+                        let chain = chains.swap_remove(order.index(chains.len()));
+                        let written = bench.disk.carry_out(&chain);
+                        bench.disk.ring.complete(chain.head, written);
+                    }
+                    for done in bench.reap() {
+                        prop_assert_eq!(done.result, Ok(()));
+                        let (from, to, write) = expected.remove(&done.ticket.index()).unwrap();
+                        if !write {
+                            prop_assert_eq!(&bytes(done.buffer.as_ref().unwrap(), to - from), &array[from..to]);
+                        }
+                    }
+                    prop_assert!(expected.is_empty());
+                    touched.clear();
+                }
+                match bench.block.submit(next) {
+                    Ok(ticket) => {
+                        prop_assert!(expected.insert(ticket.index(), (from, to, write)).is_none());
+                        touched.push(from..to);
+                        if write {
+                            array[from..to].fill(fill);
+                        }
+                    }
+                    Err((RequestError::Full, back)) => {
+                        prop_assert!(!flush, "the ring was just emptied");
+                        (request, flush) = (Some(back), true);
+                    }
+                    Err((RequestError::OutOfRange, _)) => prop_assert!(to > SECTORS as usize * SECTOR),
+                    Err((RequestError::TooLong, _)) => {
+                        prop_assert!(len.div_ceil(size_max as usize) > 8);
+                    }
+                    Err((error, _)) => prop_assert!(false, "{:?}", error),
+                }
+            }
+        }
+    }
+
+    /// Whatever status and length come back, in whatever order: an answer, and the buffer.
+    #[test]
+    fn survives_any_answer(answers in prop::collection::vec((any::<u8>(), 0_u32..600, 0_u16..80, 0_u8..4), 1..100)) {
+        let mut bench = bench();
+        let mut held = Vec::new();
+        for (status, len, id, honest) in answers {
+            let submitted = bench.read(3, SECTOR);
+            bench.block.kick();
+            held.extend(std::iter::from_fn(|| bench.disk.ring.take()));
+            match (honest, held.pop()) {
+                (1.., Some(chain)) => {
+                    bench.disk.ring.write(chain.segments.last().unwrap(), &[status]);
+                    bench.disk.ring.complete(chain.head, len);
+                }
+                _ => bench.disk.ring.complete(id, len),
+            }
+            let result = bench.block.reap(|done| {
+                assert!(done.buffer.is_some());
+                assert!(done.result.is_err() || status == 0 && len == 513);
+            });
+            prop_assert_eq!(result.is_err(), bench.block.is_broken());
+            prop_assert!(submitted.is_ok() || submitted == Err(RequestError::Broken) || submitted == Err(RequestError::Full));
+            prop_assert_eq!(bench.pool.available() + bench.block.in_flight(), 64);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Bringing a device up and shutting it down, in order, with devices that refuse.
+
+mod support;
+
+use ringfence_drivers::block::Block;
+use ringfence_drivers::virtio::{Device, DeviceType, Error, RESET_LIMIT, features};
+use ringfence_memory::{DmaPool, Platform};
+use support::{Event, Fake, grant, platform};
+
+const KIND: DeviceType = DeviceType(42);
+
+fn fake(offered: u64) -> Fake {
+    Fake::new(KIND, offered, vec![0; 16], &[8, 8])
+}
+
+fn begin(fake: &Fake) -> Result<Device<support::FakeTransport>, Error> {
+    Device::begin(fake.transport(), KIND, &grant(), fake.windows())
+}
+
+#[test]
+fn the_whole_sequence() {
+    let fake = fake(features::VERSION_1 | features::ACCESS_PLATFORM | 1 << 28 | 1 << 34 | 0b101);
+    let mut device = begin(&fake).unwrap();
+    assert_eq!(device.negotiate(0b011), Ok(features::VERSION_1 | features::ACCESS_PLATFORM | 1));
+    let ring = device.queue::<Nothing>(0, 8, 1).unwrap();
+    device.driver_ok().unwrap();
+    assert!(device.check().is_ok());
+    drop(device);
+    drop(ring);
+    let expected = [
+        Event::Status(0),
+        Event::Status(1),
+        Event::Status(1 | 2),
+        Event::Started,
+        Event::Features(features::VERSION_1 | features::ACCESS_PLATFORM | 1),
+        Event::Status(1 | 2 | 8),
+        Event::QueueUp(0),
+        Event::Status(1 | 2 | 8 | 4),
+        Event::Status(0),
+        Event::Stopped,
+    ];
+    assert_eq!(fake.model().events, expected);
+}
+
+struct Nothing;
+
+impl ringfence_drivers::virtio::Buffers for Nothing {
+    fn part(&self, _: u16) -> Option<ringfence_drivers::virtio::Part> {
+        None
+    }
+    fn least_written(&self) -> u32 {
+        0
+    }
+}
+
+#[test]
+fn a_driver_that_gives_up_says_so() {
+    let fake = fake(features::VERSION_1);
+    drop(begin(&fake).unwrap());
+    assert_eq!(fake.model().status, 128, "FAILED, after a reset");
+}
+
+#[test]
+fn every_status_bit_is_read_back() {
+    for bit in [1, 2, 8, 4] {
+        let fake = fake(features::VERSION_1);
+        fake.model().refused_status = bit;
+        let result = begin(&fake).and_then(|mut device| {
+            device.negotiate(0)?;
+            device.driver_ok()?;
+            Ok(())
+        });
+        let expected = if bit == 8 { Error::FeaturesRefused } else { Error::StatusRefused(bit) };
+        assert_eq!(result, Err(expected));
+        assert_eq!(fake.model().status & 128, 128);
+    }
+}
+
+#[test]
+fn without_version_1_nothing_works() {
+    let fake = fake(0b111);
+    let mut device = begin(&fake).unwrap();
+    assert_eq!(device.negotiate(0b111), Err(Error::MissingFeature(features::VERSION_1)));
+    drop(device);
+    assert!(!fake.model().events.iter().any(|event| matches!(event, Event::Features(_))));
+}
+
+#[test]
+fn wrong_gone_stuck_and_failed_devices() {
+    let fake = fake(features::VERSION_1);
+    fake.model().kind = DeviceType::NET;
+    assert_eq!(begin(&fake).map(drop), Err(Error::WrongType));
+    fake.model().kind = KIND;
+    fake.model().gone = true;
+    assert_eq!(begin(&fake).map(drop), Err(Error::Gone));
+    fake.model().gone = false;
+    fake.model().stuck = true;
+    let start = fake.platform.now();
+    assert_eq!(begin(&fake).map(drop), Err(Error::ResetTimeout));
+    assert!(fake.platform.now() - start < 2 * RESET_LIMIT, "the wait is bounded");
+    fake.model().stuck = false;
+
+    let mut device = begin(&fake).unwrap();
+    device.negotiate(0).unwrap();
+    device.driver_ok().unwrap();
+    fake.model().status |= 64;
+    assert_eq!(device.check(), Err(Error::NeedsReset));
+    fake.model().status = 1;
+    assert!(matches!(device.check(), Err(Error::StatusRefused(_))), "somebody else reset it");
+    fake.model().gone = true;
+    assert_eq!(device.check(), Err(Error::Gone));
+}
+
+#[test]
+fn a_64_bit_field_is_never_torn() {
+    let fake = fake(features::VERSION_1);
+    let device = begin(&fake).unwrap();
+    // Each look flips every bit: a torn read would mix the two halves.
+    fake.model().config = vec![0x55; 16];
+    fake.model().flips = 0xff;
+    for changes in 0..12 {
+        fake.model().flapping = changes;
+        let value = device.config_u64(8).unwrap();
+        assert!(
+            [u64::from_le_bytes([0x55; 8]), u64::from_le_bytes([0xaa; 8])].contains(&value),
+            "{value:#x}"
+        );
+    }
+    fake.model().flapping = u32::MAX;
+    assert_eq!(device.config_u64(8), Err(Error::ConfigUnstable));
+    assert_eq!(device.config_u64(16), Err(Error::BadConfig), "beyond the end");
+}
+
+/// Memory of a device that does not reset is never given out again; after a reset that succeeds, it is.
+#[test]
+fn quarantine_without_proof() {
+    let platform = platform();
+    let config = 100_u64.to_le_bytes().to_vec();
+    let fake = Fake::on(platform, DeviceType::BLOCK, features::VERSION_1, config, &[16]);
+    let windows = fake.windows();
+    let pool = DmaPool::new(&windows, 2, 512).unwrap();
+    let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
+    let buffer = pool.take().unwrap();
+    assert!(block.submit(ringfence_drivers::block::Request::Read { sector: 0, buffer, len: 512 }).is_ok());
+    block.kick();
+    let mut ring = fake.ring(0);
+    let chain = ring.take().unwrap();
+    let in_use = platform.dma_in_use();
+
+    fake.model().stuck = true;
+    drop(block);
+    assert_eq!(pool.available(), 1, "the buffer in flight was not given back");
+    assert_eq!(platform.dma_in_use(), in_use, "nothing was freed");
+    assert!(windows.usage().1 > 0, "rings and controls are in quarantine");
+    // The device goes on as if nothing had happened, and hits only quarantined memory.
+    ring.write(&chain.segments[1], &[0xee; 512]);
+    ring.write(&chain.segments[2], &[0]);
+    ring.complete(chain.head, 513);
+    let other = pool.take().unwrap();
+    let mut contents = [0; 512];
+    other.read_slice(0, &mut contents).unwrap();
+    assert_eq!(contents, [0; 512]);
+
+    // Once it does reset, all but the buffer that was lost in flight is free.
+    fake.model().stuck = false;
+    let block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
+    assert_eq!(windows.usage().1, 0);
+    drop(block);
+    drop((other, pool));
+}
+
+#[test]
+fn a_driver_dropped_in_flight_gives_all_back_after_a_reset() {
+    let platform = platform();
+    let config = 100_u64.to_le_bytes().to_vec();
+    let fake = Fake::on(platform, DeviceType::BLOCK, features::VERSION_1, config, &[16]);
+    let windows = fake.windows();
+    let pool = DmaPool::new(&windows, 4, 512).unwrap();
+    let before = platform.dma_in_use();
+    let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
+    for sector in 0..4 {
+        let buffer = pool.take().unwrap();
+        assert!(block.submit(ringfence_drivers::block::Request::Read { sector, buffer, len: 512 }).is_ok());
+    }
+    block.kick();
+    assert_eq!(pool.available(), 0);
+    drop(block);
+    assert_eq!(pool.available(), 4);
+    assert_eq!((platform.dma_in_use(), windows.usage().1), (before, 0));
+    drop(pool);
+    assert_eq!(platform.dma_in_use(), 0);
+}

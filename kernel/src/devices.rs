@@ -1,0 +1,226 @@
+//! Finds the PCI functions and brings up those that there is a driver for. The others are listed and left alone.
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+use ringfence_drivers::block::Block;
+use ringfence_drivers::net::{Net, Phy};
+use ringfence_drivers::pci::{self, Bar, Function};
+use ringfence_drivers::probe::{Driver, Match, probe};
+use ringfence_drivers::virtio::{DeviceType, Error, PciTransport, features};
+use ringfence_memory::{ConfigAccess, DmaGrant, DmaWindows, Ecam, FrameRange, MmioRegion, PhysAddr};
+use ringfence_services::api::{DeviceInfo, QueueInfo};
+
+use crate::acpi;
+use crate::disk::Disk;
+use crate::irq::DeviceInterrupts;
+use crate::memory;
+use crate::nic::{Nic, Shared};
+use crate::platform::{CONFIG_PORTS, KERNEL};
+
+/// What became of a function.
+enum State {
+    /// There is no driver for it, or it failed: why.
+    Idle(Option<String>),
+    Disk(&'static Disk),
+    Nic(NicState),
+}
+
+struct NicState {
+    shared: Rc<Shared>,
+    features: u64,
+    sizes: [u16; 2],
+    vectors: [Option<u16>; 2],
+}
+
+struct Device {
+    function: Function,
+    interrupts: &'static str,
+    state: State,
+}
+
+/// All functions that were found.
+pub struct Devices(Vec<Device>);
+
+/// What is to be run: each disk with its interrupts, and the network cards.
+#[derive(Default)]
+pub struct Started {
+    /// Disks in the order of their addresses.
+    pub disks: Vec<(&'static Disk, DeviceInterrupts)>,
+    /// Network cards in the order of their addresses.
+    pub nics: Vec<Nic>,
+}
+
+impl Devices {
+    /// Walks configuration space and brings devices up.
+    pub fn start(tables: &acpi::Tables) -> (Self, Started) {
+        let access = config_access(tables);
+        let mut started = Started::default();
+        let devices = pci::enumerate(access, 0).map(|function| Device::start(function, &mut started));
+        (Self(devices.collect()), started)
+    }
+
+    /// What `/api/devices` shows of the device with this index.
+    pub fn info(&self, index: usize) -> Option<DeviceInfo> {
+        self.0.get(index).map(Device::info)
+    }
+
+    /// Prints the table of devices.
+    pub fn log(&self) {
+        for device in &self.0 {
+            let info = device.info();
+            let state = match &device.state {
+                State::Idle(None) => "-".to_string(),
+                State::Idle(Some(why)) => alloc::format!("not used: {why}"),
+                _ => {
+                    let queues: Vec<String> =
+                        info.queues.iter().map(|queue| queue.size.to_string()).collect();
+                    alloc::format!(
+                        "{}, {}, queues of {}, {}",
+                        info.driver.as_deref().unwrap_or("-"),
+                        device.interrupts,
+                        queues.join(" + "),
+                        info.features.join(" ")
+                    )
+                }
+            };
+            log::info!("  {}  {}  {:<22} {state}", info.address, info.id, info.name);
+        }
+    }
+}
+
+impl Device {
+    fn start(function: Function, started: &mut Started) -> Self {
+        let mut interrupts = "";
+        let state = match probe(&function) {
+            Match::Unknown => State::Idle(None),
+            Match::LegacyOnly => State::Idle(Some(Error::LegacyOnly.to_string())),
+            Match::Driver(driver) => {
+                let up = match driver {
+                    Driver::Block => start_disk(&function, started, &mut interrupts),
+                    Driver::Net => start_nic(&function, started, &mut interrupts),
+                };
+                up.unwrap_or_else(|error| State::Idle(Some(error.to_string())))
+            }
+        };
+        Self { function, interrupts, state }
+    }
+
+    fn info(&self) -> DeviceInfo {
+        let (driver, kind, bits, queues) = match &self.state {
+            State::Idle(_) => (None, DeviceType::BLOCK, 0, Vec::new()),
+            State::Disk(disk) => {
+                let queue = queue_info(0, disk.queue_size(), disk.vector(), disk.counters());
+                (Some(Driver::Block), DeviceType::BLOCK, disk.features(), alloc::vec![queue])
+            }
+            State::Nic(nic) => {
+                let counters = nic.shared.counters.get();
+                let queue =
+                    |index: usize| queue_info(index, nic.sizes[index], nic.vectors[index], counters[index]);
+                (Some(Driver::Net), DeviceType::NET, nic.features, [0, 1].map(queue).into())
+            }
+        };
+        DeviceInfo {
+            address: self.function.address().to_string(),
+            id: alloc::format!("{:04x}:{:04x}", self.function.vendor, self.function.device),
+            name: self.function.name().to_string(),
+            driver: driver.map(|driver| driver.name().to_string()),
+            features: features::names(kind, bits).collect(),
+            queues,
+        }
+    }
+}
+
+fn queue_info(
+    index: usize,
+    size: u16,
+    vector: Option<u16>,
+    counters: ringfence_drivers::virtio::Counters,
+) -> QueueInfo {
+    QueueInfo {
+        index: index as u16,
+        size,
+        vector,
+        kicks: counters.kicks,
+        interrupts: counters.interrupts,
+        completions: counters.completions,
+        rejected: counters.rejected,
+    }
+}
+
+/// Memory-mapped configuration space where ACPI names one that can be claimed, else the I/O ports.
+fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
+    let ecam = tables.ecam.iter().filter(|ecam| ecam.segment == 0).find_map(|ecam| {
+        let buses = u64::from(ecam.last_bus - ecam.first_bus) + 1;
+        let start = PhysAddr::new(ecam.base)?.checked_add(u64::from(ecam.first_bus) << 20)?;
+        offer(start, buses << 20);
+        let registers = MmioRegion::map(&KERNEL, start, (buses << 20) as usize).ok()?;
+        Some(Ecam::new(registers, ecam.segment, ecam.first_bus, ecam.last_bus))
+    });
+    match ecam {
+        Some(ecam) => Box::leak(Box::new(ecam)),
+        None => &CONFIG_PORTS,
+    }
+}
+
+/// Puts registers on offer to be claimed. What is RAM, or was offered before, is not: then claiming it fails.
+fn offer(start: PhysAddr, len: u64) {
+    if let Ok(frames) = FrameRange::from_phys_addr(start, len) {
+        // SAFETY: firmware says that these are the registers of a function or the configuration space, and drivers
+        // reach memory through them only by the tokens of `memory`.
+        if let Err(error) = unsafe { memory::space().offer_mmio(frames) } {
+            log::debug!("{frames:?} is not offered: {error:?}");
+        }
+    }
+}
+
+/// Brings a device up with the best interrupts that it has.
+fn bring_up<D>(
+    function: &Function,
+    queues: u16,
+    new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
+) -> Result<(D, DeviceInterrupts, DmaWindows), Error> {
+    for bar in function.bars().into_iter().flatten() {
+        if let Bar::Memory { address: Some(start), size, .. } = bar {
+            offer(start, size);
+        }
+    }
+    let id = function.address().id();
+    // SAFETY: without an IOMMU this is the promise that the devices of this machine access only what they were told.
+    // Under a hypervisor it is the hypervisor's own.
+    let grant = unsafe { DmaGrant::without_iommu(id) };
+    let attempt = |line_only| {
+        let windows = DmaWindows::new(&KERNEL, id);
+        let mut transport = PciTransport::new(&KERNEL, function)?;
+        let interrupts = match line_only {
+            true => DeviceInterrupts::line(&mut transport, function),
+            false => DeviceInterrupts::set_up(&mut transport, function, queues),
+        };
+        Ok((new(transport, &grant, windows.clone())?, interrupts, windows))
+    };
+    match attempt(false) {
+        Err(Error::NoVector) => attempt(true),
+        result => result,
+    }
+}
+
+fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
+    let (block, interrupts, windows) = bring_up(function, 1, Block::new)?;
+    *kind = interrupts.name();
+    let disk: &'static Disk = Box::leak(Box::new(Disk::new(block, windows, interrupts.vector(0))?));
+    started.disks.push((disk, interrupts));
+    Ok(State::Disk(disk))
+}
+
+fn start_nic(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
+    let (net, interrupts, _) = bring_up(function, 2, Net::new)?;
+    *kind = interrupts.name();
+    let (features, sizes) = (net.features(), net.queue_sizes());
+    let vectors = [interrupts.vector(0), interrupts.vector(1)];
+    let nic = Nic::new(Phy::new(net), interrupts);
+    let shared = nic.shared();
+    started.nics.push(nic);
+    Ok(State::Nic(NicState { shared, features, sizes, vectors }))
+}

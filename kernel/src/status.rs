@@ -1,0 +1,62 @@
+//! What the kernel tells about itself, for `/metrics` and `/api/…`.
+
+use alloc::rc::Rc;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+use ringfence_memory::Owner;
+use ringfence_services::api::{DeviceInfo, Heap, System};
+use ringfence_services::fs::FileSystem;
+
+use crate::devices::Devices;
+use crate::disk::Disk;
+use crate::{executor, heap, interrupts, memory, time};
+
+/// The file system that is served from, once it is open.
+pub type OpenedDisk = Rc<Cell<Option<&'static FileSystem<&'static Disk>>>>;
+
+/// The running system.
+pub struct Status {
+    devices: Devices,
+    opened: OpenedDisk,
+}
+
+impl Status {
+    /// Reports on these devices and the file system on one of them.
+    pub fn new(devices: Devices, opened: OpenedDisk) -> Self {
+        Self { devices, opened }
+    }
+}
+
+impl System for Status {
+    fn device(&self, index: usize) -> Option<DeviceInfo> {
+        self.devices.info(index)
+    }
+
+    fn frames(&self) -> Vec<(&'static str, u64)> {
+        let frames = memory::space().frames();
+        Owner::ALL.iter().map(|owner| (owner.name(), frames.count(*owner) as u64)).collect()
+    }
+
+    fn audit(&self) -> Vec<String> {
+        let report = memory::space().audit();
+        report.findings().map(ToString::to_string).collect()
+    }
+
+    fn heap(&self) -> Heap {
+        let usage = heap::usage();
+        Heap { used: usage.allocated as u64, size: usage.claimed as u64 }
+    }
+
+    fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
+        emit("uptime_seconds", "Time since boot.", time::now().as_secs());
+        emit("halts_total", "Times the processor had nothing to do.", executor::halts());
+        emit("unexpected_interrupts_total", "Interrupts that no device claims.", interrupts::unexpected());
+        emit("heap_allocations_total", "Allocations on the kernel heap.", heap::usage().allocations);
+        if let Some(cache) = self.opened.get().map(FileSystem::cache_stats) {
+            emit("cache_hits_total", "Page cache: pages that were there.", cache.hits);
+            emit("cache_misses_total", "Page cache: pages that had to be read.", cache.misses);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The running system: devices, file system, network stack and HTTP server, each as tasks of one executor.
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use core::arch::x86_64::{__cpuid, _rdrand64_step};
+
+use embassy_executor::Spawner;
+use ringfence_memory::PAGE_SIZE;
+use ringfence_services::block::BlockSource;
+use ringfence_services::http::{self, Limits, Server};
+use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
+
+use crate::boot::Boot;
+use crate::devices::Devices;
+use crate::disk::Disk;
+use crate::irq::DeviceInterrupts;
+use crate::nic::Nic;
+use crate::status::{OpenedDisk, Status};
+use crate::{executor, fw_cfg, memory, time};
+
+const HTTP_PORT: u16 = 80;
+/// Connections served at once, on each of the network cards together.
+const WORKERS: usize = 72;
+/// Network cards that are served on.
+const MAX_NICS: usize = 4;
+const MAX_DISKS: usize = 32;
+
+type Files = http::Disk<&'static Disk>;
+type HttpServer = Server<Files, Status>;
+
+/// Runs the system for good.
+pub fn run(boot: Boot) -> ! {
+    log::info!("Ringfence {}\n{boot}", env!("CARGO_PKG_VERSION"));
+    log_audit();
+    let (devices, started) = Devices::start(&boot.acpi);
+    log::info!("devices");
+    devices.log();
+    log_audit();
+
+    let ram = memory::space().frames().total() as u64 * PAGE_SIZE as u64;
+    let opened = OpenedDisk::default();
+    let status = Status::new(devices, opened.clone());
+    let server: &'static HttpServer =
+        Box::leak(Box::new(Server::new(Files::new(), status, Limits::default())));
+    executor::run(|spawner| {
+        let disks: heapless::Vec<&'static Disk, MAX_DISKS> =
+            started.disks.iter().map(|(disk, _)| *disk).collect();
+        for (disk, interrupts) in started.disks.into_iter().take(MAX_DISKS) {
+            spawn(&spawner, disk_task(disk, interrupts));
+        }
+        spawn(&spawner, open_task(server, disks, opened, ram));
+        if started.nics.is_empty() {
+            log::warn!("there is no usable network device: nothing can be served");
+        }
+        let nics = started.nics.len().clamp(1, MAX_NICS);
+        for nic in started.nics.into_iter().take(MAX_NICS) {
+            let pool = PoolConfig::for_memory(HTTP_PORT, ram / nics as u64);
+            let config = Config { addressing: Addressing::Dhcp, seed: seed(), pool };
+            let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
+            spawn(&spawner, net_task(stack));
+            spawn(&spawner, announce_task(stack));
+            for _ in 0..WORKERS / nics {
+                spawn(&spawner, worker_task(stack, server));
+            }
+        }
+    })
+}
+
+fn spawn<S>(spawner: &Spawner, task: Result<embassy_executor::SpawnToken<S>, embassy_executor::SpawnError>) {
+    match task {
+        Ok(token) => spawner.spawn(token),
+        Err(_) => log::error!("too many tasks of one kind"),
+    }
+}
+
+#[embassy_executor::task(pool_size = MAX_DISKS)]
+async fn disk_task(disk: &'static Disk, interrupts: DeviceInterrupts) {
+    disk.run(interrupts).await;
+}
+
+#[embassy_executor::task(pool_size = MAX_NICS)]
+async fn net_task(stack: &'static Stack<Nic>) {
+    stack.run().await;
+}
+
+#[embassy_executor::task(pool_size = WORKERS)]
+async fn worker_task(stack: &'static Stack<Nic>, server: &'static HttpServer) {
+    http::worker(stack, server).await;
+}
+
+/// Says where to find the server, once it has an address.
+#[embassy_executor::task(pool_size = MAX_NICS)]
+async fn announce_task(stack: &'static Stack<Nic>) {
+    let address = stack.wait_address().await;
+    log::info!("address      {address} by DHCP, {} ms after start", time::now().as_millis());
+    match fw_cfg::option("url") {
+        Some(url) => log::info!("serving at   {url}"),
+        None => log::info!("serving at   http://{}/", address.address()),
+    }
+}
+
+/// Opens the first disk that has an ext4 file system, or else the first disk, to learn what is wrong with it.
+#[embassy_executor::task]
+async fn open_task(
+    server: &'static HttpServer,
+    disks: heapless::Vec<&'static Disk, MAX_DISKS>,
+    opened: OpenedDisk,
+    ram: u64,
+) {
+    let mut chosen = disks.first().copied();
+    for disk in &disks {
+        if has_ext4(disk).await {
+            chosen = Some(disk);
+            break;
+        }
+    }
+    if let Some(disk) = chosen {
+        // A few MiB of buffers where there is plenty of RAM, a few hundred KiB where there is not.
+        let buffers = (ram >> 24).clamp(2, 16) as usize;
+        if let Err(error) = disk.enlarge(buffers) {
+            log::warn!("no memory for disk buffers, reads are slower: {error:?}");
+        }
+    }
+    let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;
+    match server.files().open(chosen, cache).await {
+        Ok(fs) => {
+            opened.set(Some(fs));
+            log::info!(
+                "disk         ext4 \"{}\", {} MiB, blocks of {} bytes",
+                String::from_utf8_lossy(fs.label()),
+                fs.size_bytes() >> 20,
+                fs.block_size()
+            );
+        }
+        Err(why) => log::warn!("no files can be served. {why}"),
+    }
+}
+
+/// Whether there is the magic number of ext2, ext3 and ext4.
+async fn has_ext4(disk: &Disk) -> bool {
+    let mut superblock = [0; 1024];
+    disk.read(2, &mut [&mut superblock]).await.is_ok() && superblock[56..58] == [0x53, 0xef]
+}
+
+fn log_audit() {
+    let report = memory::space().audit();
+    if report.ok() {
+        log::info!("audit        clean: {} tables, {} leaves", report.tables, report.leaves);
+    } else {
+        log::error!("the audit of the page tables found {} violations", report.violations);
+        report.findings().for_each(|finding| log::error!("  {finding}"));
+    }
+}
+
+/// Bits that the network cannot guess: from the processor's random numbers where it has them, else from the clock.
+fn seed() -> u64 {
+    // CPUID 1, ECX bit 30.
+    if __cpuid(1).ecx & 1 << 30 != 0 {
+        let mut bits = 0;
+        // SAFETY: the processor has the instruction.
+        if (0..10).any(|_| unsafe { rdrand(&mut bits) }) {
+            return bits;
+        }
+    }
+    time::tsc().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+#[target_feature(enable = "rdrand")]
+fn rdrand(bits: &mut u64) -> bool {
+    _rdrand64_step(bits) == 1
+}
