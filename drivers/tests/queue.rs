@@ -549,7 +549,7 @@ fn run(size: u16, steps: Vec<Step>, hostile: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn everything_comes_back_from_a_polite_device(

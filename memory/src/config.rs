@@ -129,6 +129,11 @@ impl DmaGrant {
     pub const unsafe fn without_iommu(device: DeviceId) -> Self {
         Self { device }
     }
+
+    /// The device that the grant is for.
+    pub const fn device(&self) -> DeviceId {
+        self.device
+    }
 }
 
 /// An interrupt message: a write that the device performs. Only the kernel can mint one, since the address could

@@ -11,13 +11,13 @@ use crate::{root, target};
 
 /// Builds the kernel; returns its ELF.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let built = build_executables(toolchain, &["build", "--release", "--bin", "ringfence-kernel"])?;
+    let built = build_executables(toolchain, "bin", &["build", "--release", "--bin", "ringfence-kernel"])?;
     built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-kernel")
 }
 
 /// Builds the kernel's tests; returns each one's name and ELF.
 pub fn build_tests(toolchain: &Toolchain) -> Result<Vec<(String, PathBuf)>> {
-    build_executables(toolchain, &["test", "--release", "--no-run", "--test", "*"])
+    build_executables(toolchain, "test", &["test", "--release", "--no-run", "--test", "*"])
 }
 
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
@@ -44,8 +44,12 @@ pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf>
     Ok(image)
 }
 
-/// Runs cargo in kernel/, passing its messages on; returns the executables it built, with their targets' names.
-fn build_executables(toolchain: &Toolchain, arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+/// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the targets' names.
+fn build_executables(
+    toolchain: &Toolchain,
+    kind: &str,
+    arguments: &[&str],
+) -> Result<Vec<(String, PathBuf)>> {
     let folder = target()?.join("kernel");
     let mut command = cargo(toolchain, &root().join("kernel"));
     command.args(arguments).arg("--target-dir").arg(&folder).arg("--message-format=json-render-diagnostics");
@@ -57,12 +61,12 @@ fn build_executables(toolchain: &Toolchain, arguments: &[&str]) -> Result<Vec<(S
         bail!("the kernel did not build");
     }
     let messages = String::from_utf8(output.stdout)?;
-    Ok(messages.lines().filter_map(|line| executable(&serde_json::from_str(line).ok()?)).collect())
+    Ok(messages.lines().filter_map(|line| executable(kind, &serde_json::from_str(line).ok()?)).collect())
 }
 
-fn executable(message: &Value) -> Option<(String, PathBuf)> {
-    let file = message.get("executable")?.as_str()?;
-    Some((message.pointer("/target/name")?.as_str()?.to_owned(), file.into()))
+fn executable(kind: &str, message: &Value) -> Option<(String, PathBuf)> {
+    let (file, target) = (message.get("executable")?.as_str()?, message.get("target")?);
+    (target.pointer("/kind/0")? == kind).then_some((target.get("name")?.as_str()?.to_owned(), file.into()))
 }
 
 /// The toolchain's cargo, in `folder`, free of settings that are meant for host builds.

@@ -204,7 +204,7 @@ fn install_packages(missing: &[(&str, &str)]) -> Result<()> {
     }
     eprintln!("run-qemu.sh: installing with apt-get, as this is missing here:");
     reasons.iter().for_each(|reason| eprintln!("  {reason}"));
-    apt_get(&["update", "-q"]); // may fail where the lists are there already: the installation tells
+    apt_get(&["update"]); // may fail where the lists are there already: the installation tells
     if apt_get(&[&install[..], &packages].concat()) {
         return Ok(());
     }
@@ -261,7 +261,7 @@ fn apt_has(package: &str) -> bool {
         || std::fs::read_to_string("/etc/os-release").is_ok_and(|text| text.contains("\nID=debian\n"));
     program("apt-get").is_some()
         && (candidate(package)
-            || is_root() && apt_get(&["update", "-q"]) && candidate(package)
+            || is_root() && apt_get(&["update"]) && candidate(package)
             || !is_root() && !candidate("qemu-system-x86") && debian())
 }
 

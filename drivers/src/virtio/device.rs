@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{AtomicAccess, ConfigError, DmaGrant, DmaWindows, ResetTimeout};
 
 use super::split::SplitRing;
 use super::{Buffers, DeviceType, Error, Queue, Transport, features, status};
@@ -44,6 +44,9 @@ impl<T: Transport> Device<T> {
     ) -> Result<Self, Error> {
         if transport.device_type() != kind {
             return Err(Error::WrongType);
+        }
+        if grant.device() != windows.device() {
+            return Err(ConfigError::WrongDevice.into());
         }
         if transport.status() == status::GONE {
             return Err(Error::Gone);

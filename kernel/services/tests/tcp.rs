@@ -447,6 +447,26 @@ fn a_slow_disk_stalls_nobody() {
 }
 
 #[test]
+fn a_device_without_room_is_tried_again() {
+    with_server(Setup::default(), |mut peer, _| async move {
+        // Long enough for every timer of an earlier connection to be over.
+        peer.fetch("/a.txt").await;
+        peer.rest(Duration::from_millis(300)).await;
+        let handle = peer.connect();
+        peer.until(|s| s.get::<tcp::Socket>(handle).may_send().then_some(())).await;
+        peer.port.cable.full.set(true);
+        peer.send(handle, request("/a.txt", "Connection: close\r\n").as_bytes()).await;
+        peer.rest(Duration::from_millis(50)).await;
+        assert!(!peer.tcp(handle).can_recv());
+        peer.port.cable.full.set(false);
+        let start = Clock::now();
+        let (data, clean) = peer.read_to_end(handle).await;
+        assert!(clean && body(&data) == b"0123456789");
+        assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    });
+}
+
+#[test]
 fn ping_is_answered() {
     with_server(Setup::default(), |mut peer, _| async move {
         let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);

@@ -33,6 +33,8 @@ pub struct Cable {
     faults: Cell<Faults>,
     random: Cell<u64>,
     pub up: Cell<bool>,
+    /// The first port's device has no room to send, and will not say when it has.
+    pub full: Cell<bool>,
     /// Frames handed to the cable.
     pub frames: Cell<u64>,
     /// Calls of `flush` that had something to make visible: what a real device counts as notifications.
@@ -53,6 +55,7 @@ pub fn cable(faults: Faults) -> (Port, Port) {
         faults: Cell::new(faults),
         random: Cell::new(0x1234_5678_9abc_def1),
         up: Cell::new(true),
+        full: Cell::new(false),
         frames: Cell::new(0),
         kicks: Cell::new(0),
     });
@@ -151,7 +154,8 @@ impl Device for Port {
     /// No room is never announced by a wake-up: as with a device that does not interrupt for transmit.
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
         let room = self.cable.ends[1 - self.end].frames.borrow().len() < RING;
-        room.then_some(Sending(self))
+        let full = self.end == 0 && self.cable.full.get();
+        (room && !full).then_some(Sending(self))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -1,0 +1,323 @@
+//! The PCI transport over a configuration space and registers that are plain memory: what is written can be seen,
+//! and what the device would say is put there beforehand.
+
+mod support;
+
+use proptest::prelude::*;
+use ringfence_drivers::block::{Block, Request};
+use ringfence_drivers::pci::{Function, enumerate};
+use ringfence_drivers::virtio::{Error, InterruptStatus, PciTransport, features};
+use ringfence_memory::host::{HostMemory, HostPlatform};
+use ringfence_memory::{DmaPool, DmaWindows, MsiMessage, PlatformError};
+use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
+use support::{DeviceRing, ID, grant, platform};
+
+/// Where QEMU puts its structures in BAR 4.
+const COMMON: usize = 0;
+const ISR: usize = 0x1000;
+const DEVICE: usize = 0x2000;
+const NOTIFY: usize = 0x3000;
+const BAR4: u64 = 0x38_0000_4000;
+const BAR1: u32 = 0xfebd_1000;
+const COMMAND: usize = 4;
+const MSIX_AT: usize = 0x40;
+
+struct Card {
+    platform: &'static HostPlatform,
+    config: &'static FakeConfig,
+    function: Function,
+    registers: HostMemory,
+    msix: HostMemory,
+}
+
+fn qemu_capabilities() -> Vec<(u8, Vec<u8>)> {
+    vec![
+        // Table of 3 in BAR 1, pending bits behind it.
+        (0x11, [&[0x02, 0x00][..], &[0x01, 0, 0, 0], &[0x01, 0x08, 0, 0]].concat()),
+        virtio_capability(5, 0, 0, 0, Some(0)),
+        virtio_capability(2, 4, NOTIFY as u32, 0x1000, Some(4)),
+        virtio_capability(4, 4, DEVICE as u32, 0x1000, None),
+        virtio_capability(3, 4, ISR as u32, 0x1000, None),
+        virtio_capability(1, 4, COMMON as u32, 0x1000, None),
+    ]
+}
+
+fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
+    let mut function = FakeFunction::new(0x1af4, 0x1042, [1, 0, 0], 0);
+    function.bar32(1, BAR1, 0x1000);
+    function.bar64(4, BAR4, 0x4000);
+    function.put(0x3c, &[11, 1]);
+    function.capabilities(capabilities);
+    function.writable[MSIX_AT / 4] = 0xc000_0000;
+    let config = FakeConfig::leak([(address(0, 3, 0), function)]);
+    let platform = platform();
+    let registers = platform.add_registers(BAR4, 0x4000);
+    let msix = platform.add_registers(BAR1.into(), 0x1000);
+    let card = Card { platform, config, function: enumerate(config, 0).next().unwrap(), registers, msix };
+    assert_eq!(card.function.address().id(), ID);
+    // Feature bits 0 and 32, since both halves read from the same place.
+    card.put32(COMMON + 0x04, 1);
+    card.put16(COMMON + 0x12, 1); // num_queues
+    card.put16(COMMON + 0x18, 64); // queue_size
+    card.put16(COMMON + 0x1e, 5); // queue_notify_off
+    card.put32(DEVICE, 100); // capacity
+    card
+}
+
+impl Card {
+    fn put16(&self, offset: usize, value: u16) {
+        self.registers.slice().write_obj(offset, &value).unwrap();
+    }
+    fn put32(&self, offset: usize, value: u32) {
+        self.registers.slice().write_obj(offset, &value).unwrap();
+    }
+    fn get16(&self, offset: usize) -> u16 {
+        self.registers.slice().read_obj(offset).unwrap()
+    }
+    fn get64(&self, offset: usize) -> u64 {
+        self.registers.slice().read_obj(offset).unwrap()
+    }
+    fn transport(&self) -> Result<PciTransport, Error> {
+        PciTransport::new(self.platform, &self.function)
+    }
+    fn windows(&self) -> DmaWindows {
+        DmaWindows::new(self.platform, ID)
+    }
+    fn block(&self) -> Result<Block<PciTransport>, Error> {
+        Block::new(self.transport()?, &grant(), self.windows())
+    }
+    fn command(&self) -> u32 {
+        self.config.word(self.function.address(), COMMAND) & 0xffff
+    }
+}
+
+const MEMORY: u32 = 1 << 1;
+const BUS_MASTER: u32 = 1 << 2;
+const INTX_OFF: u32 = 1 << 10;
+
+fn messages(count: u32) -> Vec<MsiMessage> {
+    // SAFETY: nothing performs the write.
+    (0..count).map(|n| unsafe { MsiMessage::new(0xfee0_0000 | 0x7_0000_0000, 0x40 + n) }).collect()
+}
+
+#[test]
+fn a_block_device_end_to_end() {
+    let card = card(&qemu_capabilities());
+    let windows = card.windows();
+    let transport = card.transport().unwrap();
+    assert_eq!((transport.msix_vectors(), transport.device_id()), (3, ID));
+    assert_eq!(card.command(), MEMORY | INTX_OFF, "it answers, but neither writes memory nor interrupts");
+    let mut block = Block::new(transport, &grant(), windows.clone()).unwrap();
+    assert_eq!(card.command(), MEMORY | BUS_MASTER | INTX_OFF);
+    assert_eq!((block.features(), block.geometry().sectors), (features::VERSION_1, 100));
+    assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0x0f));
+    assert_eq!(card.get16(COMMON + 0x1a), 0xffff, "no vector");
+    assert_eq!((card.get16(COMMON + 0x18), card.get16(COMMON + 0x1c)), (64, 1));
+
+    let doorbell = NOTIFY + 5 * 4;
+    card.put16(doorbell, 0xffff);
+    let pool = DmaPool::new(&windows, 1, 512).unwrap();
+    block.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
+    assert_eq!(card.get16(doorbell), 0xffff);
+    block.kick();
+    assert_eq!(card.get16(doorbell), 0, "the queue's index, at its own place");
+    let addresses = [0x20, 0x28, 0x30].map(|offset| card.get64(COMMON + offset));
+    let mut ring = DeviceRing::new(card.platform, ID, 64, addresses);
+    let chain = ring.take().unwrap();
+    ring.write(&chain.segments[1], &[7; 512]);
+    ring.write(&chain.segments[2], &[0]);
+    ring.complete(chain.head, 513);
+    let mut count = 0;
+    block
+        .reap(|done| {
+            let mut data = [0; 512];
+            done.buffer.unwrap().read_slice(0, &mut data).unwrap();
+            assert_eq!((done.result, data), (Ok(()), [7; 512]));
+            count += 1;
+        })
+        .unwrap();
+    assert_eq!(count, 1);
+    drop(block);
+    assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0));
+    assert_eq!(card.command() & BUS_MASTER, 0);
+    assert_eq!(windows.usage().1, 0);
+}
+
+#[test]
+fn msix_vectors_are_set_read_back_and_shared() {
+    for (count, queue_vector) in [(3, 1), (2, 1), (1, 0)] {
+        let card = card(&qemu_capabilities());
+        let mut transport = card.transport().unwrap();
+        assert_eq!(transport.use_msix(&[]), Err(Error::NoVector));
+        assert_eq!(transport.use_msix(&messages(4)), Err(Error::NoVector), "more than the table holds");
+        transport.use_msix(&messages(count)).unwrap();
+        for vector in 0..count as usize {
+            let entry: [u32; 4] = card.msix.slice().read_obj(16 * vector).unwrap();
+            assert_eq!(entry, [0xfee0_0000, 7, 0x40 + vector as u32, 0]);
+        }
+        let control = card.config.word(card.function.address(), MSIX_AT) >> 16;
+        assert_eq!(control & 0xc000, 0x8000, "enabled, not masked");
+        let block = Block::new(transport, &grant(), card.windows()).unwrap();
+        assert_eq!((card.get16(COMMON + 0x10), card.get16(COMMON + 0x1a)), (0, queue_vector));
+        drop(block);
+        assert_eq!(card.config.word(card.function.address(), MSIX_AT) >> 31, 0, "off again");
+    }
+}
+
+#[test]
+fn the_interrupt_line() {
+    let card = card(&qemu_capabilities());
+    assert_eq!(card.function.interrupt_line(), Some((11, 1)));
+    let mut transport = card.transport().unwrap();
+    transport.use_msix(&messages(2)).unwrap();
+    let isr = transport.use_intx();
+    assert_eq!(card.command() & INTX_OFF, 0);
+    assert_eq!(card.config.word(card.function.address(), MSIX_AT) >> 31, 0, "not both");
+    for (bits, queue, config) in
+        [(0_u8, false, false), (1, true, false), (2, false, true), (0xff, true, true)]
+    {
+        card.registers.slice().write_obj(ISR, &bits).unwrap();
+        assert_eq!(isr.acknowledge(), InterruptStatus { queue, config });
+    }
+    let _block = Block::new(transport, &grant(), card.windows()).unwrap();
+    assert_eq!((card.get16(COMMON + 0x10), card.get16(COMMON + 0x1a)), (0xffff, 0xffff));
+}
+
+#[test]
+fn registers_are_claimed_once() {
+    let card = card(&qemu_capabilities());
+    let transport = card.transport().unwrap();
+    assert_eq!(card.transport().unwrap_err(), Error::Platform(PlatformError::Claimed));
+    drop(transport);
+    assert!(card.transport().is_ok());
+}
+
+#[test]
+fn a_grant_for_another_device() {
+    let card = card(&qemu_capabilities());
+    // SAFETY: nothing is there to write memory.
+    let other = unsafe { ringfence_memory::DmaGrant::without_iommu(ringfence_memory::DeviceId(1)) };
+    let result = Block::new(card.transport().unwrap(), &other, card.windows());
+    assert!(matches!(result.map(drop), Err(Error::Config(_))));
+    assert_eq!(card.command() & BUS_MASTER, 0);
+    let windows = DmaWindows::new(card.platform, ringfence_memory::DeviceId(1));
+    let result = Block::new(card.transport().unwrap(), &grant(), windows);
+    assert!(result.is_err(), "memory of another device");
+}
+
+#[test]
+fn devices_that_are_not_there_or_lie() {
+    let gone = card(&qemu_capabilities());
+    gone.registers.slice().fill(0xff);
+    assert_eq!(gone.block().map(drop), Err(Error::Gone));
+
+    type Change = fn(&Card);
+    let cases: [(Change, Error); 7] = [
+        (|card| card.put32(COMMON + 0x04, 0), Error::MissingFeature(features::VERSION_1)),
+        (|card| card.put16(COMMON + 0x12, 0), Error::QueueUnavailable(0)),
+        (|card| card.put16(COMMON + 0x18, 0), Error::QueueUnavailable(0)),
+        (|card| card.put16(COMMON + 0x18, 2), Error::QueueUnavailable(0)),
+        (|card| card.put16(COMMON + 0x1c, 1), Error::QueueUnavailable(0)),
+        (|card| card.put16(COMMON + 0x1e, 0x400), Error::Mmio(ringfence_memory::MmioError::OutOfBounds)),
+        (|card| card.put16(COMMON + 0x1e, 0xffff), Error::Mmio(ringfence_memory::MmioError::OutOfBounds)),
+    ];
+    for (number, (change, expected)) in cases.into_iter().enumerate() {
+        let card = card(&qemu_capabilities());
+        change(&card);
+        assert_eq!(card.block().map(drop), Err(expected), "case {number}");
+        assert_eq!(card.platform.dma_in_use(), 0);
+        assert_eq!(card.command() & BUS_MASTER, 0);
+        assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(128), "FAILED");
+    }
+    // A size that is no power of two is rounded down.
+    let odd = card(&qemu_capabilities());
+    odd.put16(COMMON + 0x18, 100);
+    assert_eq!(odd.block().unwrap().queue_size(), 64);
+}
+
+#[test]
+fn legacy_devices_are_left_alone() {
+    let card = card(&[(0x11, vec![0; 10])]);
+    let before = card.command();
+    assert_eq!(card.transport().unwrap_err(), Error::LegacyOnly);
+    assert_eq!(card.command(), before);
+}
+
+#[test]
+fn malformed_capabilities() {
+    let with = |kind: u8, bar: u8, offset: u32, length: u32, multiplier: Option<u32>| {
+        let mut list = qemu_capabilities();
+        let bad = virtio_capability(kind, bar, offset, length, multiplier);
+        let place = list.iter().position(|(id, body)| *id == 9 && body[1] == kind).unwrap();
+        list[place] = bad.clone();
+        // The bad one alone, and the bad one in front of a good one.
+        let mut both = qemu_capabilities();
+        both.insert(0, bad);
+        (card(&list).transport().map(drop), card(&both).transport().map(drop))
+    };
+    for (bar, offset, length) in [
+        (6, 0, 0x1000),
+        (255, 0, 0x1000),
+        (0, 0, 0x1000),
+        (4, 0x4000, 0x1000),
+        (4, 0, 0x4001),
+        (4, u32::MAX - 3, 0x38),
+        (4, 4, u32::MAX),
+        (4, 0, 0x37),
+        (4, 2, 0x1000),
+        (4, 0, 0),
+    ] {
+        let result = with(1, bar, offset, length, None);
+        // One in a reserved BAR must be ignored, and then nothing speaks of virtio 1.x.
+        let expected = if bar > 5 { Error::LegacyOnly } else { Error::MissingCapability(1) };
+        assert_eq!(result, (Err(expected), Ok(())), "bar {bar}, {length:#x} at {offset:#x}");
+    }
+    assert_eq!(with(2, 4, NOTIFY as u32, 0x1000, None).0, Err(Error::MissingCapability(2)), "too short");
+    assert_eq!(with(2, 4, NOTIFY as u32 + 1, 0x100, Some(4)).0, Err(Error::MissingCapability(2)));
+    assert_eq!(with(3, 4, ISR as u32, 0, None).0, Err(Error::MissingCapability(3)));
+    // One structure on top of another is the device's own business.
+    assert_eq!(with(4, 4, COMMON as u32, 0x4000, None), (Ok(()), Ok(())));
+    // An MSI-X table that is not in its BAR: no MSI-X.
+    for table in [[0x01, 0x10, 0, 0], [0x07, 0, 0, 0], [0x00, 0, 0, 0], [0xf9, 0xff, 0xff, 0xff]] {
+        let mut list = qemu_capabilities();
+        list[0].1[2..6].copy_from_slice(&table);
+        let transport = card(&list).transport().unwrap();
+        assert_eq!(transport.msix_vectors(), 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any capabilities and any register contents: set-up ends, with a device or a reason.
+    #[test]
+    fn any_device(
+        capabilities in prop::collection::vec(
+            (1_u8..6, 0_u8..8, prop_oneof![0_u32..0x5000, any::<u32>()], prop_oneof![0_u32..0x5000, any::<u32>()],
+                prop_oneof![Just(Some(4)), any::<Option<u32>>()]), 0..6),
+        good in any::<bool>(),
+        contents in prop::collection::vec((0_usize..0x40, any::<u8>()), 0..20),
+    ) {
+        let mut list: Vec<_> = capabilities
+            .into_iter()
+            .map(|(kind, bar, offset, length, multiplier)| virtio_capability(kind, bar, offset, length, multiplier))
+            .collect();
+        list.truncate(3);
+        if good {
+            list.extend(qemu_capabilities());
+        }
+        list.truncate(8);
+        let card = card(&list);
+        for (offset, byte) in contents {
+            card.registers.slice().write_obj(offset, &byte).unwrap();
+        }
+        match card.block() {
+            Ok(mut block) => {
+                let _ = block.submit(Request::Flush);
+                block.kick();
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+        prop_assert_eq!(card.command() & BUS_MASTER, 0);
+    }
+}
