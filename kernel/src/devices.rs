@@ -20,6 +20,10 @@ use crate::memory;
 use crate::nic::{Nic, Shared};
 use crate::platform::{CONFIG_PORTS, KERNEL};
 
+/// Disks, and network cards, that are brought up at most.
+const MAX_DISKS: usize = 32;
+const MAX_NICS: usize = 4;
+
 /// What became of a function.
 enum State {
     /// There is no driver for it, or it failed: why.
@@ -97,6 +101,12 @@ impl Device {
         let state = match probe(&function) {
             Match::Unknown => State::Idle(None),
             Match::LegacyOnly => State::Idle(Some(Error::LegacyOnly.to_string())),
+            Match::Driver(Driver::Block) if started.disks.len() == MAX_DISKS => {
+                State::Idle(Some(alloc::format!("there are {MAX_DISKS} others")))
+            }
+            Match::Driver(Driver::Net) if started.nics.len() == MAX_NICS => {
+                State::Idle(Some(alloc::format!("there are {MAX_NICS} others")))
+            }
             Match::Driver(driver) => {
                 let up = match driver {
                     Driver::Block => start_disk(&function, started, &mut interrupts),
@@ -151,7 +161,7 @@ fn queue_info(
 }
 
 /// Memory-mapped configuration space where ACPI names one that can be claimed, else the I/O ports.
-fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
+pub fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
     let ecam = tables.ecam.iter().filter(|ecam| ecam.segment == 0).find_map(|ecam| {
         let buses = u64::from(ecam.last_bus - ecam.first_bus) + 1;
         let start = PhysAddr::new(ecam.base)?.checked_add(u64::from(ecam.first_bus) << 20)?;
@@ -176,8 +186,11 @@ fn offer(start: PhysAddr, len: u64) {
     }
 }
 
-/// Brings a device up with the best interrupts that it has.
-fn bring_up<D>(
+/// Brings a device with `queues` queues up with the best interrupts that it has. `new` makes the driver.
+///
+/// # Errors
+/// Whatever kept it from starting; it can be tried again.
+pub fn bring_up<D>(
     function: &Function,
     queues: u16,
     new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
@@ -209,7 +222,8 @@ fn bring_up<D>(
 fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
     let (block, interrupts, windows) = bring_up(function, 1, Block::new)?;
     *kind = interrupts.name();
-    let disk: &'static Disk = Box::leak(Box::new(Disk::new(block, windows, interrupts.vector(0))?));
+    let disk = Disk::new(block, windows, function.address(), interrupts.vector(0))?;
+    let disk: &'static Disk = Box::leak(Box::new(disk));
     started.disks.push((disk, interrupts));
     Ok(State::Disk(disk))
 }

@@ -6,13 +6,15 @@
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::future::poll_fn;
+use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 use embassy_time::{Duration, with_timeout};
-use ringfence_drivers::block::{Block, Geometry, ID_LEN, Request, RequestError, SECTOR_SIZE, Ticket};
+use ringfence_drivers::block::{Block, Done, Geometry, ID_LEN, Request, RequestError, SECTOR_SIZE};
 use ringfence_drivers::virtio::{Counters, Error, PciTransport};
-use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows};
+use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
+use slab::Slab;
 
 use crate::irq::DeviceInterrupts;
 
@@ -26,21 +28,23 @@ const MAX_STALLS: usize = 20;
 /// How long the disk may take to tell its name while the kernel boots.
 const IDENTIFY_LIMIT: core::time::Duration = core::time::Duration::from_secs(2);
 
-/// A request in flight, or one that is done and not yet fetched.
-#[derive(Default)]
-struct Pending {
-    waker: Option<Waker>,
-    /// Once it is done: how, and the buffer.
-    done: Option<(Result<(), RequestError>, Option<DmaBuf>)>,
-    /// Nobody waits any more: the slot is free once it is done.
-    abandoned: bool,
+/// A request that was put into the ring, until its reader is gone and the device is done with it.
+enum Flight {
+    /// The device has it. The reader's waker, once it waits.
+    Waiting(Option<Waker>),
+    /// The device has it and there is no reader any more.
+    Abandoned,
+    /// The device is done with it. The buffer, until the reader takes it.
+    Done(Result<(), RequestError>, Option<DmaBuf>),
 }
 
 struct State {
     /// `None` once the device had to be given up.
     block: Option<Block<PciTransport>>,
-    /// By ticket.
-    pending: Vec<Option<Pending>>,
+    flights: Slab<Flight>,
+    /// The key in `flights` of the request with this ticket. A ticket is free as soon as the device is done, when the
+    /// reader may not have run yet.
+    keys: Vec<usize>,
     /// Tasks that wait for a buffer or for room in the ring.
     waiting: Vec<Waker>,
     /// The task that runs [`Disk::run`].
@@ -49,6 +53,7 @@ struct State {
 
 /// A disk.
 pub struct Disk {
+    address: PciAddress,
     state: RefCell<State>,
     small: DmaPool,
     large: DmaPool,
@@ -67,13 +72,15 @@ impl Disk {
     pub fn new(
         mut block: Block<PciTransport>,
         windows: DmaWindows,
+        address: PciAddress,
         vector: Option<u16>,
     ) -> Result<Self, DmaError> {
         let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
         let large = DmaPool::new(&windows, 1, MAX_READ)?;
         let id = small.take().and_then(|buffer| block.identify(buffer, IDENTIFY_LIMIT).ok()?.ok());
-        let pending = (0..block.depth()).map(|_| None).collect();
+        let keys = alloc::vec![usize::MAX; block.depth()];
         Ok(Self {
+            address,
             small,
             large,
             more: OnceCell::new(),
@@ -84,7 +91,13 @@ impl Disk {
             vector,
             counters: Cell::new(block.counters()),
             name: id.filter(|id| id[0] != 0),
-            state: RefCell::new(State { block: Some(block), pending, waiting: Vec::new(), runner: None }),
+            state: RefCell::new(State {
+                block: Some(block),
+                flights: Slab::new(),
+                keys,
+                waiting: Vec::new(),
+                runner: None,
+            }),
         })
     }
 
@@ -94,6 +107,11 @@ impl Disk {
         // A second pool would only be dropped.
         let _ = self.more.set(pool);
         Ok(())
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.address
     }
 
     /// What the disk is like.
@@ -134,15 +152,17 @@ impl Disk {
     /// Notifies, reaps and wakes, for as long as the device lives.
     pub async fn run(&self, mut interrupts: DeviceInterrupts) {
         let error = poll_fn(|context| self.poll_device(&mut interrupts, context)).await;
-        log::error!("disk given up: {error}");
+        log::error!("disk {} given up: {error}", self.address);
         let mut state = self.state.borrow_mut();
         if let Some(block) = &state.block {
             self.counters.set(block.counters());
         }
         // Resets the device.
         state.block = None;
-        for pending in state.pending.iter_mut().flatten() {
-            wake(&mut pending.waker);
+        for (_, flight) in &mut state.flights {
+            if let Flight::Waiting(waker) = flight {
+                wake(waker);
+            }
         }
         state.waiting.drain(..).for_each(Waker::wake);
     }
@@ -150,35 +170,31 @@ impl Disk {
     /// Ready only when the device has to be given up.
     fn poll_device(&self, interrupts: &mut DeviceInterrupts, context: &mut Context<'_>) -> Poll<Error> {
         let mut state = self.state.borrow_mut();
-        let State { block: Some(block), pending, waiting, runner } = &mut *state else {
+        let State { block: Some(block), flights, keys, waiting, runner } = &mut *state else {
             return Poll::Ready(Error::Gone);
         };
         *runner = Some(context.waker().clone());
-        let mut counted = interrupts.counts::<1>()[0].wrapping_sub(block.counters().interrupts);
         loop {
-            block.count_interrupts(counted);
-            block.kick();
             block.disable_interrupts();
-            match block.reap(|done| finish(pending, done.ticket, done.result, done.buffer)) {
+            // The waker comes first: what is done once interrupts are on again wakes this task.
+            while let Poll::Ready(status) = interrupts.poll(context) {
+                if status.config {
+                    match block.config_changed() {
+                        Ok(_) => self.geometry.set(block.geometry()),
+                        Err(error) => return Poll::Ready(error),
+                    }
+                }
+            }
+            let [count] = interrupts.counts();
+            block.count_interrupts(count.wrapping_sub(block.counters().interrupts));
+            block.kick();
+            match block.reap(|done| finish(flights, keys, done)) {
                 Err(error) => return Poll::Ready(error.into()),
                 Ok(0) => {}
                 Ok(_) => waiting.drain(..).for_each(Waker::wake),
             }
-            if block.enable_interrupts() {
-                counted = 0;
-                continue;
-            }
-            match interrupts.poll(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(status) => {
-                    counted = interrupts.counts::<1>()[0].wrapping_sub(block.counters().interrupts);
-                    if status.config {
-                        match block.config_changed() {
-                            Ok(_) => self.geometry.set(block.geometry()),
-                            Err(error) => return Poll::Ready(error),
-                        }
-                    }
-                }
+            if !block.enable_interrupts() {
+                return Poll::Pending;
             }
         }
     }
@@ -201,20 +217,23 @@ impl Disk {
     }
 
     /// Puts a read into the ring, when there is room.
-    async fn submit(&self, sector: u64, buffer: DmaBuf, len: usize) -> Result<Ticket, BlockError> {
+    async fn submit(&self, sector: u64, buffer: DmaBuf, len: usize) -> Result<Reader<'_>, BlockError> {
         let mut request = Some(Request::Read { sector, buffer, len });
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
-            let Some(block) = &mut state.block else { return Poll::Ready(Err(BlockError::Gone)) };
+            let State { block: Some(block), flights, keys, runner, .. } = &mut *state else {
+                return Poll::Ready(Err(BlockError::Gone));
+            };
             let Some(wanted) = request.take() else { return Poll::Ready(Err(BlockError::Device)) };
             match block.submit(wanted) {
                 Ok(ticket) => {
-                    if let Some(slot) = state.pending.get_mut(ticket.index()) {
-                        *slot = Some(Pending::default());
+                    let key = flights.insert(Flight::Waiting(None));
+                    if let Some(place) = keys.get_mut(ticket.index()) {
+                        *place = key;
                     }
                     // The runner kicks, once for all that are submitted until it runs.
-                    wake(&mut state.runner);
-                    Poll::Ready(Ok(ticket))
+                    wake(runner);
+                    Poll::Ready(Ok(Reader { disk: self, key }))
                 }
                 Err((RequestError::Full, back)) => {
                     request = Some(back);
@@ -227,24 +246,21 @@ impl Disk {
         .await
     }
 
-    async fn fetch(&self, flight: &Flight<'_>) -> Result<DmaBuf, BlockError> {
-        poll_fn(|context| {
-            let mut state = self.state.borrow_mut();
-            let gone = state.block.is_none();
-            let Some(Some(pending)) = state.pending.get_mut(flight.ticket.index()) else {
-                return Poll::Ready(Err(BlockError::Device));
-            };
-            match pending.done.take() {
-                Some((Ok(()), Some(buffer))) => Poll::Ready(Ok(buffer)),
-                Some(_) => Poll::Ready(Err(BlockError::Device)),
-                None if gone => Poll::Ready(Err(BlockError::Gone)),
-                None => {
-                    pending.waker = Some(context.waker().clone());
-                    Poll::Pending
-                }
+    /// Reads into a buffer; gives up on a disk that does not answer.
+    async fn read_buffer(&self, sector: u64, len: usize) -> Result<DmaBuf, BlockError> {
+        let mut read = pin!(async {
+            let buffer = self.take_buffer(len).await?;
+            self.submit(sector, buffer, len).await?.fetch().await
+        });
+        for _ in 0..MAX_STALLS {
+            let before = self.counters().completions;
+            match with_timeout(STALL, read.as_mut()).await {
+                Ok(result) => return result,
+                Err(_) if self.counters().completions != before => {}
+                Err(_) => break,
             }
-        })
-        .await
+        }
+        Err(BlockError::Device)
     }
 }
 
@@ -263,38 +279,62 @@ fn wake(waker: &mut Option<Waker>) {
     }
 }
 
-fn finish(
-    pending: &mut [Option<Pending>],
-    ticket: Ticket,
-    result: Result<(), RequestError>,
-    buffer: Option<DmaBuf>,
-) {
-    let Some(slot) = pending.get_mut(ticket.index()) else { return };
-    match slot {
-        Some(request) if !request.abandoned => {
-            request.done = Some((result, buffer));
-            wake(&mut request.waker);
+fn finish(flights: &mut Slab<Flight>, keys: &[usize], done: Done) {
+    let key = keys.get(done.ticket.index()).copied().unwrap_or(usize::MAX);
+    match flights.get_mut(key) {
+        Some(flight @ Flight::Waiting(_)) => {
+            if let Flight::Waiting(waker) = flight {
+                wake(waker);
+            }
+            *flight = Flight::Done(done.result, done.buffer);
         }
-        _ => *slot = None,
+        Some(Flight::Abandoned) => drop(flights.remove(key)),
+        Some(Flight::Done(..)) | None => {}
     }
 }
 
-/// A read that somebody waits for. Its slot is free again when this is dropped and the device is done with it.
-struct Flight<'a> {
+/// Who waits for the request with this key.
+struct Reader<'a> {
     disk: &'a Disk,
-    ticket: Ticket,
-    fetched: bool,
+    key: usize,
 }
 
-impl Drop for Flight<'_> {
+impl Reader<'_> {
+    async fn fetch(&self) -> Result<DmaBuf, BlockError> {
+        poll_fn(|context| {
+            let mut state = self.disk.state.borrow_mut();
+            let gone = state.block.is_none();
+            match state.flights.get_mut(self.key) {
+                Some(Flight::Done(Ok(()), buffer)) => Poll::Ready(buffer.take().ok_or(BlockError::Device)),
+                Some(Flight::Waiting(_)) if gone => Poll::Ready(Err(BlockError::Gone)),
+                Some(Flight::Waiting(waker)) => {
+                    *waker = Some(context.waker().clone());
+                    Poll::Pending
+                }
+                _ => Poll::Ready(Err(BlockError::Device)),
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Reader<'_> {
     fn drop(&mut self) {
         let mut state = self.disk.state.borrow_mut();
         let gone = state.block.is_none();
-        let Some(slot) = state.pending.get_mut(self.ticket.index()) else { return };
-        match slot {
-            Some(pending) if !self.fetched && pending.done.is_none() && !gone => pending.abandoned = true,
-            _ => *slot = None,
+        match state.flights.get_mut(self.key) {
+            Some(flight @ Flight::Waiting(_)) if !gone => *flight = Flight::Abandoned,
+            _ => drop(state.flights.try_remove(self.key)),
         }
+    }
+}
+
+/// A reader's turn. When it is over, whatever came of it, the others see whether there is a buffer now.
+struct Turn<'a>(&'a Disk);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().waiting.drain(..).for_each(Waker::wake);
     }
 }
 
@@ -308,32 +348,14 @@ impl BlockSource for Disk {
         if len > MAX_READ {
             return Err(BlockError::OutOfRange);
         }
-        let buffer = self.take_buffer(len).await?;
-        let ticket = self.submit(sector, buffer, len).await?;
-        let mut flight = Flight { disk: self, ticket, fetched: false };
-        let mut buffer = Err(BlockError::Device);
-        for _ in 0..MAX_STALLS {
-            let before = self.counters().completions;
-            match with_timeout(STALL, self.fetch(&flight)).await {
-                Ok(result) => {
-                    flight.fetched = true;
-                    buffer = result;
-                    break;
-                }
-                Err(_) if self.counters().completions != before => {}
-                Err(_) => break,
-            }
-        }
-        drop(flight);
-        let buffer = buffer?;
+        // The first to be made, so the last to be dropped.
+        let _turn = Turn(self);
+        let buffer = self.read_buffer(sector, len).await?;
         let mut offset = 0;
         for buf in bufs {
             buffer.read_slice(offset, buf).map_err(|_| BlockError::Device)?;
             offset += buf.len();
         }
-        drop(buffer);
-        // Whoever waits for a buffer can have this one.
-        self.state.borrow_mut().waiting.drain(..).for_each(Waker::wake);
         Ok(())
     }
 }

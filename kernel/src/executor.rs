@@ -1,6 +1,7 @@
 //! Runs tasks until none is ready, then halts the processor until an interrupt.
 
 use alloc::boxed::Box;
+use core::future::Future;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -34,6 +35,15 @@ pub fn run(start: impl FnOnce(Spawner)) -> ! {
             HALTS.fetch_add(1, Ordering::Relaxed);
             interrupts::enable_and_hlt();
         }
+    }
+}
+
+/// Starts a task. Its memory is on the heap, for good.
+pub fn spawn(spawner: &Spawner, task: impl Future<Output = ()> + 'static) {
+    let storage: &'static raw::TaskStorage<_> = Box::leak(Box::new(raw::TaskStorage::new()));
+    match storage.spawn(|| task) {
+        Ok(token) => spawner.spawn(token),
+        Err(_) => unreachable!("the storage is new"),
     }
 }
 

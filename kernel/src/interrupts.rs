@@ -88,8 +88,9 @@ pub fn allocate_line(line: u8) -> Option<Interrupt> {
 fn claim(line: u8) -> Option<Interrupt> {
     let index = TABLE.iter().position(|slot| !slot.taken.swap(true, Ordering::Acquire))?;
     let slot = &TABLE[index];
+    slot.count.store(0, Ordering::Relaxed);
     slot.line.store(line, Ordering::Relaxed);
-    Some(Interrupt { index, seen: slot.count.load(Ordering::Acquire) })
+    Some(Interrupt { index, seen: 0 })
 }
 
 impl Interrupt {
@@ -105,7 +106,7 @@ impl Interrupt {
         })
     }
 
-    /// How often it fired.
+    /// How often it fired since it was claimed.
     pub fn count(&self) -> u64 {
         self.slot().count.load(Ordering::Acquire)
     }

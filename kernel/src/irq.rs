@@ -18,8 +18,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 pub enum DeviceInterrupts {
     /// A vector for the configuration (the first), and one for each queue, as far as the device has so many.
     Msix(Vec<Interrupt>),
-    /// The interrupt line, shared with others; the ISR register tells who called.
-    Line(Interrupt, IsrStatus),
+    /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the queues.
+    Line(Interrupt, IsrStatus, u64),
     /// None could be had: the device is polled.
     Polled(Timer),
 }
@@ -44,7 +44,7 @@ impl DeviceInterrupts {
     /// Sets up the interrupt line.
     pub fn line(transport: &mut PciTransport, function: &Function) -> Self {
         match function.interrupt_line().and_then(|(line, _)| interrupts::allocate_line(line)) {
-            Some(interrupt) => Self::Line(interrupt, transport.use_intx()),
+            Some(interrupt) => Self::Line(interrupt, transport.use_intx(), 0),
             None => Self::Polled(Timer::after(POLL_INTERVAL)),
         }
     }
@@ -74,7 +74,7 @@ impl DeviceInterrupts {
         let count = |queue: usize| match self {
             Self::Msix(vectors) if vectors.len() > N => vectors.get(queue + 1).map_or(0, Interrupt::count),
             Self::Msix(vectors) if queue == 0 => vectors.iter().map(Interrupt::count).sum(),
-            Self::Line(line, _) if queue == 0 => line.count(),
+            Self::Line(_, _, count) if queue == 0 => *count,
             _ => 0,
         };
         core::array::from_fn(count)
@@ -95,9 +95,10 @@ impl DeviceInterrupts {
                 }
                 if status.queue || status.config { Poll::Ready(status) } else { Poll::Pending }
             }
-            Self::Line(line, isr) => {
+            Self::Line(line, isr, count) => {
                 while line.poll_wait(context).is_ready() {
                     let status = isr.acknowledge();
+                    *count += u64::from(status.queue);
                     if status.queue || status.config {
                         return Poll::Ready(status);
                     }

@@ -5,7 +5,7 @@ use core::cell::Cell;
 use core::task::{Context, Poll, Waker};
 
 use ringfence_drivers::net::Phy;
-use ringfence_drivers::virtio::{Counters, PciTransport};
+use ringfence_drivers::virtio::{Counters, Error, PciTransport, QueueError};
 use ringfence_services::net;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
@@ -25,7 +25,10 @@ pub struct Shared {
 
 /// A network card.
 pub struct Nic {
-    phy: Phy<PciTransport>,
+    /// `None` once the device had to be given up.
+    phy: Option<Phy<PciTransport>>,
+    mac: [u8; 6],
+    capabilities: DeviceCapabilities,
     interrupts: DeviceInterrupts,
     shared: Rc<Shared>,
     /// Whether receive interrupts are on.
@@ -37,7 +40,9 @@ impl Nic {
     pub fn new(phy: Phy<PciTransport>, interrupts: DeviceInterrupts) -> Self {
         let shared = Rc::new(Shared::default());
         shared.link_up.set(phy.net.link_up());
-        Self { phy, interrupts, shared, armed: false }
+        shared.counters.set(phy.net.counters());
+        let (mac, capabilities) = (phy.net.mac(), phy.capabilities());
+        Self { phy: Some(phy), mac, capabilities, interrupts, shared, armed: true }
     }
 
     /// What can be seen of the card once the stack owns it.
@@ -45,23 +50,24 @@ impl Nic {
         self.shared.clone()
     }
 
-    fn disarm(&mut self) {
-        if self.armed {
-            self.phy.net.disable_interrupts();
-            self.armed = false;
-        }
+    fn give_up(&mut self, why: Error) {
+        log::error!("network card given up: {why}");
+        // Resets the device.
+        self.phy = None;
+        self.shared.gone.set(true);
+        self.shared.link_up.set(false);
     }
 
-    fn publish(&mut self) {
-        let counters = self.phy.net.counters();
-        let now = self.interrupts.counts::<2>();
-        let [receive, transmit] = [0, 1].map(|queue| now[queue].wrapping_sub(counters[queue].interrupts));
-        self.phy.net.count_interrupts([receive, transmit]);
-        self.shared.counters.set(self.phy.net.counters());
-        if self.phy.net.is_broken() && !self.shared.gone.replace(true) {
-            log::error!("network card given up: it broke the rules of its ring");
-            self.shared.link_up.set(false);
+    /// Takes note of what the device called for, until nothing is left and it will wake the task.
+    fn take_interrupts(&mut self, waker: &Waker) -> Result<(), Error> {
+        let Some(phy) = &mut self.phy else { return Ok(()) };
+        while let Poll::Ready(status) = self.interrupts.poll(&mut Context::from_waker(waker)) {
+            if status.config && phy.net.config_changed()? {
+                self.shared.link_up.set(phy.net.link_up());
+                waker.wake_by_ref();
+            }
         }
+        Ok(())
     }
 }
 
@@ -70,22 +76,25 @@ impl Device for Nic {
     type TxToken<'a> = <Phy<PciTransport> as Device>::TxToken<'a>;
 
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        self.disarm();
-        self.phy.receive(now)
+        let phy = self.phy.as_mut()?;
+        if core::mem::take(&mut self.armed) {
+            phy.net.disable_interrupts();
+        }
+        phy.receive(now)
     }
 
     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
-        self.phy.transmit(now)
+        self.phy.as_mut()?.transmit(now)
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        self.phy.capabilities()
+        self.capabilities.clone()
     }
 }
 
 impl net::Nic for Nic {
     fn mac(&self) -> [u8; 6] {
-        self.phy.net.mac()
+        self.mac
     }
 
     fn link_up(&mut self) -> bool {
@@ -93,30 +102,25 @@ impl net::Nic for Nic {
     }
 
     fn flush(&mut self) {
-        self.phy.net.kick();
-        self.publish();
+        let Some(phy) = &mut self.phy else { return };
+        phy.net.kick();
+        let (counted, now) = (phy.net.counters(), self.interrupts.counts::<2>());
+        phy.net.count_interrupts([0, 1].map(|queue| now[queue].wrapping_sub(counted[queue].interrupts)));
+        self.shared.counters.set(phy.net.counters());
+        if phy.net.is_broken() {
+            self.give_up(QueueError::Broken.into());
+        }
     }
 
     fn register_waker(&mut self, waker: &Waker) {
-        if self.shared.gone.get() {
-            return;
+        // The waker comes first: what arrives once interrupts are on wakes the task, and what is there already shows
+        // when they are turned on.
+        if let Err(error) = self.take_interrupts(waker) {
+            self.give_up(error);
         }
+        let Some(phy) = &mut self.phy else { return };
         self.armed = true;
-        if self.phy.net.enable_interrupts() {
-            waker.wake_by_ref();
-            return;
-        }
-        if let Poll::Ready(status) = self.interrupts.poll(&mut Context::from_waker(waker)) {
-            if status.config {
-                match self.phy.net.config_changed() {
-                    Ok(_) => self.shared.link_up.set(self.phy.net.link_up()),
-                    Err(error) => {
-                        log::error!("network card given up: {error}");
-                        self.shared.gone.set(true);
-                        self.shared.link_up.set(false);
-                    }
-                }
-            }
+        if phy.net.enable_interrupts() {
             waker.wake_by_ref();
         }
     }

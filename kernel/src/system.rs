@@ -2,9 +2,9 @@
 
 use alloc::boxed::Box;
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
 
-use embassy_executor::Spawner;
 use ringfence_memory::PAGE_SIZE;
 use ringfence_services::block::BlockSource;
 use ringfence_services::http::{self, Limits, Server};
@@ -13,17 +13,13 @@ use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
 use crate::boot::Boot;
 use crate::devices::Devices;
 use crate::disk::Disk;
-use crate::irq::DeviceInterrupts;
 use crate::nic::Nic;
 use crate::status::{OpenedDisk, Status};
 use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;
-/// Connections served at once, on each of the network cards together.
+/// Connections served at once, on each network card.
 const WORKERS: usize = 72;
-/// Network cards that are served on.
-const MAX_NICS: usize = 4;
-const MAX_DISKS: usize = 32;
 
 type Files = http::Disk<&'static Disk>;
 type HttpServer = Server<Files, Status>;
@@ -43,54 +39,29 @@ pub fn run(boot: Boot) -> ! {
     let server: &'static HttpServer =
         Box::leak(Box::new(Server::new(Files::new(), status, Limits::default())));
     executor::run(|spawner| {
-        let disks: heapless::Vec<&'static Disk, MAX_DISKS> =
-            started.disks.iter().map(|(disk, _)| *disk).collect();
-        for (disk, interrupts) in started.disks.into_iter().take(MAX_DISKS) {
-            spawn(&spawner, disk_task(disk, interrupts));
+        let disks: Vec<&'static Disk> = started.disks.iter().map(|(disk, _)| *disk).collect();
+        for (disk, interrupts) in started.disks {
+            executor::spawn(&spawner, disk.run(interrupts));
         }
-        spawn(&spawner, open_task(server, disks, opened, ram));
+        executor::spawn(&spawner, open_disk(server, disks, opened, ram));
         if started.nics.is_empty() {
             log::warn!("there is no usable network device: nothing can be served");
         }
-        let nics = started.nics.len().clamp(1, MAX_NICS);
-        for nic in started.nics.into_iter().take(MAX_NICS) {
-            let pool = PoolConfig::for_memory(HTTP_PORT, ram / nics as u64);
+        let pool = PoolConfig::for_memory(HTTP_PORT, ram / started.nics.len().max(1) as u64);
+        for nic in started.nics {
             let config = Config { addressing: Addressing::Dhcp, seed: seed(), pool };
             let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
-            spawn(&spawner, net_task(stack));
-            spawn(&spawner, announce_task(stack));
-            for _ in 0..WORKERS / nics {
-                spawn(&spawner, worker_task(stack, server));
+            executor::spawn(&spawner, async { stack.run().await });
+            executor::spawn(&spawner, announce(stack));
+            for _ in 0..WORKERS {
+                executor::spawn(&spawner, async { http::worker(stack, server).await });
             }
         }
     })
 }
 
-fn spawn<S>(spawner: &Spawner, task: Result<embassy_executor::SpawnToken<S>, embassy_executor::SpawnError>) {
-    match task {
-        Ok(token) => spawner.spawn(token),
-        Err(_) => log::error!("too many tasks of one kind"),
-    }
-}
-
-#[embassy_executor::task(pool_size = MAX_DISKS)]
-async fn disk_task(disk: &'static Disk, interrupts: DeviceInterrupts) {
-    disk.run(interrupts).await;
-}
-
-#[embassy_executor::task(pool_size = MAX_NICS)]
-async fn net_task(stack: &'static Stack<Nic>) {
-    stack.run().await;
-}
-
-#[embassy_executor::task(pool_size = WORKERS)]
-async fn worker_task(stack: &'static Stack<Nic>, server: &'static HttpServer) {
-    http::worker(stack, server).await;
-}
-
 /// Says where to find the server, once it has an address.
-#[embassy_executor::task(pool_size = MAX_NICS)]
-async fn announce_task(stack: &'static Stack<Nic>) {
+async fn announce(stack: &'static Stack<Nic>) {
     let address = stack.wait_address().await;
     log::info!("address      {address} by DHCP, {} ms after start", time::now().as_millis());
     match fw_cfg::option("url") {
@@ -100,13 +71,7 @@ async fn announce_task(stack: &'static Stack<Nic>) {
 }
 
 /// Opens the first disk that has an ext4 file system, or else the first disk, to learn what is wrong with it.
-#[embassy_executor::task]
-async fn open_task(
-    server: &'static HttpServer,
-    disks: heapless::Vec<&'static Disk, MAX_DISKS>,
-    opened: OpenedDisk,
-    ram: u64,
-) {
+async fn open_disk(server: &'static HttpServer, disks: Vec<&'static Disk>, opened: OpenedDisk, ram: u64) {
     let mut chosen = disks.first().copied();
     for disk in &disks {
         if has_ext4(disk).await {
@@ -114,7 +79,9 @@ async fn open_task(
             break;
         }
     }
+    let mut place = String::new();
     if let Some(disk) = chosen {
+        place = alloc::format!(", on {}", disk.address());
         // A few MiB of buffers where there is plenty of RAM, a few hundred KiB where there is not.
         let buffers = (ram >> 24).clamp(2, 16) as usize;
         if let Err(error) = disk.enlarge(buffers) {
@@ -126,7 +93,7 @@ async fn open_task(
         Ok(fs) => {
             opened.set(Some(fs));
             log::info!(
-                "disk         ext4 \"{}\", {} MiB, blocks of {} bytes",
+                "disk         ext4 \"{}\", {} MiB, blocks of {} bytes{place}",
                 String::from_utf8_lossy(fs.label()),
                 fs.size_bytes() >> 20,
                 fs.block_size()
@@ -138,8 +105,9 @@ async fn open_task(
 
 /// Whether there is the magic number of ext2, ext3 and ext4.
 async fn has_ext4(disk: &Disk) -> bool {
-    let mut superblock = [0; 1024];
-    disk.read(2, &mut [&mut superblock]).await.is_ok() && superblock[56..58] == [0x53, 0xef]
+    // From the start of the disk, for the sake of those with large blocks.
+    let mut start = alloc::vec![0; PAGE_SIZE];
+    disk.read(0, &mut [&mut start]).await.is_ok() && start[1024 + 56..][..2] == [0x53, 0xef]
 }
 
 fn log_audit() {

@@ -454,7 +454,8 @@ fn dma_memory_never_becomes_private() {
     // Devices still get it, zeroed again.
     let dma = system.space.allocate_dma(FrameRequest { below, align: 4, ..FrameRequest::new(5) }).unwrap();
     assert_eq!(dma.physical_address().value(), physical);
-    assert_eq!(unsafe { dma.as_ptr().cast::<u64>().add(5 * 512 - 1).read_volatile() }, 0);
+    let words: *mut u64 = dma.as_ptr().cast();
+    assert!((0..5 * 512).all(|index| unsafe { words.add(index).read_volatile() } == 0));
     system.check();
 }
 
@@ -534,4 +535,36 @@ fn large_register_ranges_use_large_leaves() {
     drop(system.space.claim_mmio(range).unwrap());
     system.check();
     assert_eq!(system.state(), before);
+}
+
+/// As few pages as possible in as many tables as possible.
+#[test]
+fn a_pool_of_the_advised_size_never_runs_out() {
+    let window_pages = 1 << 17;
+    let pool_frames = TablePool::frames_for(window_pages);
+    let system = System::new(Config { window_pages, pool_frames, ..Config::default() });
+    let before = system.state();
+    let at = |page: usize| system.machine.window.start_address().checked_add(page as u64 * PAGE);
+    let scattered: Vec<_> = (0..window_pages)
+        .step_by(512)
+        .map(|page| {
+            let pages =
+                system.space.pages().allocate(PageRequest { at: at(page), ..PageRequest::new(1) }).unwrap();
+            system.space.map_allocated_pages(pages, Protection::ReadOnly).unwrap()
+        })
+        .collect();
+    assert_eq!(scattered.len(), 256);
+    system.check();
+    drop(scattered);
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+#[should_panic(expected = "not in use")]
+fn tables_that_are_not_in_use_make_no_address_space() {
+    let system = System::small();
+    let arena = Machine::new(64, 0, 512);
+    let pool = unsafe { TablePool::new(arena.ram, frames(0, 8)) }.unwrap();
+    let mapper = Mapper::new(pool, false).unwrap();
+    AddressSpace::new(mapper, system.space.frames(), system.space.pages(), system.machine);
 }

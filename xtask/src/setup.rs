@@ -205,7 +205,7 @@ fn install_packages(missing: &[(&str, &str)]) -> Result<()> {
     eprintln!("run-qemu.sh: installing with apt-get, as this is missing here:");
     reasons.iter().for_each(|reason| eprintln!("  {reason}"));
     apt_get(&["update"]); // may fail where the lists are there already: the installation tells
-    if apt_get(&[&install[..], &packages].concat()) {
+    if apt_get(&[&install[..], &["--no-remove"], &packages].concat()) {
         return Ok(());
     }
     let replaced = foreign_qemu_packages();

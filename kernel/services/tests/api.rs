@@ -4,57 +4,18 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use common::client::{Client, Then, responses};
 use common::{Machine, Tree, quick_limits};
-use embedded_io_adapters::futures_03::FromFutures;
 use futures::executor::block_on;
-use futures::io::Cursor;
 use ringfence_services::http::Server;
 use serde_json::{Value, json};
 
-/// The body of the response to an HTTP/1.0 request: everything up to the close, without chunks.
+/// Status, type and body.
 fn get(server: &Server<Tree, Machine>, path: &str) -> (u16, String, String) {
-    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-    let mut output = Vec::new();
-    let mut conn = FromFutures::new(Duplex { input: Cursor::new(request), output: &mut output });
-    block_on(server.serve(&mut conn, || false));
-    let text = String::from_utf8(output).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    let mime = head.lines().find_map(|line| line.strip_prefix("Content-Type: ")).unwrap();
-    (head[9..12].parse().unwrap(), mime.to_string(), body.to_string())
-}
-
-struct Duplex<'a> {
-    input: Cursor<String>,
-    output: &'a mut Vec<u8>,
-}
-
-mod duplex {
-    use super::Duplex;
-    use futures::io::{AsyncRead, AsyncWrite};
-    use std::io::Result;
-    use std::pin::Pin;
-    use std::task::{Context, Poll};
-
-    impl AsyncRead for Duplex<'_> {
-        fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<Result<usize>> {
-            Pin::new(&mut self.input).poll_read(cx, buf)
-        }
-    }
-
-    impl AsyncWrite for Duplex<'_> {
-        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<Result<usize>> {
-            self.output.extend_from_slice(buf);
-            Poll::Ready(Ok(buf.len()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
+    let mut client = Client::new(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes(), Then::Finish);
+    block_on(server.serve(&mut client, || false));
+    let response = responses(&client.output, &[]).remove(0);
+    (response.status, response.field("Content-Type").unwrap().to_string(), response.text())
 }
 
 fn server(machine: Machine) -> Server<Tree, Machine> {

@@ -3,12 +3,11 @@
 mod common;
 
 use std::cell::Cell;
-use std::convert::Infallible;
 use std::process::Command;
 
+use common::client::{Client, Then, responses};
 use common::{Machine, byte_at, quick_limits};
 use embassy_time::Timer;
-use embedded_io_async::{ErrorType, Read, Write};
 use futures::executor::block_on;
 use futures::future::join;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
@@ -39,36 +38,6 @@ impl BlockSource for Image {
     }
 }
 
-/// Sends one request, then listens.
-struct Client {
-    request: Vec<u8>,
-    response: Vec<u8>,
-}
-
-impl ErrorType for Client {
-    type Error = Infallible;
-}
-
-impl Read for Client {
-    async fn read(&mut self, buf: &mut [u8]) -> Result<usize, Infallible> {
-        let n = buf.len().min(self.request.len());
-        buf[..n].copy_from_slice(&self.request[..n]);
-        self.request.drain(..n);
-        Ok(n)
-    }
-}
-
-impl Write for Client {
-    async fn write(&mut self, buf: &[u8]) -> Result<usize, Infallible> {
-        self.response.extend_from_slice(buf);
-        Ok(buf.len())
-    }
-
-    async fn flush(&mut self) -> Result<(), Infallible> {
-        Ok(())
-    }
-}
-
 type App = Server<Disk<&'static Image>, Machine>;
 
 fn app() -> App {
@@ -77,11 +46,10 @@ fn app() -> App {
 
 /// Status and body of an HTTP/1.0 request.
 async fn get(server: &App, path: &str) -> (u16, Vec<u8>) {
-    let mut client = Client { request: format!("GET {path} HTTP/1.0\r\n\r\n").into(), response: Vec::new() };
+    let mut client = Client::new(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes(), Then::Finish);
     server.serve(&mut client, || false).await;
-    let end = client.response.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
-    let status = std::str::from_utf8(&client.response[9..12]).unwrap().parse().unwrap();
-    (status, client.response.split_off(end))
+    let response = responses(&client.output, &[]).remove(0);
+    (response.status, response.body)
 }
 
 fn leak(bytes: Vec<u8>) -> &'static Image {
@@ -174,7 +142,7 @@ fn who_asks_before_the_disk_is_open_waits() {
 #[test]
 fn the_future_is_small() {
     let server = app();
-    let mut client = Client { request: Vec::new(), response: Vec::new() };
+    let mut client = Client::new(b"", Then::Finish);
     let size = size_of_val(&server.serve(&mut client, || false));
     println!("serve on ext4: {size} bytes");
     assert!(size < 4096);

@@ -60,6 +60,50 @@ fn allocated(space: &AddressSpace, frames: FrameRange) -> AllocatedFrames {
 /// down; nothing else maps them.
 ///
 /// Dropping unmaps the pages, flushes the TLB and gives back pages and frames.
+///
+/// Only [`Private`] memory can be seen through references:
+///
+/// ```
+/// # use ringfence_memory::*;
+/// fn first_byte(memory: &MappedPages<Private>) -> Option<u8> {
+///     memory.as_slice::<u8>(0, 1).ok()?.first().copied()
+/// }
+/// ```
+/// ```compile_fail,E0599
+/// # use ringfence_memory::*;
+/// fn first_byte(memory: &MappedPages<Dma>) -> Option<u8> {
+///     memory.as_slice::<u8>(0, 1).ok()?.first().copied()
+/// }
+/// ```
+/// Not every type can be seen in it: some have invalid bit patterns, some have padding.
+///
+/// ```compile_fail,E0277
+/// # use ringfence_memory::*;
+/// fn flag(memory: &MappedPages<Private>) -> Option<&bool> {
+///     memory.as_type::<bool>(0).ok()
+/// }
+/// ```
+/// ```compile_fail,E0277
+/// # use ringfence_memory::*;
+/// fn padded(memory: &mut MappedPages<Private>) -> Option<&mut (u8, u32)> {
+///     memory.as_type_mut::<(u8, u32)>(0).ok()
+/// }
+/// ```
+/// Memory of a device does not become private again, and a token is used once:
+///
+/// ```compile_fail,E0599
+/// # use ringfence_memory::*;
+/// fn steal(memory: MappedPages<Dma>) {
+///     let _ = memory.unmap_into_parts();
+/// }
+/// ```
+/// ```compile_fail,E0382
+/// # use ringfence_memory::*;
+/// fn twice(space: &'static AddressSpace, pages: AllocatedPages, frames: AllocatedFrames) {
+///     let _ = space.map_allocated_pages_to(pages, frames, Protection::ReadWrite);
+///     drop(frames);
+/// }
+/// ```
 pub struct MappedPages<K: Kind> {
     pages: AllocatedPages,
     /// `None` only if there are no pages.

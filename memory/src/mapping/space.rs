@@ -25,13 +25,17 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Puts the parts together. `mapper` is the one whose tables `cpu` uses.
-    pub const fn new(
+    /// Puts the parts together. What is in use outside `pages` is safe from it: the active tables map that already.
+    ///
+    /// # Panics
+    /// Unless `cpu` uses the tables of `mapper`: see [`Mapper::activate`].
+    pub fn new(
         mapper: Mapper,
         frames: &'static FrameAllocator,
         pages: &'static PageAllocator,
         cpu: &'static dyn Cpu,
     ) -> Self {
+        assert_eq!(cpu.root(), mapper.root(), "the mapper's tables are not in use");
         Self { claims: Mutex::new(Claims::new()), mapper: Mutex::new(mapper), frames, pages, cpu }
     }
 

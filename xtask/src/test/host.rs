@@ -17,8 +17,12 @@ const LIMIT: &str = "1800";
 /// Formatting, lints and documentation. What the machine has no program for is skipped, and said to be.
 pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
     let checks = [
-        ("check::fmt", "fmt", "fmt --all --check"),
-        ("check::fmt_uefi_image", "fmt", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check"),
+        ("check::fmt", "fmt", "fmt --all --check -- --color never"),
+        (
+            "check::fmt_uefi_image",
+            "fmt",
+            "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never",
+        ),
         ("check::clippy", "clippy", "clippy --all-targets"),
         ("check::doc", "doc", "doc --no-deps"),
     ];

@@ -164,7 +164,8 @@ impl<B: BlockSource> FileSystem<B> {
     /// `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB, and await
     /// something else between two reads: what is in the cache is returned without letting other tasks run.
     ///
-    /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in one device request.
+    /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in one
+    /// device request, or less when the cache is too small for all readers.
     ///
     /// # Errors
     /// [`FsError::IsADirectory`], [`FsError::NotAFile`], [`FsError::Corrupt`], [`FsError::Io`],

@@ -233,9 +233,12 @@ impl<N: Nic> Inner<N> {
         }
         self.link_up = up;
         info!("network: link {}", if up { "up" } else { "down" });
-        // It may be another network now: ask again. The old address stays in use until the answer.
+        // It may be another network now: ask again. Until the answer the old address stays, and with it the connections,
+        // so the event that takes it away is not wanted.
         if let (true, Some(handle)) = (up, self.dhcp) {
-            self.sockets.get_mut::<dhcpv4::Socket>(handle).reset();
+            let dhcp = self.sockets.get_mut::<dhcpv4::Socket>(handle);
+            dhcp.reset();
+            let _ = dhcp.poll();
         }
     }
 

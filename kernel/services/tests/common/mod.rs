@@ -1,6 +1,8 @@
 //! Doubles for what the kernel provides: a folder of the host as the disk, and made-up devices.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod client;
+pub mod peer;
 pub mod wire;
 
 use std::cell::{Cell, RefCell};

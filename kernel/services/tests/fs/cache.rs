@@ -1,9 +1,9 @@
 //! The page cache under many tasks, over a disk that answers late, out of order, with errors, or not at all.
 
 use crate::allocations::peak_of;
-use crate::disks::SlowDisk;
+use crate::disks::{MemDisk, SlowDisk};
 use crate::support::{make_image, noise, write};
-use futures::executor::LocalPool;
+use futures::executor::{LocalPool, block_on};
 use futures::future::{AbortHandle, Abortable};
 use futures::task::LocalSpawnExt;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -243,6 +243,24 @@ fn a_waiting_reader_stalls_nobody() {
     pool.spawner().spawn_local(work).unwrap();
     pool.run_until_stalled();
     assert!(done.get());
+}
+
+/// A disk may end in the middle of a page, and even of a sector; what is behind its last sector is not there.
+#[test]
+fn the_end_of_a_disk() {
+    let image = noise(4, 3 * PAGE_SIZE + 1024 + 100);
+    let cache = PageCache::new(MemDisk::new(image.clone()), 64 * PAGE_SIZE);
+    assert_eq!(cache.size_bytes(), 3 * 4096 + 1024);
+    for (at, len) in [(3 * 4096, 1024), (3 * 4096 + 1000, 24), (4000, 8192 + 1024 + 96), (3 * 4096 + 1024, 0)]
+    {
+        let mut buf = vec![0; len];
+        block_on(cache.read(at as u64, &mut buf, 128 << 10)).unwrap();
+        assert!(buf == image[at..at + len]);
+    }
+    for (at, len) in [(3 * 4096u64, 1025), (3 * 4096 + 1024, 1), (1 << 40, 1), (u64::MAX, 1), (0, 1 << 20)] {
+        let result = block_on(cache.read(at, &mut vec![0; len], 0));
+        assert!(matches!(result, Err(FsError::Corrupt(_))), "{len} bytes at {at}: {result:?}");
+    }
 }
 
 /// What the cache holds, and what 72 readers with full read-ahead need on top of it.

@@ -1,0 +1,202 @@
+//! Below TCP: ping, DHCP, hardware addresses, damaged frames.
+
+mod common;
+
+use std::cell::RefCell;
+use std::time::{Duration, Instant as Clock};
+
+use common::peer::{PEER, Peer, SERVER, Setup, fixed, pool_config, request, syn_frame, with_server};
+use common::wire::{Faults, cable};
+use embassy_futures::select::{Either, select};
+use embassy_time::Timer;
+use futures::executor::LocalPool;
+use ringfence_services::http::Limits;
+use ringfence_services::net::{Addressing, Config, Stack};
+use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::socket::{icmp, tcp, udp};
+use smoltcp::wire::{
+    DhcpMessageType, DhcpPacket, DhcpRepr, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, Ipv4Address,
+    Ipv4Cidr,
+};
+
+#[test]
+fn ping_is_answered() {
+    with_server(Setup::default(), |mut peer, _| async move {
+        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+        let mut socket = icmp::Socket::new(buffer(), buffer());
+        socket.bind(icmp::Endpoint::Ident(9)).unwrap();
+        let handle = peer.sockets.add(socket);
+        for size in [0, 56, 1400] {
+            let data = vec![0xa5; size];
+            let echo = Icmpv4Repr::EchoRequest { ident: 9, seq_no: size as u16, data: &data };
+            let socket = peer.sockets.get_mut::<icmp::Socket>(handle);
+            let space = socket.send(echo.buffer_len(), SERVER.into()).unwrap();
+            echo.emit(&mut Icmpv4Packet::new_unchecked(space), &Default::default());
+            let reply = peer
+                .until(|sockets| {
+                    let socket = sockets.get_mut::<icmp::Socket>(handle);
+                    socket.can_recv().then(|| socket.recv().unwrap().0.to_vec())
+                })
+                .await;
+            let packet = Icmpv4Packet::new_checked(&reply[..]).unwrap();
+            let expected = Icmpv4Repr::EchoReply { ident: 9, seq_no: size as u16, data: &data };
+            assert_eq!(Icmpv4Repr::parse(&packet, &Default::default()).unwrap(), expected);
+        }
+    });
+}
+
+#[test]
+fn damaged_frames_of_every_kind() {
+    let faults = Faults { corrupt: 300, lose: 20, ..Faults::default() };
+    let setup = Setup { faults, limits: Limits::default(), ..Setup::default() };
+    with_server(setup, |mut peer, app| async move {
+        let mac = app.0.with_nic(|nic| nic.mac);
+        let cable = peer.port.cable.clone();
+        for n in 0..10_000_u16 {
+            let mut frame = syn_frame(peer.port.mac, mac, n);
+            for _ in 0..cable.random() % 8 {
+                // Leave the addresses, so that it is looked into.
+                let at = 6 + cable.random() as usize % (frame.len() - 6);
+                frame[at] = cable.random() as u8;
+            }
+            frame.truncate(cable.random() as usize % (frame.len() + 20));
+            cable.send(0, frame);
+            if n % 64 == 0 {
+                peer.rest(Duration::from_millis(1)).await;
+            }
+        }
+        peer.rest(Duration::from_millis(700)).await;
+        assert!(app.0.sockets() <= 88);
+    });
+}
+
+#[test]
+fn a_bad_hardware_address_is_replaced() {
+    for mac in [[0; 6], [0xff; 6], [1, 2, 3, 4, 5, 6]] {
+        let (mut ours, theirs) = cable(Faults::default());
+        ours.mac = mac;
+        let stack = Stack::new(ours, Config { addressing: fixed(), seed: 1, pool: pool_config() });
+        let mut peer = Peer::new(theirs);
+        let mut executor = LocalPool::new();
+        let connects = async {
+            let handle = peer.connect();
+            peer.until(|s| (s.get::<tcp::Socket>(handle).state() == tcp::State::Established).then_some(()))
+                .await;
+        };
+        let outcome = executor.run_until(async {
+            let accepted = async { futures::future::join(connects, stack.accept()).await };
+            select(accepted, select(Timer::after_secs(5), stack.run())).await
+        });
+        assert!(matches!(outcome, Either::First(_)), "{mac:?}");
+    }
+}
+
+/// A DHCP server that leases [`SERVER`] for `lease` seconds.
+struct Dhcp {
+    handle: SocketHandle,
+    lease: u32,
+    acks: RefCell<u32>,
+    mac: [u8; 6],
+}
+
+impl Dhcp {
+    fn new(peer: &mut Peer, lease: u32, mac: [u8; 6]) -> Self {
+        let buffer = || udp::PacketBuffer::new(vec![udp::PacketMetadata::EMPTY; 8], vec![0; 8192]);
+        let mut socket = udp::Socket::new(buffer(), buffer());
+        socket.bind(67).unwrap();
+        Self { handle: peer.sockets.add(socket), lease, acks: RefCell::new(0), mac }
+    }
+
+    fn answer(&self, sockets: &mut SocketSet<'static>) {
+        let socket = sockets.get_mut::<udp::Socket>(self.handle);
+        while let Ok((data, from)) = socket.recv() {
+            let packet = DhcpPacket::new_checked(data).unwrap();
+            let asked = DhcpRepr::parse(&packet).unwrap();
+            assert_eq!(asked.client_hardware_address.0, self.mac);
+            let message_type = match asked.message_type {
+                DhcpMessageType::Discover => DhcpMessageType::Offer,
+                DhcpMessageType::Request => {
+                    *self.acks.borrow_mut() += 1;
+                    DhcpMessageType::Ack
+                }
+                _ => continue,
+            };
+            let reply = DhcpRepr {
+                message_type,
+                your_ip: SERVER,
+                server_ip: PEER,
+                server_identifier: Some(PEER),
+                subnet_mask: Some(Ipv4Address::new(255, 255, 255, 0)),
+                router: Some(PEER),
+                lease_duration: Some(self.lease),
+                requested_ip: None,
+                parameter_request_list: None,
+                client_identifier: None,
+                max_size: None,
+                dns_servers: None,
+                additional_options: &[],
+                broadcast: true,
+                client_ip: Ipv4Address::UNSPECIFIED,
+                relay_agent_ip: Ipv4Address::UNSPECIFIED,
+                secs: 0,
+                transaction_id: asked.transaction_id,
+                client_hardware_address: asked.client_hardware_address,
+                renew_duration: None,
+                rebind_duration: None,
+            };
+            let to = match from.endpoint.addr {
+                IpAddress::Ipv4(v4) if v4.is_unspecified() => Ipv4Address::BROADCAST,
+                IpAddress::Ipv4(v4) => v4,
+            };
+            let space = socket.send(reply.buffer_len(), IpEndpoint::new(to.into(), 68)).unwrap();
+            reply.emit(&mut DhcpPacket::new_unchecked(space)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_address_by_dhcp_renewed_and_asked_for_again_after_a_link_change() {
+    let setup = Setup { addressing: Addressing::Dhcp, ..Setup::default() };
+    with_server(setup, |mut peer, app| async move {
+        let dhcp = Dhcp::new(&mut peer, 4, app.0.with_nic(|nic| nic.mac));
+        assert_eq!(app.0.address(), None);
+        let start = Clock::now();
+        let address = select(
+            app.0.wait_address(),
+            peer.until(|s| {
+                dhcp.answer(s);
+                None::<()>
+            }),
+        )
+        .await;
+        assert!(matches!(address, Either::First(a) if a == Ipv4Cidr::new(SERVER, 24)));
+        println!("address after {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(500));
+        let serve_for = |time: Duration| {
+            let end = Clock::now() + time;
+            let dhcp = &dhcp;
+            move |sockets: &mut SocketSet<'static>| {
+                dhcp.answer(sockets);
+                (Clock::now() >= end).then_some(())
+            }
+        };
+        // The lease is renewed at half its time.
+        peer.until(serve_for(Duration::from_millis(2600))).await;
+        assert_eq!(*dhcp.acks.borrow(), 2);
+        assert_eq!(app.0.address(), Some(Ipv4Cidr::new(SERVER, 24)));
+        // The cable is pulled and put back. Connections live on.
+        let handle = peer.connect();
+        peer.until(|s| s.get::<tcp::Socket>(handle).may_send().then_some(())).await;
+        peer.port.cable.set_up(false);
+        peer.rest(Duration::from_millis(100)).await;
+        peer.port.cable.set_up(true);
+        peer.until(serve_for(Duration::from_millis(500))).await;
+        assert_eq!(*dhcp.acks.borrow(), 3);
+        assert_eq!(app.0.address(), Some(Ipv4Cidr::new(SERVER, 24)));
+        peer.send(handle, request("/a.txt", "").as_bytes()).await;
+        peer.until(|s| s.get::<tcp::Socket>(handle).can_recv().then_some(())).await;
+        // Nobody renews: the address is given up in the end.
+        peer.rest(Duration::from_millis(4500)).await;
+        assert_eq!(app.0.address(), None);
+    });
+}

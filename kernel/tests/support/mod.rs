@@ -1,0 +1,130 @@
+//! What the tests of devices share: the machine's functions, drivers brought up as the kernel does, and the executor.
+#![allow(dead_code, reason = "each test image uses a part")]
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::future::Future;
+use core::pin::Pin;
+use core::time::Duration;
+
+use ringfence_drivers::block::Block;
+use ringfence_drivers::net::Net;
+use ringfence_drivers::pci::{self, Function};
+use ringfence_drivers::probe::{Driver, Match, probe};
+use ringfence_drivers::virtio::PciTransport;
+use ringfence_kernel::acpi::Tables;
+use ringfence_kernel::boot::Boot;
+use ringfence_kernel::devices::{bring_up, config_access};
+use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::memory::space;
+use ringfence_kernel::{executor, testing, time};
+use ringfence_memory::{ConfigAccess, DmaWindows};
+use spin::Once;
+
+pub type Disk = Block<PciTransport>;
+pub type Card = Net<PciTransport>;
+
+static TABLES: Once<Tables> = Once::new();
+static ACCESS: Once<&'static dyn ConfigAccess> = Once::new();
+
+/// Keeps what the tests need of the boot.
+pub fn keep(boot: Boot) {
+    TABLES.call_once(|| boot.acpi);
+}
+
+pub fn tables() -> &'static Tables {
+    TABLES.get().expect("the image's `main` keeps them")
+}
+
+/// Configuration space the way the kernel chooses.
+pub fn config() -> &'static dyn ConfigAccess {
+    *ACCESS.call_once(|| config_access(tables()))
+}
+
+pub fn functions() -> Vec<Function> {
+    pci::enumerate(config(), 0).collect()
+}
+
+/// The functions that `driver` is for.
+pub fn functions_for(driver: Driver) -> Vec<Function> {
+    functions().into_iter().filter(|function| probe(function) == Match::Driver(driver)).collect()
+}
+
+/// The first disk, with a queue of up to `size` descriptors.
+pub fn start_disk(size: u16) -> (Disk, DeviceInterrupts, DmaWindows) {
+    let function = functions_for(Driver::Block)[0];
+    bring_up(&function, 1, |transport, grant, windows| {
+        Block::with_queue_size(transport, grant, windows, size)
+    })
+    .expect("the disk starts")
+}
+
+pub fn start_card(function: &Function) -> (Card, DeviceInterrupts, DmaWindows) {
+    bring_up(function, 2, Net::new).expect("the network card starts")
+}
+
+/// The page tables are as they should be.
+#[track_caller]
+pub fn assert_audit_clean() {
+    let report = space().audit();
+    let findings: Vec<_> = report.findings().collect();
+    assert!(report.ok(), "{findings:?}");
+}
+
+/// Tries until there is something.
+#[track_caller]
+pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = time::now();
+    loop {
+        if let Some(result) = attempt() {
+            return result;
+        }
+        assert!(time::now() - start < Duration::from_secs(10), "{what}: not within 10 s");
+        core::hint::spin_loop();
+    }
+}
+
+/// Runs a future as the first task of the executor, and ends the test when it ends.
+pub fn run(test: impl Future<Output = ()> + 'static) -> ! {
+    run_with(Vec::new(), test)
+}
+
+pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Runs `tasks` beside `test`.
+pub fn run_with(tasks: Vec<Task>, test: impl Future<Output = ()> + 'static) -> ! {
+    executor::run(|spawner| {
+        for task in tasks {
+            executor::spawn(&spawner, task);
+        }
+        executor::spawn(&spawner, async {
+            test.await;
+            testing::pass();
+        });
+    })
+}
+
+/// The same numbers in each run, well mixed (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+pub fn mix(value: u64) -> u64 {
+    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ value >> 31
+}
+
+/// What the host filled a `blk-numbered` disk with: each 8 bytes are their own byte offset.
+pub fn numbered(sector: u64, len: usize) -> Vec<u8> {
+    (0..len as u64 / 8).flat_map(|word| (sector * 512 + word * 8).to_le_bytes()).collect()
+}
