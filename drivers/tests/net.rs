@@ -258,6 +258,10 @@ fn as_a_device_of_smoltcp() {
         phy.transmit(now).unwrap().consume(70, |bytes| bytes.copy_from_slice(&frame(70, seed)));
     }
     assert!(phy.transmit(now).is_none(), "the ring is full");
+    let chain = rx.take().unwrap();
+    rx.write(&chain.segments[0], &[&[0; HEADER], frame(90, 8).as_slice()].concat());
+    rx.complete(chain.head, (HEADER + 90) as u32);
+    assert!(phy.receive(now).is_none(), "no frame without room to answer it");
     let kicks = fake.kicks(1);
     phy.net.kick();
     assert_eq!(fake.kicks(1), kicks + 1);
@@ -268,6 +272,8 @@ fn as_a_device_of_smoltcp() {
     })
     .collect();
     assert_eq!(sent, [frame(60, 2), frame(70, 3), frame(70, 4), frame(70, 5)]);
+    let (received, _) = phy.receive(now).expect("the frame was not lost");
+    assert_eq!(received.consume(|bytes| bytes.to_vec()), frame(90, 8));
     // Beyond the announced size: smoltcp gets its slice, the wire gets nothing.
     phy.transmit(now).unwrap().consume(9000, |bytes| assert_eq!(bytes.len(), 9000));
     phy.net.kick();

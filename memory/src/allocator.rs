@@ -248,19 +248,24 @@ impl Buddy {
 
     /// Whether a unit is free.
     pub fn is_free(&self, unit: usize) -> bool {
-        self.any_free(unit, 1)
+        self.block_of(unit).is_some() || self.any_recent(unit, unit + 1)
     }
 
     /// Whether any unit of a range is free.
     pub fn any_free(&self, start: usize, count: usize) -> bool {
-        let end = start + count;
-        (0..self.orders).any(|order| {
-            let recent = self.recent[order];
-            let hit = |block: usize| block < end && start < block + (1 << order);
-            let listed =
-                || self.maps[order].find(self.words, start >> order).is_some_and(|block| hit(block << order));
-            (recent != NONE && hit(recent)) || (self.filled & 1 << order != 0 && listed())
-        })
+        // Either a block holds the first unit or one begins after it.
+        let begins = |order: usize| {
+            let block = self.maps[order].find(self.words, start >> order);
+            self.filled & 1 << order != 0 && block.is_some_and(|block| block << order < start + count)
+        };
+        self.block_of(start).is_some()
+            || self.any_recent(start, start + count)
+            || (count > 1 && (0..self.orders).any(begins))
+    }
+
+    fn any_recent(&self, start: usize, end: usize) -> bool {
+        let mut recent = self.recent.iter().enumerate().filter(|(_, at)| **at != NONE);
+        recent.any(|(order, at)| *at < end && start < at + (1 << order))
     }
 
     /// Calls `visit(start, count)` for every free block.

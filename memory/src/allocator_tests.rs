@@ -68,6 +68,11 @@ impl Model {
         for (unit, free) in self.free.iter().enumerate() {
             assert_eq!(self.buddy.is_free(unit), *free, "unit {unit}");
         }
+        for (start, count) in (0..self.free.len()).step_by(7).zip([1, 2, 3, 8, 64, 100].into_iter().cycle()) {
+            let end = self.free.len().min(start + count);
+            let any = self.free[start..end].iter().any(|free| *free);
+            assert_eq!(self.buddy.any_free(start, end - start), any, "{start}+{count}");
+        }
         let mut seen = vec![false; self.free.len()];
         self.buddy.visit_free(|start, count| {
             assert!(count.is_power_of_two() && start.is_multiple_of(count));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::setup::Toolchain;
@@ -11,13 +11,15 @@ use crate::{root, target};
 
 /// Builds the kernel; returns its ELF.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let built = build_executables(toolchain, "bin", &["build", "--release", "--bin", "ringfence-kernel"])?;
+    let (built, complete) =
+        build_executables(toolchain, "bin", &["build", "--release", "--bin", "ringfence-kernel"])?;
+    ensure!(complete, "the kernel did not build");
     built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-kernel")
 }
 
-/// Builds the kernel's tests; returns each one's name and ELF.
-pub fn build_tests(toolchain: &Toolchain) -> Result<Vec<(String, PathBuf)>> {
-    build_executables(toolchain, "test", &["test", "--release", "--no-run", "--test", "*"])
+/// Builds the kernel's tests; returns the name and ELF of each that builds, and whether all do.
+pub fn build_tests(toolchain: &Toolchain) -> Result<(Vec<(String, PathBuf)>, bool)> {
+    build_executables(toolchain, "test", &["build", "--release", "--test", "*", "--keep-going"])
 }
 
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
@@ -44,12 +46,13 @@ pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf>
     Ok(image)
 }
 
-/// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the targets' names.
+/// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the targets' names, and
+/// whether everything built.
 fn build_executables(
     toolchain: &Toolchain,
     kind: &str,
     arguments: &[&str],
-) -> Result<Vec<(String, PathBuf)>> {
+) -> Result<(Vec<(String, PathBuf)>, bool)> {
     let folder = target()?.join("kernel");
     let mut command = cargo(toolchain, &root().join("kernel"));
     command.args(arguments).arg("--target-dir").arg(&folder).arg("--message-format=json-render-diagnostics");
@@ -57,11 +60,9 @@ fn build_executables(
         command.arg("--quiet");
     }
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the kernel did not build");
-    }
     let messages = String::from_utf8(output.stdout)?;
-    Ok(messages.lines().filter_map(|line| executable(kind, &serde_json::from_str(line).ok()?)).collect())
+    let found = messages.lines().filter_map(|line| executable(kind, &serde_json::from_str(line).ok()?));
+    Ok((found.collect(), output.status.success()))
 }
 
 fn executable(kind: &str, message: &Value) -> Option<(String, PathBuf)> {

@@ -242,12 +242,9 @@ fn foreign_qemu_packages() -> Vec<String> {
 
 fn apt_get(arguments: &[&str]) -> bool {
     let mut command = Command::new("apt-get");
-    // apt's own progress is for the person at the terminal, not part of what the guest prints.
-    command
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr());
+    command.args(["-qq", "-o", "Dpkg::Use-Pty=0"]).args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    // What apt says is for the person at the terminal, not part of what the guest prints.
+    command.stdin(Stdio::null()).stdout(std::io::stderr());
     command.status().is_ok_and(|status| status.success())
 }
 

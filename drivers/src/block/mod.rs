@@ -64,7 +64,8 @@ impl Ticket {
 /// A finished request.
 #[derive(Debug)]
 pub struct Done {
-    /// What [`Block::submit`] returned for it; free for reuse.
+    /// What [`Block::submit`] returned for it. The next request may get the same one at once: move the result to
+    /// its owner now, or keep it under a number of your own.
     pub ticket: Ticket,
     /// Whether it was carried out. If not, the contents of a buffer to read into are unspecified.
     pub result: Result<(), RequestError>,

@@ -117,10 +117,10 @@ pub struct Net<T: Transport> {
     device: Device<T>,
     receive: Queue<Receiving, T::Notifier>,
     transmit: Queue<TxPacket, T::Notifier>,
-    /// Buffers that no queue holds. Received packets that are dropped instead of recycled go back to `pool`.
-    rx_spare: Vec<DmaBuf>,
-    tx_spare: Vec<DmaBuf>,
+    /// Where receive buffers that are dropped instead of recycled go back to.
     rx_pool: DmaPool,
+    /// Transmit buffers that the queue does not hold.
+    tx_spare: Vec<DmaBuf>,
     mac: [u8; 6],
     mtu: u16,
     link_up: bool,
@@ -154,7 +154,6 @@ impl<T: Transport> Net<T> {
             device,
             receive,
             transmit,
-            rx_spare: core::iter::from_fn(|| rx_pool.take()).collect(),
             // Zeroed once: the header stays so, since the device only reads these.
             tx_spare: core::iter::from_fn(|| tx_pool.take()).collect(),
             rx_pool,
@@ -226,7 +225,7 @@ impl<T: Transport> Net<T> {
                     let len = (written as usize).saturating_sub(HEADER_LEN);
                     return Ok(Some(RxPacket { buffer, len }));
                 }
-                None => self.rx_spare.push(buffer),
+                None => drop(buffer),
             }
         }
         Ok(None)
@@ -305,10 +304,10 @@ impl<T: Transport> Net<T> {
         Ok(())
     }
 
-    /// Puts spare buffers into the receive queue.
+    /// Fills the receive queue.
     fn refill(&mut self) {
         while self.receive.free() > 0 {
-            let Some(buffer) = self.rx_spare.pop().or_else(|| self.rx_pool.take()) else { return };
+            let Some(buffer) = self.rx_pool.take() else { return };
             if self.receive.submit(Receiving(buffer)).is_err() {
                 return;
             }

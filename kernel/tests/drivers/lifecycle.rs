@@ -84,7 +84,7 @@ fn busy_driver_ends_cleanly() {
     // Whatever the device still does to them, it does not do it from here on.
     let buffers: Vec<DmaBuf> = core::iter::from_fn(|| pool.take()).collect();
     for buffer in &buffers {
-        let mut bytes = buffer.as_volatile_slice();
+        let bytes = buffer.as_volatile_slice();
         bytes.fill(0xa5);
     }
     until("a second", || (time::now() - start > Duration::from_millis(2500)).then_some(()));

@@ -65,14 +65,14 @@ fn frames_arrive_unchanged() {
     let mut random = Random(1);
     // Every length, in batches of all sizes, in both directions.
     let mut lengths = 60..=MAX_FRAME_LEN;
-    let mut number = 0;
+    let mut first = 0;
     while !lengths.is_empty() {
         let batch: Vec<usize> = lengths.by_ref().take(1 + random.below(100) as usize).collect();
         let frames = |from: &Card, to: &Card| -> Vec<Vec<u8>> {
-            batch.iter().map(|&len| frame(from, to, number + len as u64, len)).collect()
+            batch.iter().map(|&len| frame(from, to, first + len as u64, len)).collect()
         };
-        number += 10_000;
         let (there, back) = (frames(&one, &two), frames(&two, &one));
+        first += 10_000;
         deliver(&mut one, &mut two, &there);
         deliver(&mut two, &mut one, &back);
     }

@@ -24,7 +24,11 @@ const MUST_FAIL: &str = "must_fail";
 /// All tests of all files in kernel/tests/.
 pub fn tests(toolchain: &Toolchain) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
-    for (file, elf) in kernel::build_tests(toolchain)? {
+    let (files, complete) = kernel::build_tests(toolchain)?;
+    if !complete {
+        tests.push(Test::new("kernel::build", || bail!("not every file in kernel/tests/ builds")));
+    }
+    for (file, elf) in files {
         for (name, key) in
             list(&elf).with_context(|| format!("listing the tests of kernel/tests/{file}.rs"))?
         {
@@ -64,13 +68,13 @@ fn on_each_cpu(file: &str, elf: &Path, name: &str, key: &str) -> Vec<Test> {
         let (elf, name, key, cpu) = (elf.to_owned(), name.to_owned(), key.to_owned(), cpu.to_string());
         let title = format!("kernel::{file}::{name}{}{cpu}", if cpu.is_empty() { "" } else { " on " });
         Test::new(title, move || {
-            let mut scratch = Scratch(Vec::new());
+            let mut scratch = Scratch::default();
             let mut machine = machine(elf, &key, &mut scratch)?;
             if !cpu.is_empty() {
                 machine.add(&format!("-cpu {cpu}"));
             }
             match judge::run(&machine, &name, LIMIT)? {
-                Verdict::Passed => Ok(()),
+                Verdict::Passed => scratch.check(),
                 other => bail!("{other:?}"),
             }
         })
@@ -96,20 +100,46 @@ fn must_fail(elf: PathBuf, name: &str) -> Result<()> {
 pub const INTX: &str = "-global virtio-blk-pci.vectors=0 -global virtio-net-pci.vectors=0";
 
 /// Files that a test's guest writes to; removed with the test.
-struct Scratch(Vec<PathBuf>);
+#[derive(Default)]
+struct Scratch {
+    files: Vec<PathBuf>,
+    /// To be found with every bit inverted.
+    inverted: Option<PathBuf>,
+}
+
+/// Size of the disks, in bytes.
+const DISK: u64 = 16 << 20;
 
 impl Scratch {
-    fn disk(&mut self, mebibytes: u64) -> Result<PathBuf> {
+    fn new(&mut self, contents: &[u8]) -> Result<PathBuf> {
         let file = work_folder("scratch")?.join(format!("{}.raw", fastrand::u64(..)));
-        std::fs::File::create_new(&file)?.set_len(mebibytes << 20)?;
-        self.0.push(file.clone());
+        self.files.push(file.clone());
+        std::fs::write(&file, contents)?;
+        std::fs::File::options().write(true).open(&file)?.set_len(DISK)?;
         Ok(file)
     }
+
+    /// A disk in which each 8 bytes are their own byte offset.
+    fn numbered(&mut self) -> Result<PathBuf> {
+        self.new(&numbers())
+    }
+
+    /// Whether the guest left what it should.
+    fn check(&self) -> Result<()> {
+        let Some(file) = &self.inverted else { return Ok(()) };
+        let found: Vec<u8> = std::fs::read(file)?.iter().map(|byte| !byte).collect();
+        ensure!(found == numbers(), "the disk does not hold what the guest wrote");
+        Ok(())
+    }
+}
+
+fn numbers() -> Vec<u8> {
+    (0..DISK).step_by(8).flat_map(u64::to_le_bytes).collect()
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        self.0.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        self.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
     }
 }
 
@@ -118,21 +148,63 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
     let mut machine = Machine::new(Boot::Pvh(elf));
     for word in key.split(',').filter(|word| !word.is_empty()) {
         match word.split_once('=').unwrap_or((word, "")) {
-            // A writable virtio disk, 16 MiB of zeros, serial number `scratch`.
-            ("blk", "") => add_disk(&mut machine, "scratch", &scratch.disk(16)?, ""),
-            // The same, but answering one request per second, serial number `slow`.
-            ("blk-slow", "") => {
-                add_disk(&mut machine, "slow", &scratch.disk(16)?, ",throttling.iops-total=1")
+            // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many descriptors;
+            // with only the legacy interface.
+            ("blk", "") => add_disk(&mut machine, "scratch", &scratch.new(&[])?, "", ""),
+            ("blk-queue", size) => {
+                add_disk(&mut machine, "queue", &scratch.new(&[])?, "", &format!("queue-size={size}"))
             }
+            ("blk-legacy", "") => add_disk(
+                &mut machine,
+                "legacy",
+                &scratch.new(&[])?,
+                "",
+                "disable-modern=on,disable-legacy=off",
+            ),
+            // As many of them.
+            ("disks", count) => {
+                for number in 0..count.parse()? {
+                    add_disk(&mut machine, &format!("disk{number}"), &scratch.numbered()?, "", "");
+                }
+            }
+            // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with blocks of
+            // 4 KiB; behind a PCI Express root port; to be left with all bits inverted; failing to read one sector, or
+            // all of them.
+            ("blk-numbered", "") => add_disk(&mut machine, "numbered", &scratch.numbered()?, "", ""),
+            ("blk-numbered", iops) => {
+                let throttle = format!(",throttling.iops-total={iops}");
+                add_disk(&mut machine, "numbered", &scratch.numbered()?, &throttle, "")
+            }
+            ("blk-ro", "") => add_disk(&mut machine, "ro", &scratch.numbered()?, ",read-only=on", ""),
+            ("blk-4k", "") => {
+                let blocks = "logical_block_size=4096,physical_block_size=4096";
+                add_disk(&mut machine, "large", &scratch.numbered()?, "", blocks)
+            }
+            ("root-port", "") => {
+                machine.add("-device pcie-root-port,id=port,chassis=1");
+                add_disk(&mut machine, "behind", &scratch.numbered()?, "", "bus=port")
+            }
+            ("blk-inverted", "") => {
+                let file = scratch.numbered()?;
+                add_disk(&mut machine, "inverted", &file, "", "");
+                scratch.inverted = Some(file);
+            }
+            ("blk-eio", sector) => add_bad_disk(&mut machine, &scratch.numbered()?, sector),
             // A network with QEMU's DHCP server.
             ("net", "") => machine.add("-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="),
             // Two network devices on one cable.
             ("net-pair", "") => machine.add(
                 "-netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0 \
-                 -device virtio-net-pci,netdev=one,romfile= -device virtio-net-pci,netdev=two,romfile=",
+                 -device virtio-net-pci,netdev=one,mac=52:54:00:00:00:01,romfile= \
+                 -device virtio-net-pci,netdev=two,mac=52:54:00:00:00:02,romfile=",
             ),
             ("rng", "") => machine.add("-device virtio-rng-pci"),
+            // A device with only the legacy interface.
+            ("legacy", "") => machine.add("-device virtio-balloon-pci,disable-modern=on,disable-legacy=off"),
             ("intx", "") => machine.add(INTX),
+            ("vectors", count) => machine.add(&format!(
+                "-global virtio-blk-pci.vectors={count} -global virtio-net-pci.vectors={count}"
+            )),
             ("pc", "") => machine.kind = "pc".into(),
             ("cpu", cpu) => machine.add(&format!("-cpu {cpu}")),
             ("mem", mebibytes) => machine.memory = mebibytes.parse()?,
@@ -142,8 +214,23 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
     Ok(machine)
 }
 
-fn add_disk(machine: &mut Machine, name: &str, file: &Path, more: &str) {
+fn add_disk(machine: &mut Machine, name: &str, file: &Path, drive: &str, device: &str) {
     let file = file.to_string_lossy().replace(',', ",,");
-    machine.extra.extend(["-drive".into(), format!("if=none,id={name},format=raw,file={file}{more}").into()]);
-    machine.add(&format!("-device virtio-blk-pci,drive={name},serial={name}"));
+    machine
+        .extra
+        .extend(["-drive".into(), format!("if=none,id={name},format=raw,file={file}{drive}").into()]);
+    let device = if device.is_empty() { String::new() } else { format!(",{device}") };
+    machine.add(&format!("-device virtio-blk-pci,drive={name},serial={name}{device}"));
+}
+
+/// A disk on which reading `sector` fails, or reading anything if it is empty.
+fn add_bad_disk(machine: &mut Machine, file: &Path, sector: &str) {
+    let file = file.to_string_lossy().replace(',', ",,");
+    let sector = if sector.is_empty() { String::new() } else { format!(",inject-error.0.sector={sector}") };
+    let drive = format!(
+        "if=none,id=bad,driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename={file},\
+         inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5{sector}"
+    );
+    machine.extra.extend(["-drive".into(), drive.into()]);
+    machine.add("-device virtio-blk-pci,drive=bad,serial=bad");
 }

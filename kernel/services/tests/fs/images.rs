@@ -40,6 +40,9 @@ fn links(fs: &FileSystem<MemDisk>) {
     assert_eq!(found("dirlink/"), found("/sizes"));
     assert_eq!(found("dirlink/.."), Ok(2));
     assert_eq!(found(""), Ok(2));
+    assert_eq!(found("level0/level1/level2/.."), found("level0/level1"));
+    assert_eq!(found("level0/level1/../level1/level2/../../../sizes/escape"), Ok(index));
+    assert_eq!(found("level0/level1/../../.."), Ok(2));
     for path in ["loop-a", "loop-b/x", "self"] {
         assert_eq!(found(path), Err(FsError::TooManyLinks), "{path}");
     }
@@ -182,6 +185,32 @@ fn refused_images() {
     fs::write(&path, vec![0; 4 << 20]).unwrap();
     run(e2fsprogs("mkfs.ext4").args(["-q", "-F", "-b", "1024", "-O", "journal_dev"]).arg(&path));
     assert!(matches!(open(fs::read(path).unwrap()), Err(FsError::Unsupported(_))));
+}
+
+/// Blocks of the disk outside the file system, and the super block, belong to no file.
+#[test]
+fn blocks_outside_the_file_system() {
+    let folder = TempDir::new().unwrap();
+    write(folder.path(), "file", &noise(8, 100_000));
+    let image = make_image(folder.path(), &["-b", "1024", "-O", "^extents,^64bit,^metadata_csum"], 1024);
+    for (field, block, is_ok) in [
+        ("block[0]", 1023, true),
+        ("block[0]", 1024, false),
+        ("block[0]", 1, false),
+        ("block[3]", u32::MAX, false),
+        ("block[IND]", 1024, false),
+        ("block[IND]", 1, false),
+    ] {
+        let mut image = change_image(&image, &[&format!("set_inode_field file {field} {block}")]);
+        // The disk goes on behind the file system.
+        image.resize(2 << 20, 0);
+        let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+        let node = block_on(fs.lookup(b"file")).unwrap();
+        let result = read_all(&fs, &node, 4096).map(|_| ());
+        let expected =
+            if is_ok { Ok(()) } else { Err(FsError::Corrupt("a block number is outside the file system")) };
+        assert_eq!(result, expected, "{field} = {block}");
+    }
 }
 
 /// Each kind of metadata is covered by a check: one wrong byte in it is noticed, wherever it is.
