@@ -51,7 +51,7 @@ fn every_frame_of_64_mib() {
 const EVERY_FRAME_OF_64_MIB: On = On("mem=64", &every_frame_of_64_mib);
 
 fn every_frame_of_4_gib() {
-    // 2 GiB are above 4 GiB.
+    // q35 puts 2 GiB above 4 GiB, pc 1 GiB.
     every_frame_is_allocatable(4096, 6 * GIB);
 }
 
@@ -111,7 +111,7 @@ fn large_mappings_do_not_alias() {
     let above =
         (0..all.size_in_bytes()).step_by(2 << 20).filter_map(|offset| physical(address(&all) + offset));
     let above = above.filter(|frame| *frame >= 1 << 32).count();
-    assert!((1000..=1024).contains(&above), "{above} times 2 MiB above 4 GiB");
+    assert!(above >= 500, "{above} times 2 MiB above 4 GiB");
     assert_sound();
     drop(all);
     assert_eq!(counts(), before);

@@ -383,3 +383,36 @@ impl<S: State> fmt::Debug for Frames<S> {
         write!(f, "{:?} ({})", self.range, S::OWNER)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use std::vec;
+
+    /// Dropping a token: only `Free` and `Allocated` ones make frames free again.
+    #[test]
+    fn dropping_is_the_state_transition() {
+        let span = FrameRange::from_numbers(0, 64).unwrap();
+        let storage = Box::leak(vec![0; FrameAllocator::storage_words(64)].into_boxed_slice());
+        let home: &'static _ = Box::leak(Box::new(FrameAllocator::new(span, storage).unwrap()));
+        // SAFETY: these frames are numbers, nobody uses them.
+        unsafe { home.add(span, Owner::Free) };
+        let take = || home.allocate(FrameRequest::new(4)).unwrap();
+        let books = || {
+            [Owner::Free, Owner::Allocated, Owner::Private, Owner::Unmapped].map(|owner| home.count(owner))
+        };
+        drop(take());
+        assert_eq!(books(), [64, 0, 0, 0]);
+        drop(take().into_state::<Free>());
+        assert_eq!(books(), [64, 0, 0, 0]);
+        drop(take().into_state::<Mapped>());
+        assert_eq!(books(), [60, 0, 4, 0]);
+        drop(take().into_state::<Mapped>().into_state::<Unmapped>());
+        assert_eq!(books(), [56, 0, 4, 4]);
+        // What was lost does not come back from the allocator.
+        assert!(home.allocate(FrameRequest::new(57)).is_err());
+        let rest: vec::Vec<_> = core::iter::from_fn(|| home.allocate(FrameRequest::new(1)).ok()).collect();
+        assert_eq!(rest.len(), 56);
+    }
+}

@@ -38,13 +38,13 @@ pub use audit::{Finding, Report};
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use dma::{DeviceStatus, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaWindows, ResetTimeout};
 pub use frames::{
-    Allocated, AllocatedFrames, FrameAllocator, FrameRequest, Frames, Free, FreeFrames, Mapped, MappedFrames, Owner,
-    State, Unmapped, UnmappedFrames,
+    Allocated, AllocatedFrames, FrameAllocator, FrameRequest, Frames, Free, FreeFrames, Mapped, MappedFrames,
+    Owner, State, Unmapped, UnmappedFrames,
 };
 pub use mapping::{
-    AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable, Kind,
-    MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection, Quarantined, Stack,
-    TablePool,
+    AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable,
+    Kind, MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection,
+    Quarantined, Stack, TablePool,
 };
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use pages::{AllocatedPages, PageAllocator, PageRequest};

@@ -568,3 +568,48 @@ fn tables_that_are_not_in_use_make_no_address_space() {
     let mapper = Mapper::new(pool, false).unwrap();
     AddressSpace::new(mapper, system.space.frames(), system.space.pages(), system.machine);
 }
+
+#[test]
+fn what_is_mapped_is_not_mapped_over() {
+    let system = System::small();
+    let held = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let next = held.start_address().value() + PAGE;
+    // Something sits in the middle of four pages that the allocator gives out.
+    let before = system.state();
+    let entry = system.machine.entry(next + 2 * PAGE, 0);
+    system.machine.set_word(entry, 0x5000);
+    let pages = system.space.pages().allocate(PageRequest { at: VirtAddr::new(next), ..PageRequest::new(4) });
+    let frames = system.space.frames().allocate(FrameRequest::new(4)).unwrap();
+    let (error, pages, frames) =
+        system.space.map_allocated_pages_to(pages.unwrap(), frames, Protection::ReadWrite).unwrap_err();
+    assert_eq!((error, pages.size_in_pages(), frames.size_in_frames()), (MapError::AlreadyMapped, 4, 4));
+    assert!(system.machine.walk(next).is_none() && system.machine.walk(next + 3 * PAGE).is_none());
+    assert_eq!(system.machine.word(entry), 0x5000);
+    system.machine.set_word(entry, 0);
+    drop((pages, frames));
+    system.check();
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn boot_mappings_are_checked() {
+    let arena = Machine::new(4096, 0, 512);
+    let pool = unsafe { TablePool::new(arena.ram, frames(0, 16)) }.unwrap();
+    let mut mapper = Mapper::new(pool, false).unwrap();
+    let at = |page: u64, count| PageRange::new(address(0xffff_8000_0000_0000 + page * PAGE), count).unwrap();
+    let mut map = |pages, frames| unsafe { mapper.map_boot(pages, frames, Protection::ReadOnly) };
+    assert_eq!(map(at(0, 2), frames(100, 3)), Err(MapError::SizeMismatch));
+    map(at(0, 3), frames(100, 3)).unwrap();
+    assert_eq!(map(at(2, 2), frames(200, 2)), Err(MapError::AlreadyMapped));
+    map(at(512, 512), frames(512, 512)).unwrap();
+    // Inside a large leaf, and a large leaf over small ones.
+    assert_eq!(map(at(600, 1), frames(200, 1)), Err(MapError::AlreadyMapped));
+    assert_eq!(map(at(0, 512), frames(1024, 512)), Err(MapError::AlreadyMapped));
+    for index in 0..30 {
+        map(at(2048 + index, 1), frames(300 + index, 1)).unwrap();
+    }
+    assert_eq!(map(at(3000, 1), frames(400, 1)), Err(MapError::TooManyBootMappings));
+    assert!(unsafe { TablePool::new(arena.ram, frames(0, 1)) }.is_err());
+    assert!(unsafe { TablePool::new(std::ptr::null_mut(), frames(0, 16)) }.is_err());
+    assert!(unsafe { TablePool::new(arena.ram.wrapping_add(8), frames(0, 16)) }.is_err());
+}

@@ -130,7 +130,7 @@ impl Line {
 /// A command that starts `program`, by way of this one, so that it dies with the thread that spawns it, however that
 /// thread ends.
 pub fn tethered(program: &str, arguments: Vec<OsString>) -> anyhow::Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new("/proc/self/exe");
     command.arg(TETHERED).arg(program).args(arguments);
     Ok(command)
 }

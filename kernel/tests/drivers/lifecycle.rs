@@ -28,7 +28,8 @@ const COMMAND: u16 = 0x04;
 const BUS_MASTER: u16 = 1 << 2;
 
 fn drivers_start_again_and_again() {
-    let masters = || functions().iter().filter(|one| one.config().read_u16(COMMAND) & BUS_MASTER != 0).count();
+    let masters =
+        || functions().iter().filter(|one| one.config().read_u16(COMMAND) & BUS_MASTER != 0).count();
     let (disks, cards) = (functions_for(Driver::Block), functions_for(Driver::Net));
     assert_eq!((disks.len(), cards.len()), (1, 1));
     assert_audit_clean();
@@ -132,7 +133,7 @@ fn physical(buffer: &DmaBuf) -> u64 {
 
 /// Requests that are in flight when a driver ends are the device's no more, and their memory stays devices' memory.
 #[test_case]
-const BUSY: On = On("blk-numbered=1", &busy_driver_ends_cleanly);
+const BUSY: On = On("blk-numbered=10", &busy_driver_ends_cleanly);
 
 fn audit_is_clean_with_all_devices() {
     assert_audit_clean();

@@ -48,6 +48,7 @@ impl Machine {
         let total = ((ram_frames + mmio_frames) * PAGE) as usize;
         let bytes = window_pages * PAGE as usize;
         let index = COUNT.fetch_add(1, SeqCst);
+        assert!(index < MACHINES.len(), "too many machines in one process");
         unsafe {
             HANDLER.call_once(|| install());
             let fd = libc::memfd_create(c"ram".as_ptr(), 0);

@@ -111,7 +111,7 @@ struct Scratch {
 const DISK: u64 = 16 << 20;
 
 impl Scratch {
-    fn new(&mut self, contents: &[u8]) -> Result<PathBuf> {
+    fn disk(&mut self, contents: &[u8]) -> Result<PathBuf> {
         let file = work_folder("scratch")?.join(format!("{}.raw", fastrand::u64(..)));
         self.files.push(file.clone());
         std::fs::write(&file, contents)?;
@@ -121,7 +121,7 @@ impl Scratch {
 
     /// A disk in which each 8 bytes are their own byte offset.
     fn numbered(&mut self) -> Result<PathBuf> {
-        self.new(&numbers())
+        self.disk(&numbers())
     }
 
     /// Whether the guest left what it should.
@@ -150,21 +150,22 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
         match word.split_once('=').unwrap_or((word, "")) {
             // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many descriptors;
             // with only the legacy interface.
-            ("blk", "") => add_disk(&mut machine, "scratch", &scratch.new(&[])?, "", ""),
+            ("blk", "") => add_disk(&mut machine, "scratch", &scratch.disk(&[])?, "", ""),
             ("blk-queue", size) => {
-                add_disk(&mut machine, "queue", &scratch.new(&[])?, "", &format!("queue-size={size}"))
+                add_disk(&mut machine, "queue", &scratch.disk(&[])?, "", &format!("queue-size={size}"))
             }
             ("blk-legacy", "") => add_disk(
                 &mut machine,
                 "legacy",
-                &scratch.new(&[])?,
+                &scratch.disk(&[])?,
                 "",
                 "disable-modern=on,disable-legacy=off",
             ),
-            // As many of them.
+            // So many numbered disks, eight to a PCI device, which is to an interrupt line.
             ("disks", count) => {
                 for number in 0..count.parse()? {
-                    add_disk(&mut machine, &format!("disk{number}"), &scratch.numbered()?, "", "");
+                    let place = format!("multifunction=on,addr={:x}.{}", 8 + number / 8, number % 8);
+                    add_disk(&mut machine, &format!("disk{number}"), &scratch.numbered()?, "", &place);
                 }
             }
             // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with blocks of
@@ -181,8 +182,8 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
                 add_disk(&mut machine, "large", &scratch.numbered()?, "", blocks)
             }
             ("root-port", "") => {
-                machine.add("-device pcie-root-port,id=port,chassis=1");
-                add_disk(&mut machine, "behind", &scratch.numbered()?, "", "bus=port")
+                machine.add("-device pcie-root-port,id=root,chassis=1");
+                add_disk(&mut machine, "behind", &scratch.numbered()?, "", "bus=root")
             }
             ("blk-inverted", "") => {
                 let file = scratch.numbered()?;
@@ -192,6 +193,7 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
             ("blk-eio", sector) => add_bad_disk(&mut machine, &scratch.numbered()?, sector),
             // A network with QEMU's DHCP server.
             ("net", "") => machine.add("-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="),
+            ("net-2", "") => machine.add("-netdev user,id=net2 -device virtio-net-pci,netdev=net2,romfile="),
             // Two network devices on one cable.
             ("net-pair", "") => machine.add(
                 "-netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0 \

@@ -87,9 +87,8 @@ impl<B: BlockSource> FileSystem<B> {
         let first = |entry: &ExtentEntry| u64::from(entry.block.get());
         let following = entries.partition_point(|entry| first(entry) <= logical);
         let end = entries.get(following).map_or(end, |next| first(next).min(end));
-        // Only entries that are out of order end before they start.
-        let until_end = end.checked_sub(logical).filter(|&blocks| blocks > 0);
-        let until_end = until_end.ok_or(corrupt("an extent tree is out of order"))?;
+        // Also in a tree that is out of order, `partition_point` has found that `end` is behind `logical`.
+        let until_end = end.saturating_sub(logical).max(1);
         let hole = Step::Found(Run { logical, blocks: until_end, physical: None });
         let Some(entry) = following.checked_sub(1).and_then(|index| entries.get(index)) else {
             return Ok(hole);

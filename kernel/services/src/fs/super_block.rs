@@ -186,7 +186,8 @@ impl Geometry {
             "the inode size is wrong",
         )?;
         ensure(
-            !self.is_64bit || (self.desc_size.is_power_of_two() && (64..=1024).contains(&self.desc_size)),
+            !self.is_64bit
+                || (self.desc_size.is_power_of_two() && (64..self.block_size).contains(&self.desc_size)),
             "the group descriptor size is wrong",
         )
     }
@@ -244,18 +245,13 @@ impl Geometry {
         Ok((self.byte_of(block).saturating_add(within), self.desc_size))
     }
 
+    /// Whether the first group of a meta group starts with a copy of the super block. It is an even group, and
+    /// `sparse_super` keeps copies only in group 0 and in odd ones.
     fn has_super_block(&self, group: u64) -> bool {
-        let is_power_of = |base: u64| {
-            let mut power = base;
-            while power < group {
-                power = power.saturating_mul(base);
-            }
-            power == group
-        };
         match self.backup_groups {
             _ if group == 0 => true,
             Some(backups) => backups.iter().any(|&backup| u64::from(backup) == group),
-            None => group == 1 || !self.sparse_super || [3, 5, 7].into_iter().any(is_power_of),
+            None => !self.sparse_super,
         }
     }
 

@@ -213,6 +213,51 @@ fn blocks_outside_the_file_system() {
     }
 }
 
+/// The inode table of the root folder lies behind the file system.
+#[test]
+fn an_inode_table_outside_the_file_system() {
+    let folder = TempDir::new().unwrap();
+    let mut image = make_image(folder.path(), &["-b", "1024", "-O", "^metadata_csum"], 1024);
+    image.resize(2 << 20, 0);
+    image[2048 + 8..2048 + 12].copy_from_slice(&1024u32.to_le_bytes());
+    let result = block_on(FileSystem::open(MemDisk::new(image), CACHE)).map(|_| ());
+    assert_eq!(result, Err(FsError::Corrupt("a block number is outside the file system")));
+}
+
+/// The descriptor of each group is found, wherever the format puts it: a wrong place would fail the checksum.
+#[test]
+fn descriptors_of_all_groups() {
+    let folder = TempDir::new().unwrap();
+    for features in [
+        "^resize_inode",
+        "^resize_inode,^64bit",
+        "meta_bg,^resize_inode",
+        "meta_bg,^resize_inode,^64bit",
+        "meta_bg,^resize_inode,^sparse_super",
+        "meta_bg,^resize_inode,^64bit,^sparse_super",
+        "meta_bg,^resize_inode,^sparse_super,sparse_super2",
+    ] {
+        // 49 groups of 256 blocks: the last one, with a copy of the super block, starts a meta group.
+        let image = make_image(folder.path(), &["-b", "1024", "-g", "256", "-O", features], 12_545);
+        let per_group = u32::from_le_bytes(image[1024 + 0x28..][..4].try_into().unwrap());
+        let inodes = u32::from_le_bytes(image[1024..][..4].try_into().unwrap());
+        assert_eq!(inodes / per_group, 49);
+        let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+        for group in 0..49 {
+            match block_on(fs.node(1 + group * per_group)) {
+                Err(FsError::Corrupt(why)) => {
+                    assert!(!why.contains("group"), "{features}, group {group}: {why}")
+                }
+                other => assert!(other.is_ok()),
+            }
+        }
+        assert_eq!(
+            block_on(fs.node(1 + 49 * per_group)).map(|_| ()),
+            Err(FsError::Corrupt("an inode number is out of range"))
+        );
+    }
+}
+
 /// Each kind of metadata is covered by a check: one wrong byte in it is noticed, wherever it is.
 #[test]
 fn checksums_are_checked() {

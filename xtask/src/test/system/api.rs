@@ -122,8 +122,8 @@ fn reserved_paths(kernel: &Kernel) -> Result<()> {
 
 /// A table that a person can read: protections, devices, queues, features, disk, address, URL.
 fn boot_log(kernel: &Kernel) -> Result<()> {
-    let server = Server::with_disk(kernel, files_disk()?)?;
-    let log = server.log();
+    let mut server = Server::with_disk(kernel, files_disk()?)?;
+    let log = server.wait_for_log("ext4")?; // the disk is looked at while the network comes up
     for part in [
         "SMEP",
         "SMAP",

@@ -115,7 +115,7 @@ fn survives(kernel: &Kernel, image: &std::path::Path) -> Result<()> {
 fn sixteen(kernel: &Kernel) -> Result<()> {
     let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
     for index in 1..16 {
-        machine.add(&format!("-blockdev driver=null-co,node-name=n{index},size=1M,read-zeroes=on"));
+        machine.add(&format!("-blockdev driver=null-co,node-name=n{index},size=1048576,read-zeroes=on"));
         machine.add(&format!("-device virtio-blk-pci,drive=n{index}"));
     }
     let server = Server::start(machine)?;

@@ -259,7 +259,7 @@ fn malformed(kernel: &Kernel) -> Result<()> {
     for request in requests {
         let status =
             status_of(&server, request).with_context(|| String::from_utf8_lossy(request).into_owned())?;
-        let refused = status.is_none_or(|status| [400, 413, 431, 501, 505].contains(&status));
+        let refused = status.is_none_or(|status| [400, 408, 413, 431, 501, 505].contains(&status));
         ensure!(refused, "{:?} was answered with {status:?}", String::from_utf8_lossy(request));
     }
     server.get("/notes.txt", &[])?.expect(200)?;

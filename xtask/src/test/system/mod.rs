@@ -79,6 +79,13 @@ impl Server {
         self.guest.output()
     }
 
+    /// What it printed once that contains `part`.
+    pub fn wait_for_log(&mut self, part: &str) -> Result<String> {
+        self.guest
+            .wait_until(Duration::from_secs(5), |log| log.contains(part))
+            .with_context(|| format!("no {part} in its log"))
+    }
+
     /// Ends a test: the guest must be well, answer, and have a clean audit.
     pub fn finish(self) -> Result<()> {
         let memory = self.get("/api/memory", &[]).and_then(|reply| reply.expect(200)).context("at the end");

@@ -1,0 +1,316 @@
+//! The kernel's own parts between drivers and services: a disk with many readers, and network cards under the stack.
+#![no_std]
+#![no_main]
+#![feature(custom_test_frameworks)]
+#![test_runner(ringfence_kernel::testing::run)]
+#![reexport_test_harness_main = "run_tests"]
+
+extern crate alloc;
+
+mod support;
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::Poll;
+
+use embassy_time::{Duration, Instant, Timer, with_timeout};
+use ringfence_kernel::devices::{Devices, Started};
+use ringfence_kernel::disk::Disk;
+use ringfence_kernel::nic::Nic;
+use ringfence_kernel::testing::On;
+use ringfence_kernel::{executor, interrupts};
+use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
+use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
+
+use support::{Random, Task, assert_audit_clean, numbered, run_with, tables};
+
+ringfence_kernel::entry!(main);
+
+fn main(boot: ringfence_kernel::boot::Boot) -> ! {
+    support::keep(boot);
+    run_tests();
+    unreachable!("the harness leaves QEMU")
+}
+
+const READERS: usize = 64;
+const SECTORS: u64 = 32768;
+
+/// The drivers of all devices, as the system starts them, with a task for each disk.
+fn start() -> (Devices, Vec<&'static Disk>, Vec<Nic>, Vec<Task>) {
+    let (devices, Started { disks, nics }) = Devices::start(tables());
+    devices.log();
+    let all = disks.iter().map(|(disk, _)| *disk).collect();
+    let tasks = disks.into_iter().map(|(disk, calls)| Box::pin(disk.run(calls)) as Task).collect();
+    (devices, all, nics, tasks)
+}
+
+/// Reads something and checks it. Most reads are of one page, some are long.
+async fn read_some(disk: &Disk, random: &mut Random) -> Result<(), BlockError> {
+    let pages = if random.below(8) == 0 { 2 + random.below(MAX_READ as u64 / 4096 - 1) } else { 1 };
+    let sector = random.below(SECTORS - pages * 8);
+    let mut bufs: Vec<Vec<u8>> = (0..pages).map(|_| alloc::vec![0; 4096]).collect();
+    let mut slices: Vec<&mut [u8]> = bufs.iter_mut().map(Vec::as_mut_slice).collect();
+    disk.read(sector, &mut slices).await?;
+    for (page, buf) in (0..).zip(&bufs) {
+        assert!(*buf == numbered(sector + page * 8, 4096), "page {page} of {pages} from sector {sector}");
+    }
+    Ok(())
+}
+
+/// `READERS` tasks that read `reads` times each. `left` is how many are still at it, `failed` how many reads failed.
+fn read_as_tasks(
+    disk: &'static Disk,
+    reads: usize,
+    left: &Rc<Cell<usize>>,
+    failed: &Rc<Cell<usize>>,
+) -> Vec<Task> {
+    left.set(READERS);
+    let reader = |reader| {
+        let (left, failed) = (left.clone(), failed.clone());
+        Box::pin(async move {
+            let mut random = Random(reader as u64);
+            for _ in 0..reads {
+                if let Err(error) = read_some(disk, &mut random).await {
+                    assert_eq!(error, BlockError::Device);
+                    failed.set(failed.get() + 1);
+                }
+            }
+            left.set(left.get() - 1);
+        }) as Task
+    };
+    (0..READERS).map(reader).collect()
+}
+
+async fn all_done(left: &Cell<usize>, limit: Duration) {
+    let done = async {
+        while left.get() > 0 {
+            Timer::after_millis(5).await;
+        }
+    };
+    assert!(with_timeout(limit, done).await.is_ok(), "{} readers still wait", left.get());
+}
+
+fn many_readers_get_their_own_data() {
+    let (_devices, disks, _, mut tasks) = start();
+    let disk = disks[0];
+    let (left, failed) = (Rc::default(), Rc::default());
+    tasks.extend(read_as_tasks(disk, 100, &left, &failed));
+    run_with(tasks, async move {
+        all_done(&left, Duration::from_secs(20)).await;
+        assert_eq!(failed.get(), 0);
+        let counters = disk.counters();
+        // One more: the identification.
+        assert_eq!((counters.completions, counters.rejected), (READERS as u64 * 100 + 1, 0));
+        assert!(counters.kicks < counters.submitted, "requests share notifications: {counters:?}");
+        assert!(counters.interrupts > 0 && executor::halts() > 0);
+        assert_eq!(interrupts::unexpected(), 0);
+        assert_audit_clean();
+    })
+}
+
+/// Sixty-four tasks, more than there are buffers; each reads what it asked for.
+#[test_case]
+const MANY: On = On("blk-numbered", &many_readers_get_their_own_data);
+
+fn slow_disk_keeps_nobody_else_waiting() {
+    let (_devices, disks, _, mut tasks) = start();
+    let (left, failed) = (Rc::default(), Rc::default());
+    tasks.extend(read_as_tasks(disks[0], 2, &left, &failed));
+    run_with(tasks, async move {
+        let start = Instant::now();
+        while left.get() > 0 {
+            let before = Instant::now();
+            Timer::after_millis(10).await;
+            assert!(before.elapsed() < Duration::from_millis(250), "10 ms took {:?}", before.elapsed());
+        }
+        assert_eq!(failed.get(), 0);
+        let elapsed = start.elapsed();
+        assert!(elapsed > Duration::from_millis(500), "the disk was to be slow: {elapsed:?}");
+    })
+}
+
+/// While 64 tasks wait for the disk, timers are on time.
+#[test_case]
+const SLOW: On = On("blk-numbered=100", &slow_disk_keeps_nobody_else_waiting);
+
+fn errors_reach_every_reader() {
+    let (_devices, disks, _, mut tasks) = start();
+    let (left, failed) = (Rc::default(), Rc::default());
+    tasks.extend(read_as_tasks(disks[0], 20, &left, &failed));
+    run_with(tasks, async move {
+        all_done(&left, Duration::from_secs(10)).await;
+        assert_eq!(failed.get(), READERS * 20);
+        assert!(!disks[0].is_gone());
+    })
+}
+
+/// A disk that fails every read: each reader learns of it, also those that wait for a buffer.
+#[test_case]
+const ERRORS: On = On("blk-eio", &errors_reach_every_reader);
+
+fn dropped_reads_free_their_buffers() {
+    let (_devices, disks, _, mut tasks) = start();
+    let disk = disks[0];
+    let (left, failed) = (Rc::default(), Rc::default());
+    let readers = read_as_tasks(disk, 2, &left, &failed);
+    // They start when their turn has come.
+    let open = Rc::new(Cell::new(false));
+    for reader in readers {
+        let open = open.clone();
+        tasks.push(Box::pin(async move {
+            while !open.get() {
+                Timer::after_millis(10).await;
+            }
+            reader.await;
+        }));
+    }
+    run_with(tasks, async move {
+        for round in 0..5 {
+            let mut reads: Vec<Pin<Box<_>>> = (0..100)
+                .map(|reader| {
+                    Box::pin(async move { read_some(disk, &mut Random(reader + 100 * round)).await })
+                })
+                .collect();
+            // Some wait for a buffer, some for the device, some are done and do not know it yet.
+            for read in &mut reads {
+                poll_fn(|context| Poll::Ready(read.as_mut().poll(context).is_ready())).await;
+            }
+            Timer::after_millis(40).await;
+            // In another order than they came.
+            while !reads.is_empty() {
+                drop(reads.swap_remove(reads.len() / 3));
+            }
+        }
+        open.set(true);
+        all_done(&left, Duration::from_secs(15)).await;
+        assert_eq!(failed.get(), 0);
+        assert_audit_clean();
+    })
+}
+
+/// Readers that go away at any moment leave the disk to the others.
+#[test_case]
+const DROPPED: On = On("blk-numbered=200", &dropped_reads_free_their_buffers);
+
+fn sixteen_disks_work_side_by_side() {
+    let (_devices, disks, _, mut tasks) = start();
+    assert_eq!(disks.len(), 16);
+    assert_audit_clean();
+    let left = Rc::new(Cell::new(16));
+    for (number, disk) in disks.iter().copied().enumerate() {
+        assert_eq!(disk.name(), Some(alloc::format!("disk{number}").as_bytes()));
+        let left = left.clone();
+        tasks.push(Box::pin(async move {
+            let mut random = Random(number as u64);
+            for _ in 0..50 {
+                read_some(disk, &mut random).await.expect("the disk is in order");
+            }
+            left.set(left.get() - 1);
+        }));
+    }
+    run_with(tasks, async move {
+        all_done(&left, Duration::from_secs(20)).await;
+        for disk in disks {
+            let counters = disk.counters();
+            assert!(counters.interrupts > 0 && counters.interrupts <= counters.completions, "{counters:?}");
+        }
+        assert_eq!(interrupts::unexpected(), 0);
+        assert_audit_clean();
+    })
+}
+
+/// In the least memory that the kernel is made for.
+#[test_case]
+const SIXTEEN: On = On("disks=16,mem=24", &sixteen_disks_work_side_by_side);
+
+fn sixteen_disks_share_their_lines() {
+    sixteen_disks_work_side_by_side()
+}
+/// Each line serves four of them, and each counts only its own interrupts.
+#[test_case]
+const SIXTEEN_LINES: On = On("disks=16,intx", &sixteen_disks_share_their_lines);
+
+fn forty_disks_are_too_many() {
+    let (devices, disks, _, mut tasks) = start();
+    assert_eq!(disks.len(), 32);
+    let drivers = (0..).map_while(|index| devices.info(index)).filter(|info| info.id == "1af4:1001");
+    let drivers: Vec<bool> = drivers.map(|info| info.driver.is_some()).collect();
+    assert_eq!(drivers.iter().map(|has| usize::from(*has)).sum::<usize>(), 32);
+    assert!(drivers.len() > 32);
+    let left = Rc::new(Cell::new(1));
+    let done = left.clone();
+    tasks.push(Box::pin(async move {
+        for disk in disks {
+            read_some(disk, &mut Random(1)).await.expect("the disk is in order");
+        }
+        done.set(0);
+    }));
+    run_with(tasks, async move { all_done(&left, Duration::from_secs(20)).await })
+}
+
+/// Not more are started than there is room for; the others are listed.
+#[test_case]
+const FORTY: On = On("disks=40", &forty_disks_are_too_many);
+
+/// The stack gets an address through every card.
+fn cards_get_addresses() {
+    let (_devices, _, nics, mut tasks) = start();
+    let count = nics.len();
+    let left = Rc::new(Cell::new(count));
+    let seen: Vec<_> = nics.iter().map(Nic::shared).collect();
+    for nic in nics {
+        let pool = PoolConfig::for_memory(80, 64 << 20);
+        let config = Config { addressing: Addressing::Dhcp, seed: 1, pool };
+        let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
+        tasks.push(Box::pin(async { stack.run().await }));
+        let left = left.clone();
+        tasks.push(Box::pin(async move {
+            assert_eq!(stack.wait_address().await.address().octets(), [10, 0, 2, 15]);
+            left.set(left.get() - 1);
+        }));
+    }
+    run_with(tasks, async move {
+        all_done(&left, Duration::from_secs(15)).await;
+        for shared in &seen {
+            let [receive, transmit] = shared.counters.get();
+            assert!(shared.link_up.get() && !shared.gone.get());
+            assert!(receive.completions >= 2 && receive.interrupts >= 1, "{receive:?}");
+            assert!(receive.interrupts <= receive.completions, "{receive:?}");
+            assert!(transmit.submitted >= 2 && transmit.interrupts == 0, "{transmit:?}");
+            assert!(transmit.kicks <= transmit.submitted, "{transmit:?}");
+            assert_eq!((receive.rejected, transmit.rejected), (0, 0));
+        }
+        // Nothing happens on the cable now, and nobody acts as if.
+        let halts = executor::halts();
+        Timer::after_millis(300).await;
+        let halts = executor::halts() - halts;
+        assert!(halts < 100, "{halts} wake-ups with nothing to do");
+        assert_eq!(interrupts::unexpected(), 0);
+        assert_audit_clean();
+    })
+}
+
+fn card_gets_an_address() {
+    cards_get_addresses()
+}
+/// By MSI-X.
+#[test_case]
+const CARD: On = On("net", &card_gets_an_address);
+
+fn card_gets_an_address_by_line() {
+    cards_get_addresses()
+}
+/// By the interrupt line.
+#[test_case]
+const CARD_LINE: On = On("net,intx", &card_gets_an_address_by_line);
+
+fn two_cards_get_addresses() {
+    cards_get_addresses()
+}
+/// Two cards, two networks.
+#[test_case]
+const TWO_CARDS: On = On("net,net-2,mem=24", &two_cards_get_addresses);
