@@ -161,11 +161,12 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
                 "",
                 "disable-modern=on,disable-legacy=off",
             ),
-            // So many numbered disks, eight to a PCI device, which is to an interrupt line.
+            // So many numbered disks, read-only, eight to a PCI device, which is to an interrupt line.
             ("disks", count) => {
+                let file = scratch.numbered()?;
                 for number in 0..count.parse()? {
                     let place = format!("multifunction=on,addr={:x}.{}", 8 + number / 8, number % 8);
-                    add_disk(&mut machine, &format!("disk{number}"), &scratch.numbered()?, "", &place);
+                    add_disk(&mut machine, &format!("disk{number}"), &file, ",read-only=on", &place);
                 }
             }
             // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with blocks of

@@ -3,7 +3,7 @@
 
 use crate::allocations::peak_of;
 use crate::disks::MemDisk;
-use crate::support::{make_image, sample_folder};
+use crate::support::{make_image, sample_folder, with_hash_trees};
 use futures::executor::block_on;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -181,7 +181,7 @@ fn damaged_images() {
     ]
     .into_iter()
     .map(|options| {
-        let image = make_image(folder.path(), &[options, &["-N", "400"]].concat(), 2048);
+        let image = with_hash_trees(&make_image(folder.path(), &[options, &["-N", "400"]].concat(), 2048));
         let metadata = metadata_bytes(&image);
         (Rc::new(image), metadata)
     })

@@ -2,25 +2,30 @@
 
 use crate::disks::MemDisk;
 use crate::support::{
-    CACHE, change_image, compare, e2fsprogs, make_image, names, read_all, run, sample_folder, write,
+    CACHE, change_image, compare, e2fsprogs, make_image, names, read_all, run, sample_folder,
+    with_hash_trees, write,
 };
 use crate::{allocations::peak_of, support::noise};
 use futures::executor::block_on;
 use ringfence_services::fs::{FileSystem, FsError, Kind};
-use std::fs;
+use std::{fs, iter};
 use tempfile::TempDir;
 
 fn check(options: &[&str], kib: usize, many: usize) {
     let folder = sample_folder(many, 100);
     run(std::process::Command::new("mkfifo").arg(folder.path().join("pipe")));
     let image = make_image(folder.path(), options, kib);
-    let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
-    assert_eq!(fs.label(), b"ringfence test");
-    assert_eq!(fs.uuid(), 0x0123_4567_89ab_cdef_0123_4567_89ab_cdefu128.to_be_bytes());
-    assert!(fs.size_bytes() <= kib as u64 * 1024 && fs.size_bytes() > kib as u64 * 1000);
-    compare(&fs, folder.path(), "/", !options.iter().any(|option| option.contains("^filetype")));
-    links(&fs);
-    assert!(fs.cache_stats().pages <= (CACHE / 4096) as u64);
+    let with_trees =
+        options.iter().any(|option| option.starts_with("dir_index")).then(|| with_hash_trees(&image));
+    for image in iter::once(image).chain(with_trees) {
+        let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+        assert_eq!(fs.label(), b"ringfence test");
+        assert_eq!(fs.uuid(), 0x0123_4567_89ab_cdef_0123_4567_89ab_cdefu128.to_be_bytes());
+        assert!(fs.size_bytes() <= kib as u64 * 1024 && fs.size_bytes() > kib as u64 * 1000);
+        compare(&fs, folder.path(), "/", !options.iter().any(|option| option.contains("^filetype")));
+        links(&fs);
+        assert!(fs.cache_stats().pages <= (CACHE / 4096) as u64);
+    }
 }
 
 fn links(fs: &FileSystem<MemDisk>) {
@@ -81,6 +86,9 @@ images! {
     checksum_seed: ["-b", "1024", "-O", "metadata_csum_seed"], 16 << 10, 300;
     inline_data: ["-b", "1024", "-O", "inline_data"], 16 << 10, 300;
     inline_data_4k: ["-b", "4096", "-I", "1024", "-O", "inline_data,^metadata_csum"], 16 << 10, 300;
+    hash_trees: ["-b", "1024", "-N", "6000", "-O", "dir_index"], 24 << 10, 5000;
+    hash_trees_4k: ["-b", "4096", "-N", "3000", "-O", "dir_index"], 24 << 10, 2000;
+    hash_trees_64k: ["-b", "65536", "-N", "6000", "-O", "dir_index,inline_data"], 64 << 10, 5000;
     no_hash_trees: ["-b", "1024", "-O", "^dir_index"], 16 << 10, 300;
     no_file_types: ["-b", "1024", "-O", "^filetype"], 16 << 10, 300;
     no_flex_groups: ["-b", "1024", "-g", "1024", "-O", "^flex_bg"], 16 << 10, 300;
@@ -261,51 +269,60 @@ fn descriptors_of_all_groups() {
 /// Each kind of metadata is covered by a check: one wrong byte in it is noticed, wherever it is.
 #[test]
 fn checksums_are_checked() {
-    let folder = sample_folder(2000, 100);
-    let image = make_image(folder.path(), &["-b", "1024"], 16 << 10);
-    let dir = TempDir::new().unwrap();
-    let path = dir.path().join("image");
-    fs::write(&path, &image).unwrap();
-    let ask =
-        |what: &str| String::from_utf8(run(e2fsprogs("debugfs").args(["-R", what]).arg(&path))).unwrap();
-    let block_of = |what: &str| ask(what).trim().parse::<usize>().unwrap();
-    let fs = block_on(FileSystem::open(MemDisk::new(image.clone()), CACHE)).unwrap();
-    let many = block_on(fs.lookup(b"many")).unwrap();
-    assert_eq!(names(&fs, &many).unwrap().len(), 2000);
-    let imap = ask("imap sparse");
-    let (block, offset) = imap.split_once("located at block ").unwrap().1.split_once(", offset ").unwrap();
-    let inode_at = block.parse::<usize>().unwrap() * 1024
-        + usize::from_str_radix(offset.trim().trim_start_matches("0x"), 16).unwrap();
-    let extents = ask("extents sparse");
-    // "1/ 2   1/  1     0 - …   block": the index entry names the block of the leaf.
-    let leaf: usize = {
-        let line = extents.lines().find(|line| line.trim_start().starts_with("0/")).unwrap();
-        line.split_once(" - ").unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap()
+    let folder = sample_folder(5000, 100);
+    let image = with_hash_trees(&make_image(folder.path(), &["-b", "1024", "-N", "6000"], 24 << 10));
+    let places = places_of_metadata(&image);
+    let check = |image| {
+        let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE))?;
+        let many = block_on(fs.lookup(b"many"))?;
+        assert_eq!(names(&fs, &many)?.len(), 5000);
+        let node = block_on(fs.lookup(b"sparse"))?;
+        assert_eq!(node.kind(), Kind::File);
+        read_all(&fs, &node, 4096).map(|_| ())
     };
-    let index_root = block_of("bmap many 0") * 1024;
-    let folder_leaf = block_of("bmap many 1") * 1024;
-    let places = [
-        ("group descriptor", 2 * 1024 + 9, "lookup"),
-        ("inode mode", inode_at + 1, "read"),
-        ("inode time", inode_at + 0x88, "read"),
-        ("inode tail", inode_at + 0xf0, "read"),
-        ("extent leaf", leaf * 1024 + 12 + 6, "read"),
-        ("hash tree root", index_root + 0x24, "list"),
-        ("folder block", folder_leaf + 9, "list"),
-    ];
-    for (name, at, _) in places {
+    assert_eq!(check(image.clone()), Ok(()));
+    for (place, at, what) in places {
         let mut damaged = image.clone();
         damaged[at] ^= 0x10;
-        let result = block_on(FileSystem::open(MemDisk::new(damaged), CACHE)).and_then(|fs| {
-            let many = block_on(fs.lookup(b"many"))?;
-            names(&fs, &many)?;
-            let node = block_on(fs.lookup(b"sparse"))?;
-            assert_eq!(node.kind(), Kind::File);
-            read_all(&fs, &node, 4096).map(|_| ())
-        });
-        assert!(
-            matches!(result, Err(FsError::Corrupt(why)) if why.contains("checksum")),
-            "a wrong byte in the {name}: {result:?}"
-        );
+        let expected = Err(FsError::Corrupt(what));
+        assert_eq!(check(damaged), expected, "after a wrong byte in the {place}");
     }
+}
+
+/// A byte in each kind of metadata, and what damage there is called.
+fn places_of_metadata(image: &[u8]) -> Vec<(&'static str, usize, &'static str)> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, image).unwrap();
+    let ask =
+        |what: &str| String::from_utf8(run(e2fsprogs("debugfs").args(["-R", what]).arg(&path))).unwrap();
+    let imap = ask("imap sparse");
+    let (block, offset) = imap.split_once("located at block ").unwrap().1.split_once(", offset ").unwrap();
+    let inode = block.parse::<usize>().unwrap() * 1024
+        + usize::from_str_radix(offset.trim().trim_start_matches("0x"), 16).unwrap();
+    // " 0/ 1   1/  2     0 - 150   1234   151": an entry of the root names the block of a leaf.
+    let extents = ask("extents sparse");
+    let line = extents.lines().find(|line| line.trim_start().starts_with("0/")).unwrap();
+    let leaf: usize = line.split_once(" - ").unwrap().1.split_whitespace().nth(1).unwrap().parse().unwrap();
+    // The blocks of a folder with a tree of two levels. The first is one of its extent tree.
+    // A node of the hash tree looks like one empty entry that fills the block.
+    let all = ask("blocks many");
+    let mut blocks = all.split_whitespace().skip(1).map(|block| block.parse::<usize>().unwrap() * 1024);
+    let root = blocks.next().unwrap();
+    let (nodes, entries): (Vec<usize>, Vec<usize>) =
+        blocks.partition(|at| image[*at..*at + 6] == [0, 0, 0, 0, 0, 4]);
+    const FOLDER: &str = "a folder fails its checksum";
+    const INODE: &str = "an inode fails its checksum";
+    vec![
+        ("super block", 1024 + 0x7a, "the super block fails its checksum"),
+        ("group descriptor", 2 * 1024 + 9, "a group descriptor fails its checksum"),
+        ("inode's mode", inode, INODE),
+        ("inode's time", inode + 0x88, INODE),
+        ("inode's attributes", inode + 0xf0, INODE),
+        ("extent tree", leaf * 1024 + 12 + 6, "an extent tree node fails its checksum"),
+        ("root of the hash tree", root + 0x2c, FOLDER),
+        ("node of the hash tree", nodes[0] + 0x14, FOLDER),
+        ("names of a folder", entries[0] + 9, FOLDER),
+        ("checksum of a folder", entries[0] + 1023, FOLDER),
+    ]
 }

@@ -64,6 +64,17 @@ pub fn change_image(image: &[u8], commands: &[&str]) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
+/// Gives all folders hash trees, which mkfs.ext4 does not.
+pub fn with_hash_trees(image: &[u8]) -> Vec<u8> {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, image).unwrap();
+    let status = e2fsprogs("e2fsck").args(["-fyD"]).arg(&path).output().unwrap().status;
+    // 1 says that something was changed.
+    assert!(matches!(status.code(), Some(0 | 1)), "e2fsck: {status}");
+    fs::read(path).unwrap()
+}
+
 pub fn write(folder: &Path, name: impl AsRef<Path>, bytes: &[u8]) {
     let path = folder.join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -2,17 +2,14 @@
 
 use std::fs::{copy, read, write};
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::served::{self, files, files_disk};
 use super::{Kernel, Run, Server, machine};
-use crate::guest::Guest;
 use crate::image::Image;
-use crate::qemu::{self, Machine};
+use crate::qemu::Machine;
 use crate::test::client::{compare, start_download};
 use crate::work_folder;
 
@@ -25,9 +22,6 @@ pub const TESTS: &[(&str, Run)] = &[
     ("disks::sixteen", sixteen),
     ("disks::read_errors", read_errors),
 ];
-
-/// Those that measure time.
-pub const MEASURED: &[(&str, Run)] = &[("disks::ping_and_metrics_at_1_iops", ping_and_metrics_at_1_iops)];
 
 /// Where there is no file system, files are an error and the rest works.
 fn serves_only_itself(server: Server) -> Result<()> {
@@ -143,82 +137,6 @@ fn read_errors(kernel: &Kernel) -> Result<()> {
     ensure!(failed <= 1, "one bad sector made {failed} files unreadable");
     server.get("/metrics", &[])?.expect(200)?;
     server.finish()
-}
-
-/// With the disk at one request per second and files being asked for, `ping` and `/metrics` take under 0.5 s.
-///
-/// QEMU runs in a network namespace of its own, on one hub with its DHCP server and a tap device that the namespace's
-/// Linux answers for.
-fn ping_and_metrics_at_1_iops(kernel: &Kernel) -> Result<()> {
-    let mut machine = machine(&kernel.pvh);
-    machine.extra.extend(["-blockdev".into(), slow_node()?.to_string().into()]);
-    machine.add(
-        "-object throttle-group,id=slow,x-iops-total=1 -device virtio-blk-pci,drive=disk0 \
-         -netdev user,id=dhcp -netdev hubport,id=a,hubid=0,netdev=dhcp \
-         -netdev tap,id=tap,ifname=ringfence,script=no,downscript=no -netdev hubport,id=b,hubid=0,netdev=tap \
-         -netdev hubport,id=c,hubid=0 -device virtio-net-pci,netdev=c,romfile=",
-    );
-    // The object must come before the node that refers to it.
-    let url = "http://10.0.2.15/";
-    machine.options.push(("url".into(), url.into()));
-    let script = "ip link set lo up && ip tuntap add ringfence mode tap && ip addr add 10.0.2.100/24 dev ringfence \
-                  && ip link set ringfence up && exec \"$@\"";
-    let namespace: &[&str] = if rustix::process::geteuid().is_root() { &["-n"] } else { &["-rn"] };
-    let mut arguments: Vec<_> =
-        namespace.iter().chain(&["sh", "-c", script, "sh", "qemu-system-x86_64"]).map(Into::into).collect();
-    arguments.extend(machine.arguments());
-    let mut guest = Guest::start(qemu::tethered("unshare", arguments)?)?;
-    guest
-        .wait_until(Duration::from_secs(60), |log| log.contains(url))
-        .context("the guest does not come up")?;
-    let inside = |program: &str| {
-        let mut command = Command::new("nsenter");
-        command.args([
-            "-t",
-            &guest.id().to_string(),
-            "-n",
-            if namespace == ["-n"] { "--" } else { "-U" },
-            program,
-        ]);
-        command
-    };
-    let mut readers: Vec<_> = ["1m.bin", "16m.bin", "many/", "folder/"]
-        .iter()
-        .map(|path| {
-            inside("curl").args(["-sS", "-m", "60", "-o", "/dev/null", &format!("{url}{path}")]).spawn()
-        })
-        .collect::<Result<_, _>>()?;
-    let result = (|| {
-        for round in 0..10 {
-            let ping = inside("ping").args(["-n", "-c", "1", "-W", "1", "10.0.2.15"]).output()?;
-            let said = String::from_utf8_lossy(&ping.stdout).into_owned();
-            let time =
-                said.split("time=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
-            ensure!(time.is_some_and(|ms| ms < 500.0), "ping, round {round}: {said}");
-            let start = Instant::now();
-            let metrics = inside("curl").args(["-sS", "-f", "-m", "5", &format!("{url}metrics")]).output()?;
-            let took = start.elapsed();
-            ensure!(
-                metrics.status.success() && took < Duration::from_millis(500),
-                "/metrics, round {round}: {took:?}"
-            );
-        }
-        Ok(())
-    })();
-    for reader in &mut readers {
-        reader.kill()?;
-        reader.wait()?;
-    }
-    let log = guest.kill();
-    ensure!(!log.to_lowercase().contains("panic"), "the guest panicked:\n{log}");
-    result
-}
-
-fn slow_node() -> Result<serde_json::Value> {
-    Ok(json!({
-        "driver": "throttle", "node-name": "disk0", "throttle-group": "slow", "read-only": true,
-        "file": { "driver": "raw", "read-only": true, "file": { "driver": "file", "filename": files()?, "read-only": true } },
-    }))
 }
 
 fn scratch(name: &str) -> Result<PathBuf> {

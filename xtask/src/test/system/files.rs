@@ -89,7 +89,7 @@ fn idle_connections(kernel: &Kernel) -> Result<()> {
     let server = Server::with_disk(kernel, files_disk()?)?;
     let idle: Vec<_> = (0..90).filter_map(|_| connect(server.port, Duration::from_secs(1)).ok()).collect();
     ensure!(idle.len() >= 64, "only {} connections at once", idle.len());
-    download(&server, "/4097.bin", 4, 4097, 40)?;
+    download(&server, "/4097.bin", 4, 4097, 10)?;
     drop(idle);
     download(&server, "/4097.bin", 4, 4097, 20)?;
     server.finish()

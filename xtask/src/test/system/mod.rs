@@ -7,6 +7,7 @@ mod files;
 mod http;
 mod machines;
 mod served;
+mod slow_disk;
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
     let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured = [command_line::TESTS, disks::MEASURED].concat();
+    let measured = [command_line::TESTS, slow_disk::TESTS].concat();
     tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
     tests
 }
