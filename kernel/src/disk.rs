@@ -21,10 +21,12 @@ use crate::irq::DeviceInterrupts;
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
 const SMALL_COUNT: usize = 32;
-/// A request is given up when the disk has finished nothing at all for this long.
-const STALL: Duration = Duration::from_secs(30);
-/// And, whatever else the disk does, after this many times [`STALL`].
-const MAX_STALLS: usize = 20;
+/// A reader that has waited this long has the device's health checked.
+const OVERDUE: Duration = Duration::from_secs(5);
+/// It gives up when the disk has finished nothing at all for so many times [`OVERDUE`] in a row.
+const MAX_QUIET: usize = 6;
+/// And, whatever else the disk does, after this many.
+const MAX_OVERDUE: usize = 120;
 /// How long the disk may take to tell its name while the kernel boots.
 const IDENTIFY_LIMIT: core::time::Duration = core::time::Duration::from_secs(2);
 
@@ -47,6 +49,8 @@ struct State {
     keys: Vec<usize>,
     /// Tasks that wait for a buffer or for room in the ring.
     waiting: Vec<Waker>,
+    /// Whether some reader has waited for long.
+    overdue: bool,
     /// The task that runs [`Disk::run`].
     runner: Option<Waker>,
 }
@@ -96,6 +100,7 @@ impl Disk {
                 flights: Slab::new(),
                 keys,
                 waiting: Vec::new(),
+                overdue: false,
                 runner: None,
             }),
         })
@@ -170,19 +175,21 @@ impl Disk {
     /// Ready only when the device has to be given up.
     fn poll_device(&self, interrupts: &mut DeviceInterrupts, context: &mut Context<'_>) -> Poll<Error> {
         let mut state = self.state.borrow_mut();
-        let State { block: Some(block), flights, keys, waiting, runner } = &mut *state else {
+        let State { block: Some(block), flights, keys, waiting, overdue, runner } = &mut *state else {
             return Poll::Ready(Error::Gone);
         };
         *runner = Some(context.waker().clone());
         loop {
             block.disable_interrupts();
             // The waker comes first: what is done once interrupts are on again wakes this task.
+            let mut changed = core::mem::take(overdue);
             while let Poll::Ready(status) = interrupts.poll(context) {
-                if status.config {
-                    match block.config_changed() {
-                        Ok(_) => self.geometry.set(block.geometry()),
-                        Err(error) => return Poll::Ready(error),
-                    }
+                changed |= status.config;
+            }
+            if changed {
+                match block.config_changed() {
+                    Ok(_) => self.geometry.set(block.geometry()),
+                    Err(error) => return Poll::Ready(error),
                 }
             }
             let [count] = interrupts.counts();
@@ -252,13 +259,19 @@ impl Disk {
             let buffer = self.take_buffer(len).await?;
             self.submit(sector, buffer, len).await?.fetch().await
         });
-        for _ in 0..MAX_STALLS {
+        let mut quiet = 0;
+        for _ in 0..MAX_OVERDUE {
             let before = self.counters().completions;
-            match with_timeout(STALL, read.as_mut()).await {
-                Ok(result) => return result,
-                Err(_) if self.counters().completions != before => {}
-                Err(_) => break,
+            if let Ok(result) = with_timeout(OVERDUE, read.as_mut()).await {
+                return result;
             }
+            quiet = if self.counters().completions == before { quiet + 1 } else { 0 };
+            if quiet == MAX_QUIET {
+                break;
+            }
+            let mut state = self.state.borrow_mut();
+            state.overdue = true;
+            wake(&mut state.runner);
         }
         Err(BlockError::Device)
     }

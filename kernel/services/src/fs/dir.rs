@@ -186,3 +186,28 @@ fn index_checksum_matches(seed: u32, bytes: &[u8]) -> Option<bool> {
     let (sum, _) = U32::read_from_prefix(sum).ok()?;
     Some(crc32c(seed, &[covered, reserved, &[0; 4]]) == sum.get())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(bytes: Vec<u8>) -> Result<usize, FsError> {
+        DirBlock { bytes, has_file_type: true }.entries().try_fold(0, |count, entry| entry.map(|_| count + 1))
+    }
+
+    /// No tool makes folders with an empty block of 64 KiB on demand.
+    #[test]
+    fn an_empty_block_of_64_kib() {
+        for (len, expected) in [(0u16, Ok(0)), (0xffff, Ok(0)), (12, Err(())), (0xfffe, Err(()))] {
+            let mut bytes = alloc::vec![0; 0x1_0000];
+            bytes[4..6].copy_from_slice(&len.to_le_bytes());
+            assert_eq!(names(bytes).map_err(|_| ()), expected, "{len}");
+        }
+        // In smaller blocks these lengths mean what they say.
+        for len in [0u16, 0xffff, 1028, 7] {
+            let mut bytes = alloc::vec![0; 1024];
+            bytes[4..6].copy_from_slice(&len.to_le_bytes());
+            assert!(names(bytes).is_err(), "{len}");
+        }
+    }
+}
