@@ -94,7 +94,7 @@ const ALIASES_IN_64_MIB: On = On("mem=64", &pages_do_not_alias);
 /// All memory of a large guest in one mapping, from below to above 4 GiB: samples hold what was written there. (Each one
 /// that is written takes 2 MiB of the host.)
 fn large_mappings_do_not_alias() {
-    const STRIDE: usize = (32 * MIB + PAGE) as usize / 8;
+    const STRIDE: usize = 32 * MIB as usize / 8;
     let before = counts();
     let mut all = space().allocate(count(Owner::Free), Protection::ReadWrite).expect("all of it");
     assert_eq!((count(Owner::Free), all.size_in_pages()), (0, before[Owner::Free as usize]));

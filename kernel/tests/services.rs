@@ -18,16 +18,20 @@ use core::pin::Pin;
 use core::task::Poll;
 
 use embassy_time::{Duration, Instant, Timer, with_timeout};
+use ringfence_drivers::net::Phy;
 use ringfence_drivers::probe::Driver;
 use ringfence_kernel::devices::{Devices, Started};
 use ringfence_kernel::disk::Disk;
+use ringfence_kernel::irq::DeviceInterrupts;
 use ringfence_kernel::nic::Nic;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
 
-use support::{Random, Task, assert_audit_clean, functions_for, numbered, run_with, tables};
+use support::{
+    Random, Task, assert_audit_clean, functions_for, numbered, run_with, start_card, start_disk, tables,
+};
 
 ringfence_kernel::entry!(main);
 
@@ -302,9 +306,8 @@ fn one_disk_too_many() {
 #[test_case]
 const TOO_MANY: On = On("disks=33", &one_disk_too_many);
 
-/// The stack gets an address through every card.
-fn cards_get_addresses() {
-    let (_devices, _, nics, mut tasks) = start();
+/// The stack gets an address through every card. `quiet`: nothing wakes the processor when nothing happens.
+fn cards_get_addresses(nics: Vec<Nic>, mut tasks: Vec<Task>, quiet: bool) -> ! {
     let count = nics.len();
     let left = Rc::new(Cell::new(count));
     let seen: Vec<_> = nics.iter().map(Nic::shared).collect();
@@ -333,29 +336,63 @@ fn cards_get_addresses() {
         let halts = executor::halts();
         Timer::after_millis(300).await;
         let halts = executor::halts() - halts;
-        assert!(halts < 100, "{halts} wake-ups with nothing to do");
+        assert!(halts < 100 || !quiet, "{halts} wake-ups with nothing to do");
         assert_eq!(interrupts::unexpected(), 0);
         assert_audit_clean();
     })
 }
 
 fn card_gets_an_address() {
-    cards_get_addresses()
+    let (_devices, _, nics, tasks) = start();
+    cards_get_addresses(nics, tasks, true)
 }
 /// By MSI-X.
 #[test_case]
 const CARD: On = On("net", &card_gets_an_address);
 
 fn card_gets_an_address_by_line() {
-    cards_get_addresses()
+    let (_devices, _, nics, tasks) = start();
+    cards_get_addresses(nics, tasks, true)
 }
 /// By the interrupt line.
 #[test_case]
 const CARD_LINE: On = On("net,intx", &card_gets_an_address_by_line);
 
 fn two_cards_get_addresses() {
-    cards_get_addresses()
+    let (_devices, _, nics, tasks) = start();
+    cards_get_addresses(nics, tasks, true)
 }
 /// Two cards, two networks.
 #[test_case]
 const TWO_CARDS: On = On("net,net-2,mem=24", &two_cards_get_addresses);
+
+fn polled() -> DeviceInterrupts {
+    DeviceInterrupts::Polled(Timer::after_millis(1))
+}
+
+fn polled_disk_serves() {
+    let address = functions_for(Driver::Block)[0].address();
+    let (block, _calls, windows) = start_disk(256);
+    let disk = Disk::new(block, windows, address, None).expect("there is memory");
+    let disk: &'static Disk = Box::leak(Box::new(disk));
+    let (left, failed) = (Rc::default(), Rc::default());
+    let mut tasks = read_as_tasks(disk, 10, &left, &failed);
+    tasks.push(Box::pin(disk.run(polled())));
+    run_with(tasks, async move {
+        all_done(&left, Duration::from_secs(20)).await;
+        assert_eq!((failed.get(), disk.counters().interrupts), (0, 0));
+    })
+}
+
+/// Where there is no interrupt to be had, a timer serves.
+#[test_case]
+const POLLED_DISK: On = On("blk-numbered", &polled_disk_serves);
+
+fn polled_card_serves() {
+    let (card, _calls, _windows) = start_card(&functions_for(Driver::Net)[0]);
+    cards_get_addresses(alloc::vec![Nic::new(Phy::new(card), polled())], Vec::new(), false)
+}
+
+/// The same for the network.
+#[test_case]
+const POLLED_CARD: On = On("net", &polled_card_serves);

@@ -142,7 +142,9 @@ fn rustup_sysroots() -> Vec<PathBuf> {
     let mut sysroots: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     sysroots.sort_by_key(|sysroot| {
         let name = sysroot.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        (!name.starts_with(NIGHTLY), !name.starts_with("nightly-x86"), !name.starts_with("nightly"), name)
+        let nightly = name.strip_prefix("nightly-");
+        let dated = nightly.is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()));
+        (!name.starts_with(NIGHTLY), nightly.is_none(), dated, std::cmp::Reverse(name))
     });
     sysroots
 }
@@ -155,20 +157,21 @@ fn usable(programs: &Path, sysroot: &Path) -> Option<Toolchain> {
     }
     let version = output(Command::new(&rustc).arg("--version"))?;
     let minor: u32 = version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()?;
-    let own_linker = sysroot.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld").is_file();
+    let own_linker = rust_lld(sysroot).is_some();
     let linker_folder = if own_linker { None } else { lld().and_then(|lld| linker_folder(&lld)) };
     (minor >= OLDEST_MINOR).then_some(Toolchain { cargo, rustc, linker_folder })
 }
 
+/// The LLD that comes with a rustup toolchain.
+fn rust_lld(sysroot: &Path) -> Option<PathBuf> {
+    let targets = std::fs::read_dir(sysroot.join("lib/rustlib")).ok()?.flatten();
+    targets.map(|target| target.path().join("bin/rust-lld")).find(|file| file.is_file())
+}
+
 /// An LLD: the one of any rustup toolchain, or the system's.
 fn lld() -> Option<PathBuf> {
-    let ours = rustup_sysroots()
-        .into_iter()
-        .map(|root| root.join("lib/rustlib/x86_64-unknown-linux-gnu/bin/rust-lld"));
-    ours.chain(program("rust-lld"))
-        .find(|file| file.is_file())
-        .or_else(|| program("lld"))
-        .or_else(|| program("ld.lld"))
+    let ours = rustup_sysroots().iter().find_map(|sysroot| rust_lld(sysroot));
+    ours.or_else(|| ["rust-lld", "lld", "ld.lld"].into_iter().find_map(program))
 }
 
 /// A folder where `lld` goes by the name that rustc looks for.

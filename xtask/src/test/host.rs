@@ -1,6 +1,6 @@
 //! `check::` and `host::` tests: what cargo can tell without the guest.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -72,19 +72,29 @@ pub fn list(report: &Report) -> Vec<Case> {
 
 /// Runs `cases`. One that cargo says nothing about has failed.
 pub fn run(report: &Report, cases: &[Case]) {
+    let (docs, others): (Vec<&Case>, Vec<_>) =
+        cases.iter().partition(|case| case.program.starts_with("doc "));
+    let names = others.iter().map(|case| case.test.as_str());
+    let line: Vec<&str> =
+        ["test", "--no-fail-fast", "--all-targets", "--", "--exact"].into_iter().chain(names).collect();
+    run_cases(report, &others, &line);
+    // All of them, as rustdoc cannot be told a name with a space in it.
+    run_cases(report, &docs, &["test", "--no-fail-fast", "--doc"]);
+}
+
+/// Runs cargo with `arguments` and reports those of its tests that are in `cases`.
+fn run_cases(report: &Report, cases: &[&Case], arguments: &[&str]) {
     if cases.is_empty() {
         return;
     }
-    let mut waiting: HashMap<String, &Case> = cases.iter().map(|case| (case.name(), case)).collect();
-    let names = cases.iter().map(|case| case.test.as_str());
-    let arguments: Vec<&str> = ["test", "--no-fail-fast", "--", "--exact"].into_iter().chain(names).collect();
+    let mut waiting: HashSet<String> = cases.iter().map(|case| case.name()).collect();
     let (mut program, mut last) = (String::new(), Instant::now());
-    let outcome = run_cargo(&arguments, |line| {
+    let outcome = run_cargo(arguments, |line| {
         if let Some(started) = started_program(line) {
             program = started;
         } else if let Some((test, result)) = finished_test(line)
             && let name = format!("host::{program}::{test}")
-            && waiting.remove(&name).is_some()
+            && waiting.remove(&name)
         {
             match result {
                 Outcome::Ignored => report.skip(&name, "marked #[ignore]"),
@@ -95,7 +105,7 @@ pub fn run(report: &Report, cases: &[Case]) {
             last = Instant::now();
         }
     });
-    let mut unfinished: Vec<String> = waiting.into_keys().collect();
+    let mut unfinished: Vec<String> = waiting.into_iter().collect();
     unfinished.sort();
     for name in unfinished {
         report.add(&name, Duration::ZERO, Err(anyhow!("it did not finish, see below")));

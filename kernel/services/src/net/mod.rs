@@ -252,7 +252,10 @@ impl<N: Nic> Inner<N> {
                 self.waiting.drain(..).for_each(Waker::wake);
             }
             Some(dhcpv4::Event::Deconfigured) => {
-                warn!("network: the DHCP lease is gone");
+                // The client also says so when it begins, without ever having had one.
+                if self.address().is_some() {
+                    warn!("network: the DHCP lease is gone");
+                }
                 set_address(&mut self.iface, None);
             }
         }
