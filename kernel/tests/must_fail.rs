@@ -41,3 +41,14 @@ fn triple_faults() {
 fn exits_early() {
     qemu::exit(ExitCode::Passed);
 }
+
+/// Runs over the end of its stack, which the message must say.
+#[test_case]
+fn overflows_the_stack() {
+    #[inline(never)]
+    fn recurse(depth: u64) -> u64 {
+        let frame = core::hint::black_box([depth; 16]);
+        if depth == u64::MAX { 0 } else { recurse(depth + 1) ^ frame[3] }
+    }
+    core::hint::black_box(recurse(0));
+}
