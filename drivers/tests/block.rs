@@ -118,7 +118,7 @@ fn bench() -> Bench {
 
 fn bytes(buffer: &DmaBuf, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
-    buffer.read_slice(0, &mut bytes).unwrap();
+    buffer.read_slice(&mut bytes, 0).unwrap();
     bytes
 }
 
@@ -156,7 +156,7 @@ fn reads_writes_and_flushes() {
     let mut bench = bench();
     let mut buffer = bench.buffer();
     let pattern: Vec<u8> = (0..1024).map(|at| (at % 13) as u8).collect();
-    buffer.write_slice(0, &pattern).unwrap();
+    buffer.write_slice(&pattern, 0).unwrap();
     bench.block.submit(Request::Write { sector: 10, buffer, len: 1024 }).unwrap();
     bench.block.submit(Request::Flush).unwrap();
     bench.read(5, 2048).unwrap();
@@ -413,7 +413,7 @@ proptest! {
             let overlaps = touched.iter().any(|range| range.start < to && from < range.end);
             let mut buffer = bench.buffer();
             let request = if write {
-                buffer.write_slice(0, &vec![fill; len]).unwrap();
+                buffer.write_slice(&vec![fill; len], 0).unwrap();
                 Request::Write { sector, buffer, len }
             } else {
                 Request::Read { sector, buffer, len }

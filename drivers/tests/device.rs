@@ -158,7 +158,7 @@ fn quarantine_without_proof() {
     ring.complete(chain.head, 513);
     let other = pool.take().unwrap();
     let mut contents = [0; 512];
-    other.read_slice(0, &mut contents).unwrap();
+    other.read_slice(&mut contents, 0).unwrap();
     assert_eq!(contents, [0; 512]);
 
     // Once it does reset, all but the buffer that was lost in flight is free.

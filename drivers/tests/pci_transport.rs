@@ -8,7 +8,7 @@ use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::pci::{Function, enumerate};
 use ringfence_drivers::virtio::{Error, InterruptStatus, PciTransport, features};
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{DmaPool, DmaWindows, MsiMessage, PlatformError};
+use ringfence_memory::{Bytes, DmaPool, DmaWindows, MsiMessage, PlatformError};
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
 use support::{DeviceRing, ID, grant, platform};
 
@@ -66,10 +66,10 @@ fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
 
 impl Card {
     fn put16(&self, offset: usize, value: u16) {
-        self.registers.slice().write_obj(offset, &value).unwrap();
+        self.registers.slice().write_obj(value, offset).unwrap();
     }
     fn put32(&self, offset: usize, value: u32) {
-        self.registers.slice().write_obj(offset, &value).unwrap();
+        self.registers.slice().write_obj(value, offset).unwrap();
     }
     fn get16(&self, offset: usize) -> u16 {
         self.registers.slice().read_obj(offset).unwrap()
@@ -131,7 +131,7 @@ fn a_block_device_end_to_end() {
     block
         .reap(|done| {
             let mut data = [0; 512];
-            done.buffer.unwrap().read_slice(0, &mut data).unwrap();
+            done.buffer.unwrap().read_slice(&mut data, 0).unwrap();
             assert_eq!((done.result, data), (Ok(()), [7; 512]));
             count += 1;
         })
@@ -176,7 +176,7 @@ fn the_interrupt_line() {
     for (bits, queue, config) in
         [(0_u8, false, false), (1, true, false), (2, false, true), (0xff, true, true)]
     {
-        card.registers.slice().write_obj(ISR, &bits).unwrap();
+        card.registers.slice().write_obj(bits, ISR).unwrap();
         assert_eq!(isr.acknowledge(), InterruptStatus { queue, config });
     }
     let _block = Block::new(transport, &grant(), card.windows()).unwrap();
@@ -208,7 +208,7 @@ fn a_grant_for_another_device() {
 #[test]
 fn devices_that_are_not_there_or_lie() {
     let gone = card(&qemu_capabilities());
-    gone.registers.slice().fill(0xff);
+    gone.registers.slice().fill(0xff).unwrap();
     assert_eq!(gone.block().map(drop), Err(Error::Gone));
 
     type Change = fn(&Card);
@@ -309,7 +309,7 @@ proptest! {
         list.truncate(8);
         let card = card(&list);
         for (offset, byte) in contents {
-            card.registers.slice().write_obj(offset, &byte).unwrap();
+            card.registers.slice().write_obj(byte, offset).unwrap();
         }
         match card.block() {
             Ok(mut block) => {

@@ -149,7 +149,7 @@ fn round_trip_with_data() {
     bench.ring.complete(chain.head, 6);
     let completion = bench.queue.pop().unwrap().unwrap();
     let mut answer = [0; 6];
-    completion.buffers.writable[0].read_slice(0, &mut answer).unwrap();
+    completion.buffers.writable[0].read_slice(&mut answer, 0).unwrap();
     assert_eq!((&answer, completion.written), (b"answer", Some(6)));
     // The device writes late: only the copy counts, and the buffer is ours to read any time.
     bench.ring.write(&chain.segments[1], b"laughs");

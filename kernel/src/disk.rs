@@ -366,7 +366,7 @@ impl BlockSource for Disk {
         let buffer = self.read_buffer(sector, len).await?;
         let mut offset = 0;
         for buf in bufs {
-            buffer.read_slice(offset, buf).map_err(|_| BlockError::Device)?;
+            buffer.read_slice(buf, offset).map_err(|_| BlockError::Device)?;
             offset += buf.len();
         }
         Ok(())

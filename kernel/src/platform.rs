@@ -6,8 +6,8 @@ use core::ptr::NonNull;
 use core::time::Duration;
 
 use ringfence_memory::{
-    Backing, ClaimError, ConfigAccess, DeviceId, DmaMemory, FrameRange, FrameRequest, MappedPages, Mmio,
-    PciAddress, PhysAddr, Platform, PlatformError,
+    Backing, ClaimError, ConfigAccess, DeviceId, DmaMemory, DmaRegistry, FrameRange, FrameRequest,
+    MappedPages, Mmio, PciAddress, PhysAddr, Platform, PlatformError,
 };
 use spin::Mutex;
 use x86_64::instructions::port::Port;
@@ -45,6 +45,10 @@ unsafe impl Platform for Kernel {
 
     fn now(&self) -> Duration {
         time::now()
+    }
+
+    fn registry(&self) -> &DmaRegistry {
+        memory::space().registry()
     }
 }
 

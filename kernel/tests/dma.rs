@@ -20,8 +20,8 @@ use ringfence_kernel::image;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
-    ClaimError, DeviceId, Dma, DmaPool, DmaWindows, FrameRange, FrameRequest, MappedPages, MmioRegion, Owner,
-    PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection,
+    Bytes, ClaimError, DeviceId, Dma, DmaPool, DmaWindows, FrameRange, FrameRequest, MappedPages, MmioRegion,
+    Owner, PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection,
 };
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -140,7 +140,7 @@ fn regions_return_to_the_arena() {
     let region = windows.allocate(5000).expect("there is memory");
     assert_eq!((region.len(), windows.usage(), count(Owner::Dma)), (8192, (8192, 0), before + 2));
     assert_eq!(region.as_volatile_slice().read_obj::<[u8; 8192]>(0), Ok([0; 8192]));
-    region.as_volatile_slice().write_slice(0, &[0xa5; 8192]).expect("it fits");
+    region.as_volatile_slice().write_slice(&[0xa5; 8192], 0).expect("it fits");
     let pool = DmaPool::new(&windows, 16, 2048).expect("there is memory");
     let buffer = pool.take().expect("none is lent");
     drop((region, pool));

@@ -18,14 +18,24 @@ use common::{
     assert_sound, count, counts, execute, leaves, physical, read, walk, write,
 };
 use ringfence_kernel::arch::{cpu, stack};
+use ringfence_kernel::boot::{self, Boot};
+use ringfence_kernel::image;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::{On, expect_fault};
-use ringfence_kernel::{boot, image};
 use ringfence_memory::{AccessError, Owner, PAGE_SIZE, Protection, VirtAddr};
+use spin::Once;
 use x86_64::structures::idt::PageFaultErrorCode as Code;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
-ringfence_kernel::test_image!();
+ringfence_kernel::entry!(main);
+
+static BOOT: Once<Boot> = Once::new();
+
+fn main(boot: Boot) -> ! {
+    BOOT.call_once(|| boot);
+    run_tests();
+    unreachable!("the harness leaves QEMU")
+}
 
 /// The top-level entries in use: page tables, bitmaps, all that comes and goes, the image.
 const SLOTS: [u64; 4] = [448, 464, 480, 511];
@@ -34,8 +44,6 @@ const SLOTS: [u64; 4] = [448, 464, 480, 511];
 static CONSTANT: [u8; 1] = [0xc3];
 static mut VARIABLE: [u8; 1] = [0xc3];
 
-/// Nothing is wrong after boot, and every frame of RAM is accounted for.
-#[test_case]
 fn audit_is_clean_after_boot() {
     let report = space().audit();
     assert_sound();
@@ -59,8 +67,10 @@ fn audit_is_clean_after_boot() {
     );
 }
 
-/// The live tables, walked by this test itself, map what they should and nothing else, and agree with the audit.
+/// Nothing is wrong after boot, and every frame of RAM is accounted for.
 #[test_case]
+const AFTER_BOOT: On = On("", &audit_is_clean_after_boot);
+
 fn tables_hold_nothing_unexpected() {
     let mut seen = Seen::below(128 * MIB);
     let (mut ram, mut found, text) = (0, 0, image::text());
@@ -82,6 +92,10 @@ fn tables_hold_nothing_unexpected() {
     let mapped = [Owner::Kernel, Owner::Tables, Owner::Private, Owner::Dma, Owner::Quarantined];
     assert_eq!(ram, mapped.map(count).iter().sum::<usize>());
 }
+
+/// The live tables, walked by this test itself, map what they should and nothing else, and agree with the audit.
+#[test_case]
+const TABLES: On = On("", &tables_hold_nothing_unexpected);
 
 /// The audit looks at the tables themselves: what is changed behind the mapper's back is found.
 #[test_case]
@@ -113,8 +127,23 @@ fn audit_finds_damage() {
     }
 }
 
-/// The loader's mappings are gone: its window, where it placed things, the identity map.
+fn loader_window_was_readable() {
+    let sample = BOOT.get().and_then(|boot| boot.sample).expect("boot read it");
+    let (text, at) = (image::text().start.as_u64(), sample.address.as_u64());
+    assert_eq!(at, boot::WINDOW_START + physical(text).expect("it is mapped"));
+    // SAFETY: the kernel's code is mapped, and nothing writes to it.
+    assert_eq!(sample.bytes, unsafe { ptr::read_volatile(text as *const [u8; 16]) });
+    assert!(sample.bytes != [sample.bytes[0]; 16], "bytes that could be anything: {sample:x?}");
+    for address in [at, at + 15] {
+        assert_fault(read(address), address, ABSENT);
+        assert_fault(expect_fault(|| poke(address)), address, Code::CAUSED_BY_WRITE);
+    }
+}
+
+/// Boot itself read the kernel's code through the loader's window; the same address faults now.
 #[test_case]
+const WINDOW: On = On("", &loader_window_was_readable);
+
 fn loader_is_left() {
     let window = [0, PAGE, 0xb_8000, MIB, 2 * MIB, 64 * MIB, 127 * MIB, 1 << 32, 1 << 38];
     for address in window.map(|offset| boot::WINDOW_START + offset) {
@@ -133,8 +162,10 @@ fn loader_is_left() {
     }
 }
 
-/// Code and constants cannot be written, from their first byte to their last.
+/// The loader's mappings are gone: its window, where it placed things, the identity map.
 #[test_case]
+const LOADER: On = On("", &loader_is_left);
+
 fn image_is_write_protected() {
     for section in image::sections() {
         for address in [section.start.as_u64(), section.end.as_u64() - 1] {
@@ -150,8 +181,10 @@ fn image_is_write_protected() {
     assert_fault(write(CONSTANT.as_ptr() as u64), CONSTANT.as_ptr() as u64, WRITE_PROTECTED);
 }
 
-/// Nothing but code can be executed.
+/// Code and constants cannot be written, from their first byte to their last.
 #[test_case]
+const IMAGE: On = On("", &image_is_write_protected);
+
 fn data_is_not_executable() {
     let (on_stack, on_heap) = (black_box([0xc3u8]), alloc::boxed::Box::new(0xc3u8));
     let mut pages = space().allocate(1, Protection::ReadWrite).expect("there is memory");
@@ -171,8 +204,10 @@ fn data_is_not_executable() {
     assert_eq!(execute(address(&pages)), None, "the test itself can tell");
 }
 
-/// The stack in use ends at guard pages on both sides, and so does each stack of the image below.
+/// Nothing but code can be executed.
 #[test_case]
+const DATA: On = On("", &data_is_not_executable);
+
 fn stacks_have_guards() {
     let local = black_box([0u8; 16]);
     let here = local.as_ptr() as u64 & !(PAGE - 1);
@@ -200,6 +235,10 @@ fn stacks_have_guards() {
         assert_eq!(read(guard + PAGE), None);
     }
 }
+
+/// The stack in use ends at guard pages on both sides, and so does each stack of the image below.
+#[test_case]
+const STACKS: On = On("", &stacks_have_guards);
 
 /// Writes a byte without reading it first.
 fn poke(address: u64) {
@@ -257,12 +296,19 @@ fn dropped_mappings_fault() {
     assert_sound();
 }
 
-/// Protections can be changed, and the processor follows at once.
+/// Protections can be changed, and the processor, which has the old ones in its TLB, follows at once: with small leaves
+/// and with a large one that stays whole.
 #[test_case]
 fn protections_change() {
-    let mut pages = space().allocate(3, Protection::ReadWrite).expect("there is memory");
-    pages.as_slice_mut::<u8>(0, 3 * PAGE_SIZE).expect("it is writable").fill(0xc3);
-    let all = [0, PAGE, 3 * PAGE - 1].map(|offset| address(&pages) + offset);
+    protections_change_in(3);
+    protections_change_in(512);
+}
+
+fn protections_change_in(count: usize) {
+    let bytes = count * PAGE_SIZE;
+    let mut pages = space().allocate(count, Protection::ReadWrite).expect("there is memory");
+    pages.as_slice_mut::<u8>(0, bytes).expect("it is writable").fill(0xc3);
+    let all = [0, PAGE, bytes as u64 - 1].map(|offset| address(&pages) + offset);
     for _ in 0..2 {
         pages.remap(Protection::ReadOnly);
         assert_eq!(pages.as_slice_mut::<u8>(0, 1), Err(AccessError::NotWritable));
@@ -283,7 +329,8 @@ fn protections_change() {
             assert_fault(execute(address), address, NO_EXECUTE);
         }
     }
-    assert!(pages.as_slice::<u8>(0, 3 * PAGE_SIZE).expect("it is readable").iter().all(|byte| *byte == 0xc3));
+    assert_eq!(leaves(all[0], all[0] + bytes as u64), if count == 512 { 1 } else { count });
+    assert!(pages.as_slice::<u8>(0, bytes).expect("it is readable").iter().all(|byte| *byte == 0xc3));
 }
 
 /// 2 MiB are one leaf, which is broken for a split inside, piece by piece, and keeps its contents.
@@ -341,3 +388,19 @@ fn gigabyte_leaves_break() {
 /// In a guest that has a whole gigabyte in one piece.
 #[test_case]
 const GIGABYTE_LEAVES: On = On("mem=4096", &gigabyte_leaves_break);
+
+/// What holds after boot by PVH holds after boot by UEFI firmware and its loader.
+fn uefi_leaves_the_same() {
+    assert_eq!(BOOT.get().map(|boot| boot.loader), Some(boot::Loader::Uefi));
+    audit_is_clean_after_boot();
+    tables_hold_nothing_unexpected();
+    loader_window_was_readable();
+    loader_is_left();
+    image_is_write_protected();
+    data_is_not_executable();
+    stacks_have_guards();
+}
+
+/// Under UEFI.
+#[test_case]
+const UEFI: On = On("uefi,cpu=max", &uefi_leaves_the_same);

@@ -7,7 +7,8 @@
 //!
 //! What it cannot see: a leaf whose frame was exchanged for one that a token holds unmapped (both sums stay the same).
 
-use crate::address::{PhysAddr, VirtAddr};
+use crate::DeviceId;
+use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
 use crate::bits;
 use crate::frames::{FrameAllocator, Inner, Owner};
 use crate::mapping::{AddressSpace, ENTRIES, Mapper, Protection, Pte, TOP, Table, Tag, leaf_pages};
@@ -55,6 +56,17 @@ pub enum Finding {
         /// Frames according to tables and bitmaps.
         found: usize,
     },
+    /// A window of a device whose region is gone.
+    WindowWithoutRegion(DeviceId),
+    /// A page of a window that is not mapped to DMA memory.
+    WindowNotDma(VirtAddr),
+    /// Live regions and open windows differ.
+    Windows {
+        /// Regions alive.
+        regions: usize,
+        /// Windows found.
+        windows: usize,
+    },
     /// Tables taken from the pool and tables found differ.
     Tables {
         /// According to the pool.
@@ -85,6 +97,9 @@ impl fmt::Display for Finding {
             Self::Count { owner, booked, found } => {
                 write!(f, "{booked} frames booked as {owner}, {found} found")
             }
+            Self::WindowWithoutRegion(device) => write!(f, "{device:?} has a window without a region"),
+            Self::WindowNotDma(page) => write!(f, "page {page:?} is in a window, but not DMA memory"),
+            Self::Windows { regions, windows } => write!(f, "{regions} DMA regions, {windows} windows"),
             Self::Tables { booked, found } => write!(f, "{booked} page tables in use, {found} found"),
         }
     }
@@ -100,6 +115,8 @@ pub struct Report {
     pub tables: usize,
     /// Leaves of any size.
     pub leaves: usize,
+    /// Windows that devices have, and pages in them.
+    pub windows: (usize, usize),
     /// Frames of each owner, by the books (which the audit has compared with what it found).
     pub frames: [(Owner, usize); Owner::ALL.len()],
     /// Frames of RAM: the sum.
@@ -162,6 +179,7 @@ impl AddressSpace {
             violations: 0,
             tables: 0,
             leaves: 0,
+            windows: (0, 0),
             frames: Owner::ALL.map(|owner| (owner, allocator.count(owner))),
             total: allocator.total(),
         };
@@ -170,6 +188,7 @@ impl AddressSpace {
         if self.cpu().root() == mapper.root() {
             audit.walk(&mut mapper, &|page| claims.frame_at(page));
             audit.compare();
+            audit.windows(&mapper);
         } else {
             audit.report.add(Finding::WrongRoot(self.cpu().root()));
         }
@@ -320,6 +339,27 @@ impl Audit<'_> {
         }
         bits::set(scratch, start, end);
         self.mapped[pte.tag() as usize] += end - start;
+    }
+
+    /// Every window of a device has a live region, whose pages are DMA memory, and every region its window. That no
+    /// frame is in two windows follows from the leaves, as no frame has two.
+    fn windows(&mut self, mapper: &Mapper) {
+        let (registry, mut wrong) = (self.space.registry(), None);
+        let is_dma = |at: VirtAddr| {
+            mapper.leaf(at.value() >> PAGE_SHIFT, &mut None).is_some_and(|leaf| leaf.pte.tag() == Tag::Dma)
+        };
+        let report = &mut self.report;
+        let seen = registry.audit(
+            |at| wrong = wrong.or((!is_dma(at)).then_some(at)),
+            |device| report.add(Finding::WindowWithoutRegion(device)),
+        );
+        if let Some(at) = wrong {
+            self.report.add(Finding::WindowNotDma(at));
+        }
+        if seen.regions != seen.windows {
+            self.report.add(Finding::Windows { regions: seen.regions, windows: seen.windows });
+        }
+        self.report.windows = (seen.windows, seen.pages);
     }
 
     /// Compares the books with what was marked.

@@ -14,6 +14,7 @@ use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::bits;
 use crate::range::FrameRange;
+use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -215,6 +216,21 @@ impl FrameAllocator {
     pub(crate) fn transfer(&self, from: Owner, to: Owner, count: usize) {
         self.counts[from as usize].fetch_sub(count, Relaxed);
         self.counts[to as usize].fetch_add(count, Relaxed);
+    }
+
+    /// The runs of RAM, by rising address.
+    pub(crate) fn ram_runs(&self) -> Vec<FrameRange> {
+        let inner = self.inner.lock();
+        let (mut runs, mut end) = (Vec::new(), 0);
+        let frames = self.span.size_in_frames();
+        while end < frames {
+            let start = bits::find(inner.ram, end, frames, true);
+            end = bits::find(inner.ram, start, frames, false);
+            if start < end {
+                runs.push(self.range(start, end - start));
+            }
+        }
+        runs
     }
 
     pub(crate) fn inner(&self) -> &Mutex<Inner> {

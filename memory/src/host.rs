@@ -12,7 +12,9 @@ use std::time::Instant;
 
 use spin::Mutex;
 
-use crate::{Backing, DeviceId, DmaMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError, VolatileSlice};
+use crate::{
+    Backing, DeviceId, DmaMemory, DmaRegistry, PAGE_SIZE, PhysAddr, Platform, PlatformError, VolatileSlice,
+};
 
 /// Where the first DMA page of every host platform appears to devices.
 const FIRST_DEVICE_ADDRESS: u64 = 0x1_2345_6000;
@@ -86,13 +88,14 @@ struct State {
 pub struct HostPlatform {
     start: Instant,
     state: Mutex<State>,
+    registry: DmaRegistry,
 }
 
 impl HostPlatform {
     /// A platform that has given out nothing.
     #[expect(clippy::new_without_default, reason = "a clock starts here")]
     pub fn new() -> Self {
-        Self { start: Instant::now(), state: Mutex::default() }
+        Self { start: Instant::now(), state: Mutex::default(), registry: DmaRegistry::new() }
     }
 
     /// Moves the clock on, so that a test of a time limit need not wait.
@@ -189,5 +192,9 @@ unsafe impl Platform for HostPlatform {
 
     fn now(&self) -> Duration {
         self.start.elapsed() + self.state.lock().advanced
+    }
+
+    fn registry(&self) -> &DmaRegistry {
+        &self.registry
     }
 }

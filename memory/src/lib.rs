@@ -12,34 +12,51 @@
 #![no_std]
 
 extern crate alloc;
-#[cfg(any(test, feature = "host"))]
+#[cfg(any(test, feature = "host", ringfence_loom))]
 extern crate std;
 
 mod address;
 mod allocator;
 mod audit;
+mod bitmap;
 mod bits;
+mod bytes;
 mod config;
 mod dma;
+mod driver_mem;
 mod frames;
+mod guest_memory;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod mapping;
 mod mmio;
 mod pages;
+mod phys_map;
 mod platform;
 mod range;
+#[cfg(ringfence_loom)]
+pub mod shadow;
 mod tlb;
 mod volatile;
 
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
 pub use allocator::AllocError;
 pub use audit::{Finding, Report};
+pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
+pub use bytes::Bytes;
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
-pub use dma::{DeviceStatus, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaWindows, ResetTimeout};
+pub use dma::{
+    DeviceStatus, Direction, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
+    DmaWindow, DmaWindows, ResetTimeout,
+};
+pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
 pub use frames::{
     Allocated, AllocatedFrames, FrameAllocator, FrameRequest, Frames, Free, FreeFrames, Mapped, MappedFrames,
     Owner, State, Unmapped, UnmappedFrames,
+};
+pub use guest_memory::{
+    BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemorySliceIterator, MS,
+    MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult, region_offset,
 };
 pub use mapping::{
     AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable,
@@ -48,7 +65,10 @@ pub use mapping::{
 };
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use pages::{AllocatedPages, PageAllocator, PageRequest};
+pub use phys_map::{PhysMap, PhysRegion};
 pub use platform::{Backing, DeviceId, DmaMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
 pub use tlb::Cpu;
-pub use volatile::{AtomicAccess, VolatileError, VolatileSlice};
+pub use volatile::{
+    Access, AtomicAccess, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
+};

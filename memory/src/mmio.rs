@@ -90,7 +90,7 @@ impl MmioRegion {
     ) -> Result<(), MmioError> {
         let high = offset.checked_add(4).ok_or(MmioError::OutOfBounds)?;
         let (low, high) = (self.register::<u32>(offset)?, self.register::<u32>(high)?);
-        let value = windows.publish(address).ok_or(MmioError::WrongDevice)?;
+        let value = windows.publish(address).ok_or(MmioError::WrongDevice)?.raw_value();
         low.write(value as u32);
         high.write((value >> 32) as u32);
         Ok(())

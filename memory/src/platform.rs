@@ -5,7 +5,7 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{Dma, MappedPages, Mmio, PageRange, PhysAddr};
+use crate::{Dma, DmaRegistry, MappedPages, Mmio, PageRange, PhysAddr};
 
 /// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also what
 /// an IOMMU sees.
@@ -41,6 +41,9 @@ pub unsafe trait Platform: Sync {
 
     /// Monotonic time since some fixed moment.
     fn now(&self) -> Duration;
+
+    /// Where the window tables of this platform's devices are kept: always the same one.
+    fn registry(&self) -> &DmaRegistry;
 }
 
 /// A run of mapped bytes that lives as long as this value.
@@ -56,6 +59,11 @@ pub unsafe trait Backing: Send + Sync {
     /// Whether there are no bytes.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// Called when the bytes go into quarantine, because a device may still write there, and when they come out. For
+    /// the platform's books.
+    fn set_quarantined(&self, quarantined: bool) {
+        let _ = quarantined;
     }
 }
 
@@ -75,6 +83,9 @@ unsafe impl Backing for MappedPages<Dma> {
     }
     fn len(&self) -> usize {
         bytes(self)
+    }
+    fn set_quarantined(&self, quarantined: bool) {
+        self.book(quarantined);
     }
 }
 

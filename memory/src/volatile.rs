@@ -10,42 +10,79 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use crate::{BitmapSlice, Bytes};
+
 /// Why a volatile access was refused. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolatileError {
     /// The access would reach beyond the end of the slice.
     OutOfBounds,
-    /// An atomic access at an address that is not a multiple of its size.
+    /// An atomic access at an address that is not a multiple of its size, or array elements that do not fill it.
     Misaligned,
+    /// A write to memory that was lent for reading only, or the reverse.
+    NotPermitted,
+}
+
+/// What may be done with a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Anything.
+    ReadWrite,
+    /// No stores.
+    ReadOnly,
+    /// No loads.
+    WriteOnly,
 }
 
 /// A run of shared bytes, valid for `'a`, read and written without ever forming a reference.
 ///
-/// Shared by `Copy`: holding one proves only that the memory stays mapped, not that its contents stay put.
+/// Its accessors are those of [`Bytes<usize>`](Bytes), by byte offset. Writes mark the dirty bitmap `B`. Copying the
+/// slice is free: holding one proves only that the memory stays mapped, not that its contents stay put.
 #[derive(Clone, Copy, Debug)]
-pub struct VolatileSlice<'a> {
+pub struct VolatileSlice<'a, B = ()> {
     start: NonNull<u8>,
     len: usize,
+    access: Access,
+    bitmap: B,
     owner: PhantomData<&'a AtomicU8>,
 }
 
 // SAFETY: the slice gives only volatile and atomic access to memory that, by the contract of `new`, holds no Rust
 // object; racing accesses through it are the case it exists for.
-unsafe impl Send for VolatileSlice<'_> {}
+unsafe impl<B: Send> Send for VolatileSlice<'_, B> {}
 // SAFETY: as for `Send`.
-unsafe impl Sync for VolatileSlice<'_> {}
+unsafe impl<B: Sync> Sync for VolatileSlice<'_, B> {}
 
-impl<'a> VolatileSlice<'a> {
+impl VolatileSlice<'_> {
     /// # Safety
-    /// `start..start + len` must be mapped, readable and writable for `'a`, and no Rust reference to any of it may
-    /// exist in that time.
+    /// `start..start + len` must be mapped, readable and writable for the slice's lifetime, and no Rust reference to
+    /// any of it may exist in that time.
     pub const unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, owner: PhantomData }
+        Self { start, len, access: Access::ReadWrite, bitmap: (), owner: PhantomData }
     }
 
     /// A slice of no bytes.
     pub const fn empty() -> Self {
-        Self { start: NonNull::dangling(), len: 0, owner: PhantomData }
+        Self { start: NonNull::dangling(), len: 0, access: Access::ReadWrite, bitmap: (), owner: PhantomData }
+    }
+}
+
+impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
+    /// The same bytes, whose writes mark `bitmap` (from its offset 0 on).
+    pub fn with_bitmap<C: BitmapSlice>(self, bitmap: C) -> VolatileSlice<'a, C> {
+        VolatileSlice { start: self.start, len: self.len, access: self.access, bitmap, owner: PhantomData }
+    }
+
+    /// The same bytes, with no more than `access` allowed: what was forbidden stays so.
+    ///
+    /// Nothing at all is left of a slice that was for reading only and is now for writing only.
+    pub fn restrict(self, access: Access) -> Self {
+        let (access, len) = match (self.access, access) {
+            (old, Access::ReadWrite) => (old, self.len),
+            (Access::ReadWrite, new) => (new, self.len),
+            (old, new) => (old, if old == new { self.len } else { 0 }),
+        };
+        Self { access, len, ..self }
     }
 
     /// Length in bytes.
@@ -58,6 +95,16 @@ impl<'a> VolatileSlice<'a> {
         self.len == 0
     }
 
+    /// What may be done with the bytes.
+    pub const fn access(&self) -> Access {
+        self.access
+    }
+
+    /// Where writes are recorded.
+    pub const fn bitmap(&self) -> &B {
+        &self.bitmap
+    }
+
     /// Pointer to the first byte; valid for `len` bytes and `'a`, to be used by volatile access only.
     pub const fn as_ptr(&self) -> NonNull<u8> {
         self.start
@@ -66,48 +113,58 @@ impl<'a> VolatileSlice<'a> {
     /// The `len` bytes that start at `offset`.
     pub fn subslice(&self, offset: usize, len: usize) -> Result<Self, VolatileError> {
         let start = self.pointer(offset, len)?;
-        Ok(Self { start, len, owner: PhantomData })
+        Ok(Self { start, len, access: self.access, bitmap: self.bitmap.slice_at(offset), owner: PhantomData })
+    }
+
+    /// The bytes from `offset` on.
+    pub fn offset(&self, offset: usize) -> Result<Self, VolatileError> {
+        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
+        self.subslice(offset, rest)
     }
 
     /// The bytes before `offset`, and those from `offset` on.
     pub fn split_at(&self, offset: usize) -> Result<(Self, Self), VolatileError> {
-        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
-        Ok((self.subslice(0, offset)?, self.subslice(offset, rest)?))
+        Ok((self.subslice(0, offset)?, self.offset(offset)?))
     }
 
-    /// Copies `buf.len()` bytes from `offset` into `buf`.
-    pub fn read_slice(&self, offset: usize, buf: &mut [u8]) -> Result<(), VolatileError> {
-        let from = self.pointer(offset, buf.len())?;
-        // SAFETY: `pointer` checked that `from` has `buf.len()` bytes in the slice; `buf` is private memory.
-        unsafe { copy_from_volatile(from.as_ptr(), buf.as_mut_ptr(), buf.len()) };
-        Ok(())
+    /// The `T` at `offset`.
+    pub fn get_ref<T>(&self, offset: usize) -> Result<VolatileRef<'a, T, B>, VolatileError> {
+        Ok(VolatileRef { slice: self.subslice(offset, size_of::<T>())?, value: PhantomData })
     }
 
-    /// Copies all of `buf` to `offset`.
-    pub fn write_slice(&self, offset: usize, buf: &[u8]) -> Result<(), VolatileError> {
-        let to = self.pointer(offset, buf.len())?;
-        // SAFETY: `pointer` checked that `to` has `buf.len()` bytes in the slice; `buf` is private memory.
-        unsafe { copy_to_volatile(buf.as_ptr(), to.as_ptr(), buf.len()) };
-        Ok(())
+    /// The `count` consecutive values of type `T` from `offset` on.
+    pub fn get_array_ref<T>(
+        &self,
+        offset: usize,
+        count: usize,
+    ) -> Result<VolatileArrayRef<'a, T, B>, VolatileError> {
+        let len = count.checked_mul(size_of::<T>()).ok_or(VolatileError::OutOfBounds)?;
+        Ok(VolatileArrayRef { slice: self.subslice(offset, len)?, count, value: PhantomData })
     }
 
-    /// Copies a `T` out of the bytes at `offset` (no alignment needed; not one atomic access).
-    pub fn read_obj<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, VolatileError> {
-        let mut value = T::new_zeroed();
-        self.read_slice(offset, value.as_mut_bytes())?;
-        Ok(value)
-    }
-
-    /// Copies `value` to the bytes at `offset` (no alignment needed; not one atomic access).
-    pub fn write_obj<T: IntoBytes + Immutable>(&self, offset: usize, value: &T) -> Result<(), VolatileError> {
-        self.write_slice(offset, value.as_bytes())
+    /// Copies bytes to `to`, as many as both have, and says how many.
+    ///
+    /// Both sides may change meanwhile: each byte is read once and written once. Overlapping slices are copied from
+    /// the front.
+    pub fn copy_to_volatile_slice<C: BitmapSlice>(
+        &self,
+        to: &VolatileSlice<'_, C>,
+    ) -> Result<usize, VolatileError> {
+        let (mut done, len) = (0, self.len.min(to.len));
+        let mut buffer = [0; 256];
+        while done < len {
+            let part = &mut buffer[..(len - done).min(256)];
+            self.read_slice(part, done)?;
+            to.write_slice(part, done)?;
+            done += part.len();
+        }
+        Ok(done)
     }
 
     /// Sets every byte to `value`.
-    pub fn fill(&self, value: u8) {
+    pub fn fill(&self, value: u8) -> Result<(), VolatileError> {
+        let (mut at, mut left) = (self.writable(0, self.len)?.as_ptr(), self.len);
         let word = u64::from_ne_bytes([value; 8]);
-        let mut at = self.start.as_ptr();
-        let mut left = self.len;
         while left > 0 {
             if left >= 8 && at.addr().is_multiple_of(8) {
                 // SAFETY: at least 8 bytes of the slice are left at the aligned address `at`.
@@ -119,31 +176,22 @@ impl<'a> VolatileSlice<'a> {
                 (at, left) = (at.wrapping_add(1), left - 1);
             }
         }
-    }
-
-    /// One atomic load of a whole `T`.
-    pub fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileError> {
-        let at = self.aligned::<T>(offset)?;
-        // SAFETY: `aligned` checked bounds and alignment; the memory is valid for the slice's lifetime.
-        Ok(unsafe { T::load(at, order) })
-    }
-
-    /// One atomic store of a whole `T`.
-    pub fn store<T: AtomicAccess>(
-        &self,
-        offset: usize,
-        value: T,
-        order: Ordering,
-    ) -> Result<(), VolatileError> {
-        let at = self.aligned::<T>(offset)?;
-        // SAFETY: as in `load`.
-        unsafe { T::store(at, value, order) };
+        self.bitmap.mark_dirty(0, self.len);
         Ok(())
     }
 
-    fn aligned<T>(&self, offset: usize) -> Result<NonNull<T>, VolatileError> {
-        let at = self.pointer(offset, size_of::<T>())?.cast::<T>();
-        if at.is_aligned() { Ok(at) } else { Err(VolatileError::Misaligned) }
+    fn readable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
+        if self.access == Access::WriteOnly {
+            return Err(VolatileError::NotPermitted);
+        }
+        self.pointer(offset, len)
+    }
+
+    fn writable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
+        if self.access == Access::ReadOnly {
+            return Err(VolatileError::NotPermitted);
+        }
+        self.pointer(offset, len)
     }
 
     fn pointer(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
@@ -153,6 +201,157 @@ impl<'a> VolatileSlice<'a> {
             _ => Err(VolatileError::OutOfBounds),
         }
     }
+}
+
+fn aligned<T>(at: NonNull<u8>) -> Result<NonNull<T>, VolatileError> {
+    let at = at.cast::<T>();
+    if at.is_aligned() { Ok(at) } else { Err(VolatileError::Misaligned) }
+}
+
+/// By byte offset from the start of the slice.
+impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
+    type E = VolatileError;
+
+    fn write(&self, buf: &[u8], offset: usize) -> Result<usize, VolatileError> {
+        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
+        let part = buf.get(..rest).unwrap_or(buf);
+        self.write_slice(part, offset).map(|()| part.len())
+    }
+
+    fn read(&self, buf: &mut [u8], offset: usize) -> Result<usize, VolatileError> {
+        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
+        let len = rest.min(buf.len());
+        self.read_slice(&mut buf[..len], offset).map(|()| len)
+    }
+
+    fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
+        let to = self.writable(offset, buf.len())?;
+        #[cfg(ringfence_loom)]
+        if crate::shadow::write(to.as_ptr(), buf) {
+            return Ok(());
+        }
+        // SAFETY: `writable` checked that `to` has `buf.len()` bytes in the slice; `buf` is private memory.
+        unsafe { copy_to_volatile(buf.as_ptr(), to.as_ptr(), buf.len()) };
+        self.bitmap.mark_dirty(offset, buf.len());
+        Ok(())
+    }
+
+    fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
+        let from = self.readable(offset, buf.len())?;
+        #[cfg(ringfence_loom)]
+        if crate::shadow::read(from.as_ptr(), buf) {
+            return Ok(());
+        }
+        // SAFETY: `readable` checked that `from` has `buf.len()` bytes in the slice; `buf` is private memory.
+        unsafe { copy_from_volatile(from.as_ptr(), buf.as_mut_ptr(), buf.len()) };
+        Ok(())
+    }
+
+    fn store<T: AtomicAccess>(&self, value: T, offset: usize, order: Ordering) -> Result<(), VolatileError> {
+        let at = aligned::<T>(self.writable(offset, size_of::<T>())?)?;
+        // SAFETY: bounds and alignment were checked; the memory is valid for the slice's lifetime.
+        unsafe { T::store(at, value, order) };
+        self.bitmap.mark_dirty(offset, size_of::<T>());
+        Ok(())
+    }
+
+    fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileError> {
+        let at = aligned::<T>(self.readable(offset, size_of::<T>())?)?;
+        // SAFETY: as in `store`.
+        Ok(unsafe { T::load(at, order) })
+    }
+}
+
+/// One value in shared memory, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct VolatileRef<'a, T, B = ()> {
+    slice: VolatileSlice<'a, B>,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileRef<'a, T, B> {
+    /// Copies the value in; not one atomic access.
+    pub fn store(&self, value: T) -> Result<(), VolatileError> {
+        self.slice.write_obj(value, 0)
+    }
+
+    /// Copies the value out; not one atomic access.
+    pub fn load(&self) -> Result<T, VolatileError> {
+        self.slice.read_obj(0)
+    }
+
+    /// Its bytes.
+    pub fn to_slice(&self) -> VolatileSlice<'a, B> {
+        self.slice.clone()
+    }
+}
+
+/// Consecutive values in shared memory, at any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct VolatileArrayRef<'a, T, B = ()> {
+    slice: VolatileSlice<'a, B>,
+    count: usize,
+    value: PhantomData<fn() -> T>,
+}
+
+impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileArrayRef<'a, T, B> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Size of an element in bytes.
+    pub fn element_size(&self) -> usize {
+        size_of::<T>()
+    }
+
+    /// The element at `index`.
+    pub fn ref_at(&self, index: usize) -> Result<VolatileRef<'a, T, B>, VolatileError> {
+        if index >= self.count {
+            return Err(VolatileError::OutOfBounds);
+        }
+        self.slice.get_ref(index * size_of::<T>())
+    }
+
+    /// Copies the element at `index` out.
+    pub fn load(&self, index: usize) -> Result<T, VolatileError> {
+        self.ref_at(index)?.load()
+    }
+
+    /// Copies `value` to the element at `index`.
+    pub fn store(&self, index: usize, value: T) -> Result<(), VolatileError> {
+        self.ref_at(index)?.store(value)
+    }
+
+    /// Copies elements out, as many as both have, and says how many.
+    pub fn copy_to(&self, buf: &mut [T]) -> Result<usize, VolatileError> {
+        let count = buf.len().min(self.count);
+        self.slice.read_slice(buf[..count].as_mut_bytes(), 0).map(|()| count)
+    }
+
+    /// Copies elements in, as many as both have, and says how many.
+    pub fn copy_from(&self, buf: &[T]) -> Result<usize, VolatileError> {
+        let count = buf.len().min(self.count);
+        self.slice.write_slice(buf[..count].as_bytes(), 0).map(|()| count)
+    }
+
+    /// Its bytes.
+    pub fn to_slice(&self) -> VolatileSlice<'a, B> {
+        self.slice.clone()
+    }
+}
+
+/// The fence for protocols over shared memory.
+pub fn fence(order: Ordering) {
+    #[cfg(not(ringfence_loom))]
+    core::sync::atomic::fence(order);
+    #[cfg(ringfence_loom)]
+    loom::sync::atomic::fence(order);
 }
 
 mod sealed {
@@ -176,11 +375,19 @@ macro_rules! atomic_access {
         impl sealed::Sealed for $int {}
         impl AtomicAccess for $int {
             unsafe fn load(at: NonNull<Self>, order: Ordering) -> Self {
+                #[cfg(ringfence_loom)]
+                if let Some(bytes) = crate::shadow::load(at.as_ptr().cast(), order) {
+                    return Self::from_ne_bytes(bytes);
+                }
                 // SAFETY: aligned and valid by this function's contract; the memory is only ever accessed
                 // volatile or by atomics of this size.
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.load(order)
             }
             unsafe fn store(at: NonNull<Self>, value: Self, order: Ordering) {
+                #[cfg(ringfence_loom)]
+                if crate::shadow::store(at.as_ptr().cast(), &value.to_ne_bytes(), order) {
+                    return;
+                }
                 // SAFETY: as in `load`.
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.store(value, order)
             }

@@ -25,12 +25,12 @@ fn the_device_reaches_a_region_by_its_device_address_alone() {
     let windows = DmaWindows::new(host, DEVICE);
     let region = windows.allocate(5000).unwrap();
     assert_eq!(region.len(), 8192);
-    region.as_volatile_slice().write_slice(4095, b"across").unwrap();
+    region.as_volatile_slice().write_slice(b"across", 4095).unwrap();
     region.write_dma_addr(0, region.address(4095).unwrap()).unwrap();
 
     let address = published(&region);
     let mut seen = [0; 6];
-    host.translate(DEVICE, address, 6).unwrap().slice().read_slice(0, &mut seen).unwrap();
+    host.translate(DEVICE, address, 6).unwrap().slice().read_slice(&mut seen, 0).unwrap();
     assert_eq!(&seen, b"across");
     assert!(host.translate(DeviceId(9), address, 6).is_none(), "another device sees nothing");
     assert!(host.translate(DEVICE, address, 8192).is_none(), "nothing beyond the end");
@@ -72,7 +72,7 @@ fn memory_of_a_live_device_is_quarantined_until_its_status_reads_0() {
     drop(region);
     assert_eq!(windows.usage(), (0, 4096));
     let late = host.translate(DEVICE, address, 8).expect("a late device write still hits DMA memory");
-    late.slice().write_slice(0, b"too late").unwrap();
+    late.slice().write_slice(b"too late", 0).unwrap();
     drop(late);
 
     // A device whose status sticks: no proof, no release.
@@ -148,7 +148,7 @@ proptest! {
             if take {
                 match pool.take() {
                     Some(mut buf) => {
-                        buf.write_slice(0, &vec![tag; len]).unwrap();
+                        buf.write_slice(&vec![tag; len], 0).unwrap();
                         lent.push((buf, tag));
                     }
                     None => prop_assert_eq!(lent.len(), count),
@@ -160,9 +160,9 @@ proptest! {
         }
         for (buf, tag) in &lent {
             let mut bytes = vec![0; len];
-            buf.read_slice(0, &mut bytes).unwrap();
+            buf.read_slice(&mut bytes, 0).unwrap();
             prop_assert!(bytes.iter().all(|byte| byte == tag));
-            prop_assert!(buf.read_slice(1, &mut bytes).is_err());
+            prop_assert!(buf.read_slice(&mut bytes, 1).is_err());
         }
     }
 
@@ -172,16 +172,16 @@ proptest! {
         let windows = DmaWindows::new(platform(), DEVICE);
         let region = windows.allocate(4096).unwrap();
         let mut model = vec![0; 4096];
-        region.as_volatile_slice().subslice(offset, 100).unwrap().fill(fill);
+        region.as_volatile_slice().subslice(offset, 100).unwrap().fill(fill).unwrap();
         model[offset..offset + 100].fill(fill);
         // `skew` moves the private side off its alignment too.
         let mut skewed = vec![0; skew];
         skewed.extend(&bytes);
-        region.as_volatile_slice().write_slice(offset + 10, &skewed[skew..]).unwrap();
+        region.as_volatile_slice().write_slice(&skewed[skew..], offset + 10).unwrap();
         model[offset + 10..][..bytes.len()].copy_from_slice(&bytes);
         let mut all = vec![0; 4096 + skew];
-        region.as_volatile_slice().read_slice(0, &mut all[skew..]).unwrap();
+        region.as_volatile_slice().read_slice(&mut all[skew..], 0).unwrap();
         prop_assert_eq!(&all[skew..], &model[..]);
-        prop_assert!(region.as_volatile_slice().read_slice(4097 - bytes.len().max(1), &mut vec![0; bytes.len().max(1)]).is_err());
+        prop_assert!(region.as_volatile_slice().read_slice(&mut vec![0; bytes.len().max(1)], 4097 - bytes.len().max(1)).is_err());
     }
 }

@@ -418,7 +418,7 @@ fn borrowed_views_own_their_memory() {
     assert_eq!(error, AccessError::Misaligned);
     let shared = std::sync::Arc::new(mapped);
     let a = BorrowedMappedPages::<u64, _, _>::from(shared.clone(), 16).unwrap();
-    let b = BorrowedSliceMappedPages::<u16, _, _>::from_slice(shared, 16, 2).unwrap();
+    let b = BorrowedSliceMappedPages::<u16, _, _>::from(shared, 16, 2).unwrap();
     let moved = Box::new((a, b));
     assert_eq!((*moved.0, &*moved.1), (42 + (1 << 16), &[42, 1][..]));
     system.check();

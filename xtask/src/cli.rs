@@ -13,7 +13,7 @@ Ringfence: a memory-safe virtio driver subsystem, and the small kernel that prov
 Usage:
   ./run-qemu.sh [run] [OPTIONS] [-- QEMU ARGS...]   build the kernel and boot it; it serves files over HTTP
   ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
-  ./run-qemu.sh bench                               benchmarks (not built yet)
+  ./run-qemu.sh bench [memory]                      run the benchmarks; results go to target/bench/
 
 Options of run:
   --disk IMAGE|none   disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only
@@ -39,8 +39,8 @@ pub enum Command {
     Run(RunOptions),
     /// Run the tests whose name contains the string.
     Test(String),
-    /// Run the benchmarks.
-    Bench,
+    /// Run the benchmark of this name, or all.
+    Bench(Option<String>),
 }
 
 /// Options of `run`.
@@ -90,7 +90,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
     match command.to_str() {
         Some("run") => parse_run(arguments),
         Some("test") => parse_test(arguments),
-        Some("bench") => Ok(Command::Bench),
+        Some("bench") => parse_bench(arguments),
         _ => bail!("unknown command {command:?}: run, test or bench (see --help)"),
     }
 }
@@ -130,6 +130,22 @@ fn parse_test(arguments: Vec<OsString>) -> Result<Command> {
     Ok(Command::Test(filter.unwrap_or_default()))
 }
 
+fn parse_bench(arguments: Vec<OsString>) -> Result<Command> {
+    let mut name = None;
+    let mut parser = lexopt::Parser::from_args(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Command::Help),
+            Value(value) if name.is_none() => name = Some(value.string()?),
+            other => bail!("{} (see --help)", other.unexpected()),
+        }
+    }
+    match name.as_deref().filter(|name| !crate::bench::NAMES.contains(name)) {
+        Some(other) => bail!("unknown benchmark {other:?}: {}", crate::bench::NAMES.join(", ")),
+        None => Ok(Command::Bench(name)),
+    }
+}
+
 fn disk(value: OsString) -> Disk {
     if value == "none" { Disk::None } else { Disk::Image(value.into()) }
 }
@@ -159,6 +175,7 @@ mod tests {
         assert_eq!(parsed("").unwrap(), Command::Run(RunOptions::default()));
         assert_eq!(parsed("run").unwrap(), Command::Run(RunOptions::default()));
         assert_eq!(parsed("test").unwrap(), Command::Test(String::new()));
+        assert_eq!(parsed("bench").unwrap(), Command::Bench(None));
     }
 
     #[test]
@@ -176,6 +193,7 @@ mod tests {
         };
         assert_eq!(parsed(line).unwrap(), Command::Run(expected));
         assert_eq!(parsed("--disk none --help").unwrap(), Command::Help);
+        assert_eq!(parsed("bench memory").unwrap(), Command::Bench(Some("memory".into())));
     }
 
     #[test]
@@ -195,6 +213,8 @@ mod tests {
             ("--uefi=yes", "--uefi"),
             ("test one two", "two"),
             ("test --fast", "--fast"),
+            ("bench memry", "memry"),
+            ("bench memory twice", "twice"),
         ];
         for (line, cause) in cases {
             let message = format!("{:#}", parsed(line).unwrap_err());

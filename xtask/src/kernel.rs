@@ -1,4 +1,4 @@
-//! Builds the kernel, its tests, and the UEFI image, with the toolchain that set-up found.
+//! Builds the kernel, its tests and benchmarks, and the UEFI image, with the toolchain that set-up found.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,6 +20,13 @@ pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
 /// Builds the kernel's tests; returns the name and ELF of each that builds, and whether all do.
 pub fn build_tests(toolchain: &Toolchain) -> Result<(Vec<(String, PathBuf)>, bool)> {
     build_executables(toolchain, "test", &["build", "--release", "--test", "*", "--keep-going"])
+}
+
+/// Builds the benchmark called `name`; returns its ELF.
+pub fn build_bench(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
+    let (built, complete) = build_executables(toolchain, "bench", &["build", "--release", "--bench", name])?;
+    ensure!(complete, "the benchmark {name} did not build");
+    built.into_iter().next().map(|(_, file)| file).context("cargo built no benchmark")
 }
 
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.

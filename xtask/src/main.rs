@@ -1,5 +1,6 @@
 //! Host side of Ringfence: sets a machine up, builds the kernel and its disk images, runs and tests it under QEMU.
 
+mod bench;
 mod cli;
 mod guest;
 mod image;
@@ -12,7 +13,7 @@ mod test;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use cli::Command;
 
 fn main() -> ExitCode {
@@ -37,7 +38,7 @@ fn dispatch() -> Result<u8> {
         }
         Command::Run(options) => run::run(&options),
         Command::Test(filter) => test::test(&filter),
-        Command::Bench => bail!("bench: the benchmarks are not built yet"),
+        Command::Bench(name) => bench::bench(name.as_deref()),
     }
 }
 

@@ -11,7 +11,7 @@ pub const NIGHTLY: &str = "nightly-2026-05-20";
 const OLDEST_MINOR: u32 = 96;
 
 /// A compiler that has the standard library's sources, which the kernel's `-Zbuild-std` needs.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Toolchain {
     pub cargo: PathBuf,
     pub rustc: PathBuf,

@@ -258,7 +258,7 @@ impl<T: Transport> Block<T> {
             self.reap(|done| answer = Some(done))?;
             if let Some(Done { result, buffer, .. }) = answer {
                 let mut id = [0; ID_LEN];
-                let copied = buffer.is_some_and(|buffer| buffer.read_slice(0, &mut id).is_ok());
+                let copied = buffer.is_some_and(|buffer| buffer.read_slice(&mut id, 0).is_ok());
                 return Ok(result.and(if copied { Ok(id) } else { Err(RequestError::BadLength) }));
             }
             if self.device.windows().now().saturating_sub(start) > limit {

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DmaBuf, DmaPool};
+use ringfence_memory::{Bytes, DmaBuf, DmaPool};
 
 use super::{Geometry, ID_LEN, SECTOR_SIZE, Ticket};
 use crate::virtio::{Buffers, Completion, Part, QueueError};
@@ -161,8 +161,8 @@ impl InFlight {
         let header = [u64::from(kind).to_le(), sector.to_le()];
         let block = control.buffer.as_volatile_slice();
         // Cannot fail: both are within a control buffer.
-        let _ = block.write_obj(0, &header);
-        let _ = block.store(STATUS_AT, NO_STATUS, Ordering::Relaxed);
+        let _ = block.write_obj(header, 0);
+        let _ = block.store(NO_STATUS, STATUS_AT, Ordering::Relaxed);
         Self { control, request, segment_size: disk.segment_size as usize }
     }
 

@@ -4,7 +4,7 @@ mod phy;
 
 use alloc::vec::Vec;
 
-use ringfence_memory::{DmaBuf, DmaGrant, DmaPool, DmaWindows, VolatileError};
+use ringfence_memory::{Direction, DmaBuf, DmaGrant, DmaPool, DmaWindows, VolatileError};
 
 use crate::virtio::{
     Buffers, Counters, Device, DeviceType, Error, Part, Queue, QueueError, Transport, features,
@@ -58,7 +58,7 @@ impl RxPacket {
     /// Copies the first bytes of the frame to `to`, as many as fit, and says how many.
     pub fn read(&self, to: &mut [u8]) -> usize {
         let len = self.len.min(to.len());
-        let copied = to.get_mut(..len).map(|to| self.buffer.read_slice(HEADER_LEN, to));
+        let copied = to.get_mut(..len).map(|to| self.buffer.read_slice(to, HEADER_LEN));
         if copied == Some(Ok(())) { len } else { 0 }
     }
 }
@@ -79,7 +79,7 @@ impl TxPacket {
         if frame.len() > MAX_FRAME_LEN {
             return Err(VolatileError::OutOfBounds);
         }
-        self.buffer.write_slice(HEADER_LEN, frame)?;
+        self.buffer.write_slice(frame, HEADER_LEN)?;
         self.len = frame.len();
         Ok(())
     }
@@ -147,8 +147,9 @@ impl<T: Transport> Net<T> {
         device.negotiate(FEATURES | mtu.map_or(0, |_| features::net::MTU))?;
         let receive: Queue<Receiving, _> = device.queue(RECEIVE, size, 1)?;
         let transmit: Queue<TxPacket, _> = device.queue(TRANSMIT, size, 1)?;
-        let rx_pool = DmaPool::new(device.windows(), receive.size().into(), BUFFER_LEN)?;
-        let tx_pool = DmaPool::new(device.windows(), transmit.size().into(), BUFFER_LEN)?;
+        let pool = |count: u16, to| DmaPool::new_for(device.windows(), count.into(), BUFFER_LEN, to);
+        let rx_pool = pool(receive.size(), Direction::FromDevice)?;
+        let tx_pool = pool(transmit.size(), Direction::ToDevice)?;
         let mac = read_mac(&device)?;
         let mut net = Self {
             device,

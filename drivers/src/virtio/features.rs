@@ -5,6 +5,10 @@
 
 use super::DeviceType;
 
+/// A descriptor may refer to a table of descriptors (2.7.5.3).
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// Either side says at which element it wants to be notified (2.7.7, 2.7.10).
+pub const EVENT_IDX: u64 = 1 << 29;
 /// Not a legacy device: without this bit nothing works here.
 pub const VERSION_1: u64 = 1 << 32;
 /// The device's memory accesses go through what the platform sets up (an IOMMU).

@@ -1,6 +1,7 @@
 //! The virtio core: transports, feature negotiation, and virtqueues.
 
 mod device;
+pub mod device_side;
 pub mod features;
 mod pci;
 mod queue;

@@ -4,9 +4,9 @@
 //! index are read once.
 
 use alloc::vec::Vec;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::Ordering;
 
-use ringfence_memory::{AtomicAccess, DmaRegion, DmaWindows};
+use ringfence_memory::{AtomicAccess, Bytes, Direction, DmaRegion, DmaWindows, fence};
 
 use super::{Buffers, Error, QueueError, QueueSetup};
 
@@ -16,8 +16,6 @@ const USED_LEN: usize = 8;
 /// Bytes before the elements of both rings: flags and index.
 const RING_HEADER: usize = 4;
 const RING_INDEX: usize = 2;
-/// The used ring starts on a cache line of its own.
-const LINE: usize = 64;
 
 const NEXT: u32 = 1;
 const WRITE: u32 = 2;
@@ -42,10 +40,12 @@ pub(super) struct Used {
 
 #[derive(Debug)]
 pub(super) struct SplitRing {
-    region: DmaRegion,
+    /// Descriptor table and available ring, which the device can only read.
+    driver: DmaRegion,
+    /// Used ring, which the device can only write.
+    device: DmaRegion,
     size: u16,
     available_at: usize,
-    used_at: usize,
     /// For each descriptor the one after it, in its chain or in the list of free ones.
     next: Vec<u16>,
     free_head: u16,
@@ -67,14 +67,15 @@ impl SplitRing {
     pub(super) fn new(windows: &DmaWindows, size: u16) -> Result<Self, Error> {
         let available_at = element(0, size, DESCRIPTOR_LEN);
         // Both rings are followed by an event index of 2 bytes.
-        let available_end = element(available_at, size, AVAILABLE_LEN).saturating_add(RING_HEADER + 2);
-        let used_at = available_end.checked_next_multiple_of(LINE).ok_or(Error::BadConfig)?;
-        let region = windows.allocate(element(used_at, size, USED_LEN).saturating_add(RING_HEADER + 2))?;
+        let driver_len = element(available_at, size, AVAILABLE_LEN).saturating_add(RING_HEADER + 2);
+        let device_len = element(0, size, USED_LEN).saturating_add(RING_HEADER + 2);
+        let driver = windows.allocate_for(driver_len, Direction::ToDevice)?;
+        let device = windows.allocate_for(device_len, Direction::FromDevice)?;
         Ok(Self {
-            region,
+            driver,
+            device,
             size,
             available_at,
-            used_at,
             next: (1..size).chain([0]).collect(),
             free_head: 0,
             free: size,
@@ -85,13 +86,13 @@ impl SplitRing {
     }
 
     pub(super) fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
-        let address = |offset| self.region.address(offset).ok_or(Error::BadConfig);
+        let address = |region: &DmaRegion, offset| region.address(offset).ok_or(Error::BadConfig);
         Ok(QueueSetup {
             index,
             size: self.size,
-            descriptors: address(0)?,
-            driver: address(self.available_at)?,
-            device: address(self.used_at)?,
+            descriptors: address(&self.driver, 0)?,
+            driver: address(&self.driver, self.available_at)?,
+            device: address(&self.device, 0)?,
         })
     }
 
@@ -132,7 +133,7 @@ impl SplitRing {
                 writable = writable.saturating_add(part.len);
             }
             let offset = element(0, at, DESCRIPTOR_LEN);
-            self.region.write_dma_addr(offset, part.address).map_err(|_| QueueError::WrongDevice)?;
+            self.driver.write_dma_addr(offset, part.address).map_err(|_| QueueError::WrongDevice)?;
             self.store(offset.saturating_add(8), part.len.to_le())?;
             self.store(offset.saturating_add(12), (flags | u32::from(next) << 16).to_le())?;
             match following {
@@ -169,20 +170,20 @@ impl SplitRing {
         self.published = self.available;
         // The device either sees the index, or we see its flags as they were before it went to sleep (2.7.13.4.1).
         fence(Ordering::SeqCst);
-        Ok(u16::from_le(self.load(self.used_at, Ordering::Relaxed)?) & SUPPRESS == 0)
+        Ok(u16::from_le(self.load(0, Ordering::Relaxed)?) & SUPPRESS == 0)
     }
 
     /// How many used elements there are to read, by one read of the used index.
     pub(super) fn used_count(&self) -> Result<u16, QueueError> {
         // Acquire: elements and buffers are read after the index that covers them.
-        let index = self.load::<u16>(self.used_at.saturating_add(RING_INDEX), Ordering::Acquire)?;
+        let index = self.load::<u16>(RING_INDEX, Ordering::Acquire)?;
         Ok(u16::from_le(index).wrapping_sub(self.used))
     }
 
     /// Reads the next used element; the caller knows that there is one.
     pub(super) fn take_used(&mut self) -> Result<Used, QueueError> {
         let slot = self.used & self.mask();
-        let at = element(self.used_at.saturating_add(RING_HEADER), slot, USED_LEN);
+        let at = element(RING_HEADER, slot, USED_LEN);
         let id = u32::from_le(self.load(at, Ordering::Relaxed)?);
         let len = u32::from_le(self.load(at.saturating_add(4), Ordering::Relaxed)?);
         self.used = self.used.wrapping_add(1);
@@ -212,17 +213,17 @@ impl SplitRing {
         self.slice_store(offset, value, Ordering::Relaxed)
     }
 
-    // All offsets are in the region by construction: an error would be a bug here, and makes the queue useless.
+    // All offsets are in the regions by construction: an error would be a bug here, and makes the queue useless.
     fn slice_store<V: AtomicAccess>(
         &self,
         offset: usize,
         value: V,
         order: Ordering,
     ) -> Result<(), QueueError> {
-        self.region.as_volatile_slice().store(offset, value, order).map_err(|_| QueueError::Broken)
+        self.driver.as_volatile_slice().store(value, offset, order).map_err(|_| QueueError::Broken)
     }
 
     fn load<V: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<V, QueueError> {
-        self.region.as_volatile_slice().load(offset, order).map_err(|_| QueueError::Broken)
+        self.device.as_volatile_slice().load(offset, order).map_err(|_| QueueError::Broken)
     }
 }

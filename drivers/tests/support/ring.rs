@@ -1,7 +1,7 @@
 //! The device side of a split ring, written from section 2.7 of the specification.
 
-use ringfence_memory::DeviceId;
 use ringfence_memory::host::{HostBytes, HostPlatform};
+use ringfence_memory::{Bytes, DeviceId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -61,7 +61,7 @@ impl DeviceRing {
     }
 
     fn put_u16(&self, address: u64, value: u16) {
-        self.memory(address, 2).slice().write_obj(0, &value.to_le()).unwrap();
+        self.memory(address, 2).slice().write_obj(value.to_le(), 0).unwrap();
     }
 
     /// Chains made available and not taken yet.
@@ -108,22 +108,22 @@ impl DeviceRing {
     pub fn read(&self, segment: &Segment) -> Vec<u8> {
         assert!(!segment.writable);
         let mut bytes = vec![0; segment.len as usize];
-        self.memory(segment.address, bytes.len()).slice().read_slice(0, &mut bytes).unwrap();
+        self.memory(segment.address, bytes.len()).slice().read_slice(&mut bytes, 0).unwrap();
         bytes
     }
 
     /// Writes to the start of a segment.
     pub fn write(&self, segment: &Segment, bytes: &[u8]) {
         assert!(segment.writable && bytes.len() <= segment.len as usize);
-        self.memory(segment.address, bytes.len()).slice().write_slice(0, bytes).unwrap();
+        self.memory(segment.address, bytes.len()).slice().write_slice(bytes, 0).unwrap();
     }
 
     /// Writes a used element without publishing it.
     pub fn put_used(&mut self, id: u32, len: u32) {
         let at = self.device + 4 + 8 * u64::from(self.used_index % self.size);
         let element = self.memory(at, 8);
-        element.slice().write_obj(0, &id.to_le()).unwrap();
-        element.slice().write_obj(4, &len.to_le()).unwrap();
+        element.slice().write_obj(id.to_le(), 0).unwrap();
+        element.slice().write_obj(len.to_le(), 4).unwrap();
         self.used_index = self.used_index.wrapping_add(1);
     }
 
@@ -144,7 +144,7 @@ impl DeviceRing {
 
     /// Overwrites the descriptor table and the available ring's entries, which are no business of the device.
     pub fn scribble(&self, with: u8) {
-        self.memory(self.descriptors, 16 * usize::from(self.size)).slice().fill(with);
-        self.memory(self.driver + 4, 2 * usize::from(self.size)).slice().fill(with);
+        self.memory(self.descriptors, 16 * usize::from(self.size)).slice().fill(with).unwrap();
+        self.memory(self.driver + 4, 2 * usize::from(self.size)).slice().fill(with).unwrap();
     }
 }

@@ -18,7 +18,7 @@ use crate::arch::stack::{self, Stack, Use};
 use crate::arch::{cpu, gdt, idt};
 use crate::{acpi, fw_cfg, heap, image, interrupts, logging, memory, time};
 
-pub use window::PhysWindow;
+pub use window::{PhysWindow, Sample};
 
 /// Where both loaders map all physical memory: the start of the upper half.
 pub const WINDOW_START: u64 = 0xffff_8000_0000_0000;
@@ -48,6 +48,8 @@ pub struct Boot {
     pub memory_map: &'static [MemoryRegion],
     /// What the kernel needs of ACPI.
     pub acpi: acpi::Tables,
+    /// The start of the kernel's code as the loader's window showed it just before it was left, for tests.
+    pub sample: Option<Sample>,
 }
 
 /// How the kernel was loaded.
@@ -92,7 +94,8 @@ pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
         let Some(Start { info, main }) = START.lock().take() else {
             unreachable!("boot::start stores it first")
         };
-        let (boot, window) = prepare(info);
+        let (mut boot, window) = prepare(info);
+        boot.sample = window.sample(image::text().start);
         let stack = own_memory(&boot, &window);
         *READY.lock() = Some((boot, main));
         // SAFETY: the stack was just allocated, with a guard page, and is never given back.
@@ -149,7 +152,7 @@ fn prepare(info: &'static mut BootInfo) -> (Boot, PhysWindow) {
         log::debug!("{:<7}{:#x}..{:#x} {:?}", section.name, section.start, section.end, section.rights);
     }
     let loader = if pvh::started() { Loader::Pvh } else { Loader::Uefi };
-    (Boot { loader, memory_map, acpi }, window)
+    (Boot { loader, memory_map, acpi, sample: None }, window)
 }
 
 /// Copies the memory map out of loader memory.

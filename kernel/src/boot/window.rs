@@ -21,6 +21,15 @@ pub struct PhysWindow {
     size: u64,
 }
 
+/// A few bytes as the window showed them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Where they were in the window.
+    pub address: VirtAddr,
+    /// The bytes.
+    pub bytes: [u8; 16],
+}
+
 impl PhysWindow {
     /// The window that the loader reports, covering 4 GiB and all RAM.
     pub(super) fn new(start: Option<u64>, memory_map: &[MemoryRegion]) -> Self {
@@ -46,6 +55,12 @@ impl PhysWindow {
     /// A copy of `N` bytes at physical address `address`; `None` if they are not all in the window.
     fn read_array<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
         self.read(address, N)?.try_into().ok()
+    }
+
+    /// Reads what is mapped at `address` through the window; `None` if it is not mapped or not in the window.
+    pub(super) fn sample(&self, address: VirtAddr) -> Option<Sample> {
+        let physical = self.translate(address)?.as_u64();
+        Some(Sample { address: self.start + physical, bytes: self.read_array(physical)? })
     }
 
     /// Where `address` is mapped to by the page tables in use, as long as those are the loader's.

@@ -38,14 +38,14 @@ impl Piece {
     }
 
     fn write(self, mut buffer: DmaBuf, contents: &[u8]) -> Request {
-        buffer.write_slice(0, contents).expect("it fits");
+        buffer.write_slice(contents, 0).expect("it fits");
         Request::Write { sector: self.sector, buffer, len: self.len }
     }
 }
 
 fn bytes(buffer: &DmaBuf, len: usize) -> Vec<u8> {
     let mut bytes = alloc::vec![0; len];
-    buffer.read_slice(0, &mut bytes).expect("it fits");
+    buffer.read_slice(&mut bytes, 0).expect("it fits");
     bytes
 }
 

@@ -12,6 +12,7 @@ mod interrupts;
 mod lifecycle;
 mod net;
 mod pci;
+mod quarantine;
 #[path = "../support/mod.rs"]
 mod support;
 

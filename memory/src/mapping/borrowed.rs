@@ -3,7 +3,9 @@
 use super::mapped_pages::{AccessError, MappedPages, Private};
 use alloc::sync::Arc;
 use core::borrow::Borrow;
+use core::cmp::Ordering;
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
@@ -94,7 +96,7 @@ impl<T: FromBytes + IntoBytes + KnownLayout> BorrowedMappedPages<T, Mutable> {
 
 impl<T: FromBytes + zerocopy::Immutable, B: PagesOwner> BorrowedMappedPages<[T], Immutable, B> {
     /// `length` elements from `offset` (in bytes) on. Gives the mapping back on error.
-    pub fn from_slice(owner: B, offset: usize, length: usize) -> Result<Self, (B, AccessError)> {
+    pub fn from(owner: B, offset: usize, length: usize) -> Result<Self, (B, AccessError)> {
         let value = owner.pages().as_slice::<T>(offset, length).map(NonNull::from);
         Self::with(owner, value)
     }
@@ -102,7 +104,7 @@ impl<T: FromBytes + zerocopy::Immutable, B: PagesOwner> BorrowedMappedPages<[T],
 
 impl<T: FromBytes + IntoBytes + zerocopy::Immutable> BorrowedMappedPages<[T], Mutable> {
     /// `length` elements from `offset` (in bytes) on, to be changed. Gives the mapping back on error.
-    pub fn from_slice_mut(
+    pub fn from_mut(
         mut owner: MappedPages<Private>,
         offset: usize,
         length: usize,
@@ -169,6 +171,26 @@ impl<T: ?Sized, M: Mutability, B: PagesOwner> Borrow<T> for BorrowedMappedPages<
 impl<T: ?Sized + PartialEq, M: Mutability, B: PagesOwner> PartialEq for BorrowedMappedPages<T, M, B> {
     fn eq(&self, other: &Self) -> bool {
         **self == **other
+    }
+}
+
+impl<T: ?Sized + Eq, M: Mutability, B: PagesOwner> Eq for BorrowedMappedPages<T, M, B> {}
+
+impl<T: ?Sized + PartialOrd, M: Mutability, B: PagesOwner> PartialOrd for BorrowedMappedPages<T, M, B> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        (**self).partial_cmp(&**other)
+    }
+}
+
+impl<T: ?Sized + Ord, M: Mutability, B: PagesOwner> Ord for BorrowedMappedPages<T, M, B> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(&**other)
+    }
+}
+
+impl<T: ?Sized + Hash, M: Mutability, B: PagesOwner> Hash for BorrowedMappedPages<T, M, B> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state)
     }
 }
 

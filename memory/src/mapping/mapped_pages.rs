@@ -335,7 +335,7 @@ impl MappedPages<Private> {
         self,
         offset: usize,
     ) -> Result<BorrowedMappedPages<T, Immutable>, (Self, AccessError)> {
-        BorrowedMappedPages::from(self, offset)
+        BorrowedMappedPages::<T>::from(self, offset)
     }
 
     /// As [`into_borrowed`](Self::into_borrowed), to be changed.
@@ -343,7 +343,7 @@ impl MappedPages<Private> {
         self,
         offset: usize,
     ) -> Result<BorrowedMappedPages<T, Mutable>, (Self, AccessError)> {
-        BorrowedMappedPages::from_mut(self, offset)
+        BorrowedMappedPages::<T, Mutable>::from_mut(self, offset)
     }
 
     /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it back on
@@ -353,7 +353,7 @@ impl MappedPages<Private> {
         offset: usize,
         length: usize,
     ) -> Result<BorrowedSliceMappedPages<T, Immutable>, (Self, AccessError)> {
-        BorrowedSliceMappedPages::from_slice(self, offset, length)
+        BorrowedSliceMappedPages::from(self, offset, length)
     }
 
     /// As [`into_borrowed_slice`](Self::into_borrowed_slice), to be changed.
@@ -362,7 +362,7 @@ impl MappedPages<Private> {
         offset: usize,
         length: usize,
     ) -> Result<BorrowedSliceMappedPages<T, Mutable>, (Self, AccessError)> {
-        BorrowedSliceMappedPages::from_slice_mut(self, offset, length)
+        BorrowedSliceMappedPages::from_mut(self, offset, length)
     }
 }
 
@@ -378,13 +378,27 @@ impl MappedPages<Dma> {
         self.contiguous_address()
     }
 
+    /// Writes zeros to all of it.
+    #[inline(never)] // so that a benchmark can tell its cost from the rest
+    pub fn zero(&mut self) {
+        let words: *mut u64 = self.as_ptr().cast();
+        for word in 0..self.pages.size_in_bytes() as usize / size_of::<u64>() {
+            // SAFETY: inside the mapping, which is always writable for this kind; volatile since a device that has, or
+            // had, this memory may write to it meanwhile.
+            unsafe { words.add(word).write_volatile(0) };
+        }
+    }
+
     /// Takes the memory out of use while a device may still write there. It stays mapped and is not reused.
     pub fn quarantine(self) -> Quarantined {
-        self.count(Owner::Dma, Owner::Quarantined);
+        self.book(true);
         Quarantined(ManuallyDrop::new(self))
     }
 
-    fn count(&self, from: Owner, to: Owner) {
+    /// Books the frames as being in quarantine, or not any more.
+    pub(crate) fn book(&self, quarantined: bool) {
+        let (from, to) =
+            if quarantined { (Owner::Dma, Owner::Quarantined) } else { (Owner::Quarantined, Owner::Dma) };
         if let Some(space) = self.space {
             space.frames().transfer(from, to, self.pages.size_in_pages());
         }
@@ -402,7 +416,7 @@ impl Quarantined {
     /// No device can write there any more: its reset was seen to be complete, or its grant was revoked.
     pub unsafe fn release(self) -> MappedPages<Dma> {
         let pages = ManuallyDrop::into_inner(self.0);
-        pages.count(Owner::Quarantined, Owner::Dma);
+        pages.book(false);
         pages
     }
 }

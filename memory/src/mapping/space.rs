@@ -3,7 +3,8 @@
 use super::claims::Claims;
 use super::mapped_pages::{Dma, Kind, MappedPages, Private};
 use super::{MapError, Mapper, Protection};
-use crate::address::{PAGE_SIZE, PhysAddr, VirtAddr};
+use crate::DmaRegistry;
+use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
 use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Mapped};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
@@ -22,6 +23,7 @@ pub struct AddressSpace {
     frames: &'static FrameAllocator,
     pages: &'static PageAllocator,
     cpu: &'static dyn Cpu,
+    registry: DmaRegistry,
 }
 
 impl AddressSpace {
@@ -36,7 +38,8 @@ impl AddressSpace {
         cpu: &'static dyn Cpu,
     ) -> Self {
         assert_eq!(cpu.root(), mapper.root(), "the mapper's tables are not in use");
-        Self { claims: Mutex::new(Claims::new()), mapper: Mutex::new(mapper), frames, pages, cpu }
+        let (claims, mapper) = (Mutex::new(Claims::new()), Mutex::new(mapper));
+        Self { claims, mapper, frames, pages, cpu, registry: DmaRegistry::new() }
     }
 
     /// The allocator of physical memory.
@@ -47,6 +50,12 @@ impl AddressSpace {
     /// The allocator of virtual memory.
     pub const fn pages(&self) -> &'static PageAllocator {
         self.pages
+    }
+
+    /// The window tables of this address space's devices, for [`Platform::registry`](crate::Platform::registry): the
+    /// [audit](Self::audit) compares them with the page tables.
+    pub const fn registry(&self) -> &DmaRegistry {
+        &self.registry
     }
 
     /// The physical address that `address` maps to.
@@ -139,16 +148,11 @@ impl AddressSpace {
         let pages = self.pages.allocate(PageRequest { align, ..PageRequest::new(request.count) });
         let pages = pages.map_err(MapError::Pages)?;
         let frames = self.frames.take_dma(&request).map_err(MapError::Frames)?;
-        let mapped = self.map::<Dma>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
+        let mut mapped = self.map::<Dma>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
             self.frames.give_dma(frames);
             error
         })?;
-        let words: *mut u64 = mapped.as_ptr().cast();
-        for word in 0..frames.size_in_frames() * PAGE_SIZE / size_of::<u64>() {
-            // SAFETY: inside the new mapping, which is writable; volatile since a device that had this memory before
-            // may misbehave.
-            unsafe { words.add(word).write_volatile(0) };
-        }
+        mapped.zero();
         Ok(mapped)
     }
 

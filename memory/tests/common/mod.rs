@@ -124,7 +124,8 @@ impl Machine {
     fn fault(&self, address: u64, write: bool) -> bool {
         let Some(index) = self.index(address) else { return false };
         let Some(hit) = self.walk(address) else { return false };
-        if write && !hit.write {
+        // Memory that is writable and executable is never used here: the test dies of it.
+        if (write && !hit.write) || (hit.write && hit.execute) {
             return false;
         }
         let value = hit.frame << 8 | u64::from(hit.level) << 2 | u64::from(hit.write) << 1 | 1;
@@ -157,6 +158,23 @@ impl Machine {
         match self.tlb[self.index(address).unwrap()].load(SeqCst) {
             0 => self.walk(address).is_some_and(|hit| hit.write || !write),
             cached => !write || cached & 2 != 0,
+        }
+    }
+
+    /// Every frame that the TLB can still reach.
+    pub fn cached_frames(&self) -> Vec<u64> {
+        self.tlb
+            .iter()
+            .map(|cached| cached.load(SeqCst))
+            .filter(|cached| *cached != 0)
+            .map(|cached| cached >> 8)
+            .collect()
+    }
+
+    /// Fills the TLB with each of these pages, by reading it.
+    pub fn touch(&self, pages: &PageRange) {
+        for page in pages.iter() {
+            unsafe { (page.start_address().value() as *const u8).read_volatile() };
         }
     }
 
@@ -316,6 +334,24 @@ impl System {
         assert!(report.ok(), "{findings:#?}");
         assert_eq!(report.total, self.machine.ram_frames as usize);
         self.machine.assert_coherent();
+    }
+
+    /// Every word of every page table in use, with its address.
+    pub fn tables(&self) -> Vec<(u64, u64)> {
+        fn collect(machine: &Machine, table: u64, level: u32, words: &mut Vec<(u64, u64)>) {
+            for at in (table..table + PAGE).step_by(8) {
+                let word = machine.word(at);
+                if word != 0 {
+                    words.push((at, word & !0x60)); // not what the processor notes itself
+                }
+                if level > 0 && word & 0x81 == 1 {
+                    collect(machine, word & 0x000f_ffff_ffff_f000, level - 1, words);
+                }
+            }
+        }
+        let mut words = Vec::new();
+        collect(self.machine, self.machine.root().value(), 3, &mut words);
+        words
     }
 
     /// Free frames, free pages, tables in use: equal before and after whatever must leave no trace.

@@ -11,11 +11,14 @@ use super::judge::{self, Verdict};
 use crate::guest::Guest;
 use crate::kernel;
 use crate::qemu::{Boot, Machine, exit};
+use crate::run::uefi;
 use crate::setup::Toolchain;
 use crate::work_folder;
 
 /// How long one test may take.
 const LIMIT: Duration = Duration::from_secs(30);
+/// How long one may take whose key says `slow`.
+const LONG_LIMIT: Duration = Duration::from_secs(180);
 /// How long a test may take that is there to hang.
 const SHORT_LIMIT: Duration = Duration::from_secs(3);
 /// The file of tests that fail on purpose.
@@ -36,7 +39,7 @@ pub fn tests(toolchain: &Toolchain) -> Result<Vec<Test>> {
                 let elf = elf.clone();
                 tests.push(Test::new(format!("kernel::{file}::{name}"), move || must_fail(elf, &name)));
             } else {
-                tests.extend(on_each_cpu(&file, &elf, &name, &key));
+                tests.extend(on_each_cpu(toolchain, &file, &elf, &name, &key));
             }
         }
     }
@@ -61,19 +64,22 @@ fn list(elf: &Path) -> Result<Vec<(String, String)>> {
     Ok(tests)
 }
 
-fn on_each_cpu(file: &str, elf: &Path, name: &str, key: &str) -> Vec<Test> {
+fn on_each_cpu(toolchain: &Toolchain, file: &str, elf: &Path, name: &str, key: &str) -> Vec<Test> {
+    let mut words = key.split(',');
     let cpus: &[&str] =
-        if key.split(',').any(|part| part.starts_with("cpu=")) { &[""] } else { &["", "qemu64"] };
+        if words.clone().any(|word| word.starts_with("cpu=")) { &[""] } else { &["", "qemu64"] };
+    let limit = if words.any(|word| word == "slow") { LONG_LIMIT } else { LIMIT };
     let test = |cpu: &&str| {
         let (elf, name, key, cpu) = (elf.to_owned(), name.to_owned(), key.to_owned(), cpu.to_string());
+        let toolchain = toolchain.clone();
         let title = format!("kernel::{file}::{name}{}{cpu}", if cpu.is_empty() { "" } else { " on " });
         Test::new(title, move || {
             let mut scratch = Scratch::default();
-            let mut machine = machine(elf, &key, &mut scratch)?;
+            let mut machine = machine(&toolchain, elf, &key, &mut scratch)?;
             if !cpu.is_empty() {
                 machine.add(&format!("-cpu {cpu}"));
             }
-            match judge::run(&machine, &name, LIMIT)? {
+            match judge::run(&machine, &name, limit)? {
                 Verdict::Passed => scratch.check(),
                 other => bail!("{other:?}"),
             }
@@ -145,8 +151,8 @@ impl Drop for Scratch {
 }
 
 /// The machine for a test's key: a list of words, separated by commas.
-fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
-    let mut machine = Machine::new(Boot::Pvh(elf));
+fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
+    let mut machine = Machine::new(Boot::Pvh(elf.clone()));
     for word in key.split(',').filter(|word| !word.is_empty()) {
         match word.split_once('=').unwrap_or((word, "")) {
             // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many descriptors;
@@ -210,6 +216,10 @@ fn machine(elf: PathBuf, key: &str, scratch: &mut Scratch) -> Result<Machine> {
                 "-global virtio-blk-pci.vectors={count} -global virtio-net-pci.vectors={count}"
             )),
             ("pc", "") => machine.kind = "pc".into(),
+            // Booted by UEFI firmware.
+            ("uefi", "") => machine.boot = uefi(toolchain, &elf)?,
+            // Nothing of the machine's: it takes longer than others.
+            ("slow", "") => {}
             ("cpu", cpu) => machine.add(&format!("-cpu {cpu}")),
             ("mem", mebibytes) => machine.memory = mebibytes.parse()?,
             _ => bail!("xtask knows no machine called {word:?}"),

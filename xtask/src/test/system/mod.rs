@@ -1,6 +1,7 @@
 //! `system::` tests: the whole guest, seen from outside. Each is a function in one of these tables.
 
 mod api;
+mod bench;
 mod command_line;
 mod disks;
 mod files;
@@ -27,7 +28,7 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
     let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured = [command_line::TESTS, slow_disk::TESTS].concat();
+    let measured = [bench::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
     tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
     tests
 }

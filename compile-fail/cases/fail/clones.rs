@@ -1,0 +1,76 @@
+//! No owner can be copied.
+use ringfence_memory::*;
+
+fn free_frames(frames: &FreeFrames) {
+    let _ = <FreeFrames as Clone>::clone(frames); //~ E0277 free_frames
+}
+
+fn allocated_frames(frames: &AllocatedFrames) {
+    let _ = <AllocatedFrames as Clone>::clone(frames); //~ E0277 allocated_frames
+}
+
+fn mapped_frames(frames: &MappedFrames) {
+    let _ = <MappedFrames as Clone>::clone(frames); //~ E0277 mapped_frames
+}
+
+fn unmapped_frames(frames: &UnmappedFrames) {
+    let _ = <UnmappedFrames as Clone>::clone(frames); //~ E0277 unmapped_frames
+}
+
+fn allocated_pages(pages: &AllocatedPages) {
+    let _ = <AllocatedPages as Clone>::clone(pages); //~ E0277 allocated_pages
+}
+
+fn private(memory: &MappedPages<Private>) {
+    let _ = <MappedPages<Private> as Clone>::clone(memory); //~ E0277 private
+}
+
+fn dma(memory: &MappedPages<Dma>) {
+    let _ = <MappedPages<Dma> as Clone>::clone(memory); //~ E0277 dma
+}
+
+fn mmio(registers: &MappedPages<Mmio>) {
+    let _ = <MappedPages<Mmio> as Clone>::clone(registers); //~ E0277 mmio
+}
+
+fn quarantined(memory: &Quarantined) {
+    let _ = <Quarantined as Clone>::clone(memory); //~ E0277 quarantined
+}
+
+fn stack(stack: &Stack) {
+    let _ = <Stack as Clone>::clone(stack); //~ E0277 stack
+}
+
+fn borrowed(view: &BorrowedMappedPages<u64>) {
+    let _ = <BorrowedMappedPages<u64> as Clone>::clone(view); //~ E0277 borrowed
+}
+
+fn region(region: &DmaRegion) {
+    let _ = <DmaRegion as Clone>::clone(region); //~ E0277 region
+}
+
+fn pool(pool: &DmaPool) {
+    let _ = <DmaPool as Clone>::clone(pool); //~ E0277 pool
+}
+
+fn buffer(buffer: &DmaBuf) {
+    let _ = <DmaBuf as Clone>::clone(buffer); //~ E0277 buffer
+}
+
+fn grant(grant: &DmaGrant) {
+    let _ = <DmaGrant as Clone>::clone(grant); //~ E0277 grant
+}
+
+fn table_pool(pool: &TablePool) {
+    let _ = <TablePool as Clone>::clone(pool); //~ E0277 table_pool
+}
+
+fn mapper(mapper: &Mapper) {
+    let _ = <Mapper as Clone>::clone(mapper); //~ E0277 mapper
+}
+
+fn address_space(space: &AddressSpace) {
+    let _ = <AddressSpace as Clone>::clone(space); //~ E0277 address_space
+}
+
+fn main() {}

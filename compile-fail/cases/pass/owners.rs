@@ -1,0 +1,16 @@
+//! Owners as ranges, and a view that may be changed.
+use ringfence_memory::*;
+
+fn _sizes(pages: &AllocatedPages, frames: &AllocatedFrames, memory: &MappedPages<Dma>) -> u64 {
+    pages.size_in_bytes() + frames.size_in_bytes() + memory.size_in_bytes()
+}
+
+fn _view(view: &mut BorrowedMappedPages<u64, Mutable>) {
+    **view = 1;
+}
+
+fn _slice(view: &mut BorrowedSliceMappedPages<u8, Mutable>) {
+    view[0] = 1;
+}
+
+fn main() {}

@@ -1,0 +1,35 @@
+//! What a fallible call consumes comes back with the error and may be used again.
+use ringfence_memory::*;
+
+fn _retry(space: &'static AddressSpace, pages: AllocatedPages, frames: AllocatedFrames) -> bool {
+    match space.map_allocated_pages_to(pages, frames, Protection::ReadWrite) {
+        Ok(_) => true,
+        Err((_, pages, frames)) => {
+            drop(frames);
+            space.map_allocated_pages(pages, Protection::ReadWrite).is_ok()
+        }
+    }
+}
+
+fn _halves(memory: MappedPages<Private>, at: VirtAddr) -> MappedPages<Private> {
+    match memory.split(at) {
+        Ok((mut head, tail)) => {
+            let _ = head.merge(tail);
+            head
+        }
+        Err(memory) => memory,
+    }
+}
+
+fn _view_then_drop(memory: MappedPages<Private>) -> usize {
+    let len = memory.as_slice::<u8>(0, 1).map_or(0, <[u8]>::len);
+    drop(memory);
+    len
+}
+
+fn _buffer(buffer: DmaBuf, submit: impl FnOnce(DmaBuf)) {
+    let _ = buffer.len();
+    submit(buffer);
+}
+
+fn main() {}

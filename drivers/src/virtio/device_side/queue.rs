@@ -1,0 +1,459 @@
+//! A virtqueue from which a device takes chains of descriptors and to which it returns them.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use ringfence_memory::{DeviceRange, fence};
+use spin::Mutex;
+
+use super::packed::Packed;
+pub use super::ring::DescType;
+use super::ring::{Desc, Device, Driver, Used};
+use crate::virtio::features;
+
+/// How the driver learns that chains were returned: an interrupt, or whatever the transport has.
+pub trait DriverNotify {
+    /// Notifies the driver. The queue is not locked.
+    fn notify(&self);
+}
+
+impl<F: Fn()> DriverNotify for F {
+    fn notify(&self) {
+        self()
+    }
+}
+
+/// The memory of a split virtqueue (2.7), translated.
+#[derive(Clone, Debug)]
+pub struct QueueMemory<'a> {
+    /// Descriptor table, for the device to read: 16 bytes for each descriptor.
+    pub desc: DeviceRange<'a>,
+    /// Available ring, for the device to read: [`Driver::avail_len_for_queue_size`] bytes.
+    pub avail: DeviceRange<'a>,
+    /// Used ring, for the device to write: [`Device::used_len_for_queue_size`] bytes.
+    pub used: DeviceRange<'a>,
+}
+
+/// The memory of a packed virtqueue (2.8), translated.
+#[derive(Clone, Debug)]
+pub struct PackedMemory<'a> {
+    /// Descriptor ring, for the device to read: 16 bytes for each descriptor, at most 32768 of them.
+    pub desc: DeviceRange<'a>,
+    /// The same bytes for the device to write.
+    pub desc_used: DeviceRange<'a>,
+    /// Driver event suppression, for the device to read: 4 bytes.
+    pub driver_event: DeviceRange<'a>,
+    /// Device event suppression, for the device to write: 4 bytes.
+    pub device_event: DeviceRange<'a>,
+}
+
+/// How far a device has come in a queue: enough to go on with another [`Queue`] over the same rings.
+///
+/// In a split virtqueue these are free running indexes. In a packed one they are slots, with the wrap counter in
+/// bit 15.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The next chain to take.
+    pub next: u16,
+    /// The next element to use.
+    pub used: u16,
+    /// What `used` was when it was last decided whether to notify the driver.
+    pub signalled: u16,
+}
+
+impl Position {
+    /// Where a split virtqueue starts.
+    pub const SPLIT: Self = Self::at(0);
+    /// Where a packed virtqueue starts: with wrap counters of 1 (2.8.1).
+    pub const PACKED: Self = Self::at(1 << 15);
+
+    /// Nothing taken that was not returned, and next is `next`.
+    pub const fn at(next: u16) -> Self {
+        Self { next, used: next, signalled: next }
+    }
+}
+
+/// The driver broke the rules of the ring. No more chains can be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueError {
+    /// More was made available than there is room for: an index that jumped, went back, or a chain without end.
+    Overrun,
+    /// A chain starts beyond the descriptor table, at this index.
+    InvalidHead(u16),
+}
+
+/// Why a chain has no further descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DescError {
+    /// It goes on beyond the descriptor table, at this index.
+    InvalidIndex(u16),
+    /// It has more descriptors than its table: it runs in a circle (2.7.5.2).
+    Endless,
+    /// A buffer of this address and length would end beyond the address space.
+    BadRange(u64, u32),
+}
+
+/// A chain as it was found in a ring.
+pub(super) struct Taken {
+    pub(super) id: u16,
+    /// How far it moves the positions on.
+    pub(super) slots: u16,
+    pub(super) descs: Vec<Desc>,
+    /// What is wrong after the last of them.
+    pub(super) error: Option<DescError>,
+}
+
+/// The descriptors from `first` on, at most `limit`.
+pub(super) fn walk(
+    first: u16,
+    limit: u32,
+    desc: impl Fn(u16) -> Option<Desc>,
+) -> (Vec<Desc>, Option<DescError>) {
+    let (mut descs, mut index) = (Vec::new(), first);
+    for _ in 0..limit {
+        let Some(desc) = desc(index) else { return (descs, Some(DescError::InvalidIndex(index))) };
+        descs.push(desc);
+        match desc.next() {
+            Some(next) => index = next,
+            None => return (descs, None),
+        }
+    }
+    (descs, Some(DescError::Endless))
+}
+
+enum Rings<'a> {
+    Split(Driver<'a>, Device<'a>),
+    Packed(Packed<'a>),
+}
+
+impl Rings<'_> {
+    fn size(&self) -> u16 {
+        match self {
+            Self::Split(driver, _) => driver.queue_size(),
+            Self::Packed(ring) => ring.size(),
+        }
+    }
+
+    fn distance(&self, from: u16, to: u16) -> u16 {
+        match self {
+            Self::Split(..) => to.wrapping_sub(from),
+            Self::Packed(ring) => ring.distance(from, to),
+        }
+    }
+
+    fn advance(&self, position: u16, slots: u16) -> u16 {
+        match self {
+            Self::Split(..) => position.wrapping_add(slots),
+            Self::Packed(ring) => ring.advance(position, slots),
+        }
+    }
+
+    fn is_position(&self, position: Position) -> bool {
+        let Position { next, used, signalled } = position;
+        let exists = |position| match self {
+            Self::Split(..) => true,
+            Self::Packed(ring) => ring.is_position(position),
+        };
+        [next, used, signalled].into_iter().all(exists)
+            && self.distance(used, next) <= self.size()
+            && self.distance(signalled, used) <= self.size()
+    }
+
+    fn take(&self, next: u16, used: u16) -> Result<Option<Taken>, QueueError> {
+        let driver = match self {
+            Self::Split(driver, _) => driver,
+            Self::Packed(ring) => return ring.take(next, used),
+        };
+        let (size, in_flight) = (driver.queue_size(), next.wrapping_sub(used));
+        let available = driver.available(next);
+        if available > size.saturating_sub(in_flight) {
+            return Err(QueueError::Overrun);
+        }
+        if available == 0 {
+            return Ok(None);
+        }
+        let id = driver.entry(next).ok_or(QueueError::Overrun)?;
+        if id >= size {
+            return Err(QueueError::InvalidHead(id));
+        }
+        let (descs, error) = walk(id, size.into(), |index| driver.get_desc(index));
+        Ok(Some(Taken { id, slots: 1, descs, error }))
+    }
+
+    fn put(&mut self, used: u16, id: u16, written: u32) {
+        match self {
+            Self::Split(_, device) => {
+                device.insert_used(Used::new(id, written), used);
+                device.publish_used(used.wrapping_add(1));
+            }
+            Self::Packed(ring) => ring.put(used, id, written),
+        }
+    }
+
+    fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
+        match self {
+            Self::Split(driver, _) => driver.needs_notification(event_idx, old, new),
+            Self::Packed(ring) => ring.needs_notification(event_idx, old, new),
+        }
+    }
+
+    fn suppress_notifications(&mut self, suppress: bool) {
+        match self {
+            Self::Split(_, device) => device.suppress_notifications(suppress),
+            Self::Packed(ring) => ring.suppress_notifications(suppress),
+        }
+    }
+
+    fn set_avail_event(&mut self, position: u16) {
+        match self {
+            Self::Split(_, device) => device.set_avail_event(position),
+            Self::Packed(ring) => ring.set_avail_event(position),
+        }
+    }
+}
+
+struct State<'a> {
+    rings: Rings<'a>,
+    position: Position,
+    error: Option<QueueError>,
+    event_idx: bool,
+    /// Notifications of the driver wait for `flush`.
+    batching: bool,
+    /// The driver need not notify.
+    polling: bool,
+}
+
+impl State<'_> {
+    fn take(&mut self) -> Result<Option<Taken>, QueueError> {
+        if self.error.is_some() {
+            return Ok(None);
+        }
+        let mut taken = self.look();
+        if self.event_idx && !self.polling && matches!(taken, Ok(None)) {
+            self.rings.set_avail_event(self.position.next);
+            // The driver either sees the event, or this second look sees its chain.
+            fence(Ordering::SeqCst);
+            taken = self.look();
+        }
+        match &taken {
+            Ok(Some(taken)) => self.position.next = self.rings.advance(self.position.next, taken.slots),
+            Ok(None) => (),
+            Err(error) => self.error = Some(*error),
+        }
+        taken
+    }
+
+    fn look(&self) -> Result<Option<Taken>, QueueError> {
+        self.rings.take(self.position.next, self.position.used)
+    }
+
+    /// Whether to notify the driver of a chain that has just been returned.
+    fn put(&mut self, id: u16, slots: u16, written: u32) -> bool {
+        self.rings.put(self.position.used, id, written);
+        self.position.used = self.rings.advance(self.position.used, slots);
+        // Beyond one round of the ring the positions would not tell any more what is between them.
+        let unsignalled = self.rings.distance(self.position.signalled, self.position.used);
+        (!self.batching || unsignalled >= self.rings.size()) && self.needs_notification()
+    }
+
+    fn needs_notification(&mut self) -> bool {
+        let Position { used, signalled, .. } = self.position;
+        if used == signalled {
+            return false;
+        }
+        self.position.signalled = used;
+        // The driver either sees what was used, or we see that it wants to be told (2.7.7, 2.8.10).
+        fence(Ordering::SeqCst);
+        self.rings.needs_notification(self.event_idx, signalled, used)
+    }
+}
+
+/// A virtqueue, split or packed, as the device uses it.
+///
+/// It can be put together for a single look at the rings: [`position`](Self::position) and
+/// [`resume`](Self::resume) carry over what has to be remembered. Chains borrow the queue.
+pub struct Queue<'a, N: DriverNotify> {
+    state: Mutex<State<'a>>,
+    notify: N,
+    indirect: bool,
+    packed: bool,
+}
+
+impl<'a, N: DriverNotify> Queue<'a, N> {
+    /// A split virtqueue at its start, without optional features. `None` if the ranges do not fit each other, or as
+    /// in [`Driver::new`] and [`Device::new`].
+    pub fn new(memory: QueueMemory<'a>, notify: N) -> Option<Self> {
+        let QueueMemory { desc, avail, used } = memory;
+        Self::new_from_rings(Driver::new(desc, avail)?, Device::new(used)?, notify)
+    }
+
+    /// As [`new`](Self::new); `None` if the rings are not of the same size.
+    pub fn new_from_rings(driver: Driver<'a>, device: Device<'a>, notify: N) -> Option<Self> {
+        let fits = driver.queue_size() == device.queue_size();
+        fits.then(|| Self::over(Rings::Split(driver, device), Position::SPLIT, notify))
+    }
+
+    /// A packed virtqueue at its start, without optional features. `None` if the ranges do not have the lengths,
+    /// alignments (2.8: 16 and 4 bytes) and directions that [`PackedMemory`] says.
+    pub fn new_packed(memory: PackedMemory<'a>, notify: N) -> Option<Self> {
+        Some(Self::over(Rings::Packed(Packed::new(memory)?), Position::PACKED, notify))
+    }
+
+    fn over(rings: Rings<'a>, position: Position, notify: N) -> Self {
+        let packed = matches!(rings, Rings::Packed(_));
+        let state = State { rings, position, error: None, event_idx: false, batching: false, polling: false };
+        Self { state: Mutex::new(state), notify, indirect: false, packed }
+    }
+
+    /// With the negotiated feature bits; of interest are VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX.
+    pub fn with_features(mut self, negotiated: u64) -> Self {
+        self.indirect = negotiated & features::INDIRECT_DESC != 0;
+        self.state.get_mut().event_idx = negotiated & features::EVENT_IDX != 0;
+        self
+    }
+
+    /// Goes on at `position`. `None` if there is no such position in this ring.
+    pub fn resume(mut self, position: Position) -> Option<Self> {
+        let state = self.state.get_mut();
+        state.position = position;
+        state.rings.is_position(position).then_some(self)
+    }
+
+    /// Where the queue is now. Chains that were taken and not returned count as taken.
+    pub fn position(&self) -> Position {
+        self.state.lock().position
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.state.lock().rings.size()
+    }
+
+    /// What the driver did wrong. It stays that way.
+    pub fn error(&self) -> Option<QueueError> {
+        self.state.lock().error
+    }
+
+    /// Takes the next chain that the driver made available. With VIRTIO_F_EVENT_IDX `None` also means that the
+    /// driver was asked to notify the device of the next one.
+    ///
+    /// # Errors
+    /// Once; then there are no more chains.
+    pub fn next_chain(&self) -> Result<Option<DescChain<'_, 'a, N>>, QueueError> {
+        let taken = self.state.lock().take()?;
+        Ok(taken.map(|taken| DescChain { queue: self, taken, written: 0 }))
+    }
+
+    /// Whether the driver is to notify the device of chains: not while the device polls. When it is switched on
+    /// again chains may be there already, for which no notification will come: look before sleeping.
+    pub fn set_notifications(&self, on: bool) {
+        let mut state = self.state.lock();
+        state.polling = !on;
+        match (state.event_idx, on) {
+            (true, true) => {
+                let next = state.position.next;
+                state.rings.set_avail_event(next);
+            }
+            // In a split ring an event that stays behind is as good as none.
+            (true, false) if !self.packed => (),
+            _ => state.rings.suppress_notifications(!on),
+        }
+        if on {
+            // The driver either sees it, or the look that follows sees its chain.
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    /// Whether chains are returned in a batch: the driver sees each at once, but is notified at most once, by
+    /// [`flush`](Self::flush), by dropping the queue, or when a whole ring was returned.
+    pub fn set_batching(&self, on: bool) {
+        self.state.lock().batching = on;
+    }
+
+    /// Notifies the driver of the chains returned since the last time, if it wants that.
+    pub fn flush(&self) {
+        let notify = self.state.lock().needs_notification();
+        if notify {
+            self.notify.notify();
+        }
+    }
+}
+
+impl<N: DriverNotify> Drop for Queue<'_, N> {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+/// A chain that was taken from a queue. It goes back to the driver exactly once: by
+/// [`return_written`](Self::return_written), or with nothing written when it is dropped.
+///
+/// It holds a copy of the descriptors. A chain that is forgotten stays in flight.
+pub struct DescChain<'q, 'a, N: DriverNotify> {
+    queue: &'q Queue<'a, N>,
+    taken: Taken,
+    pub(super) written: u32,
+}
+
+impl<N: DriverNotify> DescChain<'_, '_, N> {
+    /// Head index, or buffer id in a packed virtqueue: what the driver knows the chain by.
+    pub fn id(&self) -> u16 {
+        self.taken.id
+    }
+
+    /// The descriptors as they lie in the ring: an indirect one is not followed.
+    pub fn iter(&self) -> DescChainIter<'_> {
+        DescChainIter { descs: self.taken.descs.iter(), error: self.taken.error }
+    }
+
+    /// Returns the chain, with the number of bytes written from the start of its writable part on.
+    pub fn return_written(mut self, written: u32) {
+        self.written = written;
+    }
+
+    pub(super) fn allows_indirect(&self) -> bool {
+        self.queue.indirect
+    }
+
+    pub(super) fn is_packed(&self) -> bool {
+        self.queue.packed
+    }
+}
+
+impl<N: DriverNotify> Drop for DescChain<'_, '_, N> {
+    fn drop(&mut self) {
+        let notify = self.queue.state.lock().put(self.taken.id, self.taken.slots, self.written);
+        if notify {
+            self.queue.notify.notify();
+        }
+    }
+}
+
+impl<'c, N: DriverNotify> IntoIterator for &'c DescChain<'_, '_, N> {
+    type Item = Result<Desc, DescError>;
+    type IntoIter = DescChainIter<'c>;
+
+    fn into_iter(self) -> DescChainIter<'c> {
+        self.iter()
+    }
+}
+
+/// The descriptors of a chain; an error is the last item.
+#[derive(Clone, Debug)]
+pub struct DescChainIter<'c> {
+    descs: core::slice::Iter<'c, Desc>,
+    error: Option<DescError>,
+}
+
+impl Iterator for DescChainIter<'_> {
+    type Item = Result<Desc, DescError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.descs.next() {
+            Some(desc) => Some(Ok(*desc)),
+            None => self.error.take().map(Err),
+        }
+    }
+}
+
+impl core::iter::FusedIterator for DescChainIter<'_> {}

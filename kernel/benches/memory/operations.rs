@@ -1,0 +1,160 @@
+//! Instructions for taking, mapping and giving back memory, among a number of live mappings.
+
+use alloc::vec::Vec;
+
+use ringfence_kernel::memory::space;
+use ringfence_kernel::platform::KERNEL;
+use ringfence_kernel::println;
+use ringfence_memory::{
+    DeviceId, DmaPool, DmaWindows, FrameRequest, MappedPages, PageRequest, Private, Protection,
+};
+
+use crate::support::{Random, Series, count};
+
+/// How often each operation is measured.
+const ROUNDS: usize = 201;
+/// Names of the sizes, and how many pages each has.
+const SIZES: [(&str, usize); 4] = [("4 KiB", 1), ("64 KiB", 16), ("2 MiB", 512), ("1 GiB", 1 << 18)];
+/// The same for DMA memory, with the number of rounds: zeroing takes long.
+const DMA_SIZES: [(&str, usize, usize); 3] =
+    [("DMA 4 KiB", 1, ROUNDS), ("DMA 64 KiB", 16, ROUNDS), ("DMA 2 MiB", 512, 101)];
+/// How many mappings are made in a row before all of them are freed again.
+const BURST: usize = 8;
+/// Buffers of the pool, and how many of them are lent while one is measured.
+const BUFFERS: usize = 256;
+const LENT: usize = 32;
+
+/// Makes `depth` live mappings and measures everything among them.
+pub fn measure(depth: usize) {
+    let mut live = Live::new(depth);
+    for (name, pages) in SIZES {
+        private(name, pages, &mut live);
+        burst(name, pages, &mut live);
+    }
+    for (name, pages, rounds) in DMA_SIZES {
+        dma(name, pages, rounds, &mut live);
+    }
+    buffers(&mut live);
+    assert_eq!(live.mappings.len(), depth);
+}
+
+/// The live mappings: 4 KiB each, all owned here.
+struct Live {
+    mappings: Vec<MappedPages<Private>>,
+    random: Random,
+}
+
+impl Live {
+    /// Makes them, frees a third of them in random order, and makes new ones: what is free is scattered as in use.
+    fn new(depth: usize) -> Self {
+        let mut live = Self { mappings: Vec::with_capacity(depth), random: Random::new(0x5eed) };
+        live.mappings.extend((0..depth).map(|_| page()));
+        for _ in 0..depth / 3 {
+            let victim = live.random.below(live.mappings.len());
+            live.mappings.swap_remove(victim);
+        }
+        live.mappings.extend((live.mappings.len()..depth).map(|_| page()));
+        live
+    }
+
+    /// Replaces one: rounds do not begin where the last one ended.
+    fn churn(&mut self) {
+        let victim = self.random.below(self.mappings.len());
+        self.mappings[victim] = page();
+    }
+}
+
+fn page() -> MappedPages<Private> {
+    space().allocate(1, Protection::ReadWrite).expect("the guest has room for the live mappings")
+}
+
+/// Each step of the life of a mapping, then all of it at once.
+fn private(name: &'static str, pages: usize, live: &mut Live) {
+    let space = space();
+    if space.frames().allocate(FrameRequest { align: pages, ..FrameRequest::new(pages) }).is_err() {
+        println!("bench-none: {name}");
+        return;
+    }
+    let [mut allocate, mut map, mut unmap, mut cycle] =
+        ["allocate", "map", "unmap and free", "whole cycle"].map(|metric| Series::new(name, metric, ROUNDS));
+    for _ in 0..ROUNDS {
+        live.churn();
+        let (cost, tokens) = count(|| {
+            let range = space.pages().allocate(PageRequest { align: pages, ..PageRequest::new(pages) });
+            (range, space.frames().allocate(FrameRequest { align: pages, ..FrameRequest::new(pages) }))
+        });
+        allocate.add(cost);
+        let (Ok(range), Ok(frames)) = tokens else { panic!("{name}: no memory") };
+        let (cost, mapped) = count(|| space.map_allocated_pages_to(range, frames, Protection::ReadWrite));
+        map.add(cost);
+        let Ok(mapped) = mapped else { panic!("{name}: cannot be mapped") };
+        unmap.add(count(|| drop(mapped)).0);
+        live.churn();
+        cycle.add(count(|| space.allocate(pages, Protection::ReadWrite).map(drop)).0);
+    }
+    [allocate, map, unmap, cycle].into_iter().for_each(Series::report);
+}
+
+/// Several in a row, freed in random order: what was freed last cannot simply be taken again, so blocks are split and
+/// merged, and page tables come and go. A round's figure is the mean.
+fn burst(name: &'static str, pages: usize, live: &mut Live) {
+    let [mut allocate, mut free] = ["allocate and map, in a row", "unmap and free, in random order"]
+        .map(|metric| Series::new(name, metric, ROUNDS));
+    let mut burst = Vec::with_capacity(BURST);
+    for _ in 0..ROUNDS {
+        live.churn();
+        let mut total = 0;
+        while burst.len() < BURST {
+            let (cost, mapping) = count(|| space().allocate(pages, Protection::ReadWrite));
+            let Ok(mapping) = mapping else {
+                println!("bench-none: {name}, in a row");
+                return;
+            };
+            burst.push(mapping);
+            total += cost;
+        }
+        allocate.add(total / BURST as u64);
+        let mut total = 0;
+        while !burst.is_empty() {
+            let mapping = burst.swap_remove(live.random.below(burst.len()));
+            total += count(|| drop(mapping)).0;
+        }
+        free.add(total / BURST as u64);
+    }
+    [allocate, free].into_iter().for_each(Series::report);
+}
+
+/// Memory for devices, the zeroing told apart: it is done once more on its own.
+fn dma(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
+    let [mut allocate, mut zero, mut free] =
+        ["allocate and map", "zero", "unmap and free"].map(|metric| Series::new(name, metric, rounds));
+    for _ in 0..rounds {
+        live.churn();
+        let (cost, memory) = count(|| space().allocate_dma(FrameRequest::new(pages)));
+        let Ok(mut memory) = memory else { panic!("{name}: no memory") };
+        let (zeroing, ()) = count(|| memory.zero());
+        zero.add(zeroing);
+        allocate.add(cost - zeroing);
+        free.add(count(|| drop(memory)).0);
+    }
+    [allocate, zero, free].into_iter().for_each(Series::report);
+}
+
+/// Buffers of a pool.
+fn buffers(live: &mut Live) {
+    let windows = DmaWindows::new(&KERNEL, DeviceId(1));
+    let pool = DmaPool::new(&windows, BUFFERS, 4096).expect("room for the pool");
+    let mut lent: Vec<_> = (0..LENT).filter_map(|_| pool.take()).collect();
+    let [mut take, mut give] =
+        ["take", "give back"].map(|metric| Series::new("DmaBuf 4 KiB", metric, ROUNDS));
+    for _ in 0..ROUNDS {
+        live.churn();
+        let other = live.random.below(LENT);
+        lent[other] = pool.take().expect("most buffers are free");
+        let (cost, buffer) = count(|| pool.take());
+        take.add(cost);
+        give.add(count(|| drop(buffer)).0);
+    }
+    assert_eq!(pool.available(), BUFFERS - LENT);
+    [take, give].into_iter().for_each(Series::report);
+}

@@ -1,0 +1,129 @@
+//! Equal buffers, lent by value.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+
+use spin::Mutex;
+
+use super::{Direction, DmaAddr, DmaError, DmaRegion, DmaWindows};
+use crate::{Bytes, DeviceId, VolatileError, VolatileSlice};
+
+/// Equal buffers cut from one region, lent by value.
+///
+/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped.
+#[derive(Debug)]
+pub struct DmaPool(Arc<Slots>);
+
+struct Slots {
+    region: DmaRegion,
+    slot_len: usize,
+    free: Mutex<Vec<usize>>,
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes each, {} free, in {:?}", self.slot_len, self.free.lock().len(), self.region)
+    }
+}
+
+impl DmaPool {
+    /// A pool of `count` buffers of `slot_len` bytes each; buffers are aligned to the largest power of two that
+    /// divides `slot_len`, up to a page.
+    pub fn new(windows: &DmaWindows, count: usize, slot_len: usize) -> Result<Self, DmaError> {
+        Self::new_for(windows, count, slot_len, Direction::Both)
+    }
+
+    /// The same, for one direction only.
+    pub fn new_for(
+        windows: &DmaWindows,
+        count: usize,
+        slot_len: usize,
+        direction: Direction,
+    ) -> Result<Self, DmaError> {
+        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes > 0).ok_or(DmaError::BadLength)?;
+        let region = windows.allocate_for(bytes, direction)?;
+        // Taken from the end: the first buffer lent is the first of the region.
+        let free = (0..count).rev().filter_map(|slot| slot.checked_mul(slot_len)).collect();
+        Ok(Self(Arc::new(Slots { region, slot_len, free: Mutex::new(free) })))
+    }
+
+    /// A buffer, with whatever its last user left in it; `None` if all are lent.
+    pub fn take(&self) -> Option<DmaBuf> {
+        let offset = self.0.free.lock().pop()?;
+        Some(DmaBuf { slots: self.0.clone(), offset })
+    }
+
+    /// How many buffers can be taken now.
+    pub fn available(&self) -> usize {
+        self.0.free.lock().len()
+    }
+
+    /// Length of each buffer in bytes.
+    pub fn slot_len(&self) -> usize {
+        self.0.slot_len
+    }
+}
+
+/// One buffer of a [`DmaPool`]: the only value through which the CPU reaches these bytes.
+pub struct DmaBuf {
+    slots: Arc<Slots>,
+    offset: usize,
+}
+
+impl DmaBuf {
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.slots.slot_len
+    }
+
+    /// Whether the buffer has no bytes (it always has).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the device finds the buffer.
+    pub fn address(&self) -> DmaAddr {
+        let region = &self.slots.region.0;
+        let value = region.device_address().wrapping_add(self.offset as u64);
+        DmaAddr { value, device: region.table().device() }
+    }
+
+    /// Where the device finds the byte at `offset`; `None` beyond the end.
+    pub fn address_at(&self, offset: usize) -> Option<DmaAddr> {
+        let start = self.offset.checked_add(offset).filter(|_| offset < self.len())?;
+        self.slots.region.address(start)
+    }
+
+    /// The device that may reach the buffer.
+    pub fn device(&self) -> DeviceId {
+        self.slots.region.0.table().device()
+    }
+
+    /// All of the buffer's bytes.
+    pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        self.slots.region.slice(self.offset, self.len()).unwrap_or_else(|_| VolatileSlice::empty())
+    }
+
+    /// Copies bytes out, from `offset` on.
+    pub fn read_slice(&self, to: &mut [u8], offset: usize) -> Result<(), VolatileError> {
+        self.as_volatile_slice().read_slice(to, offset)
+    }
+
+    /// Copies all of `from` in, at `offset`.
+    pub fn write_slice(&mut self, from: &[u8], offset: usize) -> Result<(), VolatileError> {
+        self.as_volatile_slice().write_slice(from, offset)
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        self.slots.free.lock().push(self.offset);
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuf({:?}, {} bytes)", self.address(), self.len())
+    }
+}

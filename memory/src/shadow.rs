@@ -1,0 +1,105 @@
+//! Shared memory under loom, for tests of ring protocols: with `--cfg ringfence_loom` the code that runs is the real
+//! one, and what it does to the bytes that [`cover`] names is checked in every interleaving that C++11 memory allows.
+//!
+//! Every 2 bytes are an atomic of loom's. Accesses of 16 bits, which is what flags, indices and ring entries are, keep
+//! their ordering, and a load may return any value that the memory model lets it see. All others are plain accesses,
+//! which must be ordered by those: if they are not, loom calls it a race.
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::sync::atomic::Ordering;
+use std::thread_local;
+
+use loom::sync::atomic::AtomicU16;
+
+use crate::VolatileSlice;
+
+/// A unit; what borrows it mutably while another thread is about to access it is a race as well.
+type Unit = Rc<RefCell<AtomicU16>>;
+
+thread_local! {
+    /// Loom runs all threads of a model on one thread of the host. Sorted by address.
+    static UNITS: RefCell<Vec<(usize, Unit)>> = RefCell::default();
+}
+
+/// Ends what [`cover`] began.
+#[derive(Debug)]
+pub struct Cover(());
+
+/// From now on loom watches `slices`, whose bytes keep their values. At the start of a model, before its threads.
+pub fn cover(slices: &[VolatileSlice<'_>]) -> Cover {
+    let mut units = Vec::new();
+    for slice in slices {
+        let start = slice.as_ptr().cast::<u16>();
+        assert!(start.is_aligned() && slice.len().is_multiple_of(2));
+        for index in 0..slice.len() / 2 {
+            // SAFETY: in the slice and aligned, as was just checked.
+            let (at, value) = unsafe { (start.add(index), start.add(index).read_volatile()) };
+            units.push((at.addr().get(), Rc::new(RefCell::new(AtomicU16::new(value)))));
+        }
+    }
+    units.sort_by_key(|unit| unit.0);
+    UNITS.with(|all| all.replace(units));
+    Cover(())
+}
+
+impl Drop for Cover {
+    fn drop(&mut self) {
+        UNITS.with(|all| all.take());
+    }
+}
+
+/// The unit that holds the byte at `at`. No borrow of the table is left: loom switches threads at atomic accesses.
+fn unit(at: usize) -> Option<Unit> {
+    UNITS.with(|all| {
+        let all = all.borrow();
+        let found = all.binary_search_by_key(&(at & !1), |unit| unit.0).ok()?;
+        Some(all[found].1.clone())
+    })
+}
+
+/// Loads an integer from `at`, if it is covered.
+pub(crate) fn load<const LEN: usize>(at: *const u8, order: Ordering) -> Option<[u8; LEN]> {
+    let (unit, mut bytes) = (unit(at.addr())?, [0; LEN]);
+    if LEN == 2 {
+        bytes.copy_from_slice(&unit.borrow().load(order).to_ne_bytes());
+        return Some(bytes);
+    }
+    assert_eq!(order, Ordering::Relaxed, "only 16 bits can synchronise here");
+    read(at, &mut bytes).then_some(bytes)
+}
+
+/// Stores an integer to `at`, if it is covered.
+pub(crate) fn store(at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
+    let Some(unit) = unit(at.addr()) else { return false };
+    if let &[low, high] = bytes {
+        unit.borrow().store(u16::from_ne_bytes([low, high]), order);
+        return true;
+    }
+    assert_eq!(order, Ordering::Relaxed, "only 16 bits can synchronise here");
+    write(at, bytes)
+}
+
+/// Copies to `bytes` from `at`, if all of it is covered.
+pub(crate) fn read(at: *const u8, bytes: &mut [u8]) -> bool {
+    for (at, byte) in (at.addr()..).zip(bytes) {
+        let Some(unit) = unit(at) else { return false };
+        // SAFETY: a race is what loom is to find: it panics.
+        *byte = unsafe { unit.borrow().unsync_load() }.to_ne_bytes()[at & 1];
+    }
+    true
+}
+
+/// Copies `bytes` to `at`, if all of it is covered.
+pub(crate) fn write(at: *mut u8, bytes: &[u8]) -> bool {
+    for (at, byte) in (at.addr()..).zip(bytes) {
+        let Some(unit) = unit(at) else { return false };
+        unit.borrow_mut().with_mut(|value| {
+            let mut pair = value.to_ne_bytes();
+            pair[at & 1] = *byte;
+            *value = u16::from_ne_bytes(pair);
+        });
+    }
+    true
+}

@@ -1,0 +1,388 @@
+//! Our driver side of the split ring, with rust-vmm's `virtio-queue` as the device behind an IOMMU that maps only
+//! what is shared with it.
+
+mod common;
+#[path = "../../drivers/tests/support/mod.rs"]
+mod support;
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use common::iommu::{Faults, Memory, memory};
+use common::noise;
+use proptest::prelude::*;
+use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, Queue, QueueError, features};
+use ringfence_memory::{Bytes as _, Direction, DmaBuf, DmaPool, DmaWindows};
+use support::{Fake, FakeNotifier, FakeTransport, grant};
+use virtio_queue::{DescriptorChain, Queue as TheirQueue, QueueT, Reader, Writer};
+use vm_memory::{Bytes as _, GuestAddress, GuestMemory, Permissions};
+
+const BUFFER_LEN: usize = 512;
+
+/// Where a part lies in its buffer: offset and length.
+type Span = (usize, usize);
+
+#[derive(Debug)]
+struct Item {
+    name: u64,
+    parts: Vec<(DmaBuf, Span)>,
+    /// The parts from this one on are for the device to write.
+    writable_from: usize,
+}
+
+impl Item {
+    fn writable_len(&self) -> usize {
+        self.parts[self.writable_from..].iter().map(|(_, (_, len))| len).sum()
+    }
+}
+
+impl Buffers for Item {
+    fn part(&self, index: u16) -> Option<Part> {
+        let index = usize::from(index);
+        let (buffer, (offset, len)) = self.parts.get(index)?;
+        if index < self.writable_from {
+            Part::readable(buffer, *offset, *len)
+        } else {
+            Part::writable(buffer, *offset, *len)
+        }
+    }
+
+    fn least_written(&self) -> u32 {
+        0
+    }
+}
+
+/// What the device should find in a chain.
+struct Sent {
+    name: u64,
+    readable: Vec<u8>,
+    /// Length of each part, and whether it is writable.
+    shape: Vec<(u32, bool)>,
+}
+
+/// What the device did with a chain, and the driver should see.
+struct Done {
+    name: u64,
+    written: Vec<u8>,
+}
+
+struct Bench {
+    queue: Queue<Item, FakeNotifier>,
+    pool: DmaPool,
+    fake: Fake,
+    windows: DmaWindows,
+    theirs: TheirQueue,
+    memory: Arc<Memory>,
+    faults: Faults,
+    names: u64,
+    /// Submitted and not seen by the device yet.
+    sent: VecDeque<Sent>,
+    /// Taken by the device.
+    held: Vec<(Sent, DescriptorChain<Arc<Memory>>)>,
+    /// Completed and not reaped yet.
+    done: VecDeque<Done>,
+    /// Resets the device when all else is done.
+    _device: Device<FakeTransport>,
+}
+
+impl Bench {
+    fn new(size: u16) -> Self {
+        Self::with_buffers(size, Direction::Both)
+    }
+
+    fn with_buffers(size: u16, direction: Direction) -> Self {
+        let fake = Fake::new(DeviceType(42), features::VERSION_1, vec![], &[size]);
+        let windows = fake.windows();
+        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        device.negotiate(0).unwrap();
+        let mut queue = device.queue(0, u16::MAX, 1).unwrap();
+        queue.start(&device.driver_ok().unwrap());
+        let pool = DmaPool::new_for(&windows, usize::from(size) + 1, BUFFER_LEN, direction).unwrap();
+
+        let registers = fake.model().queues[0];
+        let mut theirs = TheirQueue::new(size).unwrap();
+        theirs.try_set_desc_table_address(GuestAddress(registers.descriptors)).unwrap();
+        theirs.try_set_avail_ring_address(GuestAddress(registers.driver)).unwrap();
+        theirs.try_set_used_ring_address(GuestAddress(registers.device)).unwrap();
+        theirs.set_ready(true);
+        let faults = Faults::default();
+        let memory = Arc::new(memory(&windows, &faults));
+        assert!(theirs.is_valid(&*memory), "{:x?}", faults.take());
+        Self {
+            queue,
+            pool,
+            fake,
+            windows,
+            theirs,
+            memory,
+            faults,
+            names: 0,
+            sent: VecDeque::new(),
+            held: Vec::new(),
+            done: VecDeque::new(),
+            _device: device,
+        }
+    }
+
+    fn submit(&mut self, readable: &[Span], writable: &[Span]) -> Result<u16, QueueError> {
+        self.names += 1;
+        let name = self.names;
+        let mut item = Item { name, parts: Vec::new(), writable_from: readable.len() };
+        let (mut bytes, mut shape) = (Vec::new(), Vec::new());
+        for (index, &span) in readable.iter().chain(writable).enumerate() {
+            let (buffer, (offset, len)) = (self.pool.take().ok_or(QueueError::Full)?, span);
+            let is_writable = index >= readable.len();
+            let data = noise(name << 8 | index as u64, len);
+            buffer.as_volatile_slice().write_slice(&data, offset).unwrap();
+            if !is_writable {
+                bytes.extend(data);
+            }
+            shape.push((len as u32, is_writable));
+            item.parts.push((buffer, span));
+        }
+        let number = self.queue.submit(item).map_err(|(error, _)| error)?;
+        self.sent.push_back(Sent { name, readable: bytes, shape });
+        Ok(number)
+    }
+
+    /// The device takes a chain, and finds in it what was submitted.
+    fn take(&mut self) -> bool {
+        let Some(chain) = self.theirs.pop_descriptor_chain(self.memory.clone()) else { return false };
+        let sent = self.sent.pop_front().expect("a chain that was never submitted");
+        let descriptors: Vec<_> = chain.clone().collect();
+        let shape: Vec<_> =
+            descriptors.iter().map(|descriptor| (descriptor.len(), descriptor.is_write_only())).collect();
+        assert_eq!(shape, sent.shape, "the parts of {}", sent.name);
+        assert!(!descriptors.last().unwrap().has_next());
+        let mut reader = Reader::new(&*self.memory, chain.clone()).unwrap();
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert!(bytes == sent.readable, "the bytes of {}", sent.name);
+        self.held.push((sent, chain));
+        true
+    }
+
+    /// The device writes `written` bytes to a chain that it holds and completes it.
+    fn complete(&mut self, which: usize, written: usize) {
+        let (sent, chain) = self.held.swap_remove(which);
+        let (data, head) = (noise(!sent.name, written), chain.head_index());
+        Writer::new(&*self.memory, chain).unwrap().write_all(&data).unwrap();
+        self.theirs.add_used(&*self.memory, head, written as u32).unwrap();
+        self.done.push_back(Done { name: sent.name, written: data });
+    }
+
+    fn reap(&mut self) -> usize {
+        let done = &mut self.done;
+        let count = self.queue.reap(|completion| {
+            let Done { name, written } = done.pop_front().expect("a completion out of nothing");
+            assert_eq!(completion.buffers.name, name);
+            assert_eq!(completion.written, Some(written.len() as u32));
+            let mut data = Vec::new();
+            let (_, writable) = completion.buffers.parts.split_at(completion.buffers.writable_from);
+            for (buffer, (offset, len)) in writable {
+                let mut part = vec![0; *len];
+                buffer.as_volatile_slice().read_slice(&mut part, *offset).unwrap();
+                data.extend(part);
+            }
+            assert_eq!(data.len(), completion.buffers.writable_len());
+            assert!(data[..written.len()] == written[..], "what was written to {name}");
+        });
+        let count = count.unwrap();
+        assert_eq!(self.faults.take(), []);
+        count
+    }
+
+    /// All that is left comes back, and nothing more.
+    fn finish(mut self) {
+        self.queue.kick();
+        while self.take() {}
+        while let Some((sent, _)) = self.held.last() {
+            let most: u32 = sent.shape.iter().filter(|part| part.1).map(|part| part.0).sum();
+            self.complete(self.held.len() - 1, most as usize);
+        }
+        self.reap();
+        assert_eq!((self.sent.len(), self.done.len(), self.queue.in_flight()), (0, 0, 0));
+        assert_eq!(self.queue.free(), self.queue.size());
+        assert_eq!(self.pool.available(), usize::from(self.queue.size()) + 1);
+        assert_eq!(self.faults.take(), []);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit(Vec<Span>, Vec<Span>),
+    Kick,
+    Take,
+    /// Completes one of the chains that the device holds, with a part of what it may write.
+    Complete(prop::sample::Index, prop::sample::Index),
+    Reap,
+    /// The device asks for no notifications, or for them.
+    Notifications(bool),
+}
+
+fn spans() -> impl Strategy<Value = Vec<Span>> {
+    let span = (0..BUFFER_LEN).prop_flat_map(|offset| (Just(offset), 1..=BUFFER_LEN - offset));
+    prop::collection::vec(span, 0..5)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (spans(), spans()).prop_map(|(readable, writable)| Step::Submit(readable, writable)),
+        4 => Just(Step::Kick),
+        6 => Just(Step::Take),
+        6 => any::<(prop::sample::Index, prop::sample::Index)>().prop_map(|(a, b)| Step::Complete(a, b)),
+        4 => Just(Step::Reap),
+        1 => any::<bool>().prop_map(Step::Notifications),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn chains_in_any_order(
+        size in (0_u32..8).prop_map(|shift| 1_u16 << shift),
+        steps in prop::collection::vec(step(), 1..250),
+    ) {
+        let mut bench = Bench::new(size);
+        let mut wanted = true;
+        for step in steps {
+            match step {
+                Step::Submit(readable, writable) => {
+                    let parts = readable.len() + writable.len();
+                    match bench.submit(&readable, &writable) {
+                        Ok(_) => assert!(parts > 0),
+                        Err(QueueError::BadChain) => assert_eq!(parts, 0),
+                        Err(error) => {
+                            assert_eq!(error, QueueError::Full);
+                            assert!(parts > bench.queue.free().into());
+                        }
+                    }
+                }
+                Step::Kick => {
+                    let (before, seen) = (bench.fake.kicks(0), bench.theirs.avail_idx(&*bench.memory, Relaxed));
+                    bench.queue.kick();
+                    let new = seen.unwrap() != bench.theirs.avail_idx(&*bench.memory, Relaxed).unwrap();
+                    assert_eq!(bench.fake.kicks(0) - before, usize::from(new && wanted));
+                }
+                Step::Take => {
+                    bench.take();
+                }
+                Step::Complete(which, written) if !bench.held.is_empty() => {
+                    let which = which.index(bench.held.len());
+                    let most: u32 = bench.held[which].0.shape.iter().filter(|part| part.1).map(|part| part.0).sum();
+                    bench.complete(which, written.index(most as usize + 1));
+                }
+                Step::Complete(..) => {}
+                Step::Reap => {
+                    let expected = bench.done.len();
+                    assert_eq!(bench.reap(), expected);
+                }
+                Step::Notifications(true) => {
+                    let pending = bench.theirs.enable_notification(&*bench.memory).unwrap();
+                    wanted = true;
+                    let published = bench.theirs.avail_idx(&*bench.memory, Relaxed).unwrap().0;
+                    assert_eq!(pending, published != bench.theirs.next_avail());
+                }
+                Step::Notifications(false) => {
+                    bench.theirs.disable_notification(&*bench.memory).unwrap();
+                    wanted = false;
+                }
+            }
+        }
+        bench.finish();
+    }
+}
+
+#[test]
+fn both_indices_wrap() {
+    let mut bench = Bench::new(4);
+    for round in 0..70_000_usize {
+        let part = [(round % 64, 1 + round % 61)];
+        bench.submit(&part, if round % 3 == 0 { &[] } else { &part }).unwrap();
+        bench.queue.kick();
+        assert!(bench.take());
+        bench.complete(0, if round % 3 == 0 { 0 } else { round % 61 });
+        assert_eq!(bench.reap(), 1);
+    }
+    assert_eq!((bench.theirs.next_avail(), bench.theirs.next_used()), (4464, 4464));
+    bench.finish();
+}
+
+/// One chain of a readable and a writable part in flight, and what the device sees of it.
+fn one_in_flight() -> (Bench, DescriptorChain<Arc<Memory>>) {
+    let mut bench = Bench::new(4);
+    bench.submit(&[(0, 100)], &[(0, 50)]).unwrap();
+    bench.queue.kick();
+    let chain = bench.theirs.pop_descriptor_chain(bench.memory.clone()).unwrap();
+    assert_eq!(bench.faults.take(), []);
+    (bench, chain)
+}
+
+#[test]
+fn a_wrong_descriptor_is_a_fault() {
+    for (field, value) in [(0, 0x1000_u64), (8, 0x0010_0000_0000)] {
+        let (bench, chain) = one_in_flight();
+        let at = bench.theirs.desc_table() + 16 * u64::from(chain.head_index());
+        // Behind the driver's back: an address that is not its, or a length beyond the window.
+        let descriptor = bench.fake.ring(0).memory(at, 16);
+        let bytes =
+            if field == 0 { value.to_le_bytes().to_vec() } else { (1_u32 << 24).to_le_bytes().to_vec() };
+        descriptor.slice().write_slice(&bytes, field).unwrap();
+        assert!(Reader::new(&*bench.memory, chain).is_err());
+        assert_eq!(bench.faults.take().len(), 1);
+    }
+}
+
+#[test]
+fn memory_that_was_taken_back_is_a_fault() {
+    let (mut bench, chain) = one_in_flight();
+    let parts: Vec<_> = chain.clone().collect();
+    bench.theirs.add_used(&*bench.memory, chain.head_index(), 0).unwrap();
+    let completion = bench.queue.pop().unwrap().unwrap();
+    let read = |memory: &Memory| memory.read_slice(&mut [0; 100], parts[0].addr());
+    let write = |memory: &Memory| memory.write_slice(&[0; 50], parts[1].addr());
+    assert!(read(&bench.memory).is_ok() && write(&bench.memory).is_ok(), "too early, but possible");
+    drop((completion, bench.pool));
+    let memory = memory(&bench.windows, &bench.faults);
+    assert!(bench.theirs.is_valid(&memory), "the rings are still there");
+    assert!(read(&memory).is_err() && write(&memory).is_err());
+    let expected = [(parts[0].addr().0, 100, Permissions::Read), (parts[1].addr().0, 50, Permissions::Write)];
+    assert_eq!(bench.faults.take(), expected);
+}
+
+#[test]
+fn beyond_a_window_is_a_fault() {
+    let (bench, _) = one_in_flight();
+    for (start, access) in
+        [(bench.theirs.desc_table(), Permissions::Read), (bench.theirs.used_ring(), Permissions::Write)]
+    {
+        let last = GuestAddress(start + 4095);
+        assert!(bench.memory.check_range(last, 1, access));
+        assert!(!bench.memory.check_range(last, 2, access));
+        assert!(!bench.memory.check_range(last, 1, Permissions::ReadWrite));
+        let expected = [(last.0, 2, access), (last.0, 1, Permissions::ReadWrite)];
+        assert_eq!(bench.faults.take(), expected);
+    }
+}
+
+#[test]
+fn the_wrong_direction_is_a_fault() {
+    for (direction, refused) in
+        [(Direction::ToDevice, Permissions::Write), (Direction::FromDevice, Permissions::Read)]
+    {
+        let mut bench = Bench::with_buffers(4, direction);
+        bench.submit(&[(0, 100)], &[(0, 50)]).unwrap();
+        bench.queue.kick();
+        let chain = bench.theirs.pop_descriptor_chain(bench.memory.clone()).unwrap();
+        let (read, write) = (Reader::new(&*bench.memory, chain.clone()), Writer::new(&*bench.memory, chain));
+        assert_eq!(
+            (read.is_err(), write.is_err()),
+            (refused == Permissions::Read, refused == Permissions::Write)
+        );
+        let faults: Vec<_> = bench.faults.take().iter().map(|fault| (fault.1, fault.2)).collect();
+        assert_eq!(faults, [(if refused == Permissions::Read { 100 } else { 50 }, refused)]);
+    }
+}
