@@ -51,6 +51,7 @@ impl ringfence_drivers::virtio::Buffers for Nothing {
     fn least_written(&self) -> u32 {
         0
     }
+    fn abandon(self) {}
 }
 
 #[test]

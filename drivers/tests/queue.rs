@@ -35,6 +35,10 @@ impl Buffers for Item {
     fn least_written(&self) -> u32 {
         self.least
     }
+
+    fn abandon(self) {
+        self.readable.into_iter().chain(self.writable).for_each(DmaBuf::abandon);
+    }
 }
 
 struct Bench {
@@ -276,6 +280,10 @@ impl Buffers for Odd {
 
     fn least_written(&self) -> u32 {
         0
+    }
+
+    fn abandon(self) {
+        self.0.abandon();
     }
 }
 

@@ -15,10 +15,29 @@ pub const PAGE_SHIFT: u32 = 12;
 pub const PHYS_END: u64 = 1 << 52;
 
 /// A physical address as the CPU's page tables use it: at most 52 bits.
+///
+/// ```
+/// use ringfence_memory::PhysAddr;
+///
+/// let address = PhysAddr::new(0x12_3456).ok_or("more than 52 bits")?;
+/// assert_eq!((address.frame_offset(), address.is_page_aligned()), (0x456, false));
+/// assert_eq!(address.checked_add(0xaa).map(PhysAddr::value), Some(0x12_3500));
+/// assert_eq!((address.checked_add(u64::MAX), PhysAddr::new(1 << 52)), (None, None));
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PhysAddr(u64);
 
 /// A canonical virtual address (48 bits, sign-extended).
+///
+/// ```
+/// use ringfence_memory::VirtAddr;
+///
+/// let highest_of_the_low_half = VirtAddr::new((1 << 47) - 1).ok_or("not canonical")?;
+/// assert_eq!(highest_of_the_low_half.checked_add(1), None, "that would be in the hole");
+/// assert!(VirtAddr::new(0xffff_8000_0000_0000).is_some() && VirtAddr::new(1 << 47).is_none());
+/// # Ok::<(), &str>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VirtAddr(u64);
 

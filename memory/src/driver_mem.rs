@@ -54,6 +54,25 @@ impl From<Range<usize>> for DriverRange {
 ///
 /// The other side may change it at any moment, so there are no references: safe code uses [`Bytes<usize>`](Bytes) by
 /// offset, which checks bounds, alignment and direction; `unsafe` code may take the pointers.
+///
+/// ```
+/// use core::sync::atomic::Ordering;
+/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, DriverMem, DriverRange, host::HostPlatform};
+///
+/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let region = windows.allocate(4096)?;
+/// let address = windows.publish(region.address(0).unwrap()).unwrap().raw_value();
+///
+/// // A device model finds address and length in a descriptor, and believes neither.
+/// let memory = windows.writable();
+/// let range = memory.translate(DriverRange::try_from((address, 16)).unwrap()).expect("a window");
+/// range.store(7_u32, 4, Ordering::Release)?;
+/// assert!(range.store(7_u32, 16, Ordering::Release).is_err(), "beyond the end");
+/// assert!(memory.translate(DriverRange::try_from((address, 4097)).unwrap()).is_none());
+/// assert!(DriverRange::try_from((u64::MAX, 16)).is_err());
+/// assert_eq!(region.as_volatile_slice().read_obj::<u32>(4), Ok(7));
+/// # Ok::<(), ringfence_memory::DmaError>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct DeviceRange<'a>(VolatileSlice<'a>);
 

@@ -82,6 +82,28 @@ pub(crate) struct Inner {
 /// The allocator of physical memory, over one span of frames.
 ///
 /// Needs no heap: its storage is handed in. Not for interrupt handlers (it takes a spin lock).
+///
+/// ```
+/// use ringfence_memory::{FrameAllocator, FrameRange, FrameRequest, Owner, PhysAddr};
+///
+/// // 64 MiB from address 0, of which the first 4 KiB are the firmware's.
+/// let frames = |at, count| FrameRange::new(PhysAddr::new(at).unwrap(), count).unwrap();
+/// let storage = vec![0; FrameAllocator::storage_words(16384)].leak();
+/// let allocator: &'static _ = Box::leak(Box::new(FrameAllocator::new(frames(0, 16384), storage).unwrap()));
+/// // SAFETY: these frames are but numbers here.
+/// unsafe {
+///     allocator.add(frames(0, 1), Owner::Reserved);
+///     allocator.add(frames(0, 16384), Owner::Free);
+/// }
+///
+/// let request = FrameRequest { align: 512, below: PhysAddr::new(16 << 20), ..FrameRequest::new(3) };
+/// let token = allocator.allocate(request).unwrap();
+/// assert!(token.start_address().value().is_multiple_of(2 << 20) && token.size_in_frames() == 3);
+/// assert_eq!(allocator.count(Owner::Allocated), 3);
+/// let (head, tail) = token.split_at(1).unwrap();
+/// drop((head, tail));
+/// assert_eq!((allocator.count(Owner::Free), allocator.total()), (16383, 16384));
+/// ```
 pub struct FrameAllocator {
     span: FrameRange,
     inner: Mutex<Inner>,
@@ -106,6 +128,13 @@ impl FrameRequest {
     pub const fn new(count: usize) -> Self {
         Self { count, align: 1, below: None, at: None }
     }
+}
+
+/// Frames on their way into a DMA mapping.
+pub(crate) struct DmaFrames {
+    pub range: FrameRange,
+    /// The rest of the block by which the arena grows for them, if it does. No device has seen any of it.
+    spare: Option<FrameRange>,
 }
 
 impl FrameAllocator {
@@ -183,28 +212,49 @@ impl FrameAllocator {
             .is_some_and(|(start, end)| bits::find(self.inner.lock().ram, start, end, true) < end)
     }
 
-    /// Takes frames for devices: from the DMA arena, which grows out of free memory and never shrinks.
-    pub(crate) fn take_dma(&self, request: &FrameRequest) -> Result<FrameRange, AllocError> {
+    /// Takes frames for devices: from the DMA arena, which grows out of free memory and never shrinks. To be followed by
+    /// [`Self::keep_dma`] or [`Self::undo_dma`].
+    pub(crate) fn take_dma(&self, request: &FrameRequest) -> Result<DmaFrames, AllocError> {
         let wanted = self.request(request)?;
         let inner = &mut *self.inner.lock();
-        let start = match inner.dma.allocate(&wanted) {
-            Err(AllocError::OutOfMemory) => {
-                // Whole 2 MiB blocks keep the arena in few places; when there is none, a block that is just enough.
-                let block = if wanted.at.is_some() { wanted.count } else { wanted.count.next_power_of_two() };
-                let large = Request { count: block.max(512), align: wanted.align.max(512), ..wanted };
-                let small = Request { count: block, ..wanted };
-                let (start, count) = match inner.private.allocate(&large) {
-                    Ok(start) => (start, large.count),
-                    Err(_) => (inner.private.allocate(&small)?, block),
-                };
-                inner.dma.free(start, count);
-                self.transfer(Owner::Free, Owner::DmaIdle, count);
-                inner.dma.allocate(&wanted)?
+        match inner.dma.allocate(&wanted) {
+            Err(AllocError::OutOfMemory) => {}
+            result => {
+                let range = self.range(result?, wanted.count);
+                self.transfer(Owner::DmaIdle, Owner::Dma, wanted.count);
+                return Ok(DmaFrames { range, spare: None });
             }
-            other => other?,
+        }
+        // Whole 2 MiB blocks keep the arena in few places; when there is none, a block that is just enough.
+        let block = if wanted.at.is_some() { wanted.count } else { wanted.count.next_power_of_two() };
+        let large = Request { count: block.max(512), align: wanted.align.max(512), ..wanted };
+        let small = Request { count: block, ..wanted };
+        let (start, count) = match inner.private.allocate(&large) {
+            Ok(start) => (start, large.count),
+            Err(_) => (inner.private.allocate(&small)?, block),
         };
-        self.transfer(Owner::DmaIdle, Owner::Dma, wanted.count);
-        Ok(self.range(start, wanted.count))
+        let spare = count - wanted.count;
+        self.transfer(Owner::Free, Owner::Dma, wanted.count);
+        self.transfer(Owner::Free, Owner::DmaIdle, spare);
+        let spare = Some(self.range(start + wanted.count, spare));
+        Ok(DmaFrames { range: self.range(start, wanted.count), spare })
+    }
+
+    /// The frames are mapped: from here on they, and those that came with them, belong to the arena.
+    pub(crate) fn keep_dma(&self, frames: DmaFrames) {
+        if let Some((start, end)) = frames.spare.and_then(|spare| self.indices(&spare)) {
+            self.inner.lock().dma.free(start, end - start);
+        }
+    }
+
+    /// The frames were not mapped: they go where they came from.
+    pub(crate) fn undo_dma(&self, frames: DmaFrames) {
+        let Some(spare) = frames.spare else { return self.give_dma(frames.range) };
+        let (count, spare) = (frames.range.size_in_frames(), spare.size_in_frames());
+        let start = (frames.range.first() - self.span.first()) as usize;
+        self.inner.lock().private.free(start, count + spare);
+        self.transfer(Owner::Dma, Owner::Free, count);
+        self.transfer(Owner::DmaIdle, Owner::Free, spare);
     }
 
     /// Gives frames back to the DMA arena.

@@ -204,6 +204,22 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
 
 /// An immutable collection of [`GuestMemoryRegion`]s that do not overlap. It gives [`Bytes<GuestAddress>`](Bytes).
 ///
+/// ```
+/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, GuestAddress, GuestMemory, host::HostPlatform};
+///
+/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let regions = [windows.allocate(4096)?, windows.allocate(8192)?];
+/// let memory = windows.writable();
+/// assert_eq!(memory.num_regions(), 2);
+/// let address = windows.publish(regions[1].address(8000).unwrap()).unwrap();
+/// assert!(memory.check_range(address, 192) && !memory.check_range(address, 193));
+/// memory.write_obj(5_u32, address).unwrap();
+/// let slices: Vec<_> = memory.get_slices(address, 192).map(|slice| slice.unwrap().len()).collect();
+/// assert_eq!(slices, [192]);
+/// assert!(memory.find_region(GuestAddress(0)).is_none());
+/// # Ok::<(), ringfence_memory::DmaError>(())
+/// ```
+///
 /// The view is frozen: implementors have no interior mutability, so that two answers never contradict each other.
 pub trait GuestMemory {
     /// The kind of its regions.

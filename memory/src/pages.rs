@@ -11,6 +11,22 @@ use spin::Mutex;
 /// The allocator of virtual addresses, over one window.
 ///
 /// Needs no heap: its storage is handed in. Not for interrupt handlers (it takes a spin lock).
+///
+/// ```
+/// use ringfence_memory::{PageAllocator, PageRange, PageRequest, VirtAddr};
+///
+/// let window = PageRange::new(VirtAddr::new(0xffff_9000_0000_0000).unwrap(), 1024).unwrap();
+/// let storage = vec![0; PageAllocator::storage_words(1024)].leak();
+/// let allocator: &'static _ = Box::leak(Box::new(PageAllocator::new(window, storage).unwrap()));
+///
+/// let mut pages = allocator.allocate(PageRequest { align: 8, ..PageRequest::new(5) }).unwrap();
+/// let next = VirtAddr::new(pages.start_address().value() + pages.size_in_bytes());
+/// let more = allocator.allocate(PageRequest { at: next, ..PageRequest::new(1) }).unwrap();
+/// pages.merge(more).unwrap();
+/// assert_eq!((pages.size_in_pages(), allocator.free_pages()), (6, 1018));
+/// drop(pages);
+/// assert_eq!(allocator.free_pages(), 1024);
+/// ```
 pub struct PageAllocator {
     window: PageRange,
     buddy: Mutex<Buddy>,

@@ -2,6 +2,21 @@
 //!
 //! Empty is natural (count 0) and the end never overflows: a constructed range lies inside its address space.
 //! Larger pages do not exist as a type: alignment is part of a request and the mapper picks the leaf.
+//!
+//! ```
+//! use ringfence_memory::{Page, PageRange, VirtAddr};
+//!
+//! let address = |value| VirtAddr::new(value).ok_or("not canonical");
+//! let range = PageRange::new(address(0x2000)?, 3).map_err(|_| "misaligned, or out of space")?;
+//! assert_eq!((range.size_in_pages(), range.size_in_bytes()), (3, 0x3000));
+//! assert_eq!(range.offset_of_address(address(0x3500)?), Some(0x1500));
+//! assert_eq!(range.address_at_offset(0x3000), None);
+//! let last = Page::containing_address(address(0x4fff)?);
+//! assert!(range.contains(last) && range.end() == Some(last));
+//! // As many pages as these bytes touch.
+//! assert_eq!(PageRange::from_virt_addr(address(0x2fff)?, 2).map(|range| range.size_in_pages()), Ok(2));
+//! # Ok::<(), &str>(())
+//! ```
 
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
 use core::fmt;

@@ -38,6 +38,25 @@ pub enum Access {
 ///
 /// Its accessors are those of [`Bytes<usize>`](Bytes), by byte offset. Writes mark the dirty bitmap `B`. Copying the
 /// slice is free: holding one proves only that the memory stays mapped, not that its contents stay put.
+///
+/// ```
+/// use core::sync::atomic::Ordering;
+/// use ringfence_memory::{Access, Bytes, VolatileError, host::HostPlatform};
+///
+/// let registers = HostPlatform::new().add_registers(0xfe00_0000, 4096);
+/// let slice = registers.slice().subslice(16, 32)?;
+/// slice.store(0x1234_u16, 2, Ordering::Release)?;
+/// assert_eq!(slice.read_obj::<[u8; 4]>(0), Ok([0, 0, 0x34, 0x12]));
+/// assert_eq!(slice.load::<u16>(1, Ordering::Acquire), Err(VolatileError::Misaligned));
+/// assert_eq!(slice.write_slice(&[1, 2], 31), Err(VolatileError::OutOfBounds));
+/// let read_only = slice.restrict(Access::ReadOnly);
+/// assert_eq!(read_only.write_slice(&[1], 0), Err(VolatileError::NotPermitted));
+///
+/// let array = slice.get_array_ref::<u32>(4, 3)?;
+/// array.store(2, 7)?;
+/// assert_eq!(array.load(2), slice.read_obj(12));
+/// # Ok::<(), VolatileError>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileSlice<'a, B = ()> {
     start: NonNull<u8>,
@@ -359,7 +378,7 @@ mod sealed {
 }
 
 /// An integer that the CPU loads and stores in one access: `u8`, `u16`, `u32`, `u64`.
-pub trait AtomicAccess: Copy + sealed::Sealed {
+pub trait AtomicAccess: FromBytes + IntoBytes + Immutable + Copy + sealed::Sealed {
     /// # Safety
     /// `at` must be aligned for `Self` and valid for reads.
     #[doc(hidden)]

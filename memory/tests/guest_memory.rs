@@ -286,9 +286,7 @@ fn ranges_translate_as_fuchsia_says() {
     assert!(range.split_at(4098).is_none());
     assert_eq!(range, translate(start + 4095..start + 8192).unwrap());
     assert_eq!(translate(start..start).map(|range| range.len()), Some(0));
-    #[expect(clippy::reversed_empty_ranges)]
-    let backwards = translate(start + 1..start);
-    assert!(backwards.is_none());
+    assert!(translate(start + 1..start).is_none(), "backwards");
     assert!(translate(start..start + 8193).is_none());
     assert!(translate(start + 8192..start + 8193).is_none());
     assert!(translate(0..1).is_none() && translate(usize::MAX - 1..usize::MAX).is_none());

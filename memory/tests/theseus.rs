@@ -6,11 +6,10 @@
 mod common;
 
 use common::*;
-use proptest::prelude::*;
 use ringfence_memory::*;
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
 use x86_64::structures::paging::PageTable;
 use x86_64::structures::paging::mapper::{MappedFrame, OffsetPageTable, Translate, TranslateResult};
 
@@ -470,72 +469,5 @@ fn flaw_14_page_by_page() {
         assert_eq!(flushes(), 0, "nothing was cached");
         drop(mapping);
         assert!((1..=most).contains(&flushes()), "{count} pages");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Cutting a mapping of any sizes of leaf anywhere, any number of times, and joining it again changes no address
-    /// and no byte.
-    #[test]
-    fn merge_undoes_split(count in 1..1600usize, cuts in prop::collection::vec(any::<usize>(), 0..6)) {
-        let system = System::new(Config { window_pages: 1 << 13, ..Config::default() });
-        let before = system.state();
-        let mut mapping = system.space.allocate(count, Protection::ReadWrite).unwrap();
-        for (index, word) in mapping.as_slice_mut::<u64>(0, count * 512).unwrap().iter_mut().step_by(512).enumerate() {
-            *word = index as u64;
-        }
-        let look = |pages: &PageRange| pages.iter().map(|page| system.space.translate(page.start_address())).collect::<Vec<_>>();
-        let (frames, range) = (look(&mapping), *mapping);
-        let mut parts = vec![mapping];
-        for cut in cuts {
-            let address = at(range.start_address().value() + (cut % (count + 1)) as u64 * PAGE);
-            let found = parts.iter().position(|part| part.contains_address(address));
-            let Some(index) = found else { continue };
-            let (head, tail) = parts.remove(index).split(address).unwrap();
-            parts.splice(index..index, [head, tail].into_iter().filter(|part| !part.is_empty()));
-            system.check();
-        }
-        let mut whole = MappedPages::empty();
-        for part in parts {
-            whole.merge(part).unwrap();
-        }
-        prop_assert_eq!((*whole, look(&whole)), (range, frames));
-        let words = whole.as_slice::<u64>(0, count * 512).unwrap();
-        prop_assert!(words.iter().step_by(512).enumerate().all(|(index, word)| *word == index as u64));
-        drop(whole);
-        prop_assert_eq!(system.state(), before);
-    }
-
-    /// No frame is ever handed out while a processor could still reach it, whatever is unmapped in whatever order.
-    #[test]
-    fn no_frame_is_free_while_cached(sizes in prop::collection::vec(1..700usize, 1..8), order in any::<usize>(), parts in any::<bool>()) {
-        let system = System::new(Config { window_pages: 1 << 13, ram_frames: 6000, ..Config::default() });
-        let (space, machine) = (system.space, system.machine);
-        let mut mapped: Vec<_> = sizes.iter().map(|size| space.allocate(*size, Protection::ReadWrite).unwrap()).collect();
-        mapped.iter().for_each(|mapping| machine.touch(mapping));
-        let wrong = Arc::new(Mutex::new(Vec::new()));
-        let found = wrong.clone();
-        *machine.on_flush.lock().unwrap() = Some(Box::new(move || {
-            for frame in machine.cached_frames() {
-                let request = FrameRequest { at: PhysAddr::new(frame * PAGE), ..FrameRequest::new(1) };
-                if space.frames().allocate(request).is_ok() {
-                    found.lock().unwrap().push(frame);
-                }
-            }
-        }));
-        while !mapped.is_empty() {
-            let mapping = mapped.swap_remove(order % mapped.len());
-            if parts {
-                drop(mapping.unmap_into_parts().unwrap());
-            } else {
-                drop(mapping);
-            }
-        }
-        *machine.on_flush.lock().unwrap() = None;
-        prop_assert_eq!(&*wrong.lock().unwrap(), &[0u64; 0]);
-        prop_assert!(machine.cached_frames().is_empty());
-        system.check();
     }
 }

@@ -196,6 +196,14 @@ impl Buffers for InFlight {
         // The status. Whether a read also needs its data depends on that.
         1
     }
+
+    fn abandon(self) {
+        let (control, request) = self.into_parts();
+        control.buffer.abandon();
+        if let Some(buffer) = request.into_buffer() {
+            buffer.abandon();
+        }
+    }
 }
 
 /// How a request ended. The status byte is read once.

@@ -96,6 +96,10 @@ impl Buffers for Receiving {
     fn least_written(&self) -> u32 {
         (HEADER_LEN + ETHERNET_HEADER_LEN) as u32
     }
+
+    fn abandon(self) {
+        self.0.abandon();
+    }
 }
 
 /// A buffer in the transmit queue.
@@ -106,6 +110,10 @@ impl Buffers for TxPacket {
 
     fn least_written(&self) -> u32 {
         0
+    }
+
+    fn abandon(self) {
+        self.buffer.abandon();
     }
 }
 

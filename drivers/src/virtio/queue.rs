@@ -53,6 +53,9 @@ pub trait Buffers {
 
     /// The fewest bytes that the device must have written for a completion to be true.
     fn least_written(&self) -> u32;
+
+    /// Gives up the buffers while the device may still use them: [`DmaBuf::abandon`] for each.
+    fn abandon(self);
 }
 
 /// What comes back from a queue.
@@ -89,9 +92,9 @@ struct Flight<B> {
 
 /// A virtqueue with the buffers that are in flight in it.
 ///
-/// Buffers that are in flight when the queue is dropped are leaked, unless the driver has shown the device quiet
-/// and called `reclaim`.
-pub struct Queue<B, N> {
+/// Buffers that are in flight when the queue is dropped are [abandoned](Buffers::abandon), unless the driver has shown
+/// the device quiet and called `reclaim`.
+pub struct Queue<B: Buffers, N> {
     ring: SplitRing,
     /// By head descriptor.
     flights: Vec<Option<Flight<B>>>,
@@ -282,9 +285,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 }
 
-impl<B, N> Drop for Queue<B, N> {
+impl<B: Buffers, N> Drop for Queue<B, N> {
     fn drop(&mut self) {
         // The device may still write to these: they must not be lent again.
-        self.flights.drain(..).flatten().for_each(core::mem::forget);
+        self.flights.drain(..).flatten().for_each(|flight| flight.buffers.abandon());
     }
 }

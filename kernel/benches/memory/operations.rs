@@ -98,8 +98,8 @@ fn private(name: &'static str, pages: usize, live: &mut Live) {
 /// Several in a row, freed in random order: what was freed last cannot simply be taken again, so blocks are split and
 /// merged, and page tables come and go. A round's figure is the mean.
 fn burst(name: &'static str, pages: usize, live: &mut Live) {
-    let [mut allocate, mut free] = ["allocate and map, in a row", "unmap and free, in random order"]
-        .map(|metric| Series::new(name, metric, ROUNDS));
+    let [mut allocate, mut free] =
+        ["map, 8 in a row", "free, 8 in random order"].map(|metric| Series::new(name, metric, ROUNDS));
     let mut burst = Vec::with_capacity(BURST);
     for _ in 0..ROUNDS {
         live.churn();

@@ -106,12 +106,16 @@ impl Target {
     }
 }
 
-/// All frames that the device may reach.
+/// All frames that the device may read or write.
 fn frames(windows: &DmaWindows) -> Vec<u64> {
+    let views = [windows.readable(), windows.writable()];
+    let windows = views.iter().flat_map(GuestMemory::iter);
     // Without an IOMMU a device address is a physical address.
-    let snapshot = windows.readable();
-    let pages = |start: u64, len: u64| (start..start + len).step_by(PAGE_SIZE);
-    snapshot.iter().flat_map(|window| pages(window.start_addr().0, window.len())).collect()
+    let ranges = windows.map(|window| window.start_addr().0..window.start_addr().0 + window.len());
+    let mut frames: Vec<u64> = ranges.flat_map(|range| range.step_by(PAGE_SIZE)).collect();
+    frames.sort_unstable();
+    frames.dedup();
+    frames
 }
 
 /// All DMA memory that there is to have.
@@ -153,7 +157,7 @@ fn live_queue_stays_quarantined() {
     let mut targets = Vec::new();
     for (buffer, sector) in buffers.into_iter().zip((0..).step_by(128)) {
         let bytes = buffer.as_volatile_slice();
-        bytes.fill(BLANK);
+        bytes.fill(BLANK).expect("it may be written");
         targets.push(Target { start: bytes.as_ptr().as_ptr(), sector });
         disk.submit(Request::Read { sector, buffer, len: PAGE_SIZE }).expect("there is room");
     }

@@ -12,6 +12,19 @@ use crate::{Bytes, DeviceId, VolatileError, VolatileSlice};
 /// Equal buffers cut from one region, lent by value.
 ///
 /// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped.
+///
+/// ```
+/// use ringfence_memory::{DeviceId, DmaPool, DmaWindows, host::HostPlatform};
+///
+/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let pool = DmaPool::new(&windows, 4, 512)?;
+/// let mut buffer = pool.take().expect("none is lent");
+/// buffer.write_slice(b"sector", 0)?;
+/// assert_eq!((pool.available(), buffer.len()), (3, 512));
+/// drop(buffer);
+/// assert_eq!(pool.available(), 4);
+/// # Ok::<(), ringfence_memory::DmaError>(())
+/// ```
 #[derive(Debug)]
 pub struct DmaPool(Arc<Slots>);
 
@@ -51,7 +64,7 @@ impl DmaPool {
     /// A buffer, with whatever its last user left in it; `None` if all are lent.
     pub fn take(&self) -> Option<DmaBuf> {
         let offset = self.0.free.lock().pop()?;
-        Some(DmaBuf { slots: self.0.clone(), offset })
+        Some(DmaBuf { slots: self.0.clone(), offset, abandoned: false })
     }
 
     /// How many buffers can be taken now.
@@ -69,6 +82,7 @@ impl DmaPool {
 pub struct DmaBuf {
     slots: Arc<Slots>,
     offset: usize,
+    abandoned: bool,
 }
 
 impl DmaBuf {
@@ -114,11 +128,19 @@ impl DmaBuf {
     pub fn write_slice(&mut self, from: &[u8], offset: usize) -> Result<(), VolatileError> {
         self.as_volatile_slice().write_slice(from, offset)
     }
+
+    /// Drops a buffer that the device may still use: the pool has one less from now on. Its memory is quarantined with
+    /// the rest of the region, when the pool and all its buffers are dropped.
+    pub fn abandon(mut self) {
+        self.abandoned = true;
+    }
 }
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        self.slots.free.lock().push(self.offset);
+        if !self.abandoned {
+            self.slots.free.lock().push(self.offset);
+        }
     }
 }
 

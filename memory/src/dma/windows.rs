@@ -95,6 +95,27 @@ impl fmt::Debug for DmaRegistry {
 ///
 /// There is one table for each device of a platform; this is a handle to it, and cloning gives another. As seen from
 /// the device it is memory at guest addresses: [`readable`](Self::readable) and [`writable`](Self::writable).
+///
+/// ```
+/// use ringfence_memory::{Bytes, DeviceId, Direction, DmaWindows, host::HostPlatform};
+///
+/// let platform = Box::leak(Box::new(HostPlatform::new()));
+/// let windows = DmaWindows::new(platform, DeviceId(0x18));
+/// let region = windows.allocate_for(100, Direction::ToDevice)?;
+/// region.as_volatile_slice().write_slice(b"to the device", 8)?;
+///
+/// // The device's side: it was told an address, and reads what is there.
+/// let address = windows.publish(region.address(8).unwrap()).unwrap();
+/// let mut seen = [0; 13];
+/// windows.readable().read_slice(&mut seen, address).unwrap();
+/// assert_eq!(&seen, b"to the device");
+/// assert!(windows.writable().write_slice(b"no", address).is_err());
+///
+/// // The device may still use it: until it was reset, the memory is not reused.
+/// drop(region);
+/// assert_eq!(windows.usage(), (0, 4096));
+/// # Ok::<(), ringfence_memory::DmaError>(())
+/// ```
 #[derive(Clone)]
 pub struct DmaWindows(Arc<Table>);
 

@@ -407,6 +407,7 @@ impl MappedPages<Dma> {
 
 /// DMA memory that a device may still write. Dropping it changes nothing: the memory is lost then.
 #[must_use = "the memory is lost unless it is released"]
+#[derive(Debug)]
 pub struct Quarantined(ManuallyDrop<MappedPages<Dma>>);
 
 impl Quarantined {

@@ -148,10 +148,14 @@ impl AddressSpace {
         let pages = self.pages.allocate(PageRequest { align, ..PageRequest::new(request.count) });
         let pages = pages.map_err(MapError::Pages)?;
         let frames = self.frames.take_dma(&request).map_err(MapError::Frames)?;
-        let mut mapped = self.map::<Dma>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
-            self.frames.give_dma(frames);
-            error
-        })?;
+        let mut mapped = match self.map::<Dma>(pages, &frames.range, Protection::ReadWrite) {
+            Ok(mapped) => mapped,
+            Err((error, _)) => {
+                self.frames.undo_dma(frames);
+                return Err(error);
+            }
+        };
+        self.frames.keep_dma(frames);
         mapped.zero();
         Ok(mapped)
     }
@@ -238,6 +242,7 @@ impl AddressSpace {
 }
 
 /// Memory for a stack, with an unmapped page on each side: running over the end faults instead of overwriting.
+#[derive(Debug)]
 pub struct Stack {
     pages: MappedPages<Private>,
     guards: [AllocatedPages; 2],

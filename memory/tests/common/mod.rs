@@ -354,6 +354,11 @@ impl System {
         words
     }
 
+    /// Everything that a refused or failed operation must leave alone: the books, and the tables to the bit.
+    pub fn everything(&self) -> impl PartialEq + std::fmt::Debug + use<> {
+        (self.state(), self.tables())
+    }
+
     /// Free frames, free pages, tables in use: equal before and after whatever must leave no trace.
     pub fn state(&self) -> (Vec<usize>, usize, usize) {
         let report = self.space.audit();

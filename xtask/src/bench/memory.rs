@@ -29,10 +29,11 @@ const WHAT: &str = "\
 An operation is done by the kernel's ordinary interface, among so many live mappings of 4 KiB each, which a `Vec` owns; a \
 third of them was freed in random order and made again before, and one is replaced before each round. `allocate` takes \
 pages and frames, `map` is `AddressSpace::map_allocated_pages_to`, `unmap and free` drops the mapping, TLB flush included; \
-`whole cycle` is `AddressSpace::allocate` and the drop. `in a row` makes eight mappings and then frees them in random \
-order; the figure is the mean of the eight. Memory is mapped, not touched, but for the zeroing of DMA memory, which has a row \
-of its own and is in no other. Figures are guest instructions: the median of all rounds (201; 101 for DMA of 2 MiB). \
-`n/a`: the guest has no such block of RAM.";
+`whole cycle` is `AddressSpace::allocate` and the drop. `map, 8 in a row` is `AddressSpace::allocate` eight times, after \
+which `free, 8 in random order` drops them; these figures are the mean of the eight. \
+The other rows take again what was freed last, the allocator's fast path; these two split and merge blocks. Memory is mapped, not touched, but for \
+the zeroing of DMA memory, which has a row of its own and is in no other. Figures are guest instructions: the median of all \
+rounds (201; 101 for DMA of 2 MiB); the spread is the width of the middle 95 %. `n/a`: the guest has no such block of RAM.";
 
 const FRAGMENTATION: &str = "\
 A million steps with a fixed seed: each picks a place at random and frees what is there, or else asks for 1 to 512 pages, \

@@ -14,6 +14,17 @@ use crate::{qemu, root, setup, target};
 /// How long cargo may take, in seconds: a first build of everything, or all host tests.
 const LIMIT: &str = "1800";
 
+/// How cargo builds.
+#[derive(Clone, Copy)]
+enum Build {
+    Plain,
+    /// With the rings over loom's atomics, for the one test program that is about that.
+    Loom,
+}
+
+const LOOM: &str = "loom";
+const LOOM_TESTS: [&str; 6] = ["test", "--no-fail-fast", "--package", "ringfence-oracles", "--test", LOOM];
+
 /// Formatting, lints and documentation. What the machine has no program for is skipped, and said to be.
 pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
     let checks = [
@@ -37,7 +48,7 @@ pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
 
 fn check(line: &str) -> Result<()> {
     let arguments: Vec<&str> = line.split(' ').collect();
-    run_cargo(&arguments, |_| ()).map(drop)
+    run_cargo(Build::Plain, &arguments, |_| ()).map(drop)
 }
 
 /// One test of one crate.
@@ -57,15 +68,19 @@ impl Case {
 /// Builds the host tests and lists them. That this does not work is a failed test.
 pub fn list(report: &Report) -> Vec<Case> {
     let (start, mut program, mut cases) = (Instant::now(), String::new(), Vec::new());
-    let listed = run_cargo(&["test", "--", "--list", "--format", "terse"], |line| {
-        if let Some(started) = started_program(line) {
-            program = started;
-        } else if let Some(test) = line.strip_suffix(": test") {
-            cases.push(Case { program: program.clone(), test: test.to_owned() });
+    let format = ["--", "--list", "--format", "terse"];
+    let loom = [&LOOM_TESTS[..], &format].concat();
+    for (build, arguments) in [(Build::Plain, &[&["test"], &format[..]].concat()), (Build::Loom, &loom)] {
+        let listed = run_cargo(build, arguments, |line| {
+            if let Some(started) = started_program(line) {
+                program = started;
+            } else if let Some(test) = line.strip_suffix(": test") {
+                cases.push(Case { program: program.clone(), test: test.to_owned() });
+            }
+        });
+        if let Err(error) = listed {
+            report.add("host::build", start.elapsed(), Err(error));
         }
-    });
-    if let Err(error) = listed {
-        report.add("host::build", start.elapsed(), Err(error));
     }
     cases
 }
@@ -74,22 +89,27 @@ pub fn list(report: &Report) -> Vec<Case> {
 pub fn run(report: &Report, cases: &[Case]) {
     let (docs, others): (Vec<&Case>, Vec<_>) =
         cases.iter().partition(|case| case.program.starts_with("doc "));
-    let names = others.iter().map(|case| case.test.as_str());
-    let line: Vec<&str> =
-        ["test", "--no-fail-fast", "--all-targets", "--", "--exact"].into_iter().chain(names).collect();
-    run_cases(report, &others, &line);
+    let (loom, others): (Vec<&Case>, Vec<_>) = others.into_iter().partition(|case| case.program == LOOM);
+    for (build, cases, line) in [
+        (Build::Plain, others, &["test", "--no-fail-fast", "--all-targets"][..]),
+        (Build::Loom, loom, &LOOM_TESTS),
+    ] {
+        let names = cases.iter().map(|case| case.test.as_str());
+        let line: Vec<&str> = line.iter().copied().chain(["--", "--exact"]).chain(names).collect();
+        run_cases(report, build, &cases, &line);
+    }
     // All of them, as rustdoc cannot be told a name with a space in it.
-    run_cases(report, &docs, &["test", "--no-fail-fast", "--doc"]);
+    run_cases(report, Build::Plain, &docs, &["test", "--no-fail-fast", "--doc"]);
 }
 
 /// Runs cargo with `arguments` and reports those of its tests that are in `cases`.
-fn run_cases(report: &Report, cases: &[&Case], arguments: &[&str]) {
+fn run_cases(report: &Report, build: Build, cases: &[&Case], arguments: &[&str]) {
     if cases.is_empty() {
         return;
     }
     let mut waiting: HashSet<String> = cases.iter().map(|case| case.name()).collect();
     let (mut program, mut last) = (String::new(), Instant::now());
-    let outcome = run_cargo(arguments, |line| {
+    let outcome = run_cargo(build, arguments, |line| {
         if let Some(started) = started_program(line) {
             program = started;
         } else if let Some((test, result)) = finished_test(line)
@@ -145,12 +165,15 @@ fn finished_test(line: &str) -> Option<(&str, Outcome)> {
 }
 
 /// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of its output.
-fn run_cargo(arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
+fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
     let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
     let mut command = qemu::tethered("timeout", limited)?;
     let (reader, writer) = std::io::pipe()?;
     command.current_dir(root()).env("CARGO_TARGET_DIR", target()?).env("CARGO_TERM_COLOR", "never");
     command.env("RUSTDOCFLAGS", "-D warnings");
+    if let Build::Loom = build {
+        command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join(LOOM));
+    }
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().context("cannot start cargo")?;
     drop(command); // and with it our ends of the pipe

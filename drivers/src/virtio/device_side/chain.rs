@@ -8,7 +8,7 @@ use alloc::vec::{self, Vec};
 use ringfence_memory::{Bytes, DeviceRange, DriverMem, DriverRange};
 
 use super::queue::{DescChain, DescError, DriverNotify, walk};
-use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE};
+use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,22 +90,19 @@ fn indirect<M: DriverMem + ?Sized>(
     packed: bool,
 ) -> Result<(Vec<Desc>, Option<DescError>), ChainError> {
     let (address, len) = desc.data();
-    let descriptor_len = DESC_LEN as u32;
-    let count = len / descriptor_len;
-    if !(1..=u32::from(MAX_SIZE)).contains(&count) || !len.is_multiple_of(descriptor_len) {
+    let table_len = usize::try_from(len).map_err(|_| ChainError::InvalidTableLength(len))?;
+    let count = table_len / DESC_LEN;
+    if !(1..=usize::from(MAX_SIZE)).contains(&count) || !table_len.is_multiple_of(DESC_LEN) {
         return Err(ChainError::InvalidTableLength(len));
     }
     let table = translate(tables, address, len)?;
-    let bytes = |index: u32| {
-        let at = usize::try_from(index).ok()?.checked_mul(DESC_LEN)?;
-        table.read_obj::<u128>(at).ok()
-    };
     if packed {
-        let desc = |index| bytes(index).map(|bytes| Desc::packed(bytes, 0).0.in_packed_table());
-        let descs: Option<Vec<_>> = (0..count).map(desc).collect();
-        return descs.map(|descs| (descs, None)).ok_or(ChainError::TranslateFailed);
+        let bytes = (0..table_len).step_by(DESC_LEN).map(|at| table.read_obj(at));
+        let descs = bytes.map(|bytes| bytes.map(|bytes| Desc::packed(bytes, 0).0.in_packed_table()));
+        let descs = descs.collect::<Result<_, _>>().map_err(|_| ChainError::TranslateFailed)?;
+        return Ok((descs, None));
     }
-    Ok(walk(0, count, |index| bytes(index.into()).map(Desc::split)))
+    Ok(walk(0, count, |index| table.read_obj(element(0, index, DESC_LEN)).ok().map(Desc::split)))
 }
 
 fn translate<'m, M: DriverMem + ?Sized>(

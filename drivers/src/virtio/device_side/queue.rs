@@ -106,19 +106,21 @@ pub(super) struct Taken {
 /// The descriptors from `first` on, at most `limit`.
 pub(super) fn walk(
     first: u16,
-    limit: u32,
+    limit: usize,
     desc: impl Fn(u16) -> Option<Desc>,
 ) -> (Vec<Desc>, Option<DescError>) {
     let (mut descs, mut index) = (Vec::new(), first);
-    for _ in 0..limit {
+    loop {
         let Some(desc) = desc(index) else { return (descs, Some(DescError::InvalidIndex(index))) };
+        if descs.len() >= limit {
+            return (descs, Some(DescError::Endless));
+        }
         descs.push(desc);
         match desc.next() {
             Some(next) => index = next,
             None => return (descs, None),
         }
     }
-    (descs, Some(DescError::Endless))
 }
 
 enum Rings<'a> {

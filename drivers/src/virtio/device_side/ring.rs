@@ -145,9 +145,8 @@ impl<'a> Driver<'a> {
             && avail.len() == Self::avail_len_for_queue_size(queue_size)
             && queue_size.is_power_of_two();
         let aligned = is_aligned(&desc, DESC_LEN) && is_aligned(&avail, AVAIL_LEN);
-        let ring = Self { desc, avail, queue_size };
-        let readable = ring.get_desc(0).is_some() && ring.index().is_some();
-        (fits && aligned && readable).then_some(ring)
+        let readable = desc.try_ptr::<u8>().is_some() && avail.try_ptr::<u8>().is_some();
+        (fits && aligned && readable).then_some(Self { desc, avail, queue_size })
     }
 
     /// Number of descriptors.

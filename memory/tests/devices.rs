@@ -1,0 +1,118 @@
+//! Memory and registers of devices, on the machine of `common`.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod common;
+
+use common::*;
+use ringfence_memory::*;
+
+#[test]
+fn dma_memory_never_becomes_private() {
+    let system = System::small();
+    let below = PhysAddr::new(2048 * PAGE);
+    let dma = system.space.allocate_dma(FrameRequest { below, align: 4, ..FrameRequest::new(5) }).unwrap();
+    let physical = dma.physical_address().value();
+    assert!(physical.is_multiple_of(4 * PAGE) && physical + 5 * PAGE <= 2048 * PAGE);
+    let words: *mut u64 = dma.as_ptr().cast();
+    for index in 0..5 * 512 {
+        assert_eq!(unsafe { words.add(index).read_volatile() }, 0);
+        unsafe { words.add(index).write_volatile(u64::MAX) };
+    }
+    assert_eq!(system.machine.word(physical + 4 * PAGE), u64::MAX, "adjacent");
+    let arena = system.space.frames().count(Owner::Dma) + system.space.frames().count(Owner::DmaIdle);
+    system.check();
+    drop(dma);
+    system.check();
+    // Take everything that is left for private use: none of it is the arena's.
+    let mut private = Vec::new();
+    while let Ok(mapped) = system.space.allocate(1, Protection::ReadWrite) {
+        let frame = system.machine.walk(mapped.start_address().value()).unwrap().frame;
+        assert!(!(physical..physical + 5 * PAGE).contains(&(frame * PAGE)));
+        private.push(mapped);
+    }
+    assert_eq!(system.space.frames().count(Owner::DmaIdle), arena);
+    // Devices still get it, zeroed again.
+    let dma = system.space.allocate_dma(FrameRequest { below, align: 4, ..FrameRequest::new(5) }).unwrap();
+    assert_eq!(dma.physical_address().value(), physical);
+    let words: *mut u64 = dma.as_ptr().cast();
+    assert!((0..5 * 512).all(|index| unsafe { words.add(index).read_volatile() } == 0));
+    system.check();
+}
+
+#[test]
+fn quarantined_memory_stays_away_until_released() {
+    let system = System::small();
+    let dma = system.space.allocate_dma(FrameRequest::new(8)).unwrap();
+    let physical = dma.physical_address();
+    let quarantined = dma.quarantine();
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
+    system.check();
+    let mut taken = Vec::new();
+    while let Ok(dma) = system.space.allocate_dma(FrameRequest::new(8)) {
+        assert_ne!(dma.physical_address(), physical);
+        taken.push(dma);
+    }
+    system.check();
+    drop(unsafe { quarantined.release() });
+    assert_eq!(system.space.allocate_dma(FrameRequest::new(8)).unwrap().physical_address(), physical);
+    let lost = taken.pop().unwrap().quarantine();
+    drop(lost);
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
+    system.check();
+}
+
+#[test]
+fn registers_are_claimed_once_each() {
+    let system = System::small();
+    let before = system.state();
+    let (space, mmio) = (system.space, |start: u64, count| frames(4096 + start, count));
+    unsafe {
+        space.offer_mmio(mmio(0, 4)).unwrap();
+        space.offer_mmio(mmio(4, 1)).unwrap();
+        assert_eq!(space.offer_mmio(mmio(3, 2)), Err(ClaimError::Overlap));
+        assert_eq!(space.offer_mmio(mmio(0, 4)), Err(ClaimError::Overlap));
+        assert_eq!(space.offer_mmio(FrameRange::empty()), Err(ClaimError::ZeroLength));
+        assert_eq!(space.offer_mmio(frames(4095, 2)), Err(ClaimError::Ram));
+        assert_eq!(space.offer_mmio(frames(0, 1)), Err(ClaimError::Ram));
+    }
+    let claim = |frames| space.claim_mmio(frames).map(|_| ()).unwrap_err();
+    assert_eq!(claim(mmio(0, 2)), ClaimError::NotOffered, "half a BAR");
+    assert_eq!(claim(mmio(8, 1)), ClaimError::NotOffered);
+    assert_eq!(claim(frames(100, 1)), ClaimError::NotOffered, "RAM");
+    let bar = space.claim_mmio(mmio(0, 4)).unwrap();
+    assert_eq!(claim(mmio(0, 4)), ClaimError::AlreadyClaimed);
+    assert_eq!(bar.physical_address(), mmio(0, 4).start_address());
+    unsafe { bar.as_ptr().add(3 * 4096).cast::<u32>().write_volatile(0x1234) };
+    assert_eq!(system.machine.word((4096 + 3) * PAGE) as u32, 0x1234);
+    // Uncached: PCD and PWT.
+    let entry = system.machine.word(system.machine.entry(bar.start_address().value(), 0));
+    assert_eq!(entry & 0x18, 0x18);
+    system.check();
+    drop(bar);
+    system.check();
+    drop(space.claim_mmio(mmio(0, 4)).unwrap());
+    for index in 0..126 {
+        unsafe { space.offer_mmio(mmio(8 + index, 1)).unwrap() };
+    }
+    assert_eq!(unsafe { space.offer_mmio(mmio(500, 1)) }, Err(ClaimError::Full));
+    system.check();
+    assert_eq!(system.state(), before);
+}
+
+#[test]
+fn large_register_ranges_use_large_leaves() {
+    let config = Config { mmio_frames: 4096, ..Config::default() };
+    let system = System::new(config);
+    let before = system.state();
+    let range = frames(4096, 1024 + 1);
+    unsafe { system.space.offer_mmio(range).unwrap() };
+    let mapped = system.space.claim_mmio(range).unwrap();
+    assert_eq!(system.machine.walk(mapped.start_address().value()).unwrap().level, 1);
+    let entry = system.machine.word(system.machine.entry(mapped.start_address().value(), 1));
+    assert_eq!(entry & 0x98, 0x98);
+    system.check();
+    drop(mapped);
+    drop(system.space.claim_mmio(range).unwrap());
+    system.check();
+    assert_eq!(system.state(), before);
+}
