@@ -296,7 +296,7 @@ impl Buffers for Raw {
     }
 }
 
-/// Requests that make no sense are answered as the specification says, or come back unanswered, and do nothing.
+/// Requests that make no sense are answered as the specification says, or come back unanswered.
 #[test_case]
 fn senseless_requests_are_answered() {
     const BLANK: u8 = 0xa5;

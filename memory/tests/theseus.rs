@@ -142,7 +142,7 @@ fn borrowed_pages_as_documented() {
     system.check();
 }
 
-/// 1. Misalignment was logged, and the reference made all the same.
+/// Flaw 1: Misalignment was logged, and the reference made all the same.
 #[test]
 fn flaw_01_misaligned_reference() {
     fn check<T: zerocopy::FromBytes + zerocopy::IntoBytes + zerocopy::Immutable + zerocopy::KnownLayout>(
@@ -184,9 +184,9 @@ fn flaw_01_misaligned_reference() {
     check::<[u64; 3]>(&system);
 }
 
-// 2. References to device memory, and to types with padding: `compile-fail/cases/fail/references.rs` and `overlays.rs`.
+// Flaw 2: References to device memory, and to types with padding: `compile-fail/cases/fail/references.rs` and `overlays.rs`.
 
-/// 3. `remap` worked on whatever table was in use, and a failure left flags mixed.
+/// Flaw 3: `remap` worked on whatever table was in use, and a failure left flags mixed.
 #[test]
 fn flaw_03_remap_of_another_table_or_of_half() {
     let (system, other) = (large(), System::small());
@@ -209,7 +209,7 @@ fn flaw_03_remap_of_another_table_or_of_half() {
     drop(theirs);
 }
 
-/// 4. A failure half-way left frames free and mapped.
+/// Flaw 4: A failure half-way left frames free and mapped.
 #[test]
 fn flaw_04_failure_half_way_through_a_map() {
     let system = System::small();
@@ -225,7 +225,7 @@ fn flaw_04_failure_half_way_through_a_map() {
     assert_eq!(system.state(), before);
 }
 
-/// 5. The second and later runs of frames were free before the last processor had flushed.
+/// Flaw 5: The second and later runs of frames were free before the last processor had flushed.
 #[test]
 fn flaw_05_frames_free_before_the_flush() {
     let system = System::small();
@@ -248,7 +248,7 @@ fn flaw_05_frames_free_before_the_flush() {
     system.check();
 }
 
-/// 6. A second mapper over the same tables, without a lock (`compile-fail`: `another_mapper`).
+/// Flaw 6: A second mapper over the same tables, without a lock (`compile-fail`: `another_mapper`).
 #[test]
 fn flaw_06_unsynchronised_mappers() {
     let system = System::small();
@@ -260,7 +260,7 @@ fn flaw_06_unsynchronised_mappers() {
                 for step in 0..200 {
                     let mapping = space.allocate(1 + (step * 7 + seed) % 20, Protection::ReadWrite).unwrap();
                     assert!(space.translate(mapping.start_address()).is_some());
-                    let middle = mapping.address_at_offset(mapping.size_in_bytes() / 2 & !0xfff).unwrap();
+                    let middle = mapping.address_at_offset((mapping.size_in_bytes() / 2) & !0xfff).unwrap();
                     let (head, tail) = mapping.split(middle).unwrap();
                     drop(if step % 2 == 0 { (tail, head) } else { (head, tail) });
                 }
@@ -271,7 +271,7 @@ fn flaw_06_unsynchronised_mappers() {
     assert_eq!(system.state(), before);
 }
 
-/// 7. A table was linked before it was zero, and never freed. (The order within the pool has a test there: what it
+/// Flaw 7: A table was linked before it was zero, and never freed. (The order within the pool has a test there: what it
 /// hands out is zero.)
 #[test]
 fn flaw_07_tables_linked_before_they_are_zero() {
@@ -308,7 +308,7 @@ fn flaw_07_tables_linked_before_they_are_zero() {
     assert_eq!(system.state(), before, "every table is back");
 }
 
-/// 8. Loading another root was safe (`compile-fail`: `another_root`, `activate`): and tables that are not in use make no
+/// Flaw 8: Loading another root was safe (`compile-fail`: `another_root`, `activated`): and tables that are not in use make no
 /// address space.
 #[test]
 #[should_panic(expected = "not in use")]
@@ -324,7 +324,7 @@ fn flaw_08_tables_switched_by_safe_code() {
     );
 }
 
-/// 9. A copy of executable memory was writable and executable for a while. (The machine of these tests refuses every
+/// Flaw 9: A copy of executable memory was writable and executable for a while. (The machine of these tests refuses every
 /// access to such memory; that only private memory can be copied is `compile-fail`: `dma_copied`.)
 #[test]
 fn flaw_09_writable_and_executable_while_copying() {
@@ -345,7 +345,7 @@ fn flaw_09_writable_and_executable_while_copying() {
     system.check();
 }
 
-/// 10. Large pages were one entry of 4 KiB each, and ranges of them ended too early. Every address of 1 GiB + 2 MiB +
+/// Flaw 10: Large pages were one entry of 4 KiB each, and ranges of them ended too early. Every address of 1 GiB + 2 MiB +
 /// 4 KiB is looked up by the `x86_64` crate, before and after breaking.
 #[test]
 fn flaw_10_large_pages() {
@@ -392,7 +392,7 @@ fn flaw_10_large_pages() {
     assert_eq!(system.state(), before, "no frame is lost");
 }
 
-/// 11. Addresses were made by unchecked arithmetic (`compile-fail`: `physical_address_plus`, `virtual_address_or`,
+/// Flaw 11: Addresses were made by unchecked arithmetic (`compile-fail`: `physical_address_plus`, `virtual_address_or`,
 /// `physical_address_from_bytes`).
 #[test]
 fn flaw_11_unchecked_addresses() {
@@ -416,7 +416,7 @@ fn flaw_11_unchecked_addresses() {
     assert!(last.to_extended(Frame::containing_address(PhysAddr::new(0).unwrap())).is_ok());
 }
 
-/// 12. Any safe code could claim any physical address that is no RAM (`compile-fail`: `registers_anywhere`).
+/// Flaw 12: Any safe code could claim any physical address that is no RAM (`compile-fail`: `registers_anywhere`).
 #[test]
 fn flaw_12_registers_claimed_at_will() {
     let system = System::small();
@@ -437,7 +437,7 @@ fn flaw_12_registers_claimed_at_will() {
     assert_eq!((system.state(), system.tables()), before);
 }
 
-/// 13. A device was given the address of memory that was already dropped. (An address for a device cannot be made:
+/// Flaw 13: A device was given the address of memory that was already dropped. (An address for a device cannot be made:
 /// `compile-fail`: `device_address_from_physical`.)
 #[test]
 fn flaw_13_device_address_outlives_its_memory() {
@@ -457,7 +457,7 @@ fn flaw_13_device_address_outlives_its_memory() {
     assert_eq!(system.space.allocate_dma(FrameRequest::new(4)).unwrap().physical_address(), physical);
 }
 
-/// 14. One lock, one entry and one flush for each page.
+/// Flaw 14: One lock, one entry and one flush for each page.
 #[test]
 fn flaw_14_page_by_page() {
     let system = large();

@@ -311,6 +311,7 @@ fn behind_a_producer(size: u16, features: u64, steps: Vec<Step>) {
             Step::Take => match queue.next_chain().unwrap() {
                 Some(chain) => {
                     assert_eq!(Some(chain.id()), submitted.pop_front());
+                    asleep = false;
                     held.push(chain);
                 }
                 None => {

@@ -326,17 +326,44 @@ impl Bench {
         Self { driver, bus, model, seed }
     }
 
-    fn write(&mut self, sector: usize, count: usize) {
+    /// Starts a request for `count` sectors.
+    fn start(&mut self, write: bool, sector: usize, count: usize) -> virtio_drivers::Result<Box<Flight>> {
         self.seed += 1;
         let data = noise(self.seed, count * SECTOR_SIZE);
-        self.model[sector * SECTOR_SIZE..][..data.len()].copy_from_slice(&data);
-        self.driver.write_blocks(sector, &data).unwrap();
+        let mut flight = Box::new(Flight { data, write, sector, ..Flight::default() });
+        let Flight { request, data, response, .. } = &mut *flight;
+        // SAFETY: the flight is in a box and stays as it is until `complete`.
+        flight.token = unsafe {
+            match write {
+                true => self.driver.write_blocks_nb(sector, request, data, response)?,
+                false => self.driver.read_blocks_nb(sector, request, data, response)?,
+            }
+        };
+        if write {
+            self.model[sector * SECTOR_SIZE..][..flight.data.len()].copy_from_slice(&flight.data);
+        }
+        Ok(flight)
     }
 
-    fn read(&mut self, sector: usize, count: usize) {
-        let mut data = vec![0; count * SECTOR_SIZE];
-        self.driver.read_blocks(sector, &mut data).unwrap();
-        assert!(data == self.model[sector * SECTOR_SIZE..][..data.len()], "{count} sectors from {sector} on");
+    /// Takes the result of a request that is done.
+    fn complete(&mut self, mut flight: Box<Flight>) {
+        let Flight { request, data, response, write, sector, token } = &mut *flight;
+        // SAFETY: the same buffers as in `start`.
+        let result = unsafe {
+            match *write {
+                true => self.driver.complete_write_blocks(*token, request, data, response),
+                false => self.driver.complete_read_blocks(*token, request, data, response),
+            }
+        };
+        result.unwrap();
+        assert!(data[..] == self.model[*sector * SECTOR_SIZE..][..data.len()], "sectors from {sector} on");
+    }
+
+    /// One request, which the device serves as soon as it is notified.
+    fn one(&mut self, write: bool, sector: usize, count: usize) {
+        let flight = self.start(write, sector, count).unwrap();
+        assert_eq!(self.driver.peek_used(), Some(flight.token), "not served: was the device notified?");
+        self.complete(flight);
     }
 
     /// Several requests in flight, to different sectors, which come back in any order.
@@ -348,46 +375,20 @@ impl Bench {
             if flights.iter().any(|flight| flight.sector == sector) {
                 continue;
             }
-            self.seed += 1;
-            let mut flight =
-                Box::new(Flight { data: noise(self.seed, SECTOR_SIZE), write, sector, ..Flight::default() });
-            let Flight { request, data, response, .. } = &mut *flight;
-            // SAFETY: the flight is in a box and stays as it is until the request is completed below.
-            let token = unsafe {
-                match write {
-                    true => self.driver.write_blocks_nb(sector, request, data, response),
-                    false => self.driver.read_blocks_nb(sector, request, data, response),
-                }
-            };
-            match token {
-                Ok(token) => flight.token = token,
+            match self.start(write, sector, 1) {
+                Ok(flight) => flights.push(flight),
                 Err(error) => {
                     assert_eq!(error, virtio_drivers::Error::QueueFull);
                     break;
                 }
             }
-            if write {
-                self.model[sector * SECTOR_SIZE..][..SECTOR_SIZE].copy_from_slice(&flight.data);
-            }
-            flights.push(flight);
         }
-        if !flights.is_empty() {
-            assert!(self.bus.disk().kicks > kicks, "the device was not notified");
-        }
+        assert!(self.bus.disk().kicks > kicks, "the device was not notified");
         assert_eq!(self.bus.disk().serve(), flights.len());
         while let Some(token) = self.driver.peek_used() {
             let at = flights.iter().position(|flight| flight.token == token).expect("a token out of nothing");
-            let mut flight = flights.swap_remove(at);
-            let Flight { request, data, response, write, .. } = &mut *flight;
-            // SAFETY: the same buffers as above.
-            let result = unsafe {
-                match *write {
-                    true => self.driver.complete_write_blocks(token, request, data, response),
-                    false => self.driver.complete_read_blocks(token, request, data, response),
-                }
-            };
-            result.unwrap();
-            assert!(flight.data == self.model[flight.sector * SECTOR_SIZE..][..SECTOR_SIZE]);
+            let flight = flights.swap_remove(at);
+            self.complete(flight);
         }
         assert_eq!(flights.len(), 0, "not all came back");
         self.bus.disk().prompt = true;
@@ -442,16 +443,16 @@ proptest! {
     ) {
         let _turn = turn();
         let mut bench = Bench::new(mode, seed.into());
-        bench.write(0, 1);
+        bench.one(true, 0, 1);
         for step in steps {
             match step {
                 Step::Write(sector, count) => {
                     let sector = sector.index(SECTORS);
-                    bench.write(sector, 1 + count.index(SECTORS - sector));
+                    bench.one(true, sector, 1 + count.index(SECTORS - sector));
                 }
                 Step::Read(sector, count) => {
                     let sector = sector.index(SECTORS);
-                    bench.read(sector, 1 + count.index(SECTORS - sector));
+                    bench.one(false, sector, 1 + count.index(SECTORS - sector));
                 }
                 Step::Batch(requests) => bench.batch(&requests),
             }
@@ -466,8 +467,8 @@ fn indices_wrap_with_and_without_events() {
     for mode in MODES {
         let mut bench = Bench::new(mode, mode);
         for round in 0..35_000 {
-            bench.write(round % SECTORS, 1);
-            bench.read((round + 7) % SECTORS, 1);
+            bench.one(true, round % SECTORS, 1);
+            bench.one(false, (round + 7) % SECTORS, 1);
         }
         assert_eq!(bench.bus.disk().position.used, 70_000_u32 as u16);
         bench.finish();
@@ -478,13 +479,13 @@ fn indices_wrap_with_and_without_events() {
 fn no_interrupts_when_they_are_not_wanted() {
     let _turn = turn();
     let mut bench = Bench::new(0, 1);
-    bench.write(1, 1);
+    bench.one(true, 1, 1);
     assert_eq!(bench.bus.disk().interrupts, 1);
     bench.driver.disable_interrupts();
-    bench.write(2, 1);
+    bench.one(true, 2, 1);
     assert_eq!(bench.bus.disk().interrupts, 1);
     bench.driver.enable_interrupts();
-    bench.read(1, 2);
+    bench.one(false, 1, 2);
     assert_eq!(bench.bus.disk().interrupts, 2);
     bench.finish();
 }

@@ -147,6 +147,10 @@ fn another_root(cpu: &dyn Cpu, root: PhysAddr) {
     cpu.load_root(root); //~ E0133 another_root
 }
 
+fn activated(mapper: &mut Mapper, cpu: &dyn Cpu, base: *mut u8) {
+    mapper.activate(cpu, base); //~ E0133 activated
+}
+
 fn bus_master(device: DeviceId) {
     let _ = DmaGrant::without_iommu(device); //~ E0133 bus_master
 }
