@@ -346,6 +346,7 @@ impl Bench {
     }
 
     /// Takes the result of a request that is done.
+    #[expect(clippy::boxed_local, reason = "the driver was given addresses in the box")]
     fn complete(&mut self, mut flight: Box<Flight>) {
         let Flight { request, data, response, write, sector, token } = &mut *flight;
         // SAFETY: the same buffers as in `start`.
