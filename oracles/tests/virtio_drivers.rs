@@ -205,7 +205,7 @@ struct Bus(Arc<Mutex<Disk>>);
 
 impl Bus {
     fn disk(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -157,7 +157,7 @@ fn errors_are_one_line(_: &Kernel) -> Result<()> {
         (&["--accel", "magic"], "magic"),
         (&["--disk", "/no/such/image", "--port", &port], "/no/such/image"),
         (&["--disk", "/", "--port", &port], "/"),
-        (&["bench"], "bench"),
+        (&["bench", "gpu"], "gpu"),
     ];
     for (arguments, cause) in cases {
         names(&refused(arguments)?, cause)?;
