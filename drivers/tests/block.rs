@@ -8,93 +8,8 @@ use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Done, Geometry, Request, RequestError, Ticket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
+use support::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
 use support::{Chain, DeviceRing, Fake, FakeTransport, grant};
-
-const SECTOR: usize = 512;
-const SECTORS: u64 = 64;
-const ID_TEXT: &[u8; 20] = b"ringfence-test-disk\0";
-
-fn config(sectors: u64, size_max: u32, seg_max: u32, block_size: u32) -> Vec<u8> {
-    let mut config = vec![0; 60];
-    config[0..8].copy_from_slice(&sectors.to_le_bytes());
-    config[8..12].copy_from_slice(&size_max.to_le_bytes());
-    config[12..16].copy_from_slice(&seg_max.to_le_bytes());
-    config[20..24].copy_from_slice(&block_size.to_le_bytes());
-    config
-}
-
-struct Disk {
-    ring: DeviceRing,
-    data: Vec<u8>,
-}
-
-impl Disk {
-    fn new(ring: DeviceRing) -> Self {
-        let data = (0..SECTORS as usize * SECTOR).map(|at| (at / SECTOR * 7 + at % 251) as u8).collect();
-        Self { ring, data }
-    }
-
-    /// Carries out a request: how many bytes were written, and the status (5.2.6).
-    fn carry_out(&mut self, chain: &Chain) -> u32 {
-        let header: Vec<u8> = {
-            let header = self.ring.read(&chain.segments[0]);
-            assert_eq!(header.len(), 16);
-            header
-        };
-        let kind = u32::from_le_bytes(header[0..4].try_into().unwrap());
-        assert_eq!(header[4..8], [0; 4], "reserved");
-        let sector = u64::from_le_bytes(header[8..16].try_into().unwrap());
-        let (status, data) = chain.segments[1..].split_last().unwrap();
-        assert!(status.writable && status.len == 1);
-        let mut at = sector as usize * SECTOR;
-        let mut written = 1;
-        match kind {
-            0 => {
-                for segment in data {
-                    let end = at + segment.len as usize;
-                    self.ring.write(segment, &self.data[at..end]);
-                    (at, written) = (end, written + segment.len);
-                }
-            }
-            1 => {
-                for segment in data {
-                    let bytes = self.ring.read(segment);
-                    self.data[at..at + bytes.len()].copy_from_slice(&bytes);
-                    at += bytes.len();
-                }
-            }
-            4 => assert!(data.is_empty() && sector == 0),
-            8 => {
-                assert_eq!((data.len(), data[0].len, sector), (1, 20, 0));
-                self.ring.write(&data[0], ID_TEXT);
-                written += 20;
-            }
-            _ => panic!("request type {kind}"),
-        }
-        self.ring.write(status, &[0]);
-        written
-    }
-
-    fn serve_all(&mut self) -> usize {
-        let mut count = 0;
-        while let Some(chain) = self.ring.take() {
-            let written = self.carry_out(&chain);
-            self.ring.complete(chain.head, written);
-            count += 1;
-        }
-        count
-    }
-
-    fn expected(&self, sector: u64, len: usize) -> &[u8] {
-        &self.data[sector as usize * SECTOR..][..len]
-    }
-}
-
-const ALL: u64 = features::VERSION_1
-    | features::block::SIZE_MAX
-    | features::block::SEG_MAX
-    | features::block::BLK_SIZE
-    | features::block::FLUSH;
 
 struct Bench {
     fake: Fake,
@@ -114,12 +29,6 @@ fn bench_with(offered: u64, config: Vec<u8>, size: u16) -> Bench {
 
 fn bench() -> Bench {
     bench_with(ALL, config(SECTORS, 1 << 20, 4, 512), 64)
-}
-
-fn bytes(buffer: &DmaBuf, len: usize) -> Vec<u8> {
-    let mut bytes = vec![0; len];
-    buffer.read_slice(&mut bytes, 0).unwrap();
-    bytes
 }
 
 impl Bench {
@@ -181,7 +90,7 @@ fn as_many_in_flight_as_the_ring_holds() {
         let most = usize::from(size / 3);
         for sector in 0..most {
             let ticket = bench.read(sector as u64, SECTOR).unwrap();
-            assert!(ticket.index() < bench.block.depth() && tickets.insert(ticket));
+            assert!(ticket.index() < bench.block.tickets() && tickets.insert(ticket));
         }
         assert_eq!(bench.read(0, SECTOR), Err(RequestError::Full));
         assert_eq!(bench.block.in_flight(), most);
@@ -190,9 +99,11 @@ fn as_many_in_flight_as_the_ring_holds() {
         let done = bench.reap();
         assert_eq!(done.iter().map(|done| done.ticket).collect::<std::collections::HashSet<_>>(), tickets);
         drop(done);
-        // Flushes have no data: more of them fit.
+        // Each slot has room for a request with data: of flushes, without, there fit no more.
         let flushes = (0..).take_while(|_| bench.block.submit(Request::Flush).is_ok()).count();
-        assert_eq!(flushes, usize::from(size / 2));
+        assert_eq!((flushes, bench.block.depth()), (most, most));
+        bench.block.kick();
+        assert_eq!(bench.disk.serve_all(), most);
     }
 }
 

@@ -3,7 +3,9 @@
 mod support;
 
 use ringfence_drivers::block::Block;
-use ringfence_drivers::virtio::{Device, DeviceType, Error, RESET_LIMIT, features};
+use ringfence_drivers::virtio::{
+    Buffers, Device, DeviceType, Error, Part, QueueOptions, RESET_LIMIT, features,
+};
 use ringfence_memory::{DmaPool, Platform};
 use support::{Event, Fake, grant, platform};
 
@@ -22,7 +24,7 @@ fn the_whole_sequence() {
     let fake = fake(features::VERSION_1 | features::ACCESS_PLATFORM | 1 << 28 | 1 << 34 | 0b101);
     let mut device = begin(&fake).unwrap();
     assert_eq!(device.negotiate(0b011), Ok(features::VERSION_1 | features::ACCESS_PLATFORM | 1));
-    let ring = device.queue::<Nothing>(0, 8, 1).unwrap();
+    let ring = device.queue::<Nothing>(0, &QueueOptions { size: 8, chains: 8, parts: 1 }, 1, |_| Ok(())).unwrap();
     device.driver_ok().unwrap();
     assert!(device.check().is_ok());
     drop(device);
@@ -44,10 +46,13 @@ fn the_whole_sequence() {
 
 struct Nothing;
 
-impl ringfence_drivers::virtio::Buffers for Nothing {
-    fn part(&self, _: u16) -> Option<ringfence_drivers::virtio::Part> {
+impl Buffers for Nothing {
+    type Context = ();
+
+    fn only(&self, (): &()) -> Option<Part> {
         None
     }
+
     fn least_written(&self) -> u32 {
         0
     }

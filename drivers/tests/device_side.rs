@@ -14,7 +14,7 @@ use ringfence_drivers::virtio::device_side::queue::{
     DescChain, DriverNotify, PackedMemory, Position, Queue, QueueMemory,
 };
 use ringfence_drivers::virtio::device_side::ring::{DescAccess, DescType, Device, Driver, Used};
-use ringfence_drivers::virtio::features::{EVENT_IDX, INDIRECT_DESC};
+use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
 use ringfence_memory::{Access, Bytes, DeviceRange, DriverMem, DriverRange};
 
 const WRAP: u16 = 1 << 15;
@@ -22,8 +22,9 @@ const WRAP: u16 = 1 << 15;
 /// Format, size and start position.
 fn rings() -> impl Strategy<Value = (bool, u16, u16)> {
     let near = prop_oneof![any::<u16>(), 0_u16..20, 65516..=65535_u16];
-    let split = (0_u32..8, near).prop_map(|(order, start)| (false, 1 << order, start));
-    let packed = (1_u16..90, any::<Index>(), any::<bool>())
+    let split = (prop_oneof![0_u32..8, Just(15)], near).prop_map(|(order, start)| (false, 1 << order, start));
+    let sizes = prop_oneof![1_u16..90, 32760..=32768_u16];
+    let packed = (sizes, any::<Index>(), any::<bool>())
         .prop_map(|(size, slot, wrap)| (true, size, slot.index(size.into()) as u16 | u16::from(wrap) << 15));
     prop_oneof![split, packed]
 }
@@ -62,20 +63,21 @@ fn plan() -> impl Strategy<Value = Plan> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Chains come out in order and byte for byte, and go back in any order as they were returned; the queue is
-    /// built anew for each round.
+    /// Chains come out in order and byte for byte, and go back in any order as they were returned, or with
+    /// VIRTIO_F_IN_ORDER in that order; the queue is built anew for each round.
     #[test]
     fn chains_arrive_and_return(
         (packed, size, start) in rings(),
-        event_idx in any::<bool>(),
+        (event_idx, in_order, batching) in any::<(bool, bool, bool)>(),
         rounds in prop::collection::vec((prop::collection::vec(plan(), 0..12), 0_usize..12), 1..12),
     ) {
-        let arena = Arena::new(1 << 18);
+        let arena = Arena::new(1 << 20);
         let views = arena.views();
-        let mut fake = FakeQueue::new(&arena, packed, size, start);
-        let features = INDIRECT_DESC | if event_idx { EVENT_IDX } else { 0 };
+        let mut fake = FakeQueue::new(&arena, packed, size, start).in_order(in_order);
+        let bits = [(event_idx, EVENT_IDX), (in_order, IN_ORDER), (true, INDIRECT_DESC)];
+        let features = bits.iter().filter(|bit| bit.0).map(|bit| bit.1).sum();
         let mut position = Position::at(start);
-        let mut waiting = std::collections::VecDeque::new();
+        let (mut waiting, mut elements) = (std::collections::VecDeque::new(), 0);
         for (plans, take) in rounds {
             for plan in plans {
                 let mut builder = ChainBuilder::new(&arena);
@@ -94,6 +96,8 @@ proptest! {
             let notify = NotificationCounter::default();
             let queue = fake.queue(&views.0, &views.1, features, position, notify);
             prop_assert_eq!(queue.size(), size);
+            prop_assert_eq!(queue.notified(fake.next), Ok(()));
+            queue.set_batching(batching);
             let (mut taken, mut expected) = (Vec::new(), Vec::new());
             for _ in 0..take {
                 let Some(chain) = queue.next_chain().unwrap() else {
@@ -128,14 +132,22 @@ proptest! {
                 prop_assert_eq!(written, room.min(plan.reply.len()));
                 prop_assert_eq!(output.remaining().unwrap().bytes, room - written);
                 taken.push((plan.turn, output));
-                expected.push((plan.turn, id, plan.reply[..written].to_vec()));
+                expected.push((plan.turn, id, plan.reply[..written].to_vec(), written == room));
             }
             taken.sort_by_key(|(turn, _)| *turn);
-            expected.sort_by_key(|(turn, ..)| *turn);
+            if !in_order {
+                expected.sort_by_key(|(turn, ..)| *turn);
+            }
             taken.into_iter().for_each(drop);
+            if batching {
+                let partial = expected.iter().rev().skip(1).filter(|chain| !in_order || !chain.3).count();
+                elements += partial + usize::from(!expected.is_empty());
+            }
+            queue.flush();
             position = queue.position();
+            prop_assert_eq!(queue.notified(fake.next), Ok(()));
             drop(queue);
-            for (_, id, reply) in expected {
+            for (_, id, reply, _) in expected {
                 let used = fake.next_used().expect("returned");
                 prop_assert_eq!((used.id, used.written as usize), (id, reply.len()));
                 prop_assert_eq!(&used.chain.writable(&arena)[..reply.len()], &reply[..]);
@@ -143,6 +155,7 @@ proptest! {
             prop_assert!(fake.next_used().is_none());
             prop_assert_eq!(fake.in_flight(), waiting.len());
         }
+        prop_assert!(!batching || fake.elements == elements, "one used element for each batch");
     }
 
     /// The driver is notified if and only if the element that it asked for was used since the last decision, also
@@ -152,7 +165,7 @@ proptest! {
         (packed, size, start) in rings(),
         batches in prop::collection::vec((0_u16..6, 0_u16..8), 1..30),
     ) {
-        let arena = Arena::new(1 << 16);
+        let arena = Arena::new(1 << 20);
         let views = arena.views();
         let mut test = TestQueue::new(FakeQueue::new(&arena, packed, size, start), &views, EVENT_IDX);
         test.queue.set_batching(true);
@@ -219,6 +232,61 @@ fn a_dropped_queue_flushes_its_batch() {
         assert_eq!(test.notify.get(), 0);
         drop(test.queue);
         assert_eq!(test.notify.get(), 1);
+    });
+}
+
+/// With VIRTIO_F_IN_ORDER a chain waits for those before it; written in part it ends a batch.
+#[test]
+fn returned_in_order() {
+    for batching in [false, true] {
+        each(IN_ORDER | INDIRECT_DESC, |arena, test| {
+            let TestQueue { queue, notify, fake } = test;
+            let mut fake = fake.in_order(true);
+            queue.set_batching(batching);
+            fake.publish_indirect(ChainBuilder::new(arena).writable(1).writable(2).build()).unwrap();
+            let ids = [(); 3].map(|()| fake.publish(ChainBuilder::new(arena).writable(3).build()).unwrap());
+            let views = arena.views();
+            let [first, second, third, fourth] = [(); 4].map(|()| take(&queue));
+            second.return_written(3);
+            fourth.return_written(3);
+            assert!(fake.next_used().is_none(), "one before them was not returned");
+            assert_eq!(notify.get(), 0);
+            let mut first = WritableChain::new(first, &views.0, &views.1).unwrap();
+            assert_eq!(first.write(b"abc"), Ok(3));
+            drop(first);
+            assert_eq!(fake.next_used().is_some(), !batching, "a batch is seen as a whole");
+            third.return_written(2);
+            queue.flush();
+            let written = std::iter::from_fn(|| fake.next_used()).map(|used| (used.id, used.written));
+            let written = written.collect::<Vec<_>>();
+            let expected = [(ids[0], 3), (ids[1], 2), (ids[2], 3)];
+            assert_eq!(written[usize::from(batching)..], expected);
+            // Up to the one that was written in part, and the rest.
+            assert_eq!(fake.elements, if batching { 2 } else { 3 });
+            assert_eq!(notify.get(), if batching { 1 } else { 2 });
+        });
+    }
+}
+
+/// A chain that can never be returned blocks all after it.
+#[test]
+fn a_forgotten_chain_is_not_overtaken() {
+    each(IN_ORDER, |arena, test| {
+        let mut fake = test.fake.in_order(true);
+        let publish = |fake: &mut FakeQueue<'_>| {
+            fake.publish(ChainBuilder::new(arena).writable(1).build()).unwrap();
+        };
+        publish(&mut fake);
+        publish(&mut fake);
+        std::mem::forget(take(&test.queue));
+        drop(take(&test.queue));
+        let position = test.queue.position();
+        assert!(fake.next_used().is_none());
+        let views = arena.views();
+        let memory = fake.memory(&views.0, &views.1);
+        let queue = |features| memory.clone().queue(test.notify.clone()).unwrap().with_features(features);
+        assert!(queue(IN_ORDER).resume(position).is_none());
+        assert!(queue(0).resume(position).is_some());
     });
 }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::{self, Position, QueueMemory};
 use ringfence_drivers::virtio::device_side::ring::{Device as UsedRing, Driver as AvailableRing};
-use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, features};
+use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueOptions, features};
 use ringfence_memory::{DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DriverMem, DriverRange};
 use support::{Fake, grant};
 
@@ -21,7 +21,17 @@ struct Item {
 }
 
 impl Buffers for Item {
-    fn part(&self, index: u16) -> Option<Part> {
+    type Context = ();
+
+    fn only(&self, (): &()) -> Option<Part> {
+        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
+    }
+
+    fn count(&self, (): &()) -> u16 {
+        self.buffers.len() as u16
+    }
+
+    fn part(&self, (): &(), index: u16) -> Option<Part> {
         let index = usize::from(index);
         let buffer = self.buffers.get(index)?;
         if index < self.readable { Part::readable(buffer, 0, LEN) } else { Part::writable(buffer, 0, LEN) }
@@ -49,7 +59,8 @@ fn requests_and_answers() {
     let windows = fake.windows();
     let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
     device.negotiate(0).unwrap();
-    let mut driver = device.queue::<Item>(0, u16::MAX, 1).unwrap();
+    let options = QueueOptions { size: u16::MAX, chains: 2, parts: 4 };
+    let mut driver = device.queue::<Item>(0, &options, 1, |_| Ok(())).unwrap();
     driver.start(&device.driver_ok().unwrap());
     let at = fake.model().queues[0];
     let pool = DmaPool::new(&windows, 16, LEN).unwrap();
@@ -61,7 +72,7 @@ fn requests_and_answers() {
         for chain in 0..1 + number % 4 {
             let kind = (number + chain) % 9;
             let (readable, writable) = ((kind / 3) as usize, (kind % 3) as usize);
-            if readable + writable == 0 || usize::from(driver.free()) < readable + writable {
+            if readable + writable == 0 || driver.next_slot().is_none() {
                 continue;
             }
             let mut buffers = (0..readable + writable).map(|_| pool.take().unwrap()).collect::<Vec<_>>();
@@ -107,7 +118,7 @@ fn requests_and_answers() {
         drop(queue);
         assert!(sent.is_empty(), "all were found");
         done += driver
-            .reap(|completion| {
+            .reap(|completion, ()| {
                 let item = completion.buffers;
                 let (written, byte) = expected.remove(&item.number).expect("answered once");
                 assert_eq!(completion.written, Some(written as u32));

@@ -203,7 +203,7 @@ fn a_broken_ring_ends_it() {
     let mut bench = self::bench(8);
     bench.send(&frame(60, 0));
     bench.net.kick();
-    bench.tx.publish_used(5);
+    bench.tx.lie(5);
     while let Some(packet) = bench.net.take() {
         let _ = bench.net.send(packet);
     }

@@ -122,7 +122,7 @@ fn a_block_device_end_to_end() {
     block.kick();
     assert_eq!(card.get16(doorbell), 0, "the queue's index, at its own place");
     let addresses = [0x20, 0x28, 0x30].map(|offset| card.get64(COMMON + offset));
-    let mut ring = DeviceRing::new(card.platform, ID, 64, addresses);
+    let mut ring = DeviceRing::new(card.platform, ID, 64, addresses, 0);
     let chain = ring.take().unwrap();
     ring.write(&chain.segments[1], &[7; 512]);
     ring.write(&chain.segments[2], &[0]);

@@ -5,7 +5,7 @@ use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use ringfence_drivers::block::Block;
+use ringfence_drivers::block::{self, Block};
 use ringfence_drivers::net::{Net, Phy};
 use ringfence_drivers::pci::{self, Bar, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
@@ -15,6 +15,7 @@ use ringfence_services::api::{DeviceInfo, QueueInfo};
 
 use crate::acpi;
 use crate::disk::Disk;
+use crate::fw_cfg;
 use crate::irq::DeviceInterrupts;
 use crate::memory;
 use crate::nic::{Nic, Shared};
@@ -23,6 +24,8 @@ use crate::platform::{CONFIG_PORTS, KERNEL};
 /// Disks, and network cards, that are brought up at most.
 const MAX_DISKS: usize = 32;
 const MAX_NICS: usize = 4;
+/// Queues, or pairs of queues, that a device is given at most.
+const MAX_QUEUES: u16 = 16;
 
 /// What became of a function.
 enum State {
@@ -49,8 +52,9 @@ struct Device {
 pub struct Devices(Vec<Device>);
 
 /// What is to be run: each disk with its interrupts, and the network cards.
-#[derive(Default)]
 pub struct Started {
+    /// How many request queues a disk, and pairs of queues a network card, shall have.
+    queues: u16,
     /// Disks in the order of their addresses.
     pub disks: Vec<(&'static Disk, DeviceInterrupts)>,
     /// Network cards in the order of their addresses.
@@ -61,7 +65,7 @@ impl Devices {
     /// Walks configuration space and brings devices up.
     pub fn start(tables: &acpi::Tables) -> (Self, Started) {
         let access = config_access(tables);
-        let mut started = Started::default();
+        let mut started = Started { queues: wanted_queues(), disks: Vec::new(), nics: Vec::new() };
         let devices = pci::enumerate(access, 0).map(|function| Device::start(function, &mut started));
         (Self(devices.collect()), started)
     }
@@ -122,8 +126,10 @@ impl Device {
         let (driver, kind, bits, queues) = match &self.state {
             State::Idle(_) => (None, DeviceType::BLOCK, 0, Vec::new()),
             State::Disk(disk) => {
-                let queue = queue_info(0, disk.queue_size(), disk.vector(), disk.counters());
-                (Some(Driver::Block), DeviceType::BLOCK, disk.features(), alloc::vec![queue])
+                let queues = disk.queues().iter().enumerate().map(|(index, queue)| {
+                    queue_info(index, queue.shared.queue_size(), queue.vector, queue.shared.counters())
+                });
+                (Some(Driver::Block), DeviceType::BLOCK, disk.features(), queues.collect())
             }
             State::Nic(nic) => {
                 let counters = nic.shared.counters.get();
@@ -139,6 +145,19 @@ impl Device {
             driver: driver.map(|driver| driver.name().to_string()),
             features: features::names(kind, bits).collect(),
             queues,
+        }
+    }
+}
+
+/// What the option `opt/org.ringfence/queues` says: how many queues (of a network card: pairs of queues) each device
+/// shall have, from 1 to [`MAX_QUEUES`]. As many are used as the device has. Without the option it is 1.
+fn wanted_queues() -> u16 {
+    let Some(text) = fw_cfg::option("queues") else { return 1 };
+    match text.parse() {
+        Ok(queues @ 1..=MAX_QUEUES) => queues,
+        _ => {
+            log::warn!("option queues={text} is ignored: a number from 1 to {MAX_QUEUES} is wanted");
+            1
         }
     }
 }
@@ -195,6 +214,7 @@ pub fn bring_up<D>(
     queues: u16,
     new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
 ) -> Result<(D, DeviceInterrupts, DmaWindows), Error> {
+    function.disable_decoding();
     for bar in function.bars().into_iter().flatten() {
         if let Bar::Memory { address: Some(start), size, .. } = bar {
             offer(start, size);
@@ -220,10 +240,12 @@ pub fn bring_up<D>(
 }
 
 fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let (block, interrupts, windows) = bring_up(function, 1, Block::new)?;
+    let options = block::Options { queues: started.queues, ..Default::default() };
+    let (block, interrupts, windows) = bring_up(function, options.queues, |transport, grant, windows| {
+        Block::with_options(transport, grant, windows, &options)
+    })?;
     *kind = interrupts.name();
-    let disk = Disk::new(block, windows, function.address(), interrupts.vector(0))?;
-    let disk: &'static Disk = Box::leak(Box::new(disk));
+    let disk = Disk::new(block, windows, function.address(), &interrupts)?;
     started.disks.push((disk, interrupts));
     Ok(State::Disk(disk))
 }

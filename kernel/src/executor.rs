@@ -8,9 +8,13 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use embassy_executor::{Spawner, raw};
 use x86_64::instructions::interrupts;
 
+use crate::time;
+
 /// Set when a task becomes ready.
 static WOKEN: AtomicBool = AtomicBool::new(false);
 static HALTS: AtomicU64 = AtomicU64::new(0);
+/// TSC increments while the processor was halted, up to the end of the interrupt that woke it.
+static HALTED: AtomicU64 = AtomicU64::new(0);
 
 /// Called by embassy, also from interrupt handlers, when there is something to poll.
 #[unsafe(export_name = "__pender")]
@@ -22,6 +26,7 @@ fn pender(_: *mut ()) {
 pub fn run(start: impl FnOnce(Spawner)) -> ! {
     let executor: &'static raw::Executor = Box::leak(Box::new(raw::Executor::new(ptr::null_mut())));
     start(executor.spawner());
+    time::start_alarms();
     loop {
         WOKEN.store(false, Ordering::Release);
         // SAFETY: this is the only call, and not from the pender.
@@ -33,7 +38,9 @@ pub fn run(start: impl FnOnce(Spawner)) -> ! {
             interrupts::enable();
         } else {
             HALTS.fetch_add(1, Ordering::Relaxed);
+            let before = time::tsc();
             interrupts::enable_and_hlt();
+            HALTED.fetch_add(time::tsc().saturating_sub(before), Ordering::Relaxed);
         }
     }
 }
@@ -50,4 +57,9 @@ pub fn spawn(spawner: &Spawner, task: impl Future<Output = ()> + 'static) {
 /// How often the processor had nothing to do.
 pub fn halts() -> u64 {
     HALTS.load(Ordering::Relaxed)
+}
+
+/// Increments of the time-stamp counter while the processor had nothing to do.
+pub fn halted() -> u64 {
+    HALTED.load(Ordering::Relaxed)
 }

@@ -4,10 +4,10 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use spin::Mutex;
+use spin::{Mutex, Once};
 use x86_64::instructions::port::{PortReadOnly, PortWriteOnly};
 
-/// Longest file that is read.
+/// Longest option that is read.
 const MAX_LEN: u32 = 64 * 1024;
 /// Directory entries that are looked at.
 const MAX_FILES: u32 = 1024;
@@ -15,6 +15,7 @@ const MAX_FILES: u32 = 1024;
 const SIGNATURE: u16 = 0x0000;
 const FILE_DIRECTORY: u16 = 0x0019;
 const NAME_LEN: usize = 56;
+const PREFIX: &[u8] = b"opt/org.ringfence/";
 
 struct Device {
     selector: PortWriteOnly<u16>,
@@ -35,42 +36,45 @@ impl Device {
         [(); N].map(|()| unsafe { self.data.read() })
     }
 
-    /// Selector and size of the file called `name`.
-    fn find(&mut self, name: &str) -> Option<(u16, u32)> {
+    /// The options that there are.
+    fn options(&mut self) -> Vec<Entry> {
         self.select(SIGNATURE);
         if self.read() != *b"QEMU" {
-            return None;
+            return Vec::new();
         }
         self.select(FILE_DIRECTORY);
         let count = u32::from_be_bytes(self.read());
-        for _ in 0..count.min(MAX_FILES) {
+        let entries = (0..count.min(MAX_FILES)).map(|_| {
             let size = u32::from_be_bytes(self.read());
             let key = u16::from_be_bytes(self.read());
             let _reserved: [u8; 2] = self.read();
-            let entry: [u8; NAME_LEN] = self.read();
-            if entry.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
-                return Some((key, size));
-            }
-        }
-        None
+            Entry { key, size, name: self.read() }
+        });
+        entries.filter(|entry| entry.name.starts_with(PREFIX)).collect()
     }
 }
 
-/// The contents of the file called `name`; `None` if there is no such file, no such device, or it is over 64 KiB.
-pub fn file(name: &str) -> Option<Vec<u8>> {
+/// One of the options.
+struct Entry {
+    key: u16,
+    size: u32,
+    name: [u8; NAME_LEN],
+}
+
+/// The value of the option `opt/org.ringfence/NAME`; `None` if it is not given, not text, or over 64 KiB.
+pub fn option(name: &str) -> Option<String> {
+    /// Read once: each byte is a port access, and the directory has some 1,500.
+    static OPTIONS: Once<Vec<Entry>> = Once::new();
+
     let mut device = DEVICE.lock();
-    let (key, size) = device.find(name)?;
-    if size > MAX_LEN {
-        log::warn!("fw_cfg file {name} is ignored: {size} bytes are too many");
+    let is_wanted = |entry: &&Entry| {
+        entry.name[PREFIX.len()..].split(|byte| *byte == 0).next() == Some(name.as_bytes())
+    };
+    let entry = OPTIONS.call_once(|| device.options()).iter().find(is_wanted)?;
+    if entry.size > MAX_LEN {
+        log::warn!("option {name} is ignored: {} bytes are too many", entry.size);
         return None;
     }
-    device.select(key);
-    Some((0..size).map(|_| device.read::<1>()[0]).collect())
-}
-
-/// The value of the option `opt/org.ringfence/NAME`; `None` if it is not given, or not text.
-pub fn option(name: &str) -> Option<String> {
-    let mut path = String::from("opt/org.ringfence/");
-    path.push_str(name);
-    String::from_utf8(file(&path)?).ok()
+    device.select(entry.key);
+    String::from_utf8((0..entry.size).map(|_| device.read::<1>()[0]).collect()).ok()
 }

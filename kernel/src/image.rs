@@ -81,6 +81,6 @@ pub fn text() -> Section {
 }
 
 /// First addresses of the 4 KiB guard pages below the stacks of the image.
-pub fn guard_pages() -> impl Iterator<Item = VirtAddr> {
+pub fn guard_pages() -> [VirtAddr; stack::COUNT as usize] {
     stack::of_image().map(|stack| stack.guard())
 }

@@ -16,8 +16,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How a device calls for attention.
 pub enum DeviceInterrupts {
-    /// A vector for the configuration (the first), and one for each queue, as far as the device has so many.
-    Msix(Vec<Interrupt>),
+    /// A vector for the configuration (the first), and one for each queue, as far as the device has so many: the last one
+    /// serves the others. Those that were [taken](DeviceInterrupts::take) are missing.
+    Msix(Vec<Option<Interrupt>>),
     /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the queues.
     Line(Interrupt, IsrStatus, u64),
     /// None could be had: the device is polled.
@@ -36,7 +37,7 @@ impl DeviceInterrupts {
             .map(|message| unsafe { MsiMessage::new(message.address, message.data) })
             .collect();
         if !messages.is_empty() && transport.use_msix(&messages).is_ok() {
-            return Self::Msix(vectors);
+            return Self::Msix(vectors.into_iter().map(Some).collect());
         }
         Self::line(transport, function)
     }
@@ -69,15 +70,26 @@ impl DeviceInterrupts {
         }
     }
 
-    /// Interrupts so far of each of `N` queues. Those that cannot be told apart count for the first.
-    pub fn counts<const N: usize>(&self) -> [u64; N] {
-        let count = |queue: usize| match self {
-            Self::Msix(vectors) if vectors.len() > N => vectors.get(queue + 1).map_or(0, Interrupt::count),
-            Self::Msix(vectors) if queue == 0 => vectors.iter().map(Interrupt::count).sum(),
+    /// Takes the interrupt of queue `queue` for a task of its own. `None` if that serves others of the `queues` queues too.
+    pub fn take(&mut self, queue: u16, queues: u16) -> Option<Interrupt> {
+        let vector = self.vector(queue)?;
+        let Self::Msix(vectors) = self else { return None };
+        let is_last = usize::from(vector) + 1 == vectors.len();
+        let is_shared = vector <= queue || is_last && queue + 1 < queues;
+        if is_shared { None } else { vectors.get_mut(usize::from(vector))?.take() }
+    }
+
+    /// Interrupts so far of a queue whose interrupt was not taken. Those that cannot be told apart count for the first.
+    pub fn count(&self, queue: u16) -> u64 {
+        match self {
+            Self::Msix(vectors) => {
+                let vector = self.vector(queue).filter(|&vector| vector > queue || queue == 0);
+                let interrupt = vector.and_then(|vector| vectors.get(usize::from(vector))?.as_ref());
+                interrupt.map_or(0, Interrupt::count)
+            }
             Self::Line(_, _, count) if queue == 0 => *count,
             _ => 0,
-        };
-        core::array::from_fn(count)
+        }
     }
 
     /// What the device called for since this was last ready; else wakes the task when it calls.
@@ -87,6 +99,7 @@ impl DeviceInterrupts {
                 let shared = vectors.len() == 1;
                 let mut status = InterruptStatus { queue: false, config: false };
                 for (index, vector) in vectors.iter_mut().enumerate() {
+                    let Some(vector) = vector else { continue };
                     // Vectors are polled until they are pending, so that each has the waker.
                     while vector.poll_wait(context).is_ready() {
                         status.config |= index == 0;

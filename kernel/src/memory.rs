@@ -197,7 +197,8 @@ impl Plan {
             .iter()
             .find(|region| region.kind == MemoryRegionKind::Usable && region.end - region.start >= bytes)
             .ok_or(InitError::TooLittleMemory(bytes))?;
-        let both = range(region.end - bytes, region.end)?;
+        // At the start, next to the image or to low memory: hosts that back RAM in large pages have backed those already.
+        let both = range(region.start, region.start + bytes)?;
         (plan.pool, plan.bitmaps) = both.split_at(pool_frames).ok_or(InitError::BadRange)?;
         Ok(plan)
     }
@@ -219,6 +220,7 @@ struct Run {
 /// The image as the loader placed it, without the guard pages.
 fn image_runs(loader: &PhysWindow) -> Result<heapless::Vec<Run, 28>, InitError> {
     let mut runs = heapless::Vec::<Run, 28>::new();
+    let guards = image::guard_pages();
     for section in image::sections() {
         let protection = match section.rights {
             Rights::Read => Protection::ReadOnly,
@@ -227,7 +229,7 @@ fn image_runs(loader: &PhysWindow) -> Result<heapless::Vec<Run, 28>, InitError> 
         };
         for page in (section.start.as_u64()..section.end.as_u64()).step_by(PAGE_SIZE) {
             let page = x86_64::VirtAddr::new_truncate(page);
-            if image::guard_pages().any(|guard| guard == page) {
+            if guards.contains(&page) {
                 continue;
             }
             let frame = loader.translate(page).ok_or(InitError::ImageNotMapped)?.as_u64();

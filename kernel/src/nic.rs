@@ -104,7 +104,8 @@ impl net::Nic for Nic {
     fn flush(&mut self) {
         let Some(phy) = &mut self.phy else { return };
         phy.net.kick();
-        let (counted, now) = (phy.net.counters(), self.interrupts.counts::<2>());
+        let counted = phy.net.counters();
+        let now = [0, 1].map(|queue| self.interrupts.count(queue));
         phy.net.count_interrupts([0, 1].map(|queue| now[queue].wrapping_sub(counted[queue].interrupts)));
         self.shared.counters.set(phy.net.counters());
         if phy.net.is_broken() {

@@ -252,9 +252,10 @@ fn sixteen_disks_work_side_by_side() {
     assert_audit_clean();
     let left = Rc::new(Cell::new(16));
     for (number, disk) in disks.iter().copied().enumerate() {
-        assert_eq!(disk.name(), Some(alloc::format!("disk{number}").as_bytes()));
         let left = left.clone();
         tasks.push(Box::pin(async move {
+            let name = disk.name().await.expect("it has a name");
+            assert_eq!(name, alloc::format!("disk{number}").as_bytes());
             let mut random = Random(number as u64);
             for _ in 0..50 {
                 read_some(disk, &mut random).await.expect("the disk is in order");

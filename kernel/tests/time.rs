@@ -61,6 +61,25 @@ fn clock_keeps_time() {
     assert!((950..1050).contains(&milliseconds), "a second took {milliseconds} ms");
 }
 
+/// Measuring the clock's speed once more changes it by little, and neither sets the clock back nor ahead.
+#[test_case]
+fn the_clock_is_refined() {
+    run(async {
+        let (hz, start) = (time::tsc_hz(), time::tsc());
+        let before = time::now_ns();
+        time::refine().await;
+        let (after, refined) = (time::now_ns(), time::tsc_hz());
+        assert!(refined.abs_diff(hz) < hz / 20, "{hz} Hz became {refined} Hz");
+        let by_tsc = (time::tsc() - start) as u128 * 1_000_000_000 / u128::from(refined);
+        assert!(after - before >= 19_000_000, "{} ns", after - before);
+        assert!(
+            u128::from(after - before).abs_diff(by_tsc) < by_tsc / 20,
+            "{} ns, not {by_tsc}",
+            after - before
+        );
+    })
+}
+
 /// Alarms are not early, not much late, and the processor halts meanwhile.
 #[test_case]
 fn alarms_fire_on_time() {

@@ -46,7 +46,7 @@ pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBit
 pub use bytes::Bytes;
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use dma::{
-    DeviceStatus, Direction, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
+    DescriptorArray, DeviceStatus, Direction, DmaArray, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
     DmaWindow, DmaWindows, ResetTimeout,
 };
 pub use driver_mem::{DeviceRange, DriverMem, DriverRange};

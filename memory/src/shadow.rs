@@ -2,8 +2,9 @@
 //! one, and what it does to the bytes that [`cover`] names is checked in every interleaving that C++11 memory allows.
 //!
 //! Every 2 bytes are an atomic of loom's. Accesses of 16 bits, which is what flags, indices and ring entries are, keep
-//! their ordering, and a load may return any value that the memory model lets it see. All others are plain accesses,
-//! which must be ordered by those: if they are not, loom calls it a race.
+//! their ordering, and a load may return any value that the memory model lets it see. Copies, and relaxed accesses of 64
+//! bits, are plain accesses, which must be ordered by those: if they are not, loom calls it a race. A wider access that is
+//! atomic all the same ends, as memory goes, with its flags: who sees these in one access sees the rest.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -14,6 +15,9 @@ use std::thread_local;
 use loom::sync::atomic::AtomicU16;
 
 use crate::VolatileSlice;
+
+/// Bytes of an event suppression structure: a position, and flags.
+const PAIR: usize = 4;
 
 /// A unit; what borrows it mutably while another thread is about to access it is a race as well.
 type Unit = Rc<RefCell<AtomicU16>>;
@@ -61,24 +65,35 @@ fn unit(at: usize) -> Option<Unit> {
 
 /// Loads an integer from `at`, if it is covered.
 pub(crate) fn load<const LEN: usize>(at: *const u8, order: Ordering) -> Option<[u8; LEN]> {
-    let (unit, mut bytes) = (unit(at.addr())?, [0; LEN]);
-    if LEN == 2 {
-        bytes.copy_from_slice(&unit.borrow().load(order).to_ne_bytes());
-        return Some(bytes);
+    let mut bytes = [0; LEN];
+    if LEN == 1 || LEN == 8 && order == Ordering::Relaxed {
+        return read(at, &mut bytes).then_some(bytes);
     }
-    assert_eq!(order, Ordering::Relaxed, "only 16 bits can synchronise here");
-    read(at, &mut bytes).then_some(bytes)
+    let (lower, [.., low, high]) = bytes.split_at_mut(LEN - 2) else { return None };
+    let order = if LEN == PAIR { Ordering::Acquire } else { order };
+    [*low, *high] = unit(at.addr() + LEN - 2)?.borrow().load(order).to_ne_bytes();
+    for (at, bytes) in (at.addr()..).step_by(2).zip(lower.chunks_exact_mut(2)) {
+        bytes.copy_from_slice(&unit(at)?.borrow().load(Ordering::Relaxed).to_ne_bytes());
+    }
+    Some(bytes)
 }
 
 /// Stores an integer to `at`, if it is covered.
 pub(crate) fn store(at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
-    let Some(unit) = unit(at.addr()) else { return false };
-    if let &[low, high] = bytes {
-        unit.borrow().store(u16::from_ne_bytes([low, high]), order);
-        return true;
+    let Some((lower, [low, high])) = bytes.split_last_chunk() else { return write(at, bytes) };
+    if bytes.len() == 8 && order == Ordering::Relaxed {
+        return write(at, bytes);
     }
-    assert_eq!(order, Ordering::Relaxed, "only 16 bits can synchronise here");
-    write(at, bytes)
+    if bytes.len() == PAIR {
+        let Some(unit) = unit(at.addr()) else { return false };
+        unit.borrow().store(u16::from_ne_bytes([bytes[0], bytes[1]]), Ordering::Relaxed);
+    } else if !write(at, lower) {
+        return false;
+    }
+    let Some(unit) = unit(at.addr() + lower.len()) else { return false };
+    let order = if bytes.len() == PAIR { Ordering::Release } else { order };
+    unit.borrow().store(u16::from_ne_bytes([*low, *high]), order);
+    true
 }
 
 /// Copies to `bytes` from `at`, if all of it is covered.

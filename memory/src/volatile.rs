@@ -366,6 +366,7 @@ impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileArrayRef<
 }
 
 /// The fence for protocols over shared memory.
+#[inline]
 pub fn fence(order: Ordering) {
     #[cfg(not(ringfence_loom))]
     core::sync::atomic::fence(order);
@@ -393,6 +394,7 @@ macro_rules! atomic_access {
     ($($int:ty => $atomic:ty),*) => {$(
         impl sealed::Sealed for $int {}
         impl AtomicAccess for $int {
+            #[inline(always)]
             unsafe fn load(at: NonNull<Self>, order: Ordering) -> Self {
                 #[cfg(ringfence_loom)]
                 if let Some(bytes) = crate::shadow::load(at.as_ptr().cast(), order) {
@@ -402,6 +404,7 @@ macro_rules! atomic_access {
                 // volatile or by atomics of this size.
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.load(order)
             }
+            #[inline(always)]
             unsafe fn store(at: NonNull<Self>, value: Self, order: Ordering) {
                 #[cfg(ringfence_loom)]
                 if crate::shadow::store(at.as_ptr().cast(), &value.to_ne_bytes(), order) {

@@ -13,7 +13,7 @@ Ringfence: a memory-safe virtio driver subsystem, and the small kernel that prov
 Usage:
   ./run-qemu.sh [run] [OPTIONS] [-- QEMU ARGS...]   build the kernel and boot it; it serves files over HTTP
   ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
-  ./run-qemu.sh bench [memory]                      run the benchmarks; results go to target/bench/
+  ./run-qemu.sh bench [blk|net|memory]              run one benchmark, or all; results go to target/bench/
 
 Options of run:
   --disk IMAGE|none   disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only

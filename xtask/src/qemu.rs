@@ -86,6 +86,7 @@ impl Machine {
             line.option("-fw_cfg", format!("name=opt/org.ringfence/url,string=http://127.0.0.1:{port}/"));
         }
         for (name, value) in &self.options {
+            let value = value.replace(',', ",,"); // as QEMU wants it
             line.option("-fw_cfg", format!("name=opt/org.ringfence/{name},string={value}"));
         }
         line.0.extend(self.extra.iter().cloned());

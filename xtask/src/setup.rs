@@ -91,6 +91,33 @@ pub fn ensure(need: Need) -> Result<Toolchain> {
     }
 }
 
+/// What makes the Linux guest that the block benchmark compares with: as in [`PROGRAMS`], but only that needs it.
+const LINUX_GUEST: [(&str, &str, &str); 5] = [
+    ("fio", "fio", "measures disks in the Linux guest of the benchmarks"),
+    ("busybox", "busybox-static", "starts fio in that guest"),
+    ("dpkg-deb", "dpkg", "unpacks the kernel of that guest"),
+    ("tar", "tar", "unpacks the kernel of that guest"),
+    ("xz", "xz-utils", "decompresses the kernel of that guest"),
+];
+
+/// Makes sure that there is what the benchmarks' Linux guest is made with. The guest's kernel is Debian's.
+pub fn ensure_linux_guest() -> Result<()> {
+    if program("apt-get").is_none() {
+        bail!("the Linux guest is made of Debian packages, and there is no apt-get here");
+    }
+    let missing = LINUX_GUEST.iter().filter(|(name, ..)| program(name).is_none());
+    install_packages(&missing.map(|(_, package, why)| (*package, *why)).collect::<Vec<_>>())
+}
+
+/// The first package that `package` depends on.
+pub fn dependency(package: &str) -> Option<String> {
+    if is_root() {
+        apt_get(&["update"]); // old lists may name a version that the archive no longer has
+    }
+    let depends = output(Command::new("apt-cache").args(["depends", package]))?;
+    depends.lines().find_map(|line| Some(line.trim().strip_prefix("Depends: ")?.to_owned()))
+}
+
 /// The first program of this name on the PATH, or where only root's PATH leads.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,16 +1,25 @@
-//! Virtio block devices (section 5.2): read, write, flush and identify, as many at once as the ring holds.
+//! Virtio block devices (section 5.2): read, write, flush and identify, as many at once as the rings hold.
 
+mod queue;
 mod request;
+mod shared;
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::iter;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use ringfence_memory::{DmaBuf, DmaGrant, DmaPool, DmaWindows};
+use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, ResetTimeout};
 
-use crate::virtio::{Counters, Device, DeviceType, Error, Queue, QueueError, Transport, features};
+use crate::virtio::{Device, DeviceType, Error, QueueOptions, Quiet, Transport, features};
 
-use request::{CONTROL_LEN, Control, InFlight, outcome};
+use request::Controls;
+
+pub use queue::BlockQueue;
 pub use request::{Request, RequestError};
+pub use shared::{SharedQueue, Transfer};
 
 /// Bytes in a sector: the unit of [`Request`]'s `sector` and of the capacity, whatever the block size.
 pub const SECTOR_SIZE: usize = 512;
@@ -21,17 +30,41 @@ const FEATURES: u64 = features::block::SIZE_MAX
     | features::block::SEG_MAX
     | features::block::RO
     | features::block::BLK_SIZE
-    | features::block::FLUSH;
+    | features::block::FLUSH
+    | features::block::MQ;
 
 /// Offsets in the device configuration (5.2.4).
 const CAPACITY: usize = 0;
 const SIZE_MAX: usize = 8;
 const SEG_MAX: usize = 12;
 const BLK_SIZE: usize = 20;
+const NUM_QUEUES: usize = 34;
 
-/// A request is at least a header, one segment of data, and a status.
-const DESCRIPTORS_PER_REQUEST: u16 = 3;
-const DEFAULT_QUEUE_SIZE: u16 = 256;
+/// A request has a header and a status besides its segments of data: at least one.
+const CONTROL_PARTS: u16 = 2;
+const LEAST_PARTS: u16 = 3;
+/// Where the device limits segments, requests of this many bytes are made possible.
+const LONGEST_SEGMENTED: u32 = 1 << 20;
+
+/// How a disk is to be driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The most request queues, 1 or more; as many are used as the device has.
+    pub queues: u16,
+    /// The most descriptors of each queue, from 3 on.
+    pub queue_size: u16,
+    /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the device offers
+    /// [`INDIRECT_DESC`](features::INDIRECT_DESC), as few as possible take one and a table.
+    pub depth: u16,
+    /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
+    pub features: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { queues: 1, queue_size: 256, depth: 128, features: features::QUEUES }
+    }
+}
 
 /// What the disk is like, as far as the driver honours it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +83,8 @@ pub struct Geometry {
     pub segments: u32,
 }
 
-/// Identifies a request while it is in flight: a number below [`Block::depth`], to find its owner in a table.
+/// Identifies a request while it is in flight in its queue: a number below [`Block::tickets`], to find its owner in a
+/// table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u16);
 
@@ -77,150 +111,25 @@ pub struct Done {
 ///
 /// Dropping it resets the device and waits (up to [`RESET_LIMIT`](crate::virtio::RESET_LIMIT)) for that; requests
 /// in flight are then lost and their buffers free. If the device does not reset, its memory is never used again.
+///
+/// It is its first queue, and with [`split`](Self::split) each queue can be given to a CPU of its own.
 pub struct Block<T: Transport> {
     // First, so that it is dropped first.
-    device: Device<T>,
-    queue: Queue<InFlight, T::Notifier>,
-    /// Header and status of requests that could be submitted.
-    controls: Vec<Control>,
-    depth: usize,
-    geometry: Geometry,
+    control: BlockControl<T>,
+    first: BlockQueue<T::Notifier>,
+    others: Vec<BlockQueue<T::Notifier>>,
 }
 
-impl<T: Transport> Block<T> {
-    /// Brings the device up with a queue of up to 256 descriptors.
-    ///
-    /// # Errors
-    /// Any; the device is left reset and marked as failed.
-    pub fn new(transport: T, grant: &DmaGrant, windows: DmaWindows) -> Result<Self, Error> {
-        Self::with_queue_size(transport, grant, windows, DEFAULT_QUEUE_SIZE)
-    }
+/// What a disk's queues have in common.
+pub struct BlockControl<T: Transport> {
+    device: Device<T>,
+    sectors: Arc<AtomicU64>,
+}
 
-    /// Like [`new`](Self::new), with up to `size` descriptors: the largest power of two that both sides allow.
-    pub fn with_queue_size(
-        transport: T,
-        grant: &DmaGrant,
-        windows: DmaWindows,
-        size: u16,
-    ) -> Result<Self, Error> {
-        let mut device = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
-        device.negotiate(FEATURES)?;
-        let mut geometry = read_geometry(&device)?;
-        let mut queue: Queue<InFlight, _> = device.queue(0, size, DESCRIPTORS_PER_REQUEST)?;
-        // Header and status take two descriptors.
-        geometry.segments = geometry.segments.min(queue.size().saturating_sub(2).into());
-        // The shortest requests take two descriptors.
-        let depth = usize::from(queue.size() / 2);
-        let pool = DmaPool::new(device.windows(), depth, CONTROL_LEN)?;
-        let controls = (0..).map_while(|ticket| Control::new(Ticket(ticket), &pool)).collect();
-        let started = device.driver_ok()?;
-        queue.start(&started);
-        Ok(Self { device, queue, controls, depth, geometry })
-    }
-
-    /// What the disk is like.
-    pub fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
+impl<T: Transport> BlockControl<T> {
     /// The features in use.
     pub fn features(&self) -> u64 {
         self.device.features()
-    }
-
-    /// The most requests that can ever be in flight; requests with data need three descriptors each, so fewer of
-    /// these fit.
-    pub fn depth(&self) -> usize {
-        self.depth
-    }
-
-    /// How many requests are in flight.
-    pub fn in_flight(&self) -> usize {
-        self.queue.in_flight().into()
-    }
-
-    /// Number of descriptors of the queue.
-    pub fn queue_size(&self) -> u16 {
-        self.queue.size()
-    }
-
-    /// Whether the device broke the rules of its ring: drop the driver.
-    pub fn is_broken(&self) -> bool {
-        self.queue.is_broken()
-    }
-
-    /// What the queue has done.
-    pub fn counters(&self) -> Counters {
-        self.queue.counters()
-    }
-
-    /// Reports `count` interrupts of the queue, for the counters.
-    pub fn count_interrupts(&mut self, count: u64) {
-        self.queue.count_interrupts(count);
-    }
-
-    /// Puts a request into the ring. The device starts on it after the next [`kick`](Self::kick).
-    ///
-    /// # Errors
-    /// Gives the request back: see [`RequestError`]. After [`RequestError::Full`], reap and try again.
-    pub fn submit(&mut self, request: Request) -> Result<Ticket, (RequestError, Request)> {
-        if let Err(error) = request.check(&self.geometry) {
-            return Err((error, request));
-        }
-        let Some(control) = self.controls.pop() else { return Err((RequestError::Full, request)) };
-        let ticket = control.ticket;
-        match self.queue.submit(InFlight::new(control, request, &self.geometry)) {
-            Ok(_) => Ok(ticket),
-            Err((error, rejected)) => {
-                let (control, request) = rejected.into_parts();
-                self.controls.push(control);
-                Err((error.into(), request))
-            }
-        }
-    }
-
-    /// Submits all of `requests` and kicks once; `each` learns how each one fared.
-    pub fn submit_batch(
-        &mut self,
-        requests: impl IntoIterator<Item = Request>,
-        mut each: impl FnMut(Result<Ticket, (RequestError, Request)>),
-    ) {
-        for request in requests {
-            each(self.submit(request));
-        }
-        self.kick();
-    }
-
-    /// Tells the device about all submitted requests, by at most one notification.
-    pub fn kick(&mut self) {
-        self.queue.kick();
-    }
-
-    /// Hands all finished requests to `done`, and says how many there were.
-    ///
-    /// # Errors
-    /// [`QueueError::Broken`]: drop the driver.
-    pub fn reap(&mut self, mut done: impl FnMut(Done)) -> Result<usize, QueueError> {
-        let controls = &mut self.controls;
-        self.queue.reap(|completion| {
-            let result = outcome(&completion);
-            let (control, request) = completion.buffers.into_parts();
-            let ticket = control.ticket;
-            // Never beyond its capacity: the control came out of it.
-            controls.push(control);
-            done(Done { ticket, result, buffer: request.into_buffer() });
-        })
-    }
-
-    /// Asks for no interrupts while polling. Interrupts may come anyway.
-    pub fn disable_interrupts(&mut self) {
-        self.queue.disable_interrupts();
-    }
-
-    /// Asks for an interrupt at the next completion. `true`: something is there already; reap instead of sleeping.
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        self.queue.enable_interrupts()
     }
 
     /// After a configuration interrupt, or when a request is overdue: checks the device's health and reads its
@@ -231,51 +140,172 @@ impl<T: Transport> Block<T> {
     pub fn config_changed(&mut self) -> Result<bool, Error> {
         self.device.check()?;
         let sectors = self.device.config_u64(CAPACITY)?;
-        Ok(core::mem::replace(&mut self.geometry.sectors, sectors) != sectors)
+        Ok(self.sectors.swap(sectors, Ordering::Relaxed) != sectors)
     }
 
-    /// Asks for the disk's id (its serial number, padded with zeros) and waits for it, up to `limit`. `buffer`
-    /// has at least [`ID_LEN`] bytes. For set-up only: it spins.
+    /// Resets the device for good. With the proof, what its queues still hold can be used again.
+    ///
+    /// # Errors
+    /// [`ResetTimeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used again.
+    pub fn shut_down(&mut self) -> Result<Quiet, ResetTimeout> {
+        self.device.shut_down()
+    }
+
+    /// Resets a queue in which nothing is in flight, and sets it up again.
+    ///
+    /// # Errors
+    /// As for [`Device::reset_queue`].
+    pub fn reset_queue(&mut self, queue: &mut BlockQueue<T::Notifier>) -> Result<(), Error> {
+        self.device.reset_queue(queue.inner())
+    }
+}
+
+impl<T: Transport> Block<T> {
+    /// Brings the device up with the default [`Options`].
+    ///
+    /// # Errors
+    /// Any; the device is left reset and marked as failed.
+    pub fn new(transport: T, grant: &DmaGrant, windows: DmaWindows) -> Result<Self, Error> {
+        Self::with_options(transport, grant, windows, &Options::default())
+    }
+
+    /// Brings the device up.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with_options(
+        transport: T,
+        grant: &DmaGrant,
+        windows: DmaWindows,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let mut device = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
+        device.negotiate(FEATURES | options.features & features::QUEUES)?;
+        let geometry = read_geometry(&device)?;
+        let sectors = Arc::new(AtomicU64::new(geometry.sectors));
+        let available = available_queues(&device)?;
+        let segments = LONGEST_SEGMENTED.div_ceil(geometry.segment_size).min(geometry.segments);
+        let parts = u16::try_from(segments).unwrap_or(u16::MAX).saturating_add(CONTROL_PARTS);
+        let wish = QueueOptions { size: options.queue_size, chains: options.depth, parts };
+        let mut set_up = |index| {
+            let windows = device.windows().clone();
+            let queue = device.queue(index, &wish, LEAST_PARTS, |shape| {
+                let segments = shape.parts.saturating_sub(CONTROL_PARTS).into();
+                Controls::new(&windows, shape, Geometry { segments, ..geometry }, sectors.clone())
+            });
+            queue.map(BlockQueue::new)
+        };
+        let first = set_up(0)?;
+        let others = (1..options.queues.min(available)).map(set_up).collect::<Result<_, _>>()?;
+        let started = device.driver_ok()?;
+        let mut block = Self { control: BlockControl { device, sectors }, first, others };
+        block.split().1.for_each(|queue| queue.start(&started));
+        Ok(block)
+    }
+
+    /// What the queues have in common, and each queue, to be used apart.
+    pub fn split(&mut self) -> (&mut BlockControl<T>, impl Iterator<Item = &mut BlockQueue<T::Notifier>>) {
+        (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
+    }
+
+    /// Resets queue `index`, in which nothing is in flight, and sets it up again.
+    ///
+    /// # Errors
+    /// [`Error::QueueUnavailable`] if there is no such queue, or as for [`Device::reset_queue`].
+    pub fn reset_queue(&mut self, index: u16) -> Result<(), Error> {
+        let (control, mut queues) = self.split();
+        control.reset_queue(queues.nth(index.into()).ok_or(Error::QueueUnavailable(index))?)
+    }
+
+    /// The features in use.
+    pub fn features(&self) -> u64 {
+        self.control.features()
+    }
+
+    /// See [`BlockControl::config_changed`].
+    ///
+    /// # Errors
+    /// Any: drop the driver.
+    pub fn config_changed(&mut self) -> Result<bool, Error> {
+        self.control.config_changed()
+    }
+
+    /// Submits a request and waits for it, up to `limit`, polling: for set-up, or where there is nothing else to do.
     ///
     /// # Errors
     /// [`Error::Busy`] if requests are in flight, [`Error::Timeout`], or the queue's. Only where the
     /// device answered is the buffer free again.
-    pub fn identify(
-        &mut self,
-        buffer: DmaBuf,
-        limit: Duration,
-    ) -> Result<Result<[u8; ID_LEN], RequestError>, Error> {
-        if self.queue.in_flight() != 0 {
+    pub fn call(&mut self, request: Request, limit: Duration) -> Result<CallResult, Error> {
+        if self.in_flight() != 0 {
             return Err(Error::Busy);
         }
-        if let Err((error, _)) = self.submit(Request::Identify { buffer }) {
-            return Ok(Err(error));
+        if let Err((error, request)) = self.submit(request) {
+            return Ok((Err(error), request.into_buffer()));
         }
         self.kick();
-        let start = self.device.windows().now();
+        let start = self.control.device.windows().now();
         let mut answer = None;
         loop {
             self.reap(|done| answer = Some(done))?;
             if let Some(Done { result, buffer, .. }) = answer {
-                let mut id = [0; ID_LEN];
-                let copied = buffer.is_some_and(|buffer| buffer.read_slice(&mut id, 0).is_ok());
-                return Ok(result.and(if copied { Ok(id) } else { Err(RequestError::BadLength) }));
+                return Ok((result, buffer));
             }
-            if self.device.windows().now().saturating_sub(start) > limit {
-                self.device.check()?;
+            if self.control.device.windows().now().saturating_sub(start) > limit {
+                self.control.device.check()?;
                 return Err(Error::Timeout);
             }
             core::hint::spin_loop();
         }
     }
+
+    /// Asks for the disk's id (its serial number, padded with zeros) and waits for it, as [`call`](Self::call) does.
+    /// `buffer` has at least [`ID_LEN`] bytes.
+    ///
+    /// # Errors
+    /// As for [`call`](Self::call).
+    pub fn identify(
+        &mut self,
+        buffer: DmaBuf,
+        limit: Duration,
+    ) -> Result<Result<[u8; ID_LEN], RequestError>, Error> {
+        let (result, buffer) = self.call(Request::Identify { buffer }, limit)?;
+        let mut id = [0; ID_LEN];
+        let copied = buffer.is_some_and(|buffer| buffer.read_slice(&mut id, 0).is_ok());
+        Ok(result.and(if copied { Ok(id) } else { Err(RequestError::BadLength) }))
+    }
+}
+
+/// How a request ended, and its buffer.
+pub type CallResult = (Result<(), RequestError>, Option<DmaBuf>);
+
+impl<T: Transport> Deref for Block<T> {
+    type Target = BlockQueue<T::Notifier>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.first
+    }
+}
+
+impl<T: Transport> DerefMut for Block<T> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.first
+    }
 }
 
 impl<T: Transport> Drop for Block<T> {
     fn drop(&mut self) {
-        if let Ok(quiet) = self.device.shut_down() {
-            self.queue.reclaim(&quiet).for_each(drop);
+        if let Ok(quiet) = self.control.device.shut_down() {
+            self.split().1.for_each(|queue| queue.reclaim(&quiet));
         }
     }
+}
+
+/// How many request queues there are. A device that offers several and has none is taken to have one.
+fn available_queues<T: Transport>(device: &Device<T>) -> Result<u16, Error> {
+    if device.features() & features::block::MQ == 0 {
+        return Ok(1);
+    }
+    Ok(device.config::<u16>(NUM_QUEUES)?.max(1))
 }
 
 fn read_geometry<T: Transport>(device: &Device<T>) -> Result<Geometry, Error> {

@@ -1,11 +1,12 @@
 //! Block requests: what they are checked for, how they lie in the ring, and how they end.
 
-use core::sync::atomic::Ordering;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_memory::{Bytes, DmaBuf, DmaPool};
+use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaRegion, DmaWindows};
 
-use super::{Geometry, ID_LEN, SECTOR_SIZE, Ticket};
-use crate::virtio::{Buffers, Completion, Part, QueueError};
+use super::{Geometry, ID_LEN, SECTOR_SIZE};
+use crate::virtio::{Buffers, Completion, Error, Part, QueueError, QueueShape};
 
 /// Something to do, with the buffer to do it with.
 #[derive(Debug)]
@@ -79,6 +80,7 @@ impl From<QueueError> for RequestError {
 
 impl Request {
     /// Its buffer, if it has one.
+    #[inline]
     pub fn into_buffer(self) -> Option<DmaBuf> {
         match self {
             Self::Read { buffer, .. } | Self::Write { buffer, .. } | Self::Identify { buffer } => {
@@ -88,141 +90,217 @@ impl Request {
         }
     }
 
-    /// Request type, sector, data and its length in bytes (5.2.6).
-    fn describe(&self) -> (u32, u64, Option<&DmaBuf>, usize) {
-        match self {
-            Self::Read { sector, buffer, len } => (0, *sector, Some(buffer), *len),
-            Self::Write { sector, buffer, len } => (1, *sector, Some(buffer), *len),
-            Self::Flush => (4, 0, None, 0),
-            Self::Identify { buffer } => (8, 0, Some(buffer), ID_LEN),
-        }
-    }
-
-    pub(super) fn check(&self, disk: &Geometry) -> Result<(), RequestError> {
-        let (_, sector, buffer, len) = self.describe();
-        if buffer.is_some_and(|buffer| buffer.len() < len) {
+    #[inline(always)]
+    pub(super) fn check(&self, controls: &Controls) -> Result<(), RequestError> {
+        let disk = &controls.geometry;
+        let (sector, buffer, len) = match self {
+            Self::Write { .. } if disk.read_only => return Err(RequestError::ReadOnly),
+            Self::Read { sector, buffer, len } | Self::Write { sector, buffer, len } => (*sector, buffer, *len),
+            _ => return self.check_other(controls),
+        };
+        if buffer.len() < len {
             return Err(RequestError::BufferTooShort);
         }
-        let segments = len.div_ceil(disk.segment_size as usize);
-        if segments > disk.segments as usize {
+        if len as u64 > controls.longest {
             return Err(RequestError::TooLong);
         }
-        match self {
-            Self::Flush if !disk.flush => return Err(RequestError::Unsupported),
-            Self::Flush | Self::Identify { .. } => return Ok(()),
-            Self::Write { .. } if disk.read_only => return Err(RequestError::ReadOnly),
-            Self::Write { .. } | Self::Read { .. } => {}
-        }
-        let sectors_per_block = u64::from(disk.block_size >> SECTOR_SIZE.trailing_zeros());
-        if len == 0
-            || !len.is_multiple_of(disk.block_size as usize)
-            || !sector.is_multiple_of(sectors_per_block)
-        {
+        let in_block = u64::from(disk.block_size.wrapping_sub(1));
+        if len == 0 || (sector << SECTOR_SIZE.trailing_zeros() | len as u64) & in_block != 0 {
             return Err(RequestError::Misaligned);
         }
         let end = sector.checked_add((len / SECTOR_SIZE) as u64);
-        if end.is_some_and(|end| end <= disk.sectors) { Ok(()) } else { Err(RequestError::OutOfRange) }
+        if end.is_some_and(|end| end <= controls.sectors.load(Ordering::Relaxed)) {
+            Ok(())
+        } else {
+            Err(RequestError::OutOfRange)
+        }
+    }
+
+    #[cold]
+    fn check_other(&self, controls: &Controls) -> Result<(), RequestError> {
+        match self {
+            Self::Flush if !controls.geometry.flush => Err(RequestError::Unsupported),
+            Self::Identify { buffer } if buffer.len() < ID_LEN => Err(RequestError::BufferTooShort),
+            Self::Identify { .. } if controls.longest < ID_LEN as u64 => Err(RequestError::TooLong),
+            _ => Ok(()),
+        }
     }
 }
 
-/// Length of a control block: the header (type, reserved, sector) and the status, padded so that none crosses a
-/// cache line.
-pub(super) const CONTROL_LEN: usize = 32;
-const HEADER_LEN: usize = 16;
-const STATUS_AT: usize = 16;
-
-/// Memory for the header and the status of one request.
-pub(super) struct Control {
-    pub(super) ticket: Ticket,
-    buffer: DmaBuf,
-}
-
-impl Control {
-    /// `None` when the pool is empty.
-    pub(super) fn new(ticket: Ticket, pool: &DmaPool) -> Option<Self> {
-        Some(Self { ticket, buffer: pool.take()? })
-    }
-}
-
-/// A request in the ring: everything that the device was told of.
-pub(super) struct InFlight {
-    control: Control,
-    request: Request,
-    segment_size: usize,
-}
-
+/// The most bytes of any request: header and status take some of the 4 GiB that a chain can have (2.7.5).
+const LONGEST: u64 = u32::MAX as u64 & !0xfffff;
 /// Not a status that a device reports.
 const NO_STATUS: u8 = 0xff;
+/// Words of a request's header: type and reserved in one, and the sector.
+const HEADER_WORDS: usize = 2;
 
-impl InFlight {
-    pub(super) fn new(control: Control, request: Request, disk: &Geometry) -> Self {
-        let (kind, sector, ..) = request.describe();
-        // Type (32 bits), reserved (32 bits), sector.
-        let header = [u64::from(kind).to_le(), sector.to_le()];
-        let block = control.buffer.as_volatile_slice();
-        // Cannot fail: both are within a control buffer.
-        let _ = block.write_obj(header, 0);
-        let _ = block.store(NO_STATUS, STATUS_AT, Ordering::Relaxed);
-        Self { control, request, segment_size: disk.segment_size as usize }
+/// What the requests of a queue have in common: memory for their headers and status bytes, and what they are checked for.
+pub(super) struct Controls {
+    /// By slot.
+    headers: DmaArray<u64>,
+    statuses: DmaArray<u8>,
+    /// Keep the device's windows open.
+    _regions: [DmaRegion; 2],
+    pub(super) geometry: Geometry,
+    /// The most bytes of a request: less than 4 GiB.
+    longest: u64,
+    /// The capacity, which can change.
+    pub(super) sectors: Arc<AtomicU64>,
+}
+
+impl Controls {
+    /// Memory for the requests of a queue like `shape`.
+    pub(super) fn new(
+        windows: &DmaWindows,
+        shape: &QueueShape,
+        geometry: Geometry,
+        sectors: Arc<AtomicU64>,
+    ) -> Result<Self, Error> {
+        let words = shape.slots.saturating_mul(HEADER_WORDS);
+        let headers = windows.allocate_for(words.saturating_mul(size_of::<u64>()), Direction::ToDevice)?;
+        let statuses = windows.allocate_for(shape.slots, Direction::FromDevice)?;
+        Ok(Self {
+            headers: headers.array(0, words)?,
+            statuses: statuses.array(0, shape.slots)?,
+            _regions: [headers, statuses],
+            geometry,
+            longest: u64::from(geometry.segment_size).saturating_mul(geometry.segments.into()).min(LONGEST),
+            sectors,
+        })
     }
 
-    pub(super) fn into_parts(self) -> (Control, Request) {
-        (self.control, self.request)
+    /// Writes the header of the request in `slot` and clears its status. All slots have both.
+    #[inline]
+    fn prepare(&self, slot: u16, kind: Kind, sector: u64) -> Option<()> {
+        let slot = usize::from(slot);
+        let at = slot.wrapping_mul(HEADER_WORDS);
+        self.headers.store(at.wrapping_add(1), sector.to_le(), Ordering::Relaxed)?;
+        self.headers.store(at, u64::from(kind as u32).to_le(), Ordering::Relaxed)?;
+        self.statuses.store(slot, NO_STATUS, Ordering::Relaxed)
+    }
+
+    /// How the request in `slot` ended. The status byte is read once.
+    #[inline]
+    pub(super) fn outcome(&self, completion: &Completion<InFlight>) -> Result<(), RequestError> {
+        let status = self.statuses.load(completion.slot.into(), Ordering::Relaxed).unwrap_or(NO_STATUS);
+        let written = completion.written.ok_or(RequestError::BadLength)?;
+        match status {
+            // The data and the status.
+            0 if written > completion.buffers.data_written() => Ok(()),
+            0 => Err(RequestError::BadLength),
+            1 => Err(RequestError::Io),
+            2 => Err(RequestError::Unsupported),
+            other => Err(RequestError::BadStatus(other)),
+        }
+    }
+}
+
+/// Request types (5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum Kind {
+    In = 0,
+    Out = 1,
+    Flush = 4,
+    GetId = 8,
+}
+
+/// A request in the ring.
+pub(super) struct InFlight {
+    buffer: Option<DmaBuf>,
+    sector: u64,
+    /// Bytes of data.
+    len: u32,
+    kind: Kind,
+}
+
+impl InFlight {
+    /// A request that was checked.
+    #[inline(always)]
+    pub(super) fn new(request: Request) -> Self {
+        match request {
+            Request::Read { sector, buffer, len } => {
+                Self { buffer: Some(buffer), sector, len: len as u32, kind: Kind::In }
+            }
+            Request::Write { sector, buffer, len } => {
+                Self { buffer: Some(buffer), sector, len: len as u32, kind: Kind::Out }
+            }
+            Request::Flush => Self { buffer: None, sector: 0, len: 0, kind: Kind::Flush },
+            Request::Identify { buffer } => {
+                Self { buffer: Some(buffer), sector: 0, len: ID_LEN as u32, kind: Kind::GetId }
+            }
+        }
+    }
+
+    /// The request as it was.
+    pub(super) fn into_request(self) -> Request {
+        let (sector, len) = (self.sector, self.len as usize);
+        match (self.kind, self.buffer) {
+            (Kind::In, Some(buffer)) => Request::Read { sector, buffer, len },
+            (Kind::Out, Some(buffer)) => Request::Write { sector, buffer, len },
+            (Kind::GetId, Some(buffer)) => Request::Identify { buffer },
+            (_, None) | (Kind::Flush, _) => Request::Flush,
+        }
+    }
+
+    /// Its buffer, if it has one.
+    #[inline]
+    pub(super) fn into_buffer(self) -> Option<DmaBuf> {
+        self.buffer
+    }
+
+    /// How many bytes of its data the device writes.
+    #[inline]
+    fn data_written(&self) -> u32 {
+        if matches!(self.kind, Kind::In | Kind::GetId) { self.len } else { 0 }
     }
 }
 
 impl Buffers for InFlight {
-    fn part(&self, index: u16) -> Option<Part> {
-        let control = &self.control.buffer;
-        let Some(index) = index.checked_sub(1) else { return Part::readable(control, 0, HEADER_LEN) };
-        let (_, _, data, len) = self.request.describe();
-        let start = usize::from(index).saturating_mul(self.segment_size);
-        match data {
-            Some(data) if start < len => {
-                let segment = len.saturating_sub(start).min(self.segment_size);
-                match self.request {
-                    Request::Write { .. } => Part::readable(data, start, segment),
-                    _ => Part::writable(data, start, segment),
-                }
-            }
-            _ => {
-                let segments = len.div_ceil(self.segment_size);
-                (usize::from(index) == segments).then(|| Part::writable(control, STATUS_AT, 1))?
-            }
-        }
+    type Context = Controls;
+
+    /// Header and status.
+    fn frame(controls: &Controls, slot: u16) -> Option<(Part, Part)> {
+        let slot = usize::from(slot);
+        let header =
+            Part::readable_values(&controls.headers, slot.checked_mul(HEADER_WORDS)?, HEADER_WORDS)?;
+        Some((header, Part::writable_values(&controls.statuses, slot, 1)?))
     }
 
+    #[inline]
+    fn only(&self, controls: &Controls) -> Option<Part> {
+        let buffer = self.buffer.as_ref().filter(|_| self.len <= controls.geometry.segment_size)?;
+        Part::new(buffer, 0, self.len as usize, self.kind != Kind::Out)
+    }
+
+    fn count(&self, controls: &Controls) -> u16 {
+        // Not 0: the geometry was checked.
+        let most = controls.geometry.segment_size.max(1);
+        self.len.div_ceil(most).try_into().unwrap_or(u16::MAX)
+    }
+
+    fn part(&self, controls: &Controls, index: u16) -> Option<Part> {
+        let most = controls.geometry.segment_size;
+        // Both are below 4 GiB.
+        let start = (u64::from(most).wrapping_mul(index.into())) as usize;
+        let len = (self.len as usize).checked_sub(start)?.min(most as usize);
+        Part::new(self.buffer.as_ref()?, start, len, self.kind != Kind::Out)
+    }
+
+    #[inline]
+    fn prepare(&self, controls: &Controls, slot: u16) -> Option<()> {
+        controls.prepare(slot, self.kind, self.sector)
+    }
+
+    #[inline]
     fn least_written(&self) -> u32 {
         // The status. Whether a read also needs its data depends on that.
         1
     }
 
     fn abandon(self) {
-        let (control, request) = self.into_parts();
-        control.buffer.abandon();
-        if let Some(buffer) = request.into_buffer() {
+        if let Some(buffer) = self.buffer {
             buffer.abandon();
         }
-    }
-}
-
-/// How a request ended. The status byte is read once.
-pub(super) fn outcome(completion: &Completion<InFlight>) -> Result<(), RequestError> {
-    let InFlight { control, request, .. } = &completion.buffers;
-    let status = control.buffer.as_volatile_slice().load(STATUS_AT, Ordering::Relaxed);
-    let written = completion.written.ok_or(RequestError::BadLength)?;
-    match status.unwrap_or(NO_STATUS) {
-        0 => {
-            let data = match request {
-                Request::Read { len, .. } => *len,
-                Request::Identify { .. } => ID_LEN,
-                Request::Write { .. } | Request::Flush => 0,
-            };
-            let least = data.saturating_add(1);
-            if written as usize >= least { Ok(()) } else { Err(RequestError::BadLength) }
-        }
-        1 => Err(RequestError::Io),
-        2 => Err(RequestError::Unsupported),
-        other => Err(RequestError::BadStatus(other)),
     }
 }

@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use ringfence_memory::{Direction, DmaBuf, DmaGrant, DmaPool, DmaWindows, VolatileError};
 
 use crate::virtio::{
-    Buffers, Counters, Device, DeviceType, Error, Part, Queue, QueueError, Transport, features,
+    Buffers, Counters, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, Transport, features,
 };
 
 pub use phy::Phy;
@@ -89,8 +89,11 @@ impl TxPacket {
 struct Receiving(DmaBuf);
 
 impl Buffers for Receiving {
-    fn part(&self, index: u16) -> Option<Part> {
-        (index == 0).then(|| Part::writable(&self.0, 0, self.0.len()))?
+    type Context = ();
+
+    #[inline]
+    fn only(&self, (): &()) -> Option<Part> {
+        Part::writable(&self.0, 0, self.0.len())
     }
 
     fn least_written(&self) -> u32 {
@@ -104,8 +107,11 @@ impl Buffers for Receiving {
 
 /// A buffer in the transmit queue.
 impl Buffers for TxPacket {
-    fn part(&self, index: u16) -> Option<Part> {
-        (index == 0).then(|| Part::readable(&self.buffer, 0, self.len.saturating_add(HEADER_LEN)))?
+    type Context = ();
+
+    #[inline]
+    fn only(&self, (): &()) -> Option<Part> {
+        Part::readable(&self.buffer, 0, self.len.saturating_add(HEADER_LEN))
     }
 
     fn least_written(&self) -> u32 {
@@ -152,9 +158,10 @@ impl<T: Transport> Net<T> {
     ) -> Result<Self, Error> {
         let mut device = Device::begin(transport, DeviceType::NET, grant, windows)?;
         let mtu = offered_mtu(&device)?;
-        device.negotiate(FEATURES | mtu.map_or(0, |_| features::net::MTU))?;
-        let receive: Queue<Receiving, _> = device.queue(RECEIVE, size, 1)?;
-        let transmit: Queue<TxPacket, _> = device.queue(TRANSMIT, size, 1)?;
+        device.negotiate(FEATURES | features::QUEUES | mtu.map_or(0, |_| features::net::MTU))?;
+        let wish = QueueOptions { size, chains: size, parts: 1 };
+        let receive: Queue<Receiving, _> = device.queue(RECEIVE, &wish, 1, |_| Ok(()))?;
+        let transmit: Queue<TxPacket, _> = device.queue(TRANSMIT, &wish, 1, |_| Ok(()))?;
         let pool = |count: u16, to| DmaPool::new_for(device.windows(), count.into(), BUFFER_LEN, to);
         let rx_pool = pool(receive.size(), Direction::FromDevice)?;
         let tx_pool = pool(transmit.size(), Direction::ToDevice)?;
@@ -315,7 +322,7 @@ impl<T: Transport> Net<T> {
 
     /// Fills the receive queue.
     fn refill(&mut self) {
-        while self.receive.free() > 0 {
+        while self.receive.next_slot().is_some() {
             let Some(buffer) = self.rx_pool.take() else { return };
             if self.receive.submit(Receiving(buffer)).is_err() {
                 return;
@@ -326,7 +333,7 @@ impl<T: Transport> Net<T> {
     /// Takes back what the device has sent. A broken ring shows when receiving or when the device is checked.
     fn reclaim_sent(&mut self) {
         let spare = &mut self.tx_spare;
-        let _ = self.transmit.reap(|completion| spare.push(completion.buffers.buffer));
+        let _ = self.transmit.reap(|completion, ()| spare.push(completion.buffers.buffer));
     }
 }
 

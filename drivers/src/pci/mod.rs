@@ -28,6 +28,7 @@ const SUBSYSTEM: u16 = 0x2e;
 const INTERRUPT_LINE: u16 = 0x3c;
 const INTERRUPT_PIN: u16 = 0x3d;
 
+const COMMAND_IO: u16 = 1 << 0;
 const COMMAND_MEMORY: u16 = 1 << 1;
 const COMMAND_INTERRUPT_DISABLE: u16 = 1 << 10;
 const MULTIFUNCTION: u8 = 1 << 7;
@@ -114,6 +115,13 @@ impl Function {
         let command = self.config.read_u16(COMMAND);
         // Cannot fail: the offset is aligned and not protected.
         let _ = self.config.write_u16(COMMAND, command | COMMAND_MEMORY);
+    }
+
+    /// Stops the function from answering at any BAR, until [`enable_memory`](Self::enable_memory): then finding the
+    /// BARs' sizes changes nothing that a hypervisor would have to act upon.
+    pub fn disable_decoding(&self) {
+        let command = self.config.read_u16(COMMAND) & !(COMMAND_IO | COMMAND_MEMORY);
+        let _ = self.config.write_u16(COMMAND, command);
     }
 
     /// Lets the function raise its interrupt line, or not.

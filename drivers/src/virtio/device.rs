@@ -2,22 +2,34 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, ConfigError, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{AtomicAccess, ConfigError, DeviceId, DmaError, DmaGrant, DmaWindows, ResetTimeout};
 
-use super::split::SplitRing;
-use super::{Buffers, DeviceType, Error, Queue, Transport, features, status};
+use super::queue::NewQueue;
+use super::{Buffers, DeviceType, Error, Queue, QueueOptions, Transport, features, status};
 
 /// How long a device may take to reset: it may have to finish what it is doing first.
 pub const RESET_LIMIT: Duration = Duration::from_secs(2);
 
+/// The largest size of a queue (2.7, 2.8).
+const MAX_QUEUE_SIZE: u16 = 1 << 15;
+
 /// How often a changing configuration is read again.
 const CONFIG_ATTEMPTS: usize = 16;
 
-/// Proof that the driver has set DRIVER_OK: queues may notify from now on (3.1.1).
-pub struct DriverOk(());
+/// Proof that the driver has set DRIVER_OK of this device: its queues may notify from now on (3.1.1).
+pub struct DriverOk(pub(super) DeviceId);
 
-/// Proof that the device was seen quiet: it holds no buffers any more.
-pub struct Quiet(());
+/// Proof that this device was seen quiet: it holds no buffers any more.
+pub struct Quiet(pub(super) DeviceId);
+
+/// What a queue turned out to be, before the device knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueShape {
+    /// Slots are numbered from 0 to below this.
+    pub slots: usize,
+    /// The most parts that a chain can have.
+    pub parts: u16,
+}
 
 /// A device that a driver has taken; reset when dropped.
 ///
@@ -92,27 +104,51 @@ impl<T: Transport> Device<T> {
         Ok(features)
     }
 
-    /// Sets queue `index` up, with at most `wish` descriptors and at least `least`.
+    /// Sets queue `index` up, with at least `least` descriptors. `context` makes what its chains have in common.
     pub fn queue<B: Buffers>(
         &mut self,
         index: u16,
-        wish: u16,
+        options: &QueueOptions,
         least: u16,
+        context: impl FnOnce(&QueueShape) -> Result<B::Context, Error>,
     ) -> Result<Queue<B, T::Notifier>, Error> {
-        let limit = self.transport.queue_max_size(index).min(wish);
-        let size = 1_u16.checked_shl(limit.checked_ilog2().unwrap_or(0)).unwrap_or(0);
+        let limit = self.transport.queue_max_size(index).min(options.size).min(MAX_QUEUE_SIZE);
+        let packed = self.features & features::RING_PACKED != 0;
+        let power = || 1_u16.checked_shl(limit.checked_ilog2().unwrap_or(0)).unwrap_or(0);
+        let size = if packed { limit } else { power() };
         if limit == 0 || size < least {
             return Err(Error::QueueUnavailable(index));
         }
-        let ring = SplitRing::new(&self.windows, size)?;
-        let notifier = self.transport.set_up_queue(&self.windows, &ring.setup(index)?)?;
-        Ok(Queue::new(ring, notifier))
+        let queue = NewQueue::new(&self.windows, size, options, self.features)?;
+        let context = context(&QueueShape { slots: queue.slot_count(), parts: queue.parts() })?;
+        let notifier = self.transport.set_up_queue(&self.windows, &queue.setup(index)?)?;
+        Ok(Queue::new(queue, self.windows.device(), index, notifier, context)?)
+    }
+
+    /// Resets a queue of this device in which nothing is in flight, and sets it up again as if new.
+    ///
+    /// # Errors
+    /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something is in flight,
+    /// [`DmaError::WrongDevice`] if it is another device's queue: then nothing was done. After any other the queue is of no more use.
+    pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
+        if self.features & features::RING_RESET == 0 {
+            return Err(Error::MissingFeature(features::RING_RESET));
+        }
+        if queue.device() != self.windows.device() {
+            return Err(DmaError::WrongDevice.into());
+        }
+        if queue.in_flight() != 0 {
+            return Err(Error::Busy);
+        }
+        let Self { transport, windows, .. } = self;
+        transport.reset_queue(windows, queue.index(), RESET_LIMIT)?;
+        queue.restart(|setup| transport.set_up_queue(windows, setup))
     }
 
     /// Tells the device to start.
     pub fn driver_ok(&mut self) -> Result<DriverOk, Error> {
         self.advance(status::DRIVER_OK)?;
-        Ok(DriverOk(()))
+        Ok(DriverOk(self.windows.device()))
     }
 
     /// Whether the device is still there and in order. An MMIO read: after a configuration interrupt or when
@@ -161,7 +197,7 @@ impl<T: Transport> Device<T> {
         self.transport.stop();
         result?;
         self.quiet = true;
-        Ok(Quiet(()))
+        Ok(Quiet(self.windows.device()))
     }
 
     /// Sets one more status bit and reads it back.

@@ -13,6 +13,17 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const VERSION_1: u64 = 1 << 32;
 /// The device's memory accesses go through what the platform sets up (an IOMMU).
 pub const ACCESS_PLATFORM: u64 = 1 << 33;
+/// Queues have the packed format (2.8).
+pub const RING_PACKED: u64 = 1 << 34;
+/// The device uses buffers in the order in which they were made available (2.7.9, 2.8.9).
+pub const IN_ORDER: u64 = 1 << 35;
+/// A notification says how far the driver is (2.9).
+pub const NOTIFICATION_DATA: u64 = 1 << 38;
+/// A single queue can be reset (2.6.1).
+pub const RING_RESET: u64 = 1 << 40;
+
+/// What queues are made of: accepted whatever the device is, if its driver's user wants it.
+pub const QUEUES: u64 = INDIRECT_DESC | EVENT_IDX | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET;
 
 /// Of a block device (5.2.3).
 pub mod block {
@@ -26,6 +37,8 @@ pub mod block {
     pub const BLK_SIZE: u64 = 1 << 6;
     /// There is a flush command.
     pub const FLUSH: u64 = 1 << 9;
+    /// There are several request queues.
+    pub const MQ: u64 = 1 << 12;
 }
 
 /// Of a network device (5.1.3).
@@ -36,6 +49,10 @@ pub mod net {
     pub const MAC: u64 = 1 << 5;
     /// The device reports its link.
     pub const STATUS: u64 = 1 << 16;
+    /// There is a control queue.
+    pub const CTRL_VQ: u64 = 1 << 17;
+    /// There are several pairs of queues, which the control queue turns on.
+    pub const MQ: u64 = 1 << 22;
 }
 
 /// What an accepted bit (left) needs to be accepted too (right).

@@ -1,11 +1,17 @@
 //! The virtio core: transports, feature negotiation, and virtqueues.
 
+mod chain;
 mod device;
 pub mod device_side;
 pub mod features;
+mod hybrid;
+mod in_order;
+mod packed;
 mod pci;
 mod queue;
+mod ring;
 mod split;
+mod tables;
 mod transport;
 
 use core::fmt;
@@ -14,10 +20,12 @@ use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetTim
 
 use crate::pci::Function;
 
-pub use device::{Device, DriverOk, Quiet, RESET_LIMIT};
+pub use device::{Device, DriverOk, QueueShape, Quiet, RESET_LIMIT};
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
-pub use queue::{Buffers, Completion, Counters, Part, Queue, QueueError};
+pub use chain::{Buffers, Part};
+pub use hybrid::Hybrid;
+pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
 pub use transport::{Notify, QueueSetup, Transport, status};
 
 /// The kind of a virtio device (section 5).

@@ -7,7 +7,7 @@ use ringfence_memory::{
     ResetTimeout,
 };
 
-use super::{DeviceType, Error, Notify, QueueSetup, Transport, status};
+use super::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
 use crate::pci::{BAR_COUNT, Bar, Capability, Function, MsixCapability, MsixTable};
 
 /// Capability types (4.1.4).
@@ -41,6 +41,7 @@ mod common {
     pub const QUEUE_DEVICE: usize = 0x30;
     /// Up to here every version of the structure has it.
     pub const LEN: u32 = 0x38;
+    pub const QUEUE_RESET: usize = 0x3a;
 }
 
 /// One of the structures that the device's capabilities describe: a part of a BAR.
@@ -126,6 +127,8 @@ pub struct PciTransport {
     msix: Option<MsixTable>,
     /// Number of MSI-X vectors in use; 0 means the interrupt line.
     vectors: u16,
+    /// The features that the driver accepted.
+    features: u64,
 }
 
 impl PciTransport {
@@ -167,6 +170,7 @@ impl PciTransport {
             device: device.map(|device| mapped.structure(&device)).transpose()?,
             msix,
             vectors: 0,
+            features: 0,
         })
     }
 
@@ -244,7 +248,10 @@ impl PciTransport {
         let offset: u16 = self.common.read(common::QUEUE_NOTIFY_OFF)?;
         // Two numbers of 16 and 32 bits; `register` checks that the sum is in the structure (4.1.4.4).
         let offset = usize::from(offset).saturating_mul(self.notify_multiplier as usize);
-        Ok(PciNotifier { register: self.notify.register(offset)?, queue })
+        if self.features & features::NOTIFICATION_DATA != 0 {
+            return Ok(PciNotifier { register: NotifyRegister::WithData(self.notify.register(offset)?), queue });
+        }
+        Ok(PciNotifier { register: NotifyRegister::Queue(self.notify.register(offset)?), queue })
     }
 }
 
@@ -303,6 +310,7 @@ impl Transport for PciTransport {
     }
 
     fn set_driver_features(&mut self, features: u64) {
+        self.features = features;
         for (select, half) in [(0, features as u32), (1, (features >> 32) as u32)] {
             let _ = self.common.write::<u32>(common::DRIVER_FEATURE_SELECT, select);
             let _ = self.common.write(common::DRIVER_FEATURE, half);
@@ -348,18 +356,45 @@ impl Transport for PciTransport {
         }
         Ok(notifier)
     }
+
+    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
+        self.select_queue(index)?;
+        self.common.write(common::QUEUE_RESET, 1_u16)?;
+        let start = windows.now();
+        // It reads 1 until the reset is done, and the queue is disabled then (4.1.4.3.1).
+        while self.common.read::<u16>(common::QUEUE_RESET)? != 0
+            || self.common.read::<u16>(common::QUEUE_ENABLE)? != 0
+        {
+            if windows.now().saturating_sub(start) > limit {
+                return Err(Error::Timeout);
+            }
+            core::hint::spin_loop();
+        }
+        Ok(())
+    }
 }
 
 /// The notification register of one queue (4.1.5.2).
 #[derive(Debug)]
 pub struct PciNotifier {
-    register: Register<u16>,
+    register: NotifyRegister,
     queue: u16,
 }
 
+#[derive(Debug)]
+enum NotifyRegister {
+    Queue(Register<u16>),
+    WithData(Register<u32>),
+}
+
 impl Notify for PciNotifier {
-    fn notify(&self) {
-        self.register.write(self.queue);
+    fn notify(&self, position: u16) {
+        match &self.register {
+            NotifyRegister::Queue(register) => register.write(self.queue),
+            NotifyRegister::WithData(register) => {
+                register.write(u32::from(self.queue) | u32::from(position) << 16);
+            }
+        }
     }
 }
 

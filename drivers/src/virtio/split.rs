@@ -1,41 +1,51 @@
 //! The split virtqueue's memory (section 2.7): descriptor table, available ring, used ring.
 //!
-//! What this side writes it also remembers privately; of what the device writes, each used element and the used
-//! index are read once.
+//! What this side writes is never read back; of what the device writes, each used element is read once, and the used
+//! index once for each batch.
+//!
+//! Each slot has its own descriptors: the first slots as many as a chain may have parts, in a row; the others one, for an
+//! indirect table. A slot's number is that of its first descriptor. Only IN_ORDER demands something else. With IN_ORDER each chain takes the
+//! descriptors after those of the last one instead.
 
-use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{AtomicAccess, Bytes, Direction, DmaRegion, DmaWindows, fence};
+use ringfence_memory::{DescriptorArray, Direction, DmaAddr, DmaArray, DmaRegion, DmaWindows, fence};
 
-use super::{Buffers, Error, QueueError, QueueSetup};
+use super::chain::{Buffers, Chain, Entry, Frames, Part};
+use super::ring::{Layout, Ring, Used};
+use super::tables::{DESCRIPTOR_LEN, Tables};
+use super::{Error, QueueError, QueueSetup};
 
-const DESCRIPTOR_LEN: usize = 16;
 const AVAILABLE_LEN: usize = 2;
 const USED_LEN: usize = 8;
 /// Bytes before the elements of both rings: flags and index.
 const RING_HEADER: usize = 4;
-const RING_INDEX: usize = 2;
+/// In arrays of 16-bit values.
+const FLAGS: usize = 0;
+const INDEX: usize = 1;
+const ENTRIES: usize = 2;
+/// Where the used ring begins: not at 0, so that its elements are aligned to their 8 bytes.
+const USED_AT: usize = 4;
 
-const NEXT: u32 = 1;
-const WRITE: u32 = 2;
+const NEXT: u64 = 1 << 32;
+const WRITE: u64 = 2 << 32;
+const INDIRECT: u64 = 4 << 32;
 /// In the available ring's flags: no interrupts, please. In the used ring's: no notifications, please.
 const SUPPRESS: u16 = 1;
+/// How far ahead of the used index that was seen `used_event` is put when no interrupts are wanted: the device comes there
+/// only after a look, and is not there yet even if it used a whole ring at once.
+const FAR: u16 = 1 << 15;
 
-/// A chain that was added: descriptors from `head` to `tail`.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Chain {
-    pub(super) head: u16,
-    tail: u16,
-    pub(super) count: u16,
-    /// Bytes that the device may write.
-    pub(super) writable: u32,
+/// Whether going from `old` to `new` passes `event` (2.7.7.1, 2.7.10): for all index values, wrapped or not.
+pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
+    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// A used element.
-pub(super) struct Used {
-    pub(super) id: u32,
-    pub(super) len: u32,
+/// The second half of a descriptor; `next` is the one after it in its chain.
+#[inline]
+fn rest(part: &Part, next: Option<u16>) -> u64 {
+    let link = next.map_or(0, |next| NEXT | u64::from(next) << 48);
+    u64::from(part.len) | if part.writable { WRITE } else { 0 } | link
 }
 
 #[derive(Debug)]
@@ -44,186 +54,315 @@ pub(super) struct SplitRing {
     driver: DmaRegion,
     /// Used ring, which the device can only write.
     device: DmaRegion,
-    size: u16,
-    available_at: usize,
-    /// For each descriptor the one after it, in its chain or in the list of free ones.
-    next: Vec<u16>,
-    free_head: u16,
+    descriptors: DescriptorArray,
+    /// Flags, index, entries and `used_event`.
+    available_ring: DmaArray<u16>,
+    /// Flags, index, elements and `avail_event`, as 16-bit values.
+    used_ring: DmaArray<u16>,
+    used_elements: DmaArray<u64>,
+    tables: Option<Tables>,
+    layout: Layout,
+    /// Those in the ring were written once: the first part to the slot's first descriptor, the last to its last one.
+    frames: Frames,
+    mask: u16,
+    /// With IN_ORDER descriptors are taken in the order of the table (2.7.9): this one is the next.
+    next_in_order: Option<u16>,
+    /// With IN_ORDER, the free descriptors of the table.
     free: u16,
+    event_index: bool,
+    interrupts: bool,
     /// Index of the next available entry to write, and that which the device was told.
     available: u16,
     published: u16,
-    /// Index of the next used element to read.
+    /// Index of the next used element to read, how many are known to be there, and the `used_event` that was written.
     used: u16,
-}
-
-/// Byte offset of element `index` in an array at `base`.
-fn element(base: usize, index: u16, len: usize) -> usize {
-    base.saturating_add(usize::from(index).saturating_mul(len))
+    ready: u16,
+    used_event: u16,
 }
 
 impl SplitRing {
-    /// Rings for `size` descriptors: a power of two.
-    pub(super) fn new(windows: &DmaWindows, size: u16) -> Result<Self, Error> {
-        let available_at = element(0, size, DESCRIPTOR_LEN);
+    /// Rings for `layout.size` descriptors: a power of two.
+    pub(super) fn new(
+        windows: &DmaWindows,
+        layout: Layout,
+        event_index: bool,
+        in_order: bool,
+    ) -> Result<Self, Error> {
+        let size = usize::from(layout.size);
+        let available_at = size.saturating_mul(DESCRIPTOR_LEN);
         // Both rings are followed by an event index of 2 bytes.
-        let driver_len = element(available_at, size, AVAILABLE_LEN).saturating_add(RING_HEADER + 2);
-        let device_len = element(0, size, USED_LEN).saturating_add(RING_HEADER + 2);
+        let ring_len = |len| size.saturating_mul(len).saturating_add(RING_HEADER + 2);
+        let driver_len = available_at.saturating_add(ring_len(AVAILABLE_LEN));
         let driver = windows.allocate_for(driver_len, Direction::ToDevice)?;
+        let device_len = ring_len(USED_LEN).saturating_add(USED_AT);
         let device = windows.allocate_for(device_len, Direction::FromDevice)?;
+        // In order any chain may need one.
+        let count = if in_order { layout.slots } else { layout.tables() };
+        let tables = (layout.tables() > 0).then(|| Tables::new(windows, count, layout.parts)).transpose()?;
         Ok(Self {
+            descriptors: DescriptorArray::new(&driver, 0, size)?,
+            available_ring: driver.array(available_at, size.saturating_add(ENTRIES + 1))?,
+            used_ring: device.array(USED_AT, ring_len(USED_LEN) / 2)?,
+            used_elements: device.array(USED_AT + RING_HEADER, size)?,
             driver,
             device,
-            size,
-            available_at,
-            next: (1..size).chain([0]).collect(),
-            free_head: 0,
-            free: size,
+            tables,
+            layout,
+            frames: Frames::default(),
+            mask: layout.size.saturating_sub(1),
+            next_in_order: in_order.then_some(0),
+            free: layout.size,
+            event_index,
+            interrupts: true,
             available: 0,
             published: 0,
             used: 0,
+            ready: 0,
+            used_event: 0,
         })
     }
 
-    pub(super) fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
-        let address = |region: &DmaRegion, offset| region.address(offset).ok_or(Error::BadConfig);
+    /// Writes any chain at all; `others` slots are free besides.
+    #[inline(never)]
+    fn add_any<B: Buffers>(
+        &mut self,
+        buffers: &B,
+        context: &B::Context,
+        slot: u16,
+        others: u16,
+    ) -> Result<Chain, QueueError> {
+        let entry = Entry { buffers, context, slot };
+        let Some(head) = self.next_in_order else {
+            return match slot.checked_sub(self.layout.first_indirect) {
+                Some(table) => self.add_table(entry, table, slot),
+                None if self.frames.lens.is_some() => self.add_framed(entry),
+                None => self.add_run(entry, slot),
+            };
+        };
+        let is_room = self.tables.is_none() || self.free.wrapping_sub(others) >= self.layout.parts;
+        let chain = if is_room { self.add_run(entry, head) } else { self.add_table(entry, slot, head) }?;
+        self.next_in_order = Some(head.wrapping_add(chain.count) & self.mask);
+        self.free = self.free.wrapping_sub(chain.count);
+        Ok(chain)
+    }
+
+    /// Writes a chain to the table at `index`, and a descriptor of that at `head`.
+    fn add_table<B: Buffers>(
+        &self,
+        entry: Entry<'_, B>,
+        index: u16,
+        head: u16,
+    ) -> Result<Chain, QueueError> {
+        let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
+        let (chain, table, len) = tables.write(index, entry, &self.frames, rest)?;
+        self.descriptors.store_address(head.into(), table)?;
+        self.descriptors.store_rest(head.into(), u64::from(len) | INDIRECT, Ordering::Relaxed)?;
+        Ok(Chain { id: head, ..chain })
+    }
+
+    /// Writes a chain to the descriptors from `head` on; the table goes on at its start.
+    fn add_run<B: Buffers>(&self, entry: Entry<'_, B>, head: u16) -> Result<Chain, QueueError> {
+        let frame = self.frames.get(entry.slot);
+        let chain = entry.write(frame, self.layout.parts, |place, part, more| {
+            let at = head.wrapping_add(place) & self.mask;
+            self.store(at, part, rest(part, more.then_some(at.wrapping_add(1) & self.mask)))
+        })?;
+        Ok(Chain { id: head, ..chain })
+    }
+
+    /// Writes a chain to its slot, the value's own parts in front of the slot's last descriptor.
+    fn add_framed<B: Buffers>(&self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        let own = entry.buffers.count(entry.context);
+        let start = self.end(entry.slot).wrapping_sub(own);
+        entry.write(self.frames.get(entry.slot), self.layout.parts, |place, part, more| {
+            let after = start.wrapping_add(place);
+            let at = if place == 0 { entry.slot } else { after.wrapping_sub(1) };
+            self.store(at, part, rest(part, more.then_some(after)))
+        })
+    }
+
+    /// The last descriptor of a slot in the ring.
+    #[inline]
+    fn end(&self, slot: u16) -> u16 {
+        slot.wrapping_add(self.layout.parts).wrapping_sub(1)
+    }
+
+    #[inline]
+    fn store(&self, at: u16, part: &Part, rest: u64) -> Result<(), QueueError> {
+        self.descriptors.store_address(at.into(), part.address)?;
+        Ok(self.descriptors.store_rest(at.into(), rest, Ordering::Relaxed)?)
+    }
+
+    fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
+        self.used_event = event;
+        self.put(usize::from(self.layout.size).wrapping_add(ENTRIES), event, Ordering::Relaxed)
+    }
+
+    fn avail_event_at(&self) -> usize {
+        usize::from(self.layout.size).wrapping_mul(USED_LEN / 2).wrapping_add(ENTRIES)
+    }
+
+    // All places are in the arrays by construction: an error would be a bug here, and makes the queue useless.
+    #[inline]
+    fn put(&self, at: usize, value: u16, order: Ordering) -> Result<(), QueueError> {
+        self.available_ring.store(at, value.to_le(), order).ok_or(QueueError::Broken)
+    }
+
+    #[inline]
+    fn get(&self, at: usize, order: Ordering) -> Result<u16, QueueError> {
+        self.used_ring.load(at, order).map(u16::from_le).ok_or(QueueError::Broken)
+    }
+}
+
+impl Ring for SplitRing {
+    fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
+        let available_at = usize::from(self.layout.size).saturating_mul(DESCRIPTOR_LEN);
+        let address = |address: Option<DmaAddr>| address.ok_or(Error::BadConfig);
         Ok(QueueSetup {
             index,
-            size: self.size,
-            descriptors: address(&self.driver, 0)?,
-            driver: address(&self.driver, self.available_at)?,
-            device: address(&self.device, 0)?,
+            size: self.layout.size,
+            descriptors: address(self.driver.address(0))?,
+            driver: address(self.driver.address(available_at))?,
+            device: address(self.device.address(USED_AT))?,
         })
     }
 
-    pub(super) fn size(&self) -> u16 {
-        self.size
-    }
-
-    pub(super) fn free(&self) -> u16 {
-        self.free
-    }
-
-    /// Whether the device has not been told about the available entry at `position`.
-    pub(super) fn is_unpublished(&self, position: u16) -> bool {
-        position.wrapping_sub(self.published) < self.available.wrapping_sub(self.published)
-    }
-
-    /// Writes the descriptors of `buffers` and an available entry for them, at the returned position; the device
-    /// is not told. On failure nothing is taken.
-    pub(super) fn add<B: Buffers>(&mut self, buffers: &B) -> Result<(Chain, u16), QueueError> {
-        let head = self.free_head;
-        let (mut at, mut count, mut total, mut writable) = (head, 0_u16, 0_u32, 0_u32);
-        let mut part = buffers.part(0).ok_or(QueueError::BadChain)?;
-        let after = loop {
-            if count == self.free {
-                return Err(QueueError::Full);
-            }
-            // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB (2.7.5).
-            if part.len == 0 || writable > 0 && !part.writable {
-                return Err(QueueError::BadChain);
-            }
-            total = total.checked_add(part.len).ok_or(QueueError::BadChain)?;
-            count = count.saturating_add(1);
-            let next = *self.next.get(usize::from(at)).ok_or(QueueError::Broken)?;
-            let following = buffers.part(count);
-            let mut flags = if following.is_some() { NEXT } else { 0 };
-            if part.writable {
-                flags |= WRITE;
-                writable = writable.saturating_add(part.len);
-            }
-            let offset = element(0, at, DESCRIPTOR_LEN);
-            self.driver.write_dma_addr(offset, part.address).map_err(|_| QueueError::WrongDevice)?;
-            self.store(offset.saturating_add(8), part.len.to_le())?;
-            self.store(offset.saturating_add(12), (flags | u32::from(next) << 16).to_le())?;
-            match following {
-                Some(following) => (part, at) = (following, next),
-                None => break next,
-            }
-        };
-        let position = self.available;
-        let slot = position & self.mask();
-        self.store(self.available_entry(slot), head.to_le())?;
-        self.available = position.wrapping_add(1);
-        self.free_head = after;
-        self.free = self.free.saturating_sub(count);
-        Ok((Chain { head, tail: at, count, writable }, position))
-    }
-
-    /// Takes the descriptors of a finished chain back.
-    pub(super) fn release(&mut self, chain: &Chain) {
-        if let Some(next) = self.next.get_mut(usize::from(chain.tail)) {
-            *next = self.free_head;
-            self.free_head = chain.head;
-            self.free = self.free.saturating_add(chain.count);
+    fn rewind(&mut self) -> Result<(), QueueError> {
+        (self.available, self.published, self.used, self.ready) = (0, 0, 0, 0);
+        self.next_in_order = self.next_in_order.map(|_| 0);
+        self.free = self.layout.size;
+        self.put(INDEX, 0, Ordering::Relaxed)?;
+        for at in [FLAGS, INDEX, self.avail_event_at()] {
+            self.used_ring.store(at, 0, Ordering::Relaxed).ok_or(QueueError::Broken)?;
         }
+        if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
 
-    /// Tells the device of all that was added. `true` if it wants to be notified of it.
-    pub(super) fn publish(&mut self) -> Result<bool, QueueError> {
-        if self.published == self.available {
-            return Ok(false);
+    fn position(&self) -> u16 {
+        self.available
+    }
+
+    fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
+        self.frames = frames;
+        if self.next_in_order.is_some() || self.frames.lens.is_none() {
+            return Ok(());
         }
-        // Release: the descriptors and entries are written before the index that covers them (2.7.13.3.1).
-        let index = self.available_at.saturating_add(RING_INDEX);
-        self.slice_store(index, self.available.to_le(), Ordering::Release)?;
-        self.published = self.available;
-        // The device either sees the index, or we see its flags as they were before it went to sleep (2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        Ok(u16::from_le(self.load(0, Ordering::Relaxed)?) & SUPPRESS == 0)
-    }
-
-    /// How many used elements there are to read, by one read of the used index.
-    pub(super) fn used_count(&self) -> Result<u16, QueueError> {
-        // Acquire: elements and buffers are read after the index that covers them.
-        let index = self.load::<u16>(RING_INDEX, Ordering::Acquire)?;
-        Ok(u16::from_le(index).wrapping_sub(self.used))
-    }
-
-    /// Reads the next used element; the caller knows that there is one.
-    pub(super) fn take_used(&mut self) -> Result<Used, QueueError> {
-        let slot = self.used & self.mask();
-        let at = element(RING_HEADER, slot, USED_LEN);
-        let id = u32::from_le(self.load(at, Ordering::Relaxed)?);
-        let len = u32::from_le(self.load(at.saturating_add(4), Ordering::Relaxed)?);
-        self.used = self.used.wrapping_add(1);
-        Ok(Used { id, len })
-    }
-
-    /// Asks the device to interrupt when it has used buffers, or not to. Only a wish: interrupts may come anyway.
-    pub(super) fn set_interrupts(&mut self, on: bool) -> Result<(), QueueError> {
-        let flags = if on { 0 } else { SUPPRESS };
-        self.slice_store(self.available_at, flags.to_le(), Ordering::Relaxed)?;
-        if on {
-            // The device either sees the flag, or the caller's next look sees its used index.
-            fence(Ordering::SeqCst);
+        if self.layout.parts < 2 {
+            return Err(QueueError::BadChain);
+        }
+        for slot in (0..self.layout.first_indirect).step_by(self.layout.parts.into()) {
+            let (first, last) = self.frames.get(slot).ok_or(QueueError::Broken)?;
+            let end = self.end(slot);
+            self.store(slot, first, rest(first, Some(end)))?;
+            self.store(end, last, rest(last, None))?;
         }
         Ok(())
     }
 
-    fn mask(&self) -> u16 {
-        self.size.wrapping_sub(1)
+    #[inline(always)]
+    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
+        let Entry { buffers, context, slot } = entry;
+        buffers.prepare(context, slot).ok_or(QueueError::Broken)?;
+        let usual = self.next_in_order.is_none() && slot < self.layout.first_indirect;
+        let chain = match (usual, self.frames.lens, entry.only()?) {
+            // The frame is there already, but for the way to what is between.
+            (true, Some((first, last)), Some(part)) if self.layout.parts > 2 => {
+                let end = self.end(slot);
+                let at = end.wrapping_sub(1);
+                self.store(at, &part, rest(&part, Some(end)))?;
+                let first = u64::from(first) | NEXT | u64::from(at) << 48;
+                self.descriptors.store_rest(slot.into(), first, Ordering::Relaxed)?;
+                let own = if part.writable { part.len } else { 0 };
+                Chain { count: 3, writable: own.wrapping_add(last), id: slot }
+            }
+            (true, None, Some(part)) => {
+                self.store(slot, &part, rest(&part, None))?;
+                Chain { count: 1, writable: if part.writable { part.len } else { 0 }, id: slot }
+            }
+            _ => self.add_any(buffers, context, slot, others)?,
+        };
+        let place = usize::from(self.available & self.mask).wrapping_add(ENTRIES);
+        self.put(place, chain.id, Ordering::Relaxed)?;
+        self.available = self.available.wrapping_add(1);
+        Ok(chain)
     }
 
-    fn available_entry(&self, slot: u16) -> usize {
-        element(self.available_at.saturating_add(RING_HEADER), slot, AVAILABLE_LEN)
+    fn publish(&mut self) -> Result<bool, QueueError> {
+        let (old, new) = (self.published, self.available);
+        if old == new {
+            return Ok(false);
+        }
+        // Release: the descriptors and entries are written before the index that covers them (2.7.13.3.1).
+        self.put(INDEX, new, Ordering::Release)?;
+        self.published = new;
+        // The device either sees the index, or we see what it wrote before it went to sleep (2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        if self.event_index {
+            Ok(need_event(self.get(self.avail_event_at(), Ordering::Relaxed)?, new, old))
+        } else {
+            Ok(self.get(FLAGS, Ordering::Relaxed)? & SUPPRESS == 0)
+        }
     }
 
-    fn store<V: AtomicAccess>(&self, offset: usize, value: V) -> Result<(), QueueError> {
-        self.slice_store(offset, value, Ordering::Relaxed)
+    #[inline]
+    fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
+        if self.ready != 0 {
+            return Ok(());
+        }
+        // Acquire: elements and buffers are read after the index that covers them.
+        self.ready = self.get(INDEX, Ordering::Acquire)?.wrapping_sub(self.used);
+        if self.ready > in_flight {
+            return Err(QueueError::Broken);
+        }
+        // Until the next look the device can go on by a whole ring.
+        let ahead = self.used_event.wrapping_sub(self.used).wrapping_sub(self.ready);
+        if self.event_index && !self.interrupts && ahead < self.layout.size {
+            self.disable_interrupts()?;
+        }
+        Ok(())
     }
 
-    // All offsets are in the regions by construction: an error would be a bug here, and makes the queue useless.
-    fn slice_store<V: AtomicAccess>(
-        &self,
-        offset: usize,
-        value: V,
-        order: Ordering,
-    ) -> Result<(), QueueError> {
-        self.driver.as_volatile_slice().store(value, offset, order).map_err(|_| QueueError::Broken)
+    #[inline]
+    fn used(&self) -> Result<Option<Used>, QueueError> {
+        if self.ready == 0 {
+            return Ok(None);
+        }
+        let at = usize::from(self.used & self.mask);
+        let element = self.used_elements.load(at, Ordering::Relaxed).ok_or(QueueError::Broken)?;
+        let element = u64::from_le(element);
+        Ok(Some(Used { id: element as u32, len: (element >> 32) as u32 }))
     }
 
-    fn load<V: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<V, QueueError> {
-        self.device.as_volatile_slice().load(offset, order).map_err(|_| QueueError::Broken)
+    fn is_skippable(&self) -> bool {
+        self.ready != 0
+    }
+
+    #[inline]
+    fn advance(&mut self, count: u16) {
+        self.free = self.free.wrapping_add(count);
+        self.used = self.used.wrapping_add(1);
+        self.ready = self.ready.wrapping_sub(1);
+    }
+
+    fn disable_interrupts(&mut self) -> Result<(), QueueError> {
+        self.interrupts = false;
+        if self.event_index {
+            // The flag must stay 0 (2.7.7.1).
+            self.set_used_event(self.used.wrapping_add(self.ready).wrapping_add(FAR))
+        } else {
+            self.put(FLAGS, SUPPRESS, Ordering::Relaxed)
+        }
+    }
+
+    fn enable_interrupts(&mut self) -> Result<(), QueueError> {
+        self.interrupts = true;
+        if self.event_index {
+            self.set_used_event(self.used)?;
+        } else {
+            self.put(FLAGS, 0, Ordering::Relaxed)?;
+        }
+        // The device either sees this, or the caller's next look sees its used index.
+        fence(Ordering::SeqCst);
+        Ok(())
     }
 }

@@ -24,25 +24,27 @@ pub mod status {
     pub const GONE: u8 = 0xff;
 }
 
-/// A queue's index, size and the three addresses of its rings (2.6).
+/// A queue's index, size and its three addresses (2.6, 4.1.4.3).
 #[derive(Clone, Copy, Debug)]
 pub struct QueueSetup {
     /// Which queue.
     pub index: u16,
     /// Number of descriptors.
     pub size: u16,
-    /// Descriptor table.
+    /// Descriptor table, or packed ring.
     pub descriptors: DmaAddr,
-    /// What the driver writes: the available ring.
+    /// What the driver writes: the available ring, or the driver event suppression structure.
     pub driver: DmaAddr,
-    /// What the device writes: the used ring.
+    /// What the device writes: the used ring, or the device event suppression structure.
     pub device: DmaAddr,
 }
 
 /// Tells a device that one of its queues has new buffers.
 pub trait Notify {
-    /// One register write, or its like.
-    fn notify(&self);
+    /// One register write, or its like. `position` says where the driver is: the available index or, in a packed ring,
+    /// the place of the next descriptor with the wrap counter as bit 15. It goes with the notification if
+    /// [`NOTIFICATION_DATA`](super::features::NOTIFICATION_DATA) was accepted.
+    fn notify(&self, position: u16);
 }
 
 /// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same kernel.
@@ -89,4 +91,9 @@ pub trait Transport {
 
     /// Sets the queue's registers, its interrupt among them, reads them back, and enables it.
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Self::Notifier, Error>;
+
+    /// Resets queue `index` alone and waits for that, up to `limit` by the clock of `windows`; then it can be set up again.
+    /// Called only with [`RING_RESET`](super::features::RING_RESET), and when the queue is idle: it proves nothing about
+    /// buffers in flight.
+    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error>;
 }

@@ -3,7 +3,7 @@
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -119,6 +119,49 @@ impl DriverNotify for NotificationCounter {
     }
 }
 
+/// The memory of a ring as its device sees it.
+#[derive(Clone)]
+pub enum RingMemory<'v> {
+    Split(QueueMemory<'v>),
+    Packed(PackedMemory<'v>),
+}
+
+impl<'v> RingMemory<'v> {
+    pub fn new<M: DriverMem>(
+        readable: &'v M,
+        writable: &'v M,
+        packed: bool,
+        size: u16,
+        [desc, driver, device]: [u64; 3],
+    ) -> Self {
+        let n = usize::from(size);
+        let get = |view: &'v M, address: u64, len: usize| {
+            view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in the view")
+        };
+        if packed {
+            Self::Packed(PackedMemory {
+                desc: get(readable, desc, 16 * n),
+                desc_used: get(writable, desc, 16 * n),
+                driver_event: get(readable, driver, 4),
+                device_event: get(writable, device, 4),
+            })
+        } else {
+            Self::Split(QueueMemory {
+                desc: get(readable, desc, 16 * n),
+                avail: get(readable, driver, 6 + 2 * n),
+                used: get(writable, device, 6 + 8 * n),
+            })
+        }
+    }
+
+    pub fn queue<N: DriverNotify>(self, notify: N) -> Option<Queue<'v, N>> {
+        match self {
+            Self::Split(memory) => Queue::new(memory, notify),
+            Self::Packed(memory) => Queue::new_packed(memory, notify),
+        }
+    }
+}
+
 /// A descriptor to publish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -137,6 +180,12 @@ impl Chain {
     pub fn readable(&self, arena: &Arena) -> Vec<u8> {
         let readable = self.segments.iter().filter(|segment| segment.flags & WRITE == 0);
         readable.flat_map(|segment| arena.read(segment.address, segment.len as usize)).collect()
+    }
+
+    /// How many bytes the device may write.
+    pub fn room(&self) -> u32 {
+        let writable = self.segments.iter().filter(|segment| segment.flags & WRITE != 0);
+        writable.map(|segment| segment.len).sum()
     }
 
     /// What lies where the device is to write.
@@ -196,9 +245,15 @@ pub struct FakeQueue<'m> {
     pub device: u64,
     pub next: u16,
     pub used: u16,
-    free: Vec<u16>,
+    /// How many used elements the device wrote.
+    pub elements: usize,
+    free: VecDeque<u16>,
     /// Chains in flight by id, with the descriptors they occupy.
     in_flight: BTreeMap<u16, (Chain, Vec<u16>)>,
+    /// With VIRTIO_F_IN_ORDER: the ids in the order they were published.
+    order: Option<VecDeque<u16>>,
+    /// Chains that the last used element returned.
+    batch: VecDeque<UsedChain>,
 }
 
 impl<'m> FakeQueue<'m> {
@@ -217,8 +272,11 @@ impl<'m> FakeQueue<'m> {
             device,
             next: start,
             used: start,
+            elements: 0,
             free: (0..size).collect(),
             in_flight: BTreeMap::new(),
+            order: None,
+            batch: VecDeque::new(),
         };
         if packed {
             // Nothing is available, in the round of `start` and the one before.
@@ -234,6 +292,12 @@ impl<'m> FakeQueue<'m> {
         fake
     }
 
+    /// With VIRTIO_F_IN_ORDER, if `in_order`. To begin with.
+    pub fn in_order(mut self, in_order: bool) -> Self {
+        self.order = in_order.then(VecDeque::new);
+        self
+    }
+
     /// The device's queue over this ring, in views that may be narrower than the arena.
     pub fn queue<'v, N: DriverNotify>(
         &self,
@@ -243,27 +307,13 @@ impl<'m> FakeQueue<'m> {
         position: Position,
         notify: N,
     ) -> Queue<'v, N> {
-        let n = usize::from(self.size);
-        let get = |view: &'v View<'_>, address: u64, len: usize| {
-            view.translate(DriverRange::try_from((address, len as u32)).unwrap()).unwrap()
-        };
-        let queue = if self.packed {
-            let memory = PackedMemory {
-                desc: get(readable, self.desc, 16 * n),
-                desc_used: get(writable, self.desc, 16 * n),
-                driver_event: get(readable, self.driver, 4),
-                device_event: get(writable, self.device, 4),
-            };
-            Queue::new_packed(memory, notify)
-        } else {
-            let memory = QueueMemory {
-                desc: get(readable, self.desc, 16 * n),
-                avail: get(readable, self.driver, 6 + 2 * n),
-                used: get(writable, self.device, 6 + 8 * n),
-            };
-            Queue::new(memory, notify)
-        };
+        let queue = self.memory(readable, writable).queue(notify);
         queue.unwrap().with_features(features).resume(position).unwrap()
+    }
+
+    pub fn memory<'v>(&self, readable: &'v View<'_>, writable: &'v View<'_>) -> RingMemory<'v> {
+        let areas = [self.desc, self.driver, self.device];
+        RingMemory::new(readable, writable, self.packed, self.size, areas)
     }
 
     pub fn free(&self) -> usize {
@@ -314,8 +364,12 @@ impl<'m> FakeQueue<'m> {
         if segments.len() > self.free.len() || segments.is_empty() {
             return None;
         }
-        let descs: Vec<u16> = segments.iter().map(|_| self.free.pop().unwrap()).collect();
+        // In order each descriptor is the one after the last (2.7.5).
+        let free = &mut self.free;
+        let take = |_| if self.order.is_some() { free.pop_front() } else { free.pop_back() };
+        let descs: Vec<u16> = segments.iter().map(take).map(Option::unwrap).collect();
         let id = descs[0];
+        self.order.as_mut().into_iter().for_each(|order| order.push_back(id));
         let flags = |index: usize| segments[index].flags | if index + 1 < segments.len() { NEXT } else { 0 };
         if self.packed {
             // From the last slot to the first: the first makes the chain available.
@@ -355,6 +409,13 @@ impl<'m> FakeQueue<'m> {
 
     /// Takes the next used chain. Panics if the device used what it does not have.
     pub fn next_used(&mut self) -> Option<UsedChain> {
+        if self.batch.is_empty() {
+            self.next_element();
+        }
+        self.batch.pop_front()
+    }
+
+    fn next_element(&mut self) -> Option<()> {
         let (id, written, at) = if self.packed {
             let at = self.desc + 16 * u64::from(self.used & !USED);
             let flags = self.arena.get16(at + 14);
@@ -374,11 +435,20 @@ impl<'m> FakeQueue<'m> {
                 [0, 4].map(|field| u32::from_le_bytes(self.arena.read(at + field, 4).try_into().unwrap()));
             (id, len, at)
         };
-        let id = u16::try_from(id).unwrap();
-        let (chain, descs) = self.in_flight.remove(&id).unwrap_or_else(|| panic!("{id} used at {at:#x}"));
-        self.used = self.after(self.used, if self.packed { descs.len() as u16 } else { 1 });
-        self.free.extend(descs);
-        Some(UsedChain { id, written, chain })
+        self.elements += 1;
+        let last = u16::try_from(id).unwrap();
+        loop {
+            let id = self.order.as_mut().map_or(last, |order| order.pop_front().expect("in flight"));
+            let (chain, descs) = self.in_flight.remove(&id).unwrap_or_else(|| panic!("{id} used at {at:#x}"));
+            self.used = self.after(self.used, if self.packed { descs.len() as u16 } else { 1 });
+            self.free.extend(descs);
+            // Those that were skipped were written completely.
+            let written = if id == last { written } else { chain.room() };
+            self.batch.push_back(UsedChain { id, written, chain });
+            if id == last {
+                return Some(());
+            }
+        }
     }
 
     /// Asks for a notification when the element at `position` is used.

@@ -2,7 +2,9 @@
 //! device address, and it can lie.
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test uses a part of it")]
 
+pub mod bench;
 pub mod config;
+pub mod disk;
 pub mod ring;
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,7 +16,9 @@ use ringfence_memory::{
     AtomicAccess, DeviceId, DeviceStatus, DmaGrant, DmaWindows, MmioRegion, PhysAddr, ResetTimeout,
 };
 
-pub use ring::{Chain, DeviceRing, Segment};
+pub use ring::{
+    Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment,
+};
 
 pub const ID: DeviceId = DeviceId(0x18);
 
@@ -23,8 +27,12 @@ pub fn platform() -> &'static HostPlatform {
 }
 
 pub fn grant() -> DmaGrant {
+    grant_for(ID)
+}
+
+pub fn grant_for(id: DeviceId) -> DmaGrant {
     // SAFETY: the device model reaches memory only through `HostPlatform::translate`, which checks.
-    unsafe { DmaGrant::without_iommu(ID) }
+    unsafe { DmaGrant::without_iommu(id) }
 }
 
 /// Everything that the driver did to the device, in order.
@@ -33,6 +41,7 @@ pub enum Event {
     Status(u8),
     Features(u64),
     QueueUp(u16),
+    QueueReset(u16),
     Kick(u16),
     Started,
     Stopped,
@@ -45,6 +54,10 @@ pub struct FakeQueue {
     pub descriptors: u64,
     pub driver: u64,
     pub device: u64,
+    /// The position in the last notification.
+    pub position: Option<u16>,
+    /// It was reset, and not set up since.
+    reset: bool,
 }
 
 /// The device model's registers, and what it lies about.
@@ -65,6 +78,8 @@ pub struct Model {
     pub gone: bool,
     /// The configuration changes with every look, this many times.
     pub flapping: u32,
+    /// Queues do not reset.
+    pub stuck_queues: bool,
     /// Flip these bits of the configuration when it changes.
     pub flips: u8,
 }
@@ -72,6 +87,7 @@ pub struct Model {
 pub struct Fake {
     pub platform: &'static HostPlatform,
     pub model: Arc<Mutex<Model>>,
+    pub id: DeviceId,
 }
 
 impl Fake {
@@ -100,9 +116,19 @@ impl Fake {
             stuck: false,
             gone: false,
             flapping: 0,
+            stuck_queues: false,
             flips: 0,
         };
-        Self { platform, model: Arc::new(Mutex::new(model)) }
+        Self { platform, model: Arc::new(Mutex::new(model)), id: ID }
+    }
+
+    /// The same, at another place on the bus.
+    pub fn with_id(self, id: DeviceId) -> Self {
+        Self { id, ..self }
+    }
+
+    pub fn grant(&self) -> DmaGrant {
+        grant_for(self.id)
     }
 
     pub fn transport(&self) -> FakeTransport {
@@ -114,7 +140,7 @@ impl Fake {
     }
 
     pub fn windows(&self) -> DmaWindows {
-        DmaWindows::new(self.platform, ID)
+        DmaWindows::new(self.platform, self.id)
     }
 
     pub fn model(&self) -> MutexGuard<'_, Model> {
@@ -123,9 +149,11 @@ impl Fake {
 
     /// The device's view of queue `index`, which the driver must have set up.
     pub fn ring(&self, index: usize) -> DeviceRing {
-        let queue = self.model().queues[index];
+        let model = self.model();
+        let (queue, accepted) = (model.queues[index], model.accepted);
         assert_ne!(queue.size, 0, "queue {index} was not set up");
-        DeviceRing::new(self.platform, ID, queue.size, [queue.descriptors, queue.driver, queue.device])
+        let areas = [queue.descriptors, queue.driver, queue.device];
+        DeviceRing::new(self.platform, self.id, queue.size, areas, accepted)
     }
 
     pub fn kicks(&self, index: u16) -> usize {
@@ -243,11 +271,32 @@ impl Transport for FakeTransport {
         }
         let [descriptors, driver, device] = addresses;
         let mut model = self.model();
-        assert_eq!(model.status & 0x0c, 0x08, "queues are set up between FEATURES_OK and DRIVER_OK");
+        let (status, accepted) = (model.status, model.accepted);
         let queue = &mut model.queues[usize::from(setup.index)];
-        *queue = FakeQueue { max: queue.max, size: setup.size, descriptors, driver, device };
+        let expected = if queue.reset { 0x0c } else { 0x08 };
+        assert_eq!(status & 0x0c, expected, "queues are set up before DRIVER_OK, or after a reset of their own");
+        assert_eq!(queue.size, 0, "queue {} is in use", setup.index);
+        assert!(setup.size > 0 && setup.size <= queue.max && setup.size <= 1 << 15, "{} descriptors", setup.size);
+        assert!(accepted & RING_PACKED != 0 || setup.size.is_power_of_two(), "{} descriptors", setup.size);
+        *queue = FakeQueue { max: queue.max, size: setup.size, descriptors, driver, device, ..FakeQueue::default() };
         model.events.push(Event::QueueUp(setup.index));
         Ok(FakeNotifier { model: self.model.clone(), index: setup.index })
+    }
+
+    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
+        let mut model = self.model();
+        assert_ne!(model.accepted & RING_RESET, 0, "a queue reset without the feature");
+        model.events.push(Event::QueueReset(index));
+        if model.stuck_queues {
+            drop(model);
+            self.platform.advance(limit);
+            return Err(Error::Timeout);
+        }
+        let queue = &mut model.queues[usize::from(index)];
+        assert_ne!(queue.size, 0, "queue {index} was not set up");
+        *queue = FakeQueue { max: queue.max, reset: true, ..FakeQueue::default() };
+        assert!(windows.usage().0 > 0, "the rings are still there");
+        Ok(())
     }
 }
 
@@ -267,9 +316,12 @@ pub struct FakeNotifier {
 }
 
 impl Notify for FakeNotifier {
-    fn notify(&self) {
+    fn notify(&self, position: u16) {
         let mut model = self.model.lock().unwrap();
         assert_ne!(model.status & 4, 0, "a notification before DRIVER_OK");
+        let queue = &mut model.queues[usize::from(self.index)];
+        assert_ne!(queue.size, 0, "a notification of a queue that is not set up");
+        queue.position = Some(position);
         model.events.push(Event::Kick(self.index));
     }
 }

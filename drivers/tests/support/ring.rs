@@ -1,7 +1,23 @@
-//! The device side of a split ring, written from section 2.7 of the specification.
+//! The device side of a ring in either format, written from sections 2.7 and 2.8 of the specification.
+
+use std::collections::HashMap;
 
 use ringfence_memory::host::{HostBytes, HostPlatform};
 use ringfence_memory::{Bytes, DeviceId};
+
+/// Features (section 6) that change what a ring looks like.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+pub const EVENT_IDX: u64 = 1 << 29;
+pub const RING_PACKED: u64 = 1 << 34;
+pub const IN_ORDER: u64 = 1 << 35;
+pub const RING_RESET: u64 = 1 << 40;
+
+/// Flags of a descriptor.
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+const INDIRECT: u16 = 4;
+const AVAIL: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -12,8 +28,13 @@ pub struct Segment {
 
 #[derive(Clone, Debug)]
 pub struct Chain {
+    /// Its first descriptor, or its buffer id.
     pub head: u16,
     pub segments: Vec<Segment>,
+    /// Where its indirect table is.
+    pub table: Option<u64>,
+    /// How many descriptors of the ring it takes.
+    pub descriptors: u16,
 }
 
 impl Chain {
@@ -22,15 +43,37 @@ impl Chain {
     }
 }
 
+/// A descriptor: its last 4 bytes are flags and next, or id and flags.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    tail: [u16; 2],
+}
+
+impl Descriptor {
+    fn segment(&self, flags: u16) -> Segment {
+        Segment { address: self.address, len: self.len, writable: flags & WRITE != 0 }
+    }
+}
+
 pub struct DeviceRing {
     platform: &'static HostPlatform,
     id: DeviceId,
     pub size: u16,
+    features: u64,
     descriptors: u64,
     driver: u64,
     device: u64,
-    pub next_available: u16,
-    pub used_index: u16,
+    /// Positions, which count on where the ring wraps: in the split ring entries, in the packed ring descriptors.
+    pub taken: u64,
+    pub used: u64,
+    /// Used elements that the driver cannot see yet.
+    unpublished: Vec<(u64, u16)>,
+    /// How far the driver was told of used elements.
+    told: u64,
+    /// Descriptors of the chains that were taken, by id.
+    lengths: HashMap<u16, u16>,
 }
 
 impl DeviceRing {
@@ -39,10 +82,35 @@ impl DeviceRing {
         id: DeviceId,
         size: u16,
         [descriptors, driver, device]: [u64; 3],
+        features: u64,
     ) -> Self {
-        assert!(size.is_power_of_two());
-        assert!(descriptors.is_multiple_of(16) && driver.is_multiple_of(2) && device.is_multiple_of(4));
-        Self { platform, id, size, descriptors, driver, device, next_available: 0, used_index: 0 }
+        let packed = features & RING_PACKED != 0;
+        let (driver_align, device_align) = if packed { (4, 4) } else { (2, 4) };
+        assert!(size > 0 && size <= 1 << 15 && (packed || size.is_power_of_two()));
+        assert!(descriptors.is_multiple_of(16));
+        assert!(driver.is_multiple_of(driver_align) && device.is_multiple_of(device_align));
+        Self {
+            platform,
+            id,
+            size,
+            features,
+            descriptors,
+            driver,
+            device,
+            taken: 0,
+            used: 0,
+            unpublished: Vec::new(),
+            told: 0,
+            lengths: HashMap::new(),
+        }
+    }
+
+    fn packed(&self) -> bool {
+        self.features & RING_PACKED != 0
+    }
+
+    fn event_idx(&self) -> bool {
+        self.features & EVENT_IDX != 0
     }
 
     /// Memory at a device address: everything that the driver mentions must be shared with the device.
@@ -64,45 +132,128 @@ impl DeviceRing {
         self.memory(address, 2).slice().write_obj(value.to_le(), 0).unwrap();
     }
 
-    /// Chains made available and not taken yet.
-    pub fn pending(&self) -> u16 {
-        let pending = self.u16_at(self.driver + 2).wrapping_sub(self.next_available);
-        assert!(pending <= self.size, "the driver made {pending} chains available in {} entries", self.size);
-        pending
+    fn descriptor(&self, table: u64, at: u16) -> Descriptor {
+        let bytes: [u8; 16] = self.memory(table + 16 * u64::from(at), 16).slice().read_obj(0).unwrap();
+        let part = |from: usize, len: usize| {
+            bytes[from..from + len].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+        };
+        Descriptor { address: part(0, 8), len: part(8, 4) as u32, tail: [part(12, 2) as u16, part(14, 2) as u16] }
     }
 
-    pub fn interrupts_wanted(&self) -> bool {
-        let flags = self.u16_at(self.driver);
-        assert!(flags <= 1, "reserved bits in the available ring's flags");
-        flags == 0
+    /// The index of a position in the ring, and the wrap counter there.
+    fn place(&self, position: u64) -> (u16, bool) {
+        let size = u64::from(self.size);
+        ((position % size) as u16, (position / size).is_multiple_of(2))
+    }
+
+    /// A position as notifications and event indices have it.
+    pub fn event(&self, position: u64) -> u16 {
+        let (index, wrap) = self.place(position);
+        if self.packed() { index | u16::from(wrap) << 15 } else { position as u16 }
+    }
+
+    /// Flags of the descriptor at `position` of a packed ring, if it is available.
+    fn available_flags(&self, position: u64) -> Option<u16> {
+        let (index, wrap) = self.place(position);
+        let flags = self.u16_at(self.descriptors + 16 * u64::from(index) + 14);
+        ((flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap).then_some(flags)
+    }
+
+    /// Chains made available and not taken yet, and the position behind them.
+    fn look(&self) -> (u16, u64) {
+        if !self.packed() {
+            let pending = self.u16_at(self.driver + 2).wrapping_sub(self.taken as u16);
+            assert!(pending <= self.size, "{pending} chains were made available in {} entries", self.size);
+            return (pending, self.taken + u64::from(pending));
+        }
+        let (mut count, mut at) = (0, self.taken);
+        while let Some(flags) = self.available_flags(at).filter(|_| at - self.taken < self.size.into()) {
+            count += u16::from(flags & NEXT == 0);
+            at += 1;
+        }
+        (count, at)
+    }
+
+    /// Chains made available and not taken yet.
+    pub fn pending(&self) -> u16 {
+        self.look().0
+    }
+
+    /// How far the driver is.
+    pub fn available(&self) -> u64 {
+        self.look().1
     }
 
     /// Takes the next available chain, checking the driver's side of the contract.
     pub fn take(&mut self) -> Option<Chain> {
-        if self.pending() == 0 {
+        let is_there = if self.packed() { self.available_flags(self.taken).is_some() } else { self.pending() > 0 };
+        if !is_there {
             return None;
         }
-        let slot = u64::from(self.next_available % self.size);
-        self.next_available = self.next_available.wrapping_add(1);
-        let head = self.u16_at(self.driver + 4 + 2 * slot);
-        let (mut segments, mut at) = (Vec::<Segment>::new(), head);
-        loop {
-            assert!(at < self.size, "descriptor {at} of {}", self.size);
-            assert!(segments.len() < self.size.into(), "a loop of descriptors");
-            let memory = self.memory(self.descriptors + 16 * u64::from(at), 16);
-            let address = u64::from_le(memory.slice().read_obj(0).unwrap());
-            let len = u32::from_le(memory.slice().read_obj(8).unwrap());
-            let flags = u16::from_le(memory.slice().read_obj(12).unwrap());
-            assert!(flags < 4, "flags {flags:#x}");
-            let writable = flags & 2 != 0;
-            assert!(writable || segments.last().is_none_or(|last| !last.writable), "readable after writable");
-            assert!(self.is_shared(address, len as usize) && len > 0, "{len} bytes at {address:#x}");
-            segments.push(Segment { address, len, writable });
-            if flags & 1 == 0 {
-                return Some(Chain { head, segments });
-            }
-            at = u16::from_le(memory.slice().read_obj(14).unwrap());
+        let chain = if self.packed() { self.next_packed() } else { self.next_split() };
+        assert!(!chain.segments.is_empty() && chain.segments.len() <= self.size.into(), "a chain longer than the queue");
+        assert!(chain.table.is_none() || self.features & INDIRECT_DESC != 0, "a table without the feature");
+        assert!(chain.segments.is_sorted_by_key(|segment| segment.writable), "readable after writable");
+        for Segment { address, len, .. } in &chain.segments {
+            assert!(self.is_shared(*address, *len as usize) && *len > 0, "{len} bytes at {address:#x}");
         }
+        self.taken += if self.packed() { chain.descriptors.into() } else { 1 };
+        assert_eq!(self.lengths.insert(chain.head, chain.descriptors), None, "id {} twice", chain.head);
+        Some(chain)
+    }
+
+    fn next_split(&self) -> Chain {
+        let (slot, _) = self.place(self.taken);
+        let head = self.u16_at(self.driver + 4 + 2 * u64::from(slot));
+        assert!(head < self.size, "descriptor {head} of {}", self.size);
+        let Descriptor { address, len, tail: [flags, _] } = self.descriptor(self.descriptors, head);
+        if flags & INDIRECT == 0 {
+            let segments = self.follow(self.descriptors, self.size, head);
+            return Chain { head, descriptors: segments.len() as u16, segments, table: None };
+        }
+        assert_eq!((flags & NEXT, len % 16), (0, 0), "{len} bytes of table");
+        let segments = self.follow(address, (len / 16) as u16, 0);
+        Chain { head, segments, table: Some(address), descriptors: 1 }
+    }
+
+    fn follow(&self, table: u64, count: u16, mut at: u16) -> Vec<Segment> {
+        let mut segments = Vec::new();
+        loop {
+            assert!(at < count, "descriptor {at} of {count}");
+            assert!(segments.len() < count.into(), "a loop of descriptors");
+            let descriptor = self.descriptor(table, at);
+            let [flags, next] = descriptor.tail;
+            assert!(flags & !(NEXT | WRITE) == 0, "flags {flags:#x}");
+            segments.push(descriptor.segment(flags));
+            if flags & NEXT == 0 {
+                return segments;
+            }
+            at = next;
+        }
+    }
+
+    fn next_packed(&self) -> Chain {
+        let mut segments = Vec::new();
+        for position in self.taken.. {
+            let flags = self.available_flags(position).expect("a part of a chain is not available");
+            let descriptor = self.descriptor(self.descriptors, self.place(position).0);
+            let Descriptor { address, len, tail: [head, _] } = descriptor;
+            if flags & INDIRECT != 0 {
+                assert!(segments.is_empty() && flags & NEXT == 0 && len.is_multiple_of(16), "{len} bytes of table");
+                let parts = (0..(len / 16) as u16).map(|at| self.descriptor(address, at));
+                let segments = parts.map(|part| {
+                    assert!(part.tail[1] & !WRITE == 0, "flags {:#x} in a table", part.tail[1]);
+                    part.segment(part.tail[1])
+                });
+                return Chain { head, segments: segments.collect(), table: Some(address), descriptors: 1 };
+            }
+            assert!(flags & !(NEXT | WRITE | AVAIL | USED) == 0, "flags {flags:#x}");
+            segments.push(descriptor.segment(flags));
+            if flags & NEXT == 0 {
+                return Chain { head, descriptors: segments.len() as u16, segments, table: None };
+            }
+        }
+        unreachable!("the positions never end")
     }
 
     pub fn read(&self, segment: &Segment) -> Vec<u8> {
@@ -118,33 +269,138 @@ impl DeviceRing {
         self.memory(segment.address, bytes.len()).slice().write_slice(bytes, 0).unwrap();
     }
 
-    /// Writes a used element without publishing it.
+    /// Writes a used element without publishing it. Ids of a packed ring have 16 bits.
     pub fn put_used(&mut self, id: u32, len: u32) {
-        let at = self.device + 4 + 8 * u64::from(self.used_index % self.size);
-        let element = self.memory(at, 8);
-        element.slice().write_obj(id.to_le(), 0).unwrap();
-        element.slice().write_obj(len.to_le(), 4).unwrap();
-        self.used_index = self.used_index.wrapping_add(1);
+        let (index, wrap) = self.place(self.used);
+        if !self.packed() {
+            let element = self.memory(self.device + 4 + 8 * u64::from(index), 8);
+            element.slice().write_obj(id.to_le(), 0).unwrap();
+            element.slice().write_obj(len.to_le(), 4).unwrap();
+            self.lengths.remove(&(id as u16));
+            self.used += 1;
+            return;
+        }
+        let descriptor = self.memory(self.descriptors + 16 * u64::from(index), 16);
+        descriptor.slice().write_obj(len.to_le(), 8).unwrap();
+        descriptor.slice().write_obj((id as u16).to_le(), 12).unwrap();
+        let flags = if wrap { AVAIL | USED } else { 0 } | if len > 0 { WRITE } else { 0 };
+        self.unpublished.push((self.used, flags));
+        self.used += u64::from(self.lengths.remove(&(id as u16)).unwrap_or(1));
     }
 
-    /// Tells the driver about the used elements, or about any index that the test likes.
-    pub fn publish_used(&self, index: u16) {
-        self.put_u16(self.device + 2, index);
+    /// Writes one used element for all of `ids`, the oldest in flight, of which the last was written to `len` bytes (2.7.9,
+    /// 2.8.9).
+    pub fn put_used_batch(&mut self, ids: &[u16], len: u32) {
+        let (last, others) = ids.split_last().unwrap();
+        let first = self.used;
+        let mut skipped = 0;
+        for id in others {
+            let count = self.lengths.remove(id).unwrap();
+            skipped += if self.packed() { count.into() } else { 1 };
+        }
+        self.put_used((*last).into(), len);
+        // The element is where the first of the batch would have its own.
+        assert!(self.used > first);
+        self.used += skipped;
+    }
+
+    /// Shows the driver all used elements. Says whether an interrupt is due.
+    pub fn publish(&mut self) -> bool {
+        if self.packed() {
+            for (position, flags) in std::mem::take(&mut self.unpublished).into_iter().rev() {
+                self.put_flags(position, flags);
+            }
+        } else {
+            self.put_u16(self.device + 2, self.used as u16);
+        }
+        let told = std::mem::replace(&mut self.told, self.used);
+        self.interrupt_due(told, self.used)
+    }
+
+    fn put_flags(&self, position: u64, flags: u16) {
+        self.put_u16(self.descriptors + 16 * u64::from(self.place(position).0) + 14, flags);
+    }
+
+    /// Tells the driver that used elements are where none are: the used index of a split ring, or flags in a packed one.
+    pub fn lie(&self, index: u16) {
+        if self.packed() { self.put_flags(self.used, index) } else { self.put_u16(self.device + 2, index) }
     }
 
     pub fn complete(&mut self, head: u16, len: u32) {
         self.put_used(head.into(), len);
-        self.publish_used(self.used_index);
+        self.publish();
     }
 
-    /// Asks for no notifications, or for them.
+    /// Whether one of the positions `old..new` is where an event is wanted (2.7.7.2, 2.8.10.1).
+    fn passes(&self, event: u16, old: u64, new: u64) -> bool {
+        (old..new).any(|position| self.event(position) == event)
+    }
+
+    /// Whether the driver is to be interrupted for the used elements `old..new`.
+    pub fn interrupt_due(&self, old: u64, new: u64) -> bool {
+        let first = self.u16_at(self.driver);
+        if self.packed() {
+            return match self.u16_at(self.driver + 2) {
+                0 => old != new,
+                1 => false,
+                2 if self.event_idx() => self.passes(first, old, new),
+                flags => panic!("event flags {flags:#x}"),
+            };
+        }
+        if self.event_idx() {
+            assert_eq!(first, 0, "the available ring's flags");
+            return self.passes(self.u16_at(self.driver + 4 + 2 * u64::from(self.size)), old, new);
+        }
+        assert!(first <= 1, "reserved bits in the available ring's flags");
+        first == 0 && old != new
+    }
+
+    pub fn interrupts_wanted(&self) -> bool {
+        self.interrupt_due(self.used, self.used + 1)
+    }
+
+    /// Asks for no notifications, or for the next.
     pub fn suppress_kicks(&self, suppress: bool) {
-        self.put_u16(self.device, suppress.into());
+        match (self.packed(), self.event_idx()) {
+            (true, true) if !suppress => self.put_event([self.event(self.available()), 2]),
+            (true, _) => self.put_event([0, suppress.into()]),
+            // Behind: as far away as can be.
+            (false, true) if suppress => self.put_avail_event(self.taken.wrapping_sub(1) as u16),
+            (false, true) => self.put_avail_event(self.available() as u16),
+            (false, false) => self.put_u16(self.device, suppress.into()),
+        }
     }
 
-    /// Overwrites the descriptor table and the available ring's entries, which are no business of the device.
+    /// Writes the device event suppression structure.
+    pub fn put_event(&self, [position, flags]: [u16; 2]) {
+        assert!(self.packed());
+        self.put_u16(self.device, position);
+        self.put_u16(self.device + 2, flags);
+    }
+
+    pub fn put_avail_event(&self, event: u16) {
+        assert!(!self.packed());
+        self.put_u16(self.device + 4 + 8 * u64::from(self.size), event);
+    }
+
+    /// Whether the device is to be notified of what became available at the positions `old..new`.
+    pub fn kick_due(&self, old: u64, new: u64) -> bool {
+        if self.packed() {
+            let [event, flags] = [self.u16_at(self.device), self.u16_at(self.device + 2) & 3];
+            return old != new && flags != 1 && (flags != 2 || !self.event_idx() || self.passes(event, old, new));
+        }
+        if self.event_idx() {
+            return self.passes(self.u16_at(self.device + 4 + 8 * u64::from(self.size)), old, new);
+        }
+        old != new && self.u16_at(self.device) & 1 == 0
+    }
+
+    /// Overwrites the descriptors and the available ring's entries, which are no business of the device.
     pub fn scribble(&self, with: u8) {
-        self.memory(self.descriptors, 16 * usize::from(self.size)).slice().fill(with).unwrap();
-        self.memory(self.driver + 4, 2 * usize::from(self.size)).slice().fill(with).unwrap();
+        let size = usize::from(self.size);
+        self.memory(self.descriptors, 16 * size).slice().fill(with).unwrap();
+        if !self.packed() {
+            self.memory(self.driver + 4, 2 * size).slice().fill(with).unwrap();
+        }
     }
 }

@@ -5,7 +5,9 @@ mod common;
 use std::cell::RefCell;
 use std::time::{Duration, Instant as Clock};
 
-use common::peer::{PEER, Peer, SERVER, Setup, fixed, pool_config, request, syn_frame, with_server};
+use common::peer::{
+    App, PEER, Peer, SERVER, Setup, fixed, now, pool_config, request, syn_frame, with_server,
+};
 use common::wire::{Faults, cable};
 use embassy_futures::select::{Either, select};
 use embassy_time::Timer;
@@ -13,10 +15,11 @@ use futures::executor::LocalPool;
 use ringfence_services::http::Limits;
 use ringfence_services::net::{Addressing, Config, Stack};
 use smoltcp::iface::{SocketHandle, SocketSet};
+use smoltcp::phy::{Device, RxToken};
 use smoltcp::socket::{icmp, tcp, udp};
 use smoltcp::wire::{
-    DhcpMessageType, DhcpPacket, DhcpRepr, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, Ipv4Address,
-    Ipv4Cidr,
+    ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, EthernetFrame,
+    EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, Ipv4Address, Ipv4Cidr,
 };
 
 #[test]
@@ -89,6 +92,39 @@ fn a_bad_hardware_address_is_replaced() {
         });
         assert!(matches!(outcome, Either::First(_)), "{mac:?}");
     }
+}
+
+/// The frames that lie at the peer's end of the cable, not looked at by its stack.
+fn frames(peer: &mut Peer) -> Vec<Vec<u8>> {
+    let next = || Some(peer.port.receive(now())?.0.consume(<[u8]>::to_vec));
+    std::iter::from_fn(next).collect()
+}
+
+/// As soon as there is an address, and again when the cable comes back, everybody is told who has it.
+#[test]
+fn the_hardware_address_is_announced() {
+    with_server(Setup::default(), |mut peer, app| async move {
+        let mac = EthernetAddress(app.0.with_nic(|nic| nic.mac));
+        let announcement = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: mac,
+            source_protocol_addr: SERVER,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: SERVER,
+        };
+        for _ in 0..3 {
+            Timer::after_millis(50).await;
+            let frames = frames(&mut peer);
+            let [frame] = &frames[..] else { panic!("{} frames", frames.len()) };
+            let frame = EthernetFrame::new_checked(frame).unwrap();
+            assert_eq!((frame.src_addr(), frame.dst_addr()), (mac, EthernetAddress::BROADCAST));
+            assert_eq!(frame.ethertype(), EthernetProtocol::Arp);
+            assert_eq!(ArpRepr::parse(&ArpPacket::new_unchecked(frame.payload())).unwrap(), announcement);
+            peer.port.cable.set_up(false);
+            Timer::after_millis(50).await;
+            peer.port.cable.set_up(true);
+        }
+    });
 }
 
 /// A DHCP server that leases [`SERVER`] for `lease` seconds.
@@ -199,4 +235,49 @@ fn an_address_by_dhcp_renewed_and_asked_for_again_after_a_link_change() {
         peer.rest(Duration::from_millis(4500)).await;
         assert_eq!(app.0.address(), None);
     });
+}
+
+fn dhcp_setup() -> Setup {
+    Setup { addressing: Addressing::Dhcp, ..Setup::default() }
+}
+
+/// Lets the peer's DHCP server answer until there is an address.
+async fn address(peer: &mut Peer, app: &App) {
+    let dhcp = Dhcp::new(peer, 60, app.0.with_nic(|nic| nic.mac));
+    let serves = peer.until(|sockets| {
+        dhcp.answer(sockets);
+        None::<()>
+    });
+    select(app.0.wait_address(), serves).await;
+}
+
+/// A client asked for our hardware address before we knew that it is ours: it does not have to ask again.
+#[test]
+fn a_client_that_waits_for_the_address_is_answered_at_once() {
+    with_server(dhcp_setup(), |mut peer, app| async move {
+        let handle = peer.connect();
+        peer.rest(Duration::from_millis(100)).await;
+        address(&mut peer, &app).await;
+        let start = Clock::now();
+        peer.until(|sockets| sockets.get::<tcp::Socket>(handle).may_send().then_some(())).await;
+        assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+    });
+}
+
+/// So does its SYN count; and whoever sends many does not fill our memory.
+#[test]
+fn a_syn_before_the_address_is_answered_later() {
+    for (sent, taken) in [(0, 0), (1, 1), (5, 5), (5_000, 16)] {
+        with_server(dhcp_setup(), move |mut peer, app| async move {
+            let mac = app.0.with_nic(|nic| nic.mac);
+            for n in 0..sent {
+                peer.port.cable.send(0, syn_frame(peer.port.mac, mac, n));
+            }
+            peer.rest(Duration::from_millis(100)).await;
+            address(&mut peer, &app).await;
+            peer.rest(Duration::from_millis(50)).await;
+            // Each SYN has taken one of the four that listen, which was replaced.
+            assert_eq!(app.0.sockets(), 4 + taken, "{sent} sent");
+        });
+    }
 }

@@ -25,7 +25,8 @@ pub enum Use {
     Boot,
 }
 
-const COUNT: u64 = Use::Boot as u64 + 1;
+/// How many stacks the image has.
+pub const COUNT: u64 = Use::Boot as u64 + 1;
 
 #[repr(C, align(4096))]
 struct Memory(UnsafeCell<[u8; ((GUARD + SIZE) * COUNT) as usize]>);
@@ -64,8 +65,8 @@ impl Stack {
 }
 
 /// The stacks of the image.
-pub fn of_image() -> impl Iterator<Item = Stack> {
-    [Use::DoubleFault, Use::Nmi, Use::MachineCheck, Use::PageFault, Use::Boot].into_iter().map(Stack::of)
+pub fn of_image() -> [Stack; COUNT as usize] {
+    [Use::DoubleFault, Use::Nmi, Use::MachineCheck, Use::PageFault, Use::Boot].map(Stack::of)
 }
 
 /// The stack in use once boot is over; 0 until then.
@@ -77,7 +78,7 @@ fn all() -> impl Iterator<Item = Stack> {
         low: VirtAddr::new_truncate(MAIN_LOW.load(Ordering::Relaxed)),
         high: VirtAddr::new_truncate(MAIN_HIGH.load(Ordering::Relaxed)),
     };
-    of_image().chain((main.low != main.high).then_some(main))
+    of_image().into_iter().chain((main.low != main.high).then_some(main))
 }
 
 /// Whether the 8 bytes at `address` are on a known stack, so that reading them cannot fault.
@@ -96,7 +97,7 @@ pub fn is_guard(address: VirtAddr) -> bool {
 /// `stack` is mapped writable, used for nothing else from now on, and its guard page is unmapped. Nothing on the stack
 /// left behind is used again.
 pub unsafe fn switch_to(stack: Stack, run: extern "C" fn(usize) -> !, argument: usize) -> ! {
-    if !of_image().any(|image| image == stack) {
+    if !of_image().contains(&stack) {
         MAIN_LOW.store(stack.low.as_u64(), Ordering::Relaxed);
         MAIN_HIGH.store(stack.high.as_u64(), Ordering::Relaxed);
     }

@@ -4,7 +4,7 @@
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind, MemoryRegions, Optional};
@@ -53,6 +53,9 @@ global_asm!(
 pvh_start:
     cli
     cld
+    rdtsc
+    movl %eax, ENTRY_TSC - PHYS
+    movl %edx, ENTRY_TSC - PHYS + 4
     movl %ebx, %edi
 
     movl $(EARLY_TABLES - PHYS), %ebx
@@ -141,6 +144,10 @@ struct PageTables(UnsafeCell<[[u64; 512]; 7]>);
 // SAFETY: written by the code above and by `pvh_main` alone, before there is anything else.
 unsafe impl Sync for PageTables {}
 
+/// The time-stamp counter at the first instruction.
+#[unsafe(no_mangle)]
+static ENTRY_TSC: AtomicU64 = AtomicU64::new(0);
+
 /// What `BootInfo` refers to.
 static BOOT_INFO: Handover = Handover(UnsafeCell::new((None, [MemoryRegion::empty(); MAX_REGIONS])));
 
@@ -154,6 +161,11 @@ static STARTED: AtomicBool = AtomicBool::new(false);
 /// Whether the kernel was started through this module.
 pub fn started() -> bool {
     STARTED.load(Ordering::Relaxed)
+}
+
+/// The time-stamp counter when the kernel was entered; `None` unless it was started through this module.
+pub fn entry_tsc() -> Option<u64> {
+    started().then(|| ENTRY_TSC.load(Ordering::Relaxed))
 }
 
 unsafe extern "C" {

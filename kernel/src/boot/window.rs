@@ -54,7 +54,15 @@ impl PhysWindow {
 
     /// A copy of `N` bytes at physical address `address`; `None` if they are not all in the window.
     fn read_array<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
-        self.read(address, N)?.try_into().ok()
+        let source = self.pointer(address, N)?;
+        // SAFETY: the bytes are inside the loader's mapping, and any are valid.
+        Some(unsafe { ptr::read_unaligned(source.cast()) })
+    }
+
+    /// Where `len` bytes at physical address `address` are mapped; `None` if they are not all in the window.
+    fn pointer(&self, address: u64, len: usize) -> Option<*const u8> {
+        let end = address.checked_add(len as u64)?;
+        (end <= self.size).then(|| (self.start + address).as_ptr())
     }
 
     /// Reads what is mapped at `address` through the window; `None` if it is not mapped or not in the window.
@@ -85,12 +93,8 @@ impl PhysWindow {
 
 impl Memory for PhysWindow {
     fn read(&self, address: u64, len: usize) -> Option<Vec<u8>> {
-        let end = address.checked_add(len as u64)?;
-        if end > self.size {
-            return None;
-        }
+        let source = self.pointer(address, len)?;
         let mut bytes = Vec::with_capacity(len);
-        let source: *const u8 = (self.start + address).as_ptr();
         // SAFETY: the source is inside the loader's mapping, and the vector has room for `len` bytes.
         unsafe {
             ptr::copy_nonoverlapping(source, bytes.as_mut_ptr(), len);

@@ -24,21 +24,34 @@ const UNSUPPORTED: u8 = 2;
 /// Type (32 bits), reserved (32 bits), sector (64 bits).
 const HEADER_LEN: usize = 16;
 
+/// Length of the configuration up to `num_queues`, which comes last (5.2.4).
+const CONFIG_LEN: usize = 36;
+
 /// A disk in memory, zeroed at first, that reads, writes, flushes and tells its name.
 pub struct RamDisk {
     bytes: Vec<u8>,
     name: [u8; ID_LEN],
-    /// `capacity`: sectors, little-endian.
-    config: [u8; 8],
+    queues: u16,
+    /// `capacity` in sectors, and `num_queues`, little-endian.
+    config: [u8; CONFIG_LEN],
     /// In which order the requests of a batch are served, if not in theirs: the state of a generator.
     disorder: Option<u64>,
 }
 
 impl RamDisk {
-    /// A disk of so many sectors of [`SECTOR_SIZE`] bytes, which calls itself `name`.
+    /// A disk of so many sectors of [`SECTOR_SIZE`] bytes, which calls itself `name`, with one queue.
     pub fn new(sectors: usize, name: [u8; ID_LEN]) -> Self {
-        let bytes = alloc::vec![0; sectors * SECTOR_SIZE];
-        Self { bytes, name, config: (sectors as u64).to_le_bytes(), disorder: None }
+        let mut config = [0; CONFIG_LEN];
+        config[..8].copy_from_slice(&(sectors as u64).to_le_bytes());
+        let disk = Self { bytes: alloc::vec![0; sectors * SECTOR_SIZE], name, queues: 1, config, disorder: None };
+        disk.with_queues(1)
+    }
+
+    /// With this many queues, at least one.
+    pub fn with_queues(mut self, queues: u16) -> Self {
+        self.queues = queues;
+        self.config[CONFIG_LEN - 2..].copy_from_slice(&queues.to_le_bytes());
+        self
     }
 
     /// Serves the requests of each batch in some other order than they were made from now on. The rings allow that.
@@ -98,15 +111,21 @@ impl RamDisk {
 
 impl Model for RamDisk {
     const TYPE: DeviceType = DeviceType::BLOCK;
-    const QUEUES: u16 = 1;
-    const FEATURES: u64 = features::block::FLUSH;
+
+    fn queues(&self) -> u16 {
+        self.queues
+    }
+
+    fn features(&self) -> u64 {
+        features::block::FLUSH | if self.queues > 1 { features::block::MQ } else { 0 }
+    }
 
     fn config(&self) -> &[u8] {
         &self.config
     }
 
-    fn run(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
-        queues.serve(0, |queue, view| {
+    fn run(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        queues.serve(index, |queue, view| {
             let mut chains = Vec::new();
             while let Ok(Some(chain)) = queue.next_chain() {
                 chains.push(chain);

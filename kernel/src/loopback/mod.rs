@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! driver ─► Transport for Loopback   registers: plain fields        Model   what the device does: RamDisk, Echo
-//!    └────► Notify for Loopback ───► Queues: rings, and the windows as they are now ──────┘
+//!    └────► Notify for Doorbell ───► Queues: rings, and the windows as they are now ──────┘
 //! ```
 //!
 //! The device knows memory as any device does: by the addresses that [`DmaWindows::publish`] tells it, which it looks
@@ -12,132 +12,81 @@
 
 mod blk;
 mod net;
+mod ring;
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::ops::Range;
 use core::time::Duration;
 
-use ringfence_drivers::virtio::device_side::queue::{DriverNotify, Position, Queue, QueueMemory};
-use ringfence_drivers::virtio::device_side::ring;
 use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
 use ringfence_memory::{
-    AtomicAccess, ConfigError, DeviceRange, DeviceStatus, DmaGrant, DmaSnapshot, DmaWindows, DriverMem,
-    DriverRange, GuestAddress, ResetTimeout,
+    AtomicAccess, ConfigError, DeviceStatus, DmaGrant, DmaWindows, ResetTimeout,
 };
 
 pub use blk::RamDisk;
 pub use net::Echo;
+pub use ring::{Broken, Interrupt, Queues, View};
+use ring::Ring;
 
-/// The largest size of a queue.
-const MAX_QUEUE_SIZE: u16 = 256;
-const DESCRIPTOR_LEN: usize = 16;
-/// What every loopback device offers.
-const FEATURES: u64 =
-    features::INDIRECT_DESC | features::EVENT_IDX | features::VERSION_1 | features::ACCESS_PLATFORM;
+/// What a loopback device offers besides what its model does.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Any of [`Options::RINGS`].
+    pub features: u64,
+    /// The largest size of a queue: a power of two, at most 32768.
+    pub queue_size: u16,
+}
+
+impl Options {
+    /// The features of rings that can be offered.
+    pub const RINGS: u64 = features::INDIRECT_DESC
+        | features::EVENT_IDX
+        | features::RING_PACKED
+        | features::IN_ORDER
+        | features::NOTIFICATION_DATA
+        | features::RING_RESET;
+}
+
+impl Default for Options {
+    /// What most devices offer.
+    fn default() -> Self {
+        Self { features: features::INDIRECT_DESC | features::EVENT_IDX, queue_size: 256 }
+    }
+}
 
 /// What a device does, apart from the registers and rings that all have.
 pub trait Model {
     /// Its kind.
     const TYPE: DeviceType;
+
     /// How many queues it has.
-    const QUEUES: u16;
+    fn queues(&self) -> u16;
+
     /// The feature bits of its kind that it offers.
-    const FEATURES: u64;
+    fn features(&self) -> u64;
 
     /// The device configuration: its fields as the specification lays them out.
     fn config(&self) -> &[u8];
 
-    /// Does all that can be done now: the driver has notified one of the queues.
+    /// Does all that can be done now that the driver has notified queue `index`.
     ///
     /// # Errors
     /// [`Broken`], from [`Queues::serve`]: the device stops until it is reset.
-    fn run(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken>;
+    fn run(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<(), Broken>;
 
     /// Forgets what it was doing for its driver.
     fn reset(&mut self) {}
 }
 
-/// The driver broke the rules of a ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
-
-/// The "interrupt": counts how often the driver was notified.
-pub struct Interrupt<'a>(&'a Cell<u64>);
-
-impl DriverNotify for Interrupt<'_> {
-    fn notify(&self) {
-        self.0.set(self.0.get() + 1);
-    }
-}
-
-/// The memory that the device may use at this moment.
-pub struct View {
-    /// What it may read.
-    pub readable: DmaSnapshot,
-    /// What it may write.
-    pub writable: DmaSnapshot,
-}
-
-/// A queue that the driver set up: where its rings are, and how far the device is.
-struct Ring {
-    size: u16,
-    descriptors: GuestAddress,
-    driver: GuestAddress,
-    device: GuestAddress,
-    position: Position,
-}
-
-impl Ring {
-    /// The queue in memory; `None` if the rings are not all in the windows.
-    fn open<'a, N: DriverNotify>(&self, view: &'a View, features: u64, notify: N) -> Option<Queue<'a, N>> {
-        let memory = QueueMemory {
-            desc: find(&view.readable, self.descriptors, DESCRIPTOR_LEN * usize::from(self.size))?,
-            avail: find(&view.readable, self.driver, ring::Driver::avail_len_for_queue_size(self.size))?,
-            used: find(&view.writable, self.device, ring::Device::used_len_for_queue_size(self.size))?,
-        };
-        Queue::new(memory, notify)?.with_features(features).resume(self.position)
-    }
-}
-
-fn find(memory: &DmaSnapshot, start: GuestAddress, len: usize) -> Option<DeviceRange<'_>> {
-    memory.translate(DriverRange::try_from((start.0, u32::try_from(len).ok()?)).ok()?)
-}
-
-/// The device's queues, for one look at them.
-pub struct Queues<'a> {
-    view: View,
-    rings: &'a mut [Option<Ring>],
-    features: u64,
-    interrupts: &'a Cell<u64>,
-}
-
-impl Queues<'_> {
-    /// Lets `serve` take chains from queue `index` and return them, if the driver has set it up. The driver is notified
-    /// once for all of them, if it wants that.
-    ///
-    /// # Errors
-    /// [`Broken`] if the rings are no longer in the windows, or the driver broke their rules.
-    pub fn serve(
-        &mut self,
-        index: u16,
-        serve: impl FnOnce(&Queue<'_, Interrupt<'_>>, &View),
-    ) -> Result<(), Broken> {
-        let Some(Some(ring)) = self.rings.get_mut(usize::from(index)) else { return Ok(()) };
-        let queue = ring.open(&self.view, self.features, Interrupt(self.interrupts)).ok_or(Broken)?;
-        queue.set_batching(true);
-        serve(&queue, &self.view);
-        queue.flush();
-        ring.position = queue.position();
-        queue.error().map_or(Ok(()), |_| Err(Broken))
-    }
-}
-
 /// The registers of a device, and the device.
 struct State<M> {
     model: M,
+    options: Options,
     windows: DmaWindows,
     status: u8,
+    /// Those that the driver accepted.
     features: u64,
     rings: Vec<Option<Ring>>,
     /// Whether it may use memory at all, as the bus-master bit of a PCI function says.
@@ -147,15 +96,22 @@ struct State<M> {
 }
 
 impl<M: Model> State<M> {
-    fn run(&mut self) {
+    fn offered(&self) -> u64 {
+        let rings = self.options.features & Options::RINGS;
+        self.model.features() | rings | features::VERSION_1 | features::ACCESS_PLATFORM
+    }
+
+    fn run(&mut self, indexes: Range<u16>) {
         if !self.granted || self.status & (status::DRIVER_OK | status::NEEDS_RESET) != status::DRIVER_OK {
             return;
         }
-        let view = View { readable: self.windows.readable(), writable: self.windows.writable() };
-        let (rings, interrupts) = (&mut self.rings[..], &self.interrupts);
-        let mut queues = Queues { view, rings, features: self.features, interrupts };
-        if self.model.run(&mut queues).is_err() {
-            self.status |= status::NEEDS_RESET;
+        let (view, rings) = (View::new(&self.windows), &mut self.rings[..]);
+        let mut queues = Queues { view, rings, features: self.features, interrupts: &self.interrupts };
+        for index in indexes {
+            if self.model.run(index, &mut queues).is_err() {
+                self.status |= status::NEEDS_RESET;
+                return;
+            }
         }
     }
 
@@ -167,7 +123,7 @@ impl<M: Model> State<M> {
 }
 
 /// A virtio device in the same kernel as its driver. Cloning gives another handle to it: one is the driver's transport,
-/// each queue's notifier is one, and one may be kept to look at it.
+/// each queue's doorbell has one, and one may be kept to look at it.
 pub struct Loopback<M>(Rc<RefCell<State<M>>>);
 
 impl<M> Clone for Loopback<M> {
@@ -177,11 +133,17 @@ impl<M> Clone for Loopback<M> {
 }
 
 impl<M: Model> Loopback<M> {
-    /// A device that reaches memory through `windows`. Their device id must be nobody else's.
+    /// As [`with_options`](Self::with_options), with the default ones.
     pub fn new(model: M, windows: DmaWindows) -> Self {
-        let rings = (0..M::QUEUES).map(|_| None).collect();
+        Self::with_options(model, windows, &Options::default())
+    }
+
+    /// A device that reaches memory through `windows`. Their device id must be nobody else's.
+    pub fn with_options(model: M, windows: DmaWindows, options: &Options) -> Self {
+        let rings = (0..model.queues()).map(|_| None).collect();
         Self(Rc::new(RefCell::new(State {
             model,
+            options: *options,
             windows,
             status: 0,
             features: 0,
@@ -207,7 +169,9 @@ impl<M: Model> Loopback<M> {
 
     /// Lets the device look at its queues.
     pub fn poll(&self) {
-        self.0.borrow_mut().run();
+        let mut state = self.0.borrow_mut();
+        let all = 0..state.model.queues();
+        state.run(all);
     }
 
     /// How often the device notified its driver.
@@ -221,11 +185,21 @@ impl<M: Model> Loopback<M> {
     }
 }
 
-impl<M: Model> Notify for Loopback<M> {
-    fn notify(&self) {
-        let mut state = self.0.borrow_mut();
+/// Notifies one queue of a device.
+pub struct Doorbell<M> {
+    device: Loopback<M>,
+    index: u16,
+}
+
+impl<M: Model> Notify for Doorbell<M> {
+    fn notify(&self, position: u16) {
+        let mut state = self.device.0.borrow_mut();
+        let tells = state.features & features::NOTIFICATION_DATA != 0;
+        if let Some(Some(ring)) = state.rings.get_mut(usize::from(self.index)) {
+            ring.notified = Some(position).filter(|_| tells);
+        }
         if !state.held {
-            state.run();
+            state.run(self.index..self.index + 1);
         }
     }
 }
@@ -243,7 +217,7 @@ unsafe impl<M: Model> DeviceStatus for Loopback<M> {
             state.reset();
             return;
         }
-        let unknown = state.features & !(M::FEATURES | FEATURES) != 0;
+        let unknown = state.features & !state.offered() != 0;
         let refused = unknown || state.features & features::VERSION_1 == 0;
         let accepted = if refused { value & !status::FEATURES_OK } else { value };
         state.status = accepted | state.status & status::NEEDS_RESET;
@@ -251,7 +225,7 @@ unsafe impl<M: Model> DeviceStatus for Loopback<M> {
 }
 
 impl<M: Model> Transport for Loopback<M> {
-    type Notifier = Self;
+    type Notifier = Doorbell<M>;
 
     fn device_type(&self) -> DeviceType {
         M::TYPE
@@ -283,7 +257,7 @@ impl<M: Model> Transport for Loopback<M> {
     }
 
     fn device_features(&mut self) -> u64 {
-        M::FEATURES | FEATURES
+        self.0.borrow().offered()
     }
 
     fn set_driver_features(&mut self, features: u64) {
@@ -302,10 +276,11 @@ impl<M: Model> Transport for Loopback<M> {
     }
 
     fn queue_max_size(&mut self, index: u16) -> u16 {
-        if index < M::QUEUES { MAX_QUEUE_SIZE } else { 0 }
+        let state = self.0.borrow();
+        if index < state.model.queues() { state.options.queue_size } else { 0 }
     }
 
-    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Self, Error> {
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Doorbell<M>, Error> {
         let (index, refused) = (queue.index, Error::QueueRefused(queue.index));
         let state = &mut *self.0.borrow_mut();
         let place = state.rings.get_mut(usize::from(index)).filter(|ring| ring.is_none());
@@ -316,11 +291,22 @@ impl<M: Model> Transport for Loopback<M> {
             descriptors: learn(queue.descriptors)?,
             driver: learn(queue.driver)?,
             device: learn(queue.device)?,
-            position: Position::SPLIT,
+            position: None,
+            notified: None,
         };
-        let view = View { readable: state.windows.readable(), writable: state.windows.writable() };
-        ring.open(&view, state.features, Interrupt(&state.interrupts)).ok_or(refused)?;
+        let fits = queue.size <= state.options.queue_size;
+        let view = View::new(&state.windows);
+        let queue = ring.open(&view, state.features, Interrupt(&state.interrupts));
+        queue.filter(|_| fits).ok_or(refused)?;
         *place = Some(ring);
-        Ok(self.clone())
+        Ok(Doorbell { device: self.clone(), index })
+    }
+
+    fn reset_queue(&mut self, _: &DmaWindows, index: u16, _: Duration) -> Result<(), Error> {
+        let mut state = self.0.borrow_mut();
+        let there = state.features & features::RING_RESET != 0;
+        let ring = state.rings.get_mut(usize::from(index)).filter(|_| there);
+        *ring.ok_or(Error::QueueUnavailable(index))? = None;
+        Ok(())
     }
 }

@@ -8,11 +8,13 @@
 extern crate alloc;
 
 mod block;
+mod hammer;
 mod interrupts;
 mod lifecycle;
 mod net;
 mod pci;
 mod quarantine;
+mod queues;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -81,6 +81,10 @@ impl Transport for Unproven {
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<PciNotifier, Error> {
         self.transport.borrow_mut().set_up_queue(windows, queue)
     }
+
+    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
+        self.transport.borrow_mut().reset_queue(windows, index, limit)
+    }
 }
 
 /// A page that the disk was told to fill.

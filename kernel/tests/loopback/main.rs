@@ -10,6 +10,7 @@ extern crate alloc;
 #[path = "../common/mod.rs"]
 mod common;
 mod million;
+mod modes;
 
 use alloc::vec::Vec;
 use core::time::Duration;
@@ -18,7 +19,7 @@ use common::{address, assert_sound, physical};
 use million::Exerciser;
 use ringfence_drivers::block::{Block, Done, Request, RequestError, SECTOR_SIZE};
 use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Error, Part, Queue, QueueSetup, Transport, status,
+    Buffers, Device, DeviceType, Error, Part, Queue, QueueOptions, QueueSetup, Transport, status,
 };
 use ringfence_kernel::loopback::{Loopback, RamDisk};
 use ringfence_kernel::memory::space;
@@ -79,12 +80,22 @@ struct Raw {
 }
 
 impl Buffers for Raw {
-    fn part(&self, index: u16) -> Option<Part> {
-        let parts = [
-            Part::readable(&self.input, 0, self.input_len),
-            Part::writable(&self.output, 0, self.output_len).filter(|_| self.output_len > 0),
-        ];
-        *parts.get(usize::from(index))?
+    type Context = ();
+
+    fn only(&self, (): &()) -> Option<Part> {
+        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
+    }
+
+    fn count(&self, (): &()) -> u16 {
+        1 + u16::from(self.output_len > 0)
+    }
+
+    fn part(&self, (): &(), index: u16) -> Option<Part> {
+        match index {
+            0 => Part::readable(&self.input, 0, self.input_len),
+            1 => Part::writable(&self.output, 0, self.output_len),
+            _ => None,
+        }
     }
 
     fn least_written(&self) -> u32 {
@@ -105,7 +116,8 @@ fn senseless_requests_are_answered() {
     let mut raw = Device::begin(device.clone(), DeviceType::BLOCK, &device.grant(), windows.clone())
         .expect("the disk starts");
     raw.negotiate(0).expect("nothing is asked for");
-    let mut queue: Queue<Raw, _> = raw.queue(0, 8, 2).expect("there is one");
+    let options = QueueOptions { size: 8, chains: 4, parts: 2 };
+    let mut queue: Queue<Raw, _> = raw.queue(0, &options, 2, |_| Ok(())).expect("there is one");
     queue.start(&raw.driver_ok().expect("it is ready"));
     let pool = DmaPool::new(&windows, 2, PAGE_SIZE).expect("there is memory");
     let (last, all) = (SECTORS as u64 - 1, u32::MAX);

@@ -15,9 +15,7 @@ use crate::{CARD, RamBlock, SECTORS, disk, start};
 
 /// Sectors in the longest request.
 const MOST: usize = 8;
-const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// Requests with data need three descriptors.
-const DEPTH: usize = 256 / 3;
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// What the test knows of a disk, and what it has in flight there.
 pub struct Exerciser {
@@ -36,10 +34,10 @@ pub struct Exerciser {
 
 impl Exerciser {
     pub fn new(block: RamBlock, windows: &DmaWindows) -> Self {
-        let flights = alloc::vec![None; block.depth()];
+        let flights = alloc::vec![None; block.tickets()];
         Self {
+            pool: DmaPool::new(windows, block.depth(), MOST * SECTOR_SIZE).expect("there is memory"),
             block,
-            pool: DmaPool::new(windows, DEPTH, MOST * SECTOR_SIZE).expect("there is memory"),
             generations: alloc::vec![0; SECTORS],
             busy: alloc::vec![false; SECTORS],
             flights,
@@ -117,11 +115,20 @@ impl Exerciser {
         }
     }
 
+    /// How many requests were overtaken by later ones.
+    pub fn overtaken(&self) -> usize {
+        self.overtaken
+    }
+
+    pub fn block(&mut self) -> &mut RamBlock {
+        &mut self.block
+    }
+
     /// Exchanges `requests` in batches of up to as many as the queue holds, with an audit now and then.
     pub fn exercise(&mut self, requests: usize) {
         let (mut left, before) = (requests, self.block.counters());
         while left > 0 {
-            let batch = (1 + random(&mut self.state, DEPTH)).min(left);
+            let batch = (1 + random(&mut self.state, self.block.depth())).min(left);
             self.exchange(batch);
             if left / 50_000 != (left - batch) / 50_000 {
                 assert_sound();
@@ -130,7 +137,7 @@ impl Exerciser {
         }
         let counters = self.block.counters();
         assert_eq!(counters.completions - before.completions, requests as u64);
-        assert_eq!((counters.rejected, self.pool.available()), (0, DEPTH));
+        assert_eq!((counters.rejected, self.pool.available()), (0, self.block.depth()));
         assert_sound();
     }
 }

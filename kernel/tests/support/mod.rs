@@ -7,7 +7,7 @@ use core::future::Future;
 use core::pin::Pin;
 use core::time::Duration;
 
-use ringfence_drivers::block::Block;
+use ringfence_drivers::block::{Block, Options};
 use ringfence_drivers::net::Net;
 use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
@@ -17,7 +17,7 @@ use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::{bring_up, config_access};
 use ringfence_kernel::irq::DeviceInterrupts;
 use ringfence_kernel::memory::space;
-use ringfence_kernel::{executor, testing, time};
+use ringfence_kernel::{executor, fw_cfg, testing, time};
 use ringfence_memory::{ConfigAccess, DmaWindows};
 use spin::Once;
 
@@ -50,11 +50,24 @@ pub fn functions_for(driver: Driver) -> Vec<Function> {
     functions().into_iter().filter(|function| probe(function) == Match::Driver(driver)).collect()
 }
 
+/// The ring features that QEMU offers here (virtio 1.4, section 6): those that the host says, and RING_RESET.
+pub fn rings() -> u64 {
+    let said = fw_cfg::option("rings").expect("the host says what it offers");
+    said.parse::<u64>().expect("a number") | 1 << 40
+}
+
+pub const INDIRECT_DESC: u64 = 1 << 28;
+pub const RING_PACKED: u64 = 1 << 34;
+
 /// The first disk, with a queue of up to `size` descriptors.
 pub fn start_disk(size: u16) -> (Disk, DeviceInterrupts, DmaWindows) {
+    start_disk_with(&Options { queue_size: size, ..Options::default() })
+}
+
+pub fn start_disk_with(options: &Options) -> (Disk, DeviceInterrupts, DmaWindows) {
     let function = functions_for(Driver::Block)[0];
-    bring_up(&function, 1, |transport, grant, windows| {
-        Block::with_queue_size(transport, grant, windows, size)
+    bring_up(&function, options.queues, |transport, grant, windows| {
+        Block::with_options(transport, grant, windows, options)
     })
     .expect("the disk starts")
 }

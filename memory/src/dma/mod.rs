@@ -8,6 +8,7 @@
 //! A region that is dropped while its device may still write is *quarantined*: it goes back to the platform only
 //! after [`DmaWindows::reset_device`] has seen the device's status read 0. If that never happens it is leaked.
 
+mod array;
 mod pool;
 mod region;
 mod snapshot;
@@ -15,6 +16,7 @@ mod windows;
 
 use core::fmt;
 
+pub use array::{DescriptorArray, DmaArray};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
 pub(crate) use region::Shared;

@@ -3,6 +3,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::mem::ManuallyDrop;
+use core::ptr;
 
 use spin::Mutex;
 
@@ -30,6 +32,9 @@ pub struct DmaPool(Arc<Slots>);
 
 struct Slots {
     region: DmaRegion,
+    /// The region's, for speed.
+    device_address: u64,
+    device: DeviceId,
     slot_len: usize,
     free: Mutex<Vec<usize>>,
 }
@@ -58,13 +63,14 @@ impl DmaPool {
         let region = windows.allocate_for(bytes, direction)?;
         // Taken from the end: the first buffer lent is the first of the region.
         let free = (0..count).rev().filter_map(|slot| slot.checked_mul(slot_len)).collect();
-        Ok(Self(Arc::new(Slots { region, slot_len, free: Mutex::new(free) })))
+        let (device_address, device) = (region.0.device_address(), region.0.table().device());
+        Ok(Self(Arc::new(Slots { region, device_address, device, slot_len, free: Mutex::new(free) })))
     }
 
     /// A buffer, with whatever its last user left in it; `None` if all are lent.
     pub fn take(&self) -> Option<DmaBuf> {
         let offset = self.0.free.lock().pop()?;
-        Some(DmaBuf { slots: self.0.clone(), offset, abandoned: false })
+        Some(DmaBuf { slots: self.0.clone(), offset })
     }
 
     /// How many buffers can be taken now.
@@ -82,11 +88,11 @@ impl DmaPool {
 pub struct DmaBuf {
     slots: Arc<Slots>,
     offset: usize,
-    abandoned: bool,
 }
 
 impl DmaBuf {
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.slots.slot_len
     }
@@ -97,21 +103,23 @@ impl DmaBuf {
     }
 
     /// Where the device finds the buffer.
+    #[inline]
     pub fn address(&self) -> DmaAddr {
-        let region = &self.slots.region.0;
-        let value = region.device_address().wrapping_add(self.offset as u64);
-        DmaAddr { value, device: region.table().device() }
+        let Slots { device_address, device, .. } = *self.slots;
+        DmaAddr { value: device_address.wrapping_add(self.offset as u64), device }
     }
 
-    /// Where the device finds the byte at `offset`; `None` beyond the end.
-    pub fn address_at(&self, offset: usize) -> Option<DmaAddr> {
-        let start = self.offset.checked_add(offset).filter(|_| offset < self.len())?;
-        self.slots.region.address(start)
+    /// Where the device finds `len` bytes from `offset` on; `None` if they are not all in the buffer.
+    #[inline]
+    pub fn address_of(&self, offset: usize, len: usize) -> Option<DmaAddr> {
+        offset.checked_add(len).filter(|&end| end <= self.len())?;
+        let DmaAddr { value, device } = self.address();
+        Some(DmaAddr { value: value.wrapping_add(offset as u64), device })
     }
 
     /// The device that may reach the buffer.
     pub fn device(&self) -> DeviceId {
-        self.slots.region.0.table().device()
+        self.slots.device
     }
 
     /// All of the buffer's bytes.
@@ -131,16 +139,16 @@ impl DmaBuf {
 
     /// Drops a buffer that the device may still use: the pool has one less from now on. Its memory is quarantined with
     /// the rest of the region, when the pool and all its buffers are dropped.
-    pub fn abandon(mut self) {
-        self.abandoned = true;
+    pub fn abandon(self) {
+        let buffer = ManuallyDrop::new(self);
+        // SAFETY: `buffer` is neither used again nor dropped, so its share of the pool is moved out once.
+        drop(unsafe { ptr::read(&buffer.slots) });
     }
 }
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
-        if !self.abandoned {
-            self.slots.free.lock().push(self.offset);
-        }
+        self.slots.free.lock().push(self.offset);
     }
 }
 

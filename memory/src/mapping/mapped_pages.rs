@@ -381,11 +381,16 @@ impl MappedPages<Dma> {
     /// Writes zeros to all of it.
     #[inline(never)] // so that a benchmark can tell its cost from the rest
     pub fn zero(&mut self) {
-        let words: *mut u64 = self.as_ptr().cast();
-        for word in 0..self.pages.size_in_bytes() as usize / size_of::<u64>() {
-            // SAFETY: inside the mapping, which is always writable for this kind; volatile since a device that has, or
-            // had, this memory may write to it meanwhile.
-            unsafe { words.add(word).write_volatile(0) };
+        const UNROLLED: usize = 8;
+        let mut words: *mut u64 = self.as_ptr().cast();
+        // Booting is to a good part this, and the compiler unrolls the inner loop only.
+        for _ in 0..self.pages.size_in_bytes() as usize / size_of::<[u64; UNROLLED]>() {
+            for word in 0..UNROLLED {
+                // SAFETY: inside the mapping, which is whole pages and always writable for this kind; volatile since a
+                // device that has, or had, this memory may write to it meanwhile.
+                unsafe { words.add(word).write_volatile(0) };
+            }
+            words = words.wrapping_add(UNROLLED);
         }
     }
 

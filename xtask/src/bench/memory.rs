@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::report::{self, Report};
-use super::{Row, folder, machine, plot, run, versions};
+use super::figures::{Estimate, Row};
+use super::plot::{Chart, Panel, Series, Style};
+use super::report::{self, Table, figure, thousands};
+use super::{machine, run, versions, write};
 use crate::kernel;
 use crate::setup::{self, Toolchain};
 
@@ -55,43 +57,167 @@ pub fn bench(toolchain: &Toolchain) -> Result<u8> {
 
     let mut rows = Vec::new();
     for (mebibytes, depth) in configurations() {
-        eprintln!("{}, {} live mappings", guest_name(mebibytes), report::thousands(depth));
+        eprintln!("{}, {} live mappings", guest_name(mebibytes), thousands(depth));
         counting.memory = mebibytes;
-        rows.extend(run(&counting, &depth.to_string(), &guest_name(mebibytes), LIMIT)?);
+        rows.extend(run(&counting, &depth.to_string(), &guest_name(mebibytes), LIMIT)?.rows);
     }
     let columns = configurations().map(|(mebibytes, depth)| (guest_name(mebibytes), depth)).collect();
-    let operations = Report::new(columns, &rows);
+    let operations = Operations::new(columns, &rows);
 
     eprintln!("{}, fragmentation: about a minute", guest_name(FRAGMENTED));
-    let fragmentation = run(&machine(elf, FRAGMENTED), "fragmentation", &guest_name(FRAGMENTED), LIMIT)?;
+    let fragmentation = run(&machine(elf, FRAGMENTED), "fragmentation", &guest_name(FRAGMENTED), LIMIT)?.rows;
 
-    let folder = folder()?;
     let markdown = format!(
-        "# Memory benchmark\n\n{}\n\n## Operations\n\n{WHAT}\n\n{}\n![Instructions by live mappings](memory.svg)\n\n\
+        "# Memory benchmark\n\n{}\n## Operations\n\n{WHAT}\n\n{}\n![Instructions by live mappings](memory.svg)\n\n\
          ## Fragmentation, {}\n\n{FRAGMENTATION}\n\n{}",
-        setup.iter().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n"),
-        operations.markdown(),
+        report::verbatim(&setup),
+        operations.table().markdown(),
         guest_name(FRAGMENTED),
         report::list(&fragmentation),
     );
-    println!("\n{WHAT}\n\n{}\n{FRAGMENTATION}\n\n{}", operations.text(), report::list(&fragmentation));
+    println!(
+        "\n{WHAT}\n\n{}\n{FRAGMENTATION}\n\n{}",
+        operations.table().text(),
+        report::list(&fragmentation)
+    );
     rows.extend(fragmentation);
-    let write = |name: &str, contents: String| {
-        let file = folder.join(name);
-        std::fs::write(&file, contents).with_context(|| format!("cannot write {}", file.display()))?;
-        println!("wrote {}", file.display());
-        Ok::<_, anyhow::Error>(())
-    };
-    write("memory.json", report::json(&rows)?)?;
-    write("memory.md", markdown)?;
-    write("memory.svg", plot::by_depth("Guest instructions by live mappings", &operations))?;
+    write("memory.json", &report::json(&rows)?)?;
+    write("memory.md", &markdown)?;
+    write("memory.svg", &operations.chart().svg())?;
     Ok(judge(&operations))
 }
 
+/// Every operation in every guest and depth.
+struct Operations {
+    columns: Vec<(String, u64)>,
+    lines: Vec<Line>,
+}
+
+/// One operation in every guest that can do it.
+struct Line {
+    workload: String,
+    metric: String,
+    /// By column.
+    values: Vec<Option<Estimate>>,
+    smallest: f64,
+    largest: f64,
+}
+
+impl Line {
+    /// Largest over smallest.
+    fn ratio(&self) -> f64 {
+        self.largest / self.smallest
+    }
+}
+
+impl Operations {
+    fn new(columns: Vec<(String, u64)>, rows: &[Row]) -> Self {
+        let mut names: Vec<(&str, &str)> = Vec::new();
+        // The last guest is the largest and can do everything: its order is that of the table.
+        for row in rows.iter().rev() {
+            let name = (row.key.workload.as_str(), row.key.metric.as_str());
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let line = |(workload, metric): (&str, &str)| {
+            let rows = rows.iter().filter(|row| row.key.workload == workload && row.key.metric == metric);
+            let value = |(guest, depth): &(String, u64)| {
+                rows.clone()
+                    .find(|row| row.key.guest == *guest && row.key.depth == Some(*depth))
+                    .map(|row| row.value)
+            };
+            let values: Vec<_> = columns.iter().map(value).collect();
+            let medians = || values.iter().flatten().map(|value: &Estimate| value.median);
+            Line {
+                workload: workload.into(),
+                metric: metric.into(),
+                smallest: medians().fold(f64::INFINITY, f64::min),
+                largest: medians().fold(0.0, f64::max),
+                values,
+            }
+        };
+        Self { lines: names.into_iter().rev().map(line).collect(), columns }
+    }
+
+    /// A line for each operation, a column for each guest and depth.
+    fn table(&self) -> Table {
+        let column = |(guest, depth): &(String, u64)| {
+            format!("{} {}", guest.trim_start_matches("ringfence "), thousands(*depth))
+        };
+        let heading = ["instructions".into()].into_iter().chain(self.columns.iter().map(column));
+        let line = |line: &Line| {
+            let medians =
+                line.values.iter().map(|value| value.map_or("n/a".into(), |value| figure(value.median)));
+            let spread = line.values.iter().flatten().map(Estimate::spread).fold(0.0, f64::max);
+            let last = [format!("{:.3}", line.ratio()), figure(spread)];
+            [format!("{}, {}", line.workload, line.metric)].into_iter().chain(medians).chain(last).collect()
+        };
+        Table {
+            heading: heading.chain(["largest / smallest".into(), "widest spread".into()]).collect(),
+            lines: self.lines.iter().map(line).collect(),
+        }
+    }
+
+    /// A panel for each workload, a colour for each metric, a mark for each guest. Zeroing, which is far off the scale of
+    /// the rest, is left out.
+    fn chart(&self) -> Chart {
+        let lines = || self.lines.iter().filter(|line| line.metric != "zero");
+        let (metrics, workloads) =
+            (distinct(lines().map(|line| &line.metric)), distinct(lines().map(|line| &line.workload)));
+        let guests = distinct(self.columns.iter().map(|(guest, _)| guest));
+        let colour = |metric: &String| metrics.iter().position(|other| *other == metric).unwrap_or(0);
+        let series = |(line, mark): (&Line, usize)| Series {
+            style: Style { colour: colour(&line.metric), mark },
+            shift: 10.0 * (mark as f64 - 1.0),
+            points: self
+                .columns
+                .iter()
+                .zip(&line.values)
+                .filter(|((guest, _), _)| guest == guests[mark])
+                .filter_map(|((_, depth), value)| Some((*depth, (*value)?)))
+                .collect(),
+        };
+        let panel = |workload: &&String| Panel {
+            title: workload.to_string(),
+            logarithmic: false,
+            series: lines()
+                .filter(|line| line.workload == **workload)
+                .flat_map(|line| (0..guests.len()).map(move |mark| (line, mark)))
+                .map(series)
+                .collect(),
+            limit: None,
+        };
+        let metrics_legend =
+            metrics.iter().map(|metric| (Style { colour: colour(metric), mark: 0 }, metric.to_string()));
+        let guests_legend =
+            guests.iter().enumerate().map(|(mark, guest)| (Style { colour: 7, mark }, guest.to_string()));
+        Chart {
+            title: "Guest instructions by live mappings".into(),
+            legend: metrics_legend.chain(guests_legend).collect(),
+            size: (300.0, 220.0),
+            across: 4,
+            depth: "live mappings".into(),
+            panels: workloads.iter().map(panel).collect(),
+        }
+    }
+}
+
+/// The names in `all`, each once, in the order they first come.
+fn distinct<'a>(all: impl Iterator<Item = &'a String>) -> Vec<&'a String> {
+    let mut found = Vec::new();
+    all.for_each(|name| {
+        if !found.contains(&name) {
+            found.push(name)
+        }
+    });
+    found
+}
+
 /// Says whether the largest ratio is small enough; returns the exit code for this program.
-fn judge(operations: &Report) -> u8 {
+fn judge(operations: &Operations) -> u8 {
     let bad: Vec<_> =
-        operations.lines.iter().filter(|line| line.largest * 100 > line.smallest * MOST).collect();
+        operations.lines.iter().filter(|line| line.largest * 100.0 > line.smallest * MOST as f64).collect();
     for line in &bad {
         println!(
             "FAILED: {}, {}: {} to {} instructions, a ratio of {:.2}; at most {:.2} is allowed",
@@ -116,15 +242,15 @@ pub fn self_check() -> Result<()> {
     let (mebibytes, depth) = configurations().next().context("no configuration")?;
     let mut machine = machine(kernel::build_bench(&toolchain, "memory")?, mebibytes);
     machine.add(COUNTING);
-    let rows = run(&machine, &depth.to_string(), &guest_name(mebibytes), Duration::from_secs(15))?;
-    check(&rows, &serde_json::from_str(BASELINE)?)
+    let measured = run(&machine, &depth.to_string(), &guest_name(mebibytes), Duration::from_secs(15))?;
+    check(&measured.rows, &serde_json::from_str(BASELINE)?)
 }
 
 fn check(rows: &[Row], baseline: &BTreeMap<String, u64>) -> Result<()> {
     let cycles: BTreeMap<String, u64> = rows
         .iter()
-        .filter(|row| row.metric == "whole cycle")
-        .map(|row| (row.workload.clone(), row.median))
+        .filter(|row| row.key.metric == "whole cycle")
+        .map(|row| (row.key.workload.clone(), row.value.median as u64))
         .collect();
     ensure!(cycles.keys().eq(baseline.keys()), "measured {:?}, not {:?}", cycles.keys(), baseline.keys());
     for (workload, expected) in baseline {
@@ -151,18 +277,22 @@ fn guest_name(mebibytes: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::figures::parse_row;
 
     fn row(guest: &str, depth: u64, metric: &str, median: u64) -> Row {
-        let (guest, workload, metric) = (guest.into(), "4 KiB".into(), metric.into());
-        let unit = "instructions".into();
-        Row { guest, workload, depth: Some(depth), metric, unit, median, spread: 0, rounds: 9 }
+        parse_row(
+            &format!("4 KiB|{metric}|instructions|{median}|{median}|{}|9", median + 3),
+            guest,
+            Some(depth),
+        )
+        .unwrap()
     }
 
     #[test]
     fn a_ratio_above_the_limit_fails() {
         let columns = vec![("a".into(), 10), ("b".into(), 10)];
         let judged = |large| {
-            judge(&Report::new(columns.clone(), &[row("a", 10, "map", 100), row("b", 10, "map", large)]))
+            judge(&Operations::new(columns.clone(), &[row("a", 10, "map", 100), row("b", 10, "map", large)]))
         };
         assert_eq!((judged(125), judged(126), judged(80), judged(79)), (0, 1, 0, 1));
     }
@@ -174,5 +304,17 @@ mod tests {
             |count| check(&[row("a", 10, "whole cycle", count), row("a", 10, "map", 1)], &baseline).is_ok();
         assert_eq!([899, 900, 1100, 1101].map(checked), [false, true, true, false]);
         assert!(check(&[], &baseline).is_err());
+    }
+
+    #[test]
+    fn what_a_guest_cannot_do_is_not_there() {
+        let columns = vec![("ringfence 1 GiB".into(), 10), ("b".into(), 10), ("c".into(), 10)];
+        let operations = Operations::new(columns, &[row("b", 10, "map", 4000), row("c", 10, "map", 5000)]);
+        let last = "| 4 KiB, map | n/a | 4,000 | 5,000 | 1.250 | 3 |\n";
+        assert!(operations.table().markdown().ends_with(last), "{}", operations.table().markdown());
+        assert_eq!(
+            operations.chart().panels[0].series.iter().map(|series| series.points.len()).sum::<usize>(),
+            2
+        );
     }
 }

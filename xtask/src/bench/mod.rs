@@ -1,16 +1,22 @@
 //! `bench`: benchmarks. Each is a guest of kernel/benches/, run in several machines; what it found goes to the terminal
 //! and to target/bench/, as rows for programs, as a table and a plot for people.
 
+pub mod blk;
+mod figures;
+mod linux;
 pub mod memory;
+pub mod net;
 mod plot;
 mod report;
+mod targets;
 
 use std::cell::Cell;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use figures::{Key, Row, Samples};
 
 use crate::guest::{Guest, last_line};
 use crate::qemu::{Boot, Machine, exit};
@@ -19,44 +25,42 @@ use crate::target;
 
 /// Every benchmark there is to be.
 pub const NAMES: [&str; 3] = ["blk", "net", "memory"];
+/// How long a guest may take for one round of everything.
+const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs the benchmark called `name`, or all that exist; returns the exit code for this program.
+/// Runs the benchmark called `name`, or all; returns the exit code for this program.
 pub fn bench(name: Option<&str>) -> Result<u8> {
-    if let Some(name) = name.filter(|name| *name != "memory") {
-        bail!("bench {name}: this benchmark is not built yet; there is only `bench memory`");
+    let toolchain = setup::ensure(Need::Run)?;
+    let mut worst = 0;
+    for name in NAMES.into_iter().filter(|each| name.is_none_or(|name| name == *each)) {
+        worst = worst.max(match name {
+            "blk" => blk::bench(&toolchain)?,
+            "net" => net::bench(&toolchain)?,
+            _ => memory::bench(&toolchain)?,
+        });
     }
-    memory::bench(&setup::ensure(Need::Run)?)
+    Ok(worst)
 }
 
-/// One figure of a benchmark.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// Which guest, on which machine.
-    pub guest: String,
-    /// What it did.
-    pub workload: String,
-    /// Among how many live mappings, or with how many requests in flight.
-    pub depth: Option<u64>,
-    /// What was measured of it.
-    pub metric: String,
-    pub unit: String,
-    pub median: u64,
-    /// Width of the range that holds the middle 95 % of the rounds.
-    pub spread: u64,
-    pub rounds: u64,
+/// What a guest printed.
+struct Output {
+    /// What it measured itself, in short.
+    rows: Vec<Row>,
+    /// What it measured, each round of it.
+    samples: Vec<(Key, f64)>,
+    /// What it says about itself, such as the features that were negotiated.
+    info: Vec<String>,
 }
 
-/// Boots `machine`, whose guest does the benchmark `what`, shows its progress and returns its rows. They come as lines
-/// `bench-row: WORKLOAD|METRIC|UNIT|MEDIAN|LOW|HIGH|ROUNDS`.
-fn run(machine: &Machine, what: &str, guest: &str, limit: Duration) -> Result<Vec<Row>> {
-    let mut machine = machine.clone();
-    machine.options.push(("bench".into(), what.into()));
-    let mut qemu = Guest::start(machine.command()?)?;
+/// Boots `machine`, whose guest, called `guest` here, does the benchmark `what`; shows its progress and returns what it
+/// found. That comes as lines `bench-row: …` or `bench-sample: …`, see [`figures`], and `bench-info: TEXT`; the last line
+/// is `bench-done`.
+fn run(machine: &Machine, what: &str, guest: &str, limit: Duration) -> Result<Output> {
+    let mut qemu = Guest::start(with_task(machine, what).command()?)?;
     let shown = Cell::new(0);
     let done = |output: &str| {
         let output = &output[..output.rfind('\n').unwrap_or(0)]; // whole lines
-        let progress: Vec<_> =
-            output.lines().filter_map(|line| line.strip_prefix("bench-progress: ")).collect();
+        let progress: Vec<_> = lines(output, "bench-progress: ").collect();
         progress[shown.get()..].iter().for_each(|line| eprintln!("  {line}"));
         shown.set(progress.len());
         output.lines().any(|line| line == "bench-done")
@@ -65,26 +69,54 @@ fn run(machine: &Machine, what: &str, guest: &str, limit: Duration) -> Result<Ve
     let status = qemu.wait_exit(Duration::from_secs(5))?.and_then(|status| status.code());
     ensure!(status == Some(exit::PASS), "{guest}, {what}: it ended with {status:?}: {}", last_line(&output));
     let depth = what.parse().ok();
-    let lines = output.lines().filter_map(|line| line.strip_prefix("bench-row: "));
-    let rows: Result<Vec<Row>> =
-        lines.map(|line| parse(line, guest, depth).with_context(|| format!("in the row {line:?}"))).collect();
-    rows.and_then(|rows| if rows.is_empty() { bail!("{guest}, {what}: no rows") } else { Ok(rows) })
+    let output = Output {
+        rows: read(&output, "bench-row: ", |line| figures::parse_row(line, guest, depth))?,
+        samples: read(&output, "bench-sample: ", figures::parse_sample)?,
+        info: lines(&output, "bench-info: ").map(String::from).collect(),
+    };
+    ensure!(!(output.rows.is_empty() && output.samples.is_empty()), "{guest}, {what}: it measured nothing");
+    Ok(output)
 }
 
-fn parse(line: &str, guest: &str, depth: Option<u64>) -> Result<Row> {
-    let parts: Vec<&str> = line.split('|').collect();
-    let [workload, metric, unit, median, low, high, rounds] = parts[..] else { bail!("not 7 parts") };
-    let (low, high): (u64, u64) = (low.parse()?, high.parse()?);
-    Ok(Row {
-        guest: guest.into(),
-        workload: workload.into(),
-        depth,
-        metric: metric.into(),
-        unit: unit.into(),
-        median: median.parse()?,
-        spread: high.checked_sub(low).context("its bounds are the wrong way round")?,
-        rounds: rounds.parse()?,
-    })
+/// What several guests found, each started several times.
+#[derive(Default)]
+struct Found {
+    samples: Samples,
+    /// What they said about themselves, each line once, with the machine it is about.
+    info: Vec<String>,
+}
+
+impl Found {
+    /// Boots `machine`, and adds what its guests find at `what`, under the names that `name` gives them.
+    fn measure(&mut self, machine: &Machine, what: &str, name: impl Fn(&str) -> String) -> Result<()> {
+        let output = run(machine, what, &name("all"), LIMIT)?;
+        for (mut key, value) in output.samples {
+            key.guest = name(&key.guest);
+            self.samples.add(key, value);
+        }
+        for line in output.info {
+            let line = format!("{}: {}", name("all"), linux::readable(&line));
+            if !self.info.contains(&line) {
+                self.info.push(line);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lines<'a>(output: &'a str, prefix: &'a str) -> impl Iterator<Item = &'a str> {
+    output.lines().filter_map(move |line| line.strip_prefix(prefix))
+}
+
+fn read<T>(output: &str, prefix: &str, parse: impl Fn(&str) -> Result<T>) -> Result<Vec<T>> {
+    lines(output, prefix).map(|line| parse(line).with_context(|| format!("in {prefix}{line}"))).collect()
+}
+
+/// `machine` with the guest told to do the benchmark `what`.
+fn with_task(machine: &Machine, what: &str) -> Machine {
+    let mut machine = machine.clone();
+    machine.options.push(("bench".into(), what.into()));
+    machine
 }
 
 /// A machine that boots the guest `elf`.
@@ -101,35 +133,13 @@ fn versions(toolchain: &Toolchain) -> Result<Vec<String>> {
     Ok(vec![version(&mut Command::new("qemu-system-x86_64"))?, version(&mut Command::new(&toolchain.rustc))?])
 }
 
-/// Where results go; created if missing.
-fn folder() -> Result<PathBuf> {
+/// Writes `contents` to a file in target/bench/ and says so.
+fn write(name: &str, contents: &str) -> Result<()> {
     let folder = target()?.join("bench");
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    Ok(folder)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_read() {
-        let row = parse("4 KiB|map|instructions|70|65|81|201", "g", Some(10)).unwrap();
-        let expected = Row {
-            guest: "g".into(),
-            workload: "4 KiB".into(),
-            depth: Some(10),
-            metric: "map".into(),
-            unit: "instructions".into(),
-            median: 70,
-            spread: 16,
-            rounds: 201,
-        };
-        assert_eq!(row, expected);
-        for line in
-            ["", "4 KiB|map|instructions|70|65|81", "a|b|c|x|1|2|3", "a|b|c|2|3|1|9", "a|b|c|1|1|1|1|1"]
-        {
-            assert!(parse(line, "g", None).is_err(), "{line}");
-        }
-    }
+    let file = folder.join(name);
+    std::fs::create_dir_all(&folder)
+        .and_then(|()| std::fs::write(&file, contents))
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    println!("wrote {}", file.display());
+    Ok(())
 }

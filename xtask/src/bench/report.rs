@@ -1,78 +1,51 @@
 //! Rows as tables and as JSON.
 
-use anyhow::Result;
-use serde_json::json;
+use std::fmt::Display;
 
-use super::Row;
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::figures::{Estimate, Row};
+use super::with_task;
 use crate::qemu::Machine;
 
-/// A table: a line for each workload and metric, a column for each guest and depth.
-pub struct Report {
-    pub columns: Vec<(String, u64)>,
-    pub lines: Vec<Line>,
+/// A table for people: its first column is text, the others are figures.
+pub struct Table {
+    pub heading: Vec<String>,
+    pub lines: Vec<Vec<String>>,
 }
 
-/// One operation in every guest that can do it.
-pub struct Line {
-    pub workload: String,
-    pub metric: String,
-    /// Medians, by column.
-    pub medians: Vec<Option<u64>>,
-    pub smallest: u64,
-    pub largest: u64,
-    /// The largest spread of any column.
-    pub spread: u64,
-}
-
-impl Line {
-    /// Largest over smallest.
-    pub fn ratio(&self) -> f64 {
-        self.largest as f64 / self.smallest as f64
-    }
-}
-
-impl Report {
-    /// Sorts `rows` into a table.
-    pub fn new(columns: Vec<(String, u64)>, rows: &[Row]) -> Self {
-        let mut lines: Vec<Line> = Vec::new();
-        let mut operations: Vec<(&str, &str)> = Vec::new();
-        // The last guest is the largest and can do everything: its order is that of the table.
-        for row in rows.iter().rev() {
-            let operation = (row.workload.as_str(), row.metric.as_str());
-            if !operations.contains(&operation) {
-                operations.push(operation);
+impl Table {
+    /// A table whose lines are the guests and workloads of `rows`, and its columns their depths.
+    pub fn by_depth(corner: &str, rows: &[&Row], name: impl Fn(&Row) -> String) -> Self {
+        let mut depths: Vec<u64> = rows.iter().filter_map(|row| row.key.depth).collect();
+        depths.sort_unstable();
+        depths.dedup();
+        let mut names: Vec<String> = Vec::new();
+        rows.iter().map(|row| name(row)).for_each(|name| {
+            if !names.contains(&name) {
+                names.push(name);
             }
+        });
+        let cell = |line: &str, depth: u64| {
+            let found = rows.iter().find(|row| row.key.depth == Some(depth) && name(row) == line);
+            found.map_or("-".into(), |row| estimate(&row.value))
+        };
+        let line = |name: &String| {
+            [name.clone()].into_iter().chain(depths.iter().map(|depth| cell(name, *depth))).collect()
+        };
+        Self {
+            lines: names.iter().map(line).collect(),
+            heading: [corner.to_owned()].into_iter().chain(depths.iter().map(u64::to_string)).collect(),
         }
-        for (workload, metric) in operations.into_iter().rev() {
-            let rows = rows.iter().filter(|row| row.workload == workload && row.metric == metric);
-            let median = |(guest, depth): &(String, u64)| {
-                rows.clone()
-                    .find(|row| row.guest == *guest && row.depth == Some(*depth))
-                    .map(|row| row.median)
-            };
-            let medians: Vec<_> = columns.iter().map(median).collect();
-            let known = || medians.iter().flatten().copied();
-            lines.push(Line {
-                workload: workload.into(),
-                metric: metric.into(),
-                smallest: known().min().unwrap_or(0),
-                largest: known().max().unwrap_or(0),
-                spread: rows.map(|row| row.spread).max().unwrap_or(0),
-                medians,
-            });
-        }
-        Self { columns, lines }
     }
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let cells = self.cells();
-        let width = |column: usize| cells.iter().map(|line| line[column].len()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..cells[0].len()).map(width).collect();
         let mut text = String::new();
-        for line in cells {
+        for line in self.all() {
             for (column, cell) in line.iter().enumerate() {
-                let width = widths[column];
+                let width = self.all().map(|line| line[column].chars().count()).max().unwrap_or(0);
                 text += &if column == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") };
             }
             text.push('\n');
@@ -82,86 +55,90 @@ impl Report {
 
     /// For a page.
     pub fn markdown(&self) -> String {
-        let cells = self.cells();
         let mut text = String::new();
-        for (number, line) in cells.iter().enumerate() {
-            if number == 2 {
+        for (number, line) in self.all().enumerate() {
+            text += &format!("| {} |\n", line.join(" | "));
+            if number == 0 {
                 text += &format!("|---|{}\n", "---:|".repeat(line.len() - 1));
             }
-            if number == 0 {
-                continue; // both lines of the heading in one
-            }
-            let heading = |(above, cell): (&String, &String)| match number {
-                1 => format!("{above} {cell}").trim().to_owned(),
-                _ => cell.clone(),
-            };
-            let line: Vec<String> = cells[0].iter().zip(line).map(heading).collect();
-            text += &format!("| {} |\n", line.join(" | "));
         }
         text
     }
 
-    /// Two lines of headings, then the table.
-    fn cells(&self) -> Vec<Vec<String>> {
-        let guests = self.columns.iter().map(|(guest, _)| guest.trim_start_matches("ringfence ").to_owned());
-        let depths = self.columns.iter().map(|(_, depth)| thousands(*depth));
-        let strings = |words: [&str; 2]| words.map(String::from);
-        let mut cells = vec![
-            [String::new()].into_iter().chain(guests).chain(strings(["largest", "widest"])).collect(),
-            ["instructions".into()]
-                .into_iter()
-                .chain(depths)
-                .chain(strings(["/ smallest", "spread"]))
-                .collect(),
-        ];
-        for line in &self.lines {
-            let medians = line.medians.iter().map(|median| median.map_or("n/a".into(), thousands));
-            let last = [format!("{:.3}", line.ratio()), thousands(line.spread)];
-            cells.push(
-                [format!("{}, {}", line.workload, line.metric)]
-                    .into_iter()
-                    .chain(medians)
-                    .chain(last)
-                    .collect(),
-            );
-        }
-        cells
+    fn all(&self) -> impl Iterator<Item = &Vec<String>> {
+        [&self.heading].into_iter().chain(&self.lines)
+    }
+}
+
+/// A median, and half the width of its interval in percent of it.
+pub fn estimate(value: &Estimate) -> String {
+    let percent = 50.0 * value.spread() / value.median;
+    match value.rounds {
+        1 => figure(value.median),
+        _ if value.spread() == 0.0 => figure(value.median),
+        _ => format!("{} ±{percent:.0}%", figure(value.median)),
     }
 }
 
 /// Rows as a Markdown list.
 pub fn list(rows: &[Row]) -> String {
     let line = |row: &Row| {
-        let value = match row.unit.as_str() {
-            "permille" => format!("{}.{} %", row.median / 10, row.median % 10),
-            unit => format!("{} {unit}", thousands(row.median)),
+        let value = match row.key.unit.as_str() {
+            "permille" => format!("{:.1} %", row.value.median / 10.0),
+            unit => format!("{} {unit}", figure(row.value.median)),
         };
-        let rounds =
-            if row.rounds > 1 { format!(" (median of {})", thousands(row.rounds)) } else { String::new() };
-        format!("- {}: {}: {value}{rounds}\n", row.workload, row.metric)
+        let rounds = match row.value.rounds {
+            1 => String::new(),
+            rounds => format!(" (median of {})", thousands(rounds)),
+        };
+        format!("- {}: {}: {value}{rounds}\n", row.key.workload, row.key.metric)
     };
     rows.iter().map(line).collect()
 }
 
 /// Rows for programs.
 pub fn json(rows: &[Row]) -> Result<String> {
+    // A whole number is written as one.
+    let number = |value: f64| match value.fract() {
+        0.0 => Value::from(value as u64),
+        _ => Value::from(value),
+    };
     let object = |row: &Row| {
-        let Row { guest, workload, depth, metric, unit, median, spread, rounds } = row;
         json!({
-            "guest": guest, "workload": workload, "depth": depth, "metric": metric, "unit": unit,
-            "median": median, "spread": spread, "rounds": rounds,
+            "guest": row.key.guest, "workload": row.key.workload, "depth": row.key.depth,
+            "metric": row.key.metric, "unit": row.key.unit,
+            "median": number(row.value.median), "spread": number(row.value.spread()), "rounds": row.value.rounds,
         })
     };
     let rows: Vec<_> = rows.iter().map(object).collect();
     Ok(serde_json::to_string_pretty(&rows)? + "\n")
 }
 
-/// QEMU's command line for `machine`, as a person would type it.
-pub fn command_line(machine: &Machine, what: impl std::fmt::Display) -> String {
-    let arguments = machine.arguments();
-    let words = arguments.iter().map(|word| word.to_string_lossy());
+/// QEMU's command line for the benchmark `what` on `machine`, as a person would type it.
+pub fn command_line(machine: &Machine, what: impl Display) -> String {
+    let arguments = with_task(machine, &what.to_string()).arguments();
+    let words = arguments.iter().map(|word| match word.to_string_lossy() {
+        word if word.contains(' ') => format!("\"{word}\"").into(),
+        word => word,
+    });
     let words: Vec<_> = words.collect();
-    format!("qemu-system-x86_64 {} -fw_cfg name=opt/org.ringfence/bench,string={what}", words.join(" "))
+    format!("qemu-system-x86_64 {}", words.join(" "))
+}
+
+/// Lines as Markdown shows them unchanged.
+pub fn verbatim(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("    {line}\n")).collect()
+}
+
+/// A number with three digits that count, or, from 100 on, all before the point.
+pub fn figure(value: f64) -> String {
+    match value {
+        _ if value.fract() == 0.0 => thousands(value as u64),
+        100.0.. => thousands(value.round() as u64),
+        10.0.. => format!("{value:.1}"),
+        1.0.. => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
 }
 
 /// With a comma between thousands.
@@ -180,6 +157,8 @@ pub fn thousands(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::figures::Samples;
+    use crate::bench::figures::parse_sample;
 
     #[test]
     fn commas_between_thousands() {
@@ -188,26 +167,33 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_cannot_do_is_not_there() {
-        let row = |guest: &str, median| Row {
-            guest: guest.into(),
-            workload: "1 GiB".into(),
-            depth: Some(10),
-            metric: "map".into(),
-            unit: "instructions".into(),
-            median,
-            spread: 3,
-            rounds: 9,
-        };
-        let columns = vec![("ringfence 1 GiB".into(), 10), ("b".into(), 10), ("c".into(), 10)];
-        let report = Report::new(columns, &[row("b", 4000), row("c", 5000)]);
-        assert_eq!(report.lines[0].medians, [None, Some(4000), Some(5000)]);
-        let last = "| 1 GiB, map | n/a | 4,000 | 5,000 | 1.250 | 3 |\n";
-        assert!(report.markdown().ends_with(last), "{}", report.markdown());
-        assert!(
-            report.text().lines().last().unwrap().ends_with("  4,000  5,000       1.250       3"),
-            "{}",
-            report.text()
-        );
+    fn three_digits_count() {
+        let cases = [(0.01234, "0.012"), (1.0, "1"), (2.345, "2.35"), (99.96, "100.0"), (1234.5, "1,235")];
+        cases.into_iter().for_each(|(value, text)| assert_eq!(figure(value), text));
+    }
+
+    #[test]
+    fn a_line_for_each_guest_and_a_column_for_each_depth() {
+        let mut samples = Samples::default();
+        for line in ["a|w|32|m|u|200", "a|w|1|m|u|10", "a|w|1|m|u|30", "b|w|32|m|u|7", "c|w|32|m|u|9.5"] {
+            let (key, value) = parse_sample(line).unwrap();
+            samples.add(key, value);
+        }
+        let rows = samples.rows();
+        let chosen: Vec<&Row> = rows.iter().filter(|row| row.key.guest != "c").collect();
+        let table = Table::by_depth("m", &chosen, |row| row.key.guest.clone());
+        let expected = "| m | 1 | 32 |\n|---|---:|---:|\n| a | 20 ±50% | 200 |\n| b | - | 7 |\n";
+        assert_eq!(table.markdown(), expected);
+        assert_eq!(table.text(), "m        1   32\na  20 ±50%  200\nb        -    7\n");
+    }
+
+    #[test]
+    fn programs_read_whole_numbers_as_such() {
+        let (key, _) = parse_sample("g|w|4|m|u|1").unwrap();
+        let value = Estimate { median: 2.0, low: 1.5, high: 2.0, rounds: 9 };
+        let json = json(&[Row { key, value }]).unwrap();
+        let found: Value = serde_json::from_str(&json).unwrap();
+        let expected = r#"[{"guest":"g","workload":"w","depth":4,"metric":"m","unit":"u","median":2,"spread":0.5,"rounds":9}]"#;
+        assert_eq!(found, serde_json::from_str::<Value>(expected).unwrap());
     }
 }

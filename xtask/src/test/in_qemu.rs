@@ -1,5 +1,5 @@
 //! `kernel::` tests: each test of kernel/tests/ is a boot of its own, once on the newest CPU that QEMU knows and once
-//! on an old one.
+//! on an old one; those that ask for it also with other ring features offered.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -39,7 +39,7 @@ pub fn tests(toolchain: &Toolchain) -> Result<Vec<Test>> {
                 let elf = elf.clone();
                 tests.push(Test::new(format!("kernel::{file}::{name}"), move || must_fail(elf, &name)));
             } else {
-                tests.extend(on_each_cpu(toolchain, &file, &elf, &name, &key));
+                tests.extend(in_each_variant(toolchain, &file, &elf, &name, &key));
             }
         }
     }
@@ -64,18 +64,65 @@ fn list(elf: &Path) -> Result<Vec<(String, String)>> {
     Ok(tests)
 }
 
-fn on_each_cpu(toolchain: &Toolchain, file: &str, elf: &Path, name: &str, key: &str) -> Vec<Test> {
-    let mut words = key.split(',');
-    let cpus: &[&str] =
-        if words.clone().any(|word| word.starts_with("cpu=")) { &[""] } else { &["", "qemu64"] };
-    let limit = if words.any(|word| word == "slow") { LONG_LIMIT } else { LIMIT };
-    let test = |cpu: &&str| {
-        let (elf, name, key, cpu) = (elf.to_owned(), name.to_owned(), key.to_owned(), cpu.to_string());
+/// What is offered where a test's key does not say.
+const DEFAULT_RINGS: Rings = Rings { packed: false, event_idx: true, indirect_desc: true };
+
+/// Which ring features the virtio devices offer.
+#[derive(Clone, Copy, PartialEq)]
+struct Rings {
+    packed: bool,
+    event_idx: bool,
+    indirect_desc: bool,
+}
+
+impl Rings {
+    fn all() -> impl Iterator<Item = Self> {
+        (0..8).map(|bits| Self { packed: bits & 1 != 0, event_idx: bits & 2 == 0, indirect_desc: bits & 4 == 0 })
+    }
+
+    /// How the variant is called where it is not the default.
+    fn title(self) -> String {
+        let words = [(self.packed, " packed"), (!self.event_idx, " no-event-idx"), (!self.indirect_desc, " no-indirect")];
+        words.iter().filter(|word| word.0).map(|word| word.1).collect()
+    }
+
+    /// Has QEMU offer this, and tells the guest what was offered: the feature bits, in decimal.
+    fn apply(self, machine: &mut Machine) {
+        let features = [("packed", self.packed, 34), ("event_idx", self.event_idx, 29), ("indirect_desc", self.indirect_desc, 28)];
+        for device in ["virtio-blk-pci", "virtio-net-pci"] {
+            for (name, on, _) in features {
+                machine.add(&format!("-global {device}.{name}={}", if on { "on" } else { "off" }));
+            }
+        }
+        let bits: u64 = features.iter().map(|&(_, on, bit)| u64::from(on) << bit).sum();
+        machine.options.push(("rings".into(), bits.to_string()));
+    }
+}
+
+/// The variants of a test: on an old CPU too, unless its key names one, and with the ring features that its key asks for:
+/// `formats` for both formats, `rings` for all combinations.
+fn variants(key: &str) -> Vec<(&'static str, Rings)> {
+    let has = |wanted: &str| key.split(',').any(|word| word == wanted);
+    let others = Rings::all().filter(|&rings| match rings {
+        DEFAULT_RINGS => false,
+        Rings { packed: true, ..DEFAULT_RINGS } => has("formats") || has("rings"),
+        _ => has("rings"),
+    });
+    let old_cpu = !key.split(',').any(|word| word.starts_with("cpu="));
+    let cpus = [("", DEFAULT_RINGS)].into_iter().chain(old_cpu.then_some(("qemu64", DEFAULT_RINGS)));
+    cpus.chain(others.map(|rings| ("", rings))).collect()
+}
+
+fn in_each_variant(toolchain: &Toolchain, file: &str, elf: &Path, name: &str, key: &str) -> Vec<Test> {
+    let limit = if key.split(',').any(|word| word == "slow") { LONG_LIMIT } else { LIMIT };
+    let test = |(cpu, rings): (&'static str, Rings)| {
+        let (elf, name, key) = (elf.to_owned(), name.to_owned(), key.to_owned());
         let toolchain = toolchain.clone();
-        let title = format!("kernel::{file}::{name}{}{cpu}", if cpu.is_empty() { "" } else { " on " });
-        Test::new(title, move || {
+        let on = if cpu.is_empty() { rings.title() } else { format!(" on {cpu}") };
+        Test::new(format!("kernel::{file}::{name}{on}"), move || {
             let mut scratch = Scratch::default();
             let mut machine = machine(&toolchain, elf, &key, &mut scratch)?;
+            rings.apply(&mut machine);
             if !cpu.is_empty() {
                 machine.add(&format!("-cpu {cpu}"));
             }
@@ -85,7 +132,7 @@ fn on_each_cpu(toolchain: &Toolchain, file: &str, elf: &Path, name: &str, key: &
             }
         })
     };
-    cpus.iter().map(test).collect()
+    variants(key).into_iter().map(test).collect()
 }
 
 /// A test that fails on purpose passes if it was judged failed for the right reason.
@@ -168,6 +215,22 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
                 "",
                 "disable-modern=on,disable-legacy=off",
             ),
+            // With so many queues; and numbered.
+            ("blk-mq", queues) => {
+                add_disk(&mut machine, "scratch", &scratch.disk(&[])?, "", &format!("num-queues={queues}"))
+            }
+            ("blk-mq-numbered", queues) => {
+                add_disk(&mut machine, "numbered", &scratch.numbered()?, "", &format!("num-queues={queues}"))
+            }
+            // 1 GiB of nothing, at once, in a thread of its own, with so many queues.
+            ("blk-null", queues) => machine.add(&format!(
+                "-object iothread,id=io0 -blockdev driver=null-co,node-name=null,size=1073741824,read-zeroes=off \
+                 -device virtio-blk-pci,drive=null,iothread=io0,num-queues={queues}"
+            )),
+            // What the kernel's option says.
+            ("queues", count) => machine.options.push(("queues".into(), count.into())),
+            // See `variants`.
+            ("formats" | "rings", "") => {}
             // So many numbered disks, read-only, eight to a PCI device, which is to an interrupt line.
             ("disks", count) => {
                 let file = scratch.numbered()?;

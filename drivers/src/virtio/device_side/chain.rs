@@ -7,7 +7,7 @@ use alloc::vec::{self, Vec};
 
 use ringfence_memory::{Bytes, DeviceRange, DriverMem, DriverRange};
 
-use super::queue::{DescChain, DescError, DriverNotify, walk};
+use super::queue::{DescChain, DescError, DriverNotify, walk, writable};
 use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element};
 
 /// Why the buffers of a chain cannot be used.
@@ -155,11 +155,12 @@ struct Rest<'q, 'a, N: DriverNotify> {
 }
 
 impl<'q, 'a, N: DriverNotify> Rest<'q, 'a, N> {
-    fn new<M: DriverMem + ?Sized>(chain: DescChain<'q, 'a, N>, tables: &M) -> Self {
+    fn new<M: DriverMem + ?Sized>(mut chain: DescChain<'q, 'a, N>, tables: &M) -> Self {
         let (descs, error) = match buffers(&chain, tables) {
             Ok(descs) => (descs, None),
             Err(error) => (Vec::new(), Some(error)),
         };
+        chain.writable = error.is_none().then(|| writable(&descs));
         Self { chain, descs: descs.into_iter(), error, reported: false }
     }
 

@@ -18,6 +18,7 @@
 //! after it there is nothing more to be had from the chain or queue.
 
 pub mod chain;
+mod order;
 mod packed;
 pub mod queue;
 pub mod ring;

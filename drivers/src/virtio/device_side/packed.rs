@@ -81,14 +81,10 @@ impl<'a> Packed<'a> {
 
     /// Takes the chain at `next`, if it was made available; `used` is the next slot to use.
     pub(super) fn take(&self, next: u16, used: u16) -> Result<Option<Taken>, QueueError> {
-        // Acquire: the chain is read after the flags that make it available (2.8.21).
-        let flags = self.memory.desc.load(self.at(next, FLAGS), Ordering::Acquire).map_or(0, u16::from_le);
-        let is_set = |flag| flags & flag != 0;
-        let wrap = next & WRAP != 0;
-        if is_set(AVAIL) != wrap || is_set(USED) == wrap {
+        if !self.is_set(next) {
             return Ok(None);
         }
-        let room = self.size.saturating_sub(self.distance(used, next));
+        let room = self.room(next, used);
         let (mut descs, mut at) = (Vec::new(), next);
         for slots in 1..=room {
             let bytes = self.memory.desc.read_obj(self.at(at, 0)).map_err(|_| QueueError::Overrun)?;
@@ -100,6 +96,30 @@ impl<'a> Packed<'a> {
             }
         }
         Err(QueueError::Overrun)
+    }
+
+    /// Whether the driver may have made everything before `position` available: it lies ahead of `next` by no more
+    /// than there is room for, up to a descriptor that is available; or behind, if chains were found before the driver
+    /// notified.
+    pub(super) fn is_available(&self, position: u16, next: u16, used: u16) -> bool {
+        if !self.is_position(position) {
+            return false;
+        }
+        let (ahead, behind) = (self.distance(next, position), self.distance(position, next));
+        let last = self.advance(next, ahead.saturating_sub(1));
+        behind <= self.size || ahead <= self.room(next, used) && self.is_set(next) && self.is_set(last)
+    }
+
+    fn room(&self, next: u16, used: u16) -> u16 {
+        self.size.saturating_sub(self.distance(used, next))
+    }
+
+    /// Whether the driver has made the descriptor at `position` available.
+    fn is_set(&self, position: u16) -> bool {
+        // Acquire: the chain is read after the flags that make it available (2.8.21).
+        let flags = self.memory.desc.load(self.at(position, FLAGS), Ordering::Acquire).map_or(0, u16::from_le);
+        let wrap = position & WRAP != 0;
+        (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
     }
 
     /// Writes a used descriptor at `used` (2.8.7).

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use ringfence_memory::{DeviceRange, fence};
 use spin::Mutex;
 
+use super::order::{InOrder, Returned};
 use super::packed::Packed;
 pub use super::ring::DescType;
 use super::ring::{Desc, Device, Driver, Used};
@@ -80,6 +81,8 @@ pub enum QueueError {
     Overrun,
     /// A chain starts beyond the descriptor table, at this index.
     InvalidHead(u16),
+    /// A notification told of chains up to this position, which are not there.
+    InvalidNotification(u16),
 }
 
 /// Why a chain has no further descriptor.
@@ -101,6 +104,20 @@ pub(super) struct Taken {
     pub(super) descs: Vec<Desc>,
     /// What is wrong after the last of them.
     pub(super) error: Option<DescError>,
+}
+
+impl Taken {
+    /// How many bytes can be written; `None` if that takes a look into a table, or the chain is malformed.
+    fn writable(&self) -> Option<u64> {
+        let sound = self.error.is_none() && !self.descs.iter().any(Desc::is_indirect);
+        sound.then(|| writable(&self.descs))
+    }
+}
+
+/// How many bytes of these buffers can be written.
+pub(super) fn writable(descs: &[Desc]) -> u64 {
+    let writable = descs.iter().filter(|desc| desc.write_only());
+    writable.fold(0, |sum, desc| sum.saturating_add(desc.data().1.into()))
 }
 
 /// The descriptors from `first` on, at most `limit`.
@@ -182,13 +199,23 @@ impl Rings<'_> {
         Ok(Some(Taken { id, slots: 1, descs, error }))
     }
 
-    fn put(&mut self, used: u16, id: u16, written: u32) {
+    /// Whether the driver may have made everything before `position` available.
+    fn is_available(&self, position: u16, next: u16, used: u16) -> bool {
+        match self {
+            // It may have gone on since, by no more than its ring holds.
+            Self::Split(driver, _) => driver.available(position) <= driver.queue_size(),
+            Self::Packed(ring) => ring.is_available(position, next, used),
+        }
+    }
+
+    /// Shows the driver one used element, which stands for all from `used` on.
+    fn put(&mut self, used: u16, Returned { id, slots, written, .. }: &Returned) {
         match self {
             Self::Split(_, device) => {
-                device.insert_used(Used::new(id, written), used);
-                device.publish_used(used.wrapping_add(1));
+                device.insert_used(Used::new(*id, *written), used);
+                device.publish_used(used.wrapping_add(*slots));
             }
-            Self::Packed(ring) => ring.put(used, id, written),
+            Self::Packed(ring) => ring.put(used, *id, *written),
         }
     }
 
@@ -219,6 +246,8 @@ struct State<'a> {
     position: Position,
     error: Option<QueueError>,
     event_idx: bool,
+    /// With VIRTIO_F_IN_ORDER.
+    in_order: Option<InOrder>,
     /// Notifications of the driver wait for `flush`.
     batching: bool,
     /// The driver need not notify.
@@ -238,24 +267,56 @@ impl State<'_> {
             taken = self.look();
         }
         match &taken {
-            Ok(Some(taken)) => self.position.next = self.rings.advance(self.position.next, taken.slots),
+            Ok(Some(taken)) => {
+                self.position.next = self.rings.advance(self.position.next, taken.slots);
+                // Before the index comes round to it again.
+                let split = matches!(self.rings, Rings::Split(..));
+                if split && self.polling && self.event_idx && self.position.next.is_multiple_of(1 << 14) {
+                    self.pass_event();
+                }
+            }
             Ok(None) => (),
             Err(error) => self.error = Some(*error),
         }
         taken
     }
 
+    /// Says in a split ring that the driver need not notify: the event lies behind.
+    fn pass_event(&mut self) {
+        self.rings.set_avail_event(self.position.next.wrapping_sub(1));
+    }
+
     fn look(&self) -> Result<Option<Taken>, QueueError> {
         self.rings.take(self.position.next, self.position.used)
     }
 
-    /// Whether to notify the driver of a chain that has just been returned.
-    fn put(&mut self, id: u16, slots: u16, written: u32) -> bool {
-        self.rings.put(self.position.used, id, written);
-        self.position.used = self.rings.advance(self.position.used, slots);
+    /// Returns a chain, and says whether to notify the driver.
+    fn put(&mut self, turn: u16, chain: Returned) -> bool {
+        match &mut self.in_order {
+            Some(order) => {
+                order.put(turn, chain);
+                if self.batching {
+                    return false;
+                }
+                self.publish();
+            }
+            None => self.show(&chain),
+        }
         // Beyond one round of the ring the positions would not tell any more what is between them.
         let unsignalled = self.rings.distance(self.position.signalled, self.position.used);
         (!self.batching || unsignalled >= self.rings.size()) && self.needs_notification()
+    }
+
+    /// Shows the driver what was returned and is next in order.
+    fn publish(&mut self) {
+        while let Some(batch) = self.in_order.as_mut().and_then(InOrder::next_batch) {
+            self.show(&batch);
+        }
+    }
+
+    fn show(&mut self, batch: &Returned) {
+        self.rings.put(self.position.used, batch);
+        self.position.used = self.rings.advance(self.position.used, batch.slots);
     }
 
     fn needs_notification(&mut self) -> bool {
@@ -303,27 +364,60 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
 
     fn over(rings: Rings<'a>, position: Position, notify: N) -> Self {
         let packed = matches!(rings, Rings::Packed(_));
-        let state = State { rings, position, error: None, event_idx: false, batching: false, polling: false };
+        let state = State {
+            rings,
+            position,
+            error: None,
+            event_idx: false,
+            in_order: None,
+            batching: false,
+            polling: false,
+        };
         Self { state: Mutex::new(state), notify, indirect: false, packed }
     }
 
-    /// With the negotiated feature bits; of interest are VIRTIO_F_INDIRECT_DESC and VIRTIO_F_EVENT_IDX.
+    /// With the negotiated feature bits; of interest are VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and
+    /// VIRTIO_F_IN_ORDER.
+    ///
+    /// With VIRTIO_F_IN_ORDER a chain that is returned waits until all that were taken before it are returned too,
+    /// and a batch of chains that were written completely, or only read, shares one used element with the next one.
     pub fn with_features(mut self, negotiated: u64) -> Self {
         self.indirect = negotiated & features::INDIRECT_DESC != 0;
-        self.state.get_mut().event_idx = negotiated & features::EVENT_IDX != 0;
+        let state = self.state.get_mut();
+        state.event_idx = negotiated & features::EVENT_IDX != 0;
+        state.in_order = (negotiated & features::IN_ORDER != 0).then(InOrder::default);
         self
     }
 
-    /// Goes on at `position`. `None` if there is no such position in this ring.
+    /// Goes on at `position`. `None` if there is no such position in this ring, or, with VIRTIO_F_IN_ORDER, if a
+    /// chain was taken there that can never be returned now.
     pub fn resume(mut self, position: Position) -> Option<Self> {
         let state = self.state.get_mut();
         state.position = position;
-        state.rings.is_position(position).then_some(self)
+        let lost = state.in_order.is_some() && position.next != position.used;
+        (state.rings.is_position(position) && !lost).then_some(self)
     }
 
-    /// Where the queue is now. Chains that were taken and not returned count as taken.
+    /// Where the queue is now. Chains that were taken and not returned count as taken. With VIRTIO_F_IN_ORDER the
+    /// driver sees now what was returned in a batch.
     pub fn position(&self) -> Position {
-        self.state.lock().position
+        let mut state = self.state.lock();
+        state.publish();
+        state.position
+    }
+
+    /// The driver has notified the device, and said with VIRTIO_F_NOTIFICATION_DATA (2.9) that it made everything
+    /// before `position` available: a free running index, or a slot with the wrap counter in bit 15.
+    ///
+    /// # Errors
+    /// If that is not true; then there are no more chains.
+    pub fn notified(&self, position: u16) -> Result<(), QueueError> {
+        let mut state = self.state.lock();
+        let Position { next, used, .. } = state.position;
+        if state.rings.is_available(position, next, used) {
+            return Ok(());
+        }
+        Err(*state.error.get_or_insert(QueueError::InvalidNotification(position)))
     }
 
     /// Number of descriptors.
@@ -342,8 +436,10 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
     /// # Errors
     /// Once; then there are no more chains.
     pub fn next_chain(&self) -> Result<Option<DescChain<'_, 'a, N>>, QueueError> {
-        let taken = self.state.lock().take()?;
-        Ok(taken.map(|taken| DescChain { queue: self, taken, written: 0 }))
+        let mut state = self.state.lock();
+        let Some(taken) = state.take()? else { return Ok(None) };
+        let turn = state.in_order.as_mut().map_or(0, InOrder::take);
+        Ok(Some(DescChain { queue: self, turn, writable: taken.writable(), taken, written: 0 }))
     }
 
     /// Whether the driver is to notify the device of chains: not while the device polls. When it is switched on
@@ -356,8 +452,7 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
                 let next = state.position.next;
                 state.rings.set_avail_event(next);
             }
-            // In a split ring an event that stays behind is as good as none.
-            (true, false) if !self.packed => (),
+            (true, false) if !self.packed => state.pass_event(),
             _ => state.rings.suppress_notifications(!on),
         }
         if on {
@@ -366,15 +461,19 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         }
     }
 
-    /// Whether chains are returned in a batch: the driver sees each at once, but is notified at most once, by
-    /// [`flush`](Self::flush), by dropping the queue, or when a whole ring was returned.
+    /// Whether chains are returned in a batch: the driver is notified at most once, by [`flush`](Self::flush), by
+    /// dropping the queue, or when a whole ring was returned. It sees each chain at once, but with VIRTIO_F_IN_ORDER
+    /// all of them then.
     pub fn set_batching(&self, on: bool) {
         self.state.lock().batching = on;
     }
 
     /// Notifies the driver of the chains returned since the last time, if it wants that.
     pub fn flush(&self) {
-        let notify = self.state.lock().needs_notification();
+        let mut state = self.state.lock();
+        state.publish();
+        let notify = state.needs_notification();
+        drop(state);
         if notify {
             self.notify.notify();
         }
@@ -394,6 +493,10 @@ impl<N: DriverNotify> Drop for Queue<'_, N> {
 pub struct DescChain<'q, 'a, N: DriverNotify> {
     queue: &'q Queue<'a, N>,
     taken: Taken,
+    /// Its turn to be returned.
+    turn: u16,
+    /// How many bytes can be written, if that is known.
+    pub(super) writable: Option<u64>,
     pub(super) written: u32,
 }
 
@@ -424,7 +527,10 @@ impl<N: DriverNotify> DescChain<'_, '_, N> {
 
 impl<N: DriverNotify> Drop for DescChain<'_, '_, N> {
     fn drop(&mut self) {
-        let notify = self.queue.state.lock().put(self.taken.id, self.taken.slots, self.written);
+        let complete = self.writable == Some(self.written.into());
+        let Taken { id, slots, .. } = self.taken;
+        let chain = Returned { id, slots, written: self.written, complete };
+        let notify = self.queue.state.lock().put(self.turn, chain);
         if notify {
             self.queue.notify.notify();
         }

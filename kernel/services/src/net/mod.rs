@@ -5,6 +5,7 @@
 //! listen backlog: a SYN needs a socket in LISTEN. The pool keeps a few of those ready and makes the next one as soon
 //! as one is taken, within the same poll, so a burst of connections costs no resets and an idle stack little memory.
 
+mod early;
 mod nic;
 mod pool;
 mod socket;
@@ -19,13 +20,18 @@ use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 use alloc::vec::Vec;
+use early::{Early, Ingress};
 use embassy_time::Timer;
 use log::{info, warn};
 use pool::Pool;
 use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::TxToken;
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr,
+};
 
 /// Frames taken from the device in one poll before other tasks get a turn.
 const INGRESS_BUDGET: usize = 64;
@@ -82,7 +88,10 @@ struct Inner<N: Nic> {
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
     pool: Pool,
+    early: Early,
     link_up: bool,
+    /// Whether the network is to be told which hardware address is behind our address now.
+    announce: bool,
     /// The task in [`Stack::run`].
     runner: Option<Waker>,
     /// Tasks in [`Stack::wait_address`].
@@ -106,7 +115,18 @@ impl<N: Nic> Stack<N> {
         };
         let link_up = nic.link_up();
         let pool = Pool::new(config.pool);
-        let inner = Inner { nic, iface, sockets, dhcp, pool, link_up, runner: None, waiting: Vec::new() };
+        let inner = Inner {
+            nic,
+            iface,
+            sockets,
+            dhcp,
+            pool,
+            early: Early::default(),
+            link_up,
+            announce: true,
+            runner: None,
+            waiting: Vec::new(),
+        };
         Self { inner: RefCell::new(inner), stats: Cell::new(NetStats::default()) }
     }
 
@@ -182,12 +202,13 @@ impl<N: Nic> Inner<N> {
         self.check_link();
         let now = now();
         self.iface.poll_maintenance(now);
+        self.announce(now);
         let more_in = self.ingress(now);
         let more_out = self.egress(now);
-        self.update_dhcp();
+        let changed = self.update_dhcp();
         let linger = self.pool.maintain(&mut self.sockets, now);
         self.nic.flush();
-        if more_in || more_out {
+        if more_in || more_out || changed {
             cx.waker().wake_by_ref();
             return;
         }
@@ -206,8 +227,10 @@ impl<N: Nic> Inner<N> {
 
     /// Returns whether frames may be left. A socket that a SYN took is replaced before the next frame is looked at.
     fn ingress(&mut self, now: Instant) -> bool {
+        let has_address = self.address().is_some();
         for _ in 0..INGRESS_BUDGET {
-            match self.iface.poll_ingress_single(now, &mut self.nic, &mut self.sockets) {
+            let mut device = Ingress { nic: &mut self.nic, early: &mut self.early, has_address };
+            match self.iface.poll_ingress_single(now, &mut device, &mut self.sockets) {
                 PollIngressSingleResult::None => return false,
                 PollIngressSingleResult::PacketProcessed => {}
                 PollIngressSingleResult::SocketStateChanged => self.pool.refill(&mut self.sockets, now),
@@ -233,6 +256,7 @@ impl<N: Nic> Inner<N> {
         }
         self.link_up = up;
         info!("network: link {}", if up { "up" } else { "down" });
+        self.announce = up;
         // It may be another network now: ask again. Until the answer the old address stays, and with it the connections,
         // so the event that takes it away is not wanted.
         if let (true, Some(handle)) = (up, self.dhcp) {
@@ -242,14 +266,17 @@ impl<N: Nic> Inner<N> {
         }
     }
 
-    fn update_dhcp(&mut self) {
-        let Some(handle) = self.dhcp else { return };
+    /// Returns whether there is a new address.
+    fn update_dhcp(&mut self) -> bool {
+        let Some(handle) = self.dhcp else { return false };
         match self.sockets.get_mut::<dhcpv4::Socket>(handle).poll() {
-            None => {}
+            None => false,
             Some(dhcpv4::Event::Configured(lease)) => {
                 info!("network: address {} (DHCP)", lease.address);
                 set_address(&mut self.iface, Some((lease.address, lease.router)));
+                self.announce = true;
                 self.waiting.drain(..).for_each(Waker::wake);
+                true
             }
             Some(dhcpv4::Event::Deconfigured) => {
                 // The client also says so when it begins, without ever having had one.
@@ -257,8 +284,35 @@ impl<N: Nic> Inner<N> {
                     warn!("network: the DHCP lease is gone");
                 }
                 set_address(&mut self.iface, None);
+                false
             }
         }
+    }
+
+    /// Tells everybody our hardware address, if that is due: who has an old one for our address, or asks just now, would
+    /// else have to wait for a time-out (RFC 2131, 4.4.1; RFC 5227, 2.3).
+    fn announce(&mut self, now: Instant) {
+        let (true, Some(address)) = (self.announce, self.address()) else { return };
+        let Some(room) = self.nic.transmit(now) else { return };
+        let HardwareAddress::Ethernet(mac) = self.iface.hardware_addr();
+        let ethernet = EthernetRepr {
+            src_addr: mac,
+            dst_addr: EthernetAddress::BROADCAST,
+            ethertype: EthernetProtocol::Arp,
+        };
+        let arp = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: mac,
+            source_protocol_addr: address.address(),
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: address.address(),
+        };
+        room.consume(ethernet.buffer_len().saturating_add(arp.buffer_len()), |buffer| {
+            let mut frame = EthernetFrame::new_unchecked(buffer);
+            ethernet.emit(&mut frame);
+            arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
+        });
+        self.announce = false;
     }
 
     fn address(&self) -> Option<Ipv4Cidr> {

@@ -4,4 +4,8 @@ use super::Run;
 use crate::bench;
 
 /// The tests here.
-pub const TESTS: &[(&str, Run)] = &[("bench::memory_self_check", |_| bench::memory::self_check())];
+pub const TESTS: &[(&str, Run)] = &[
+    ("bench::blk_self_check", |_| bench::blk::self_check()),
+    ("bench::memory_self_check", |_| bench::memory::self_check()),
+    ("bench::net_self_check", |_| bench::net::self_check()),
+];

@@ -2,6 +2,7 @@
 
 mod api;
 mod bench;
+mod boot;
 mod command_line;
 mod disks;
 mod files;
@@ -28,7 +29,7 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
     let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured = [bench::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
+    let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
     tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
     tests
 }

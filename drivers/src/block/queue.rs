@@ -1,0 +1,124 @@
+//! One request queue of a block device.
+
+use core::sync::atomic::Ordering;
+
+use super::request::{Controls, InFlight, Request, RequestError};
+use super::{Done, Geometry, Ticket};
+use crate::virtio::{Counters, DriverOk, Notify, Queue, QueueError, Quiet};
+
+/// One request queue. It shares nothing that is written with the device's other queues, so each CPU can have its own.
+pub struct BlockQueue<N>(Queue<InFlight, N>);
+
+impl<N: Notify> BlockQueue<N> {
+    pub(super) fn new(queue: Queue<InFlight, N>) -> Self {
+        Self(queue)
+    }
+
+    pub(super) fn start(&mut self, started: &DriverOk) {
+        self.0.start(started);
+    }
+
+    pub(super) fn reclaim(&mut self, quiet: &Quiet) {
+        self.0.reclaim(quiet).for_each(drop);
+    }
+
+    pub(super) fn inner(&mut self) -> &mut Queue<InFlight, N> {
+        &mut self.0
+    }
+
+    /// What the disk is like.
+    pub fn geometry(&self) -> Geometry {
+        let Controls { geometry, sectors, .. } = self.0.context();
+        Geometry { sectors: sectors.load(Ordering::Relaxed), ..*geometry }
+    }
+
+    /// The most requests that can be in flight.
+    pub fn depth(&self) -> usize {
+        self.0.depth().into()
+    }
+
+    /// Tickets are numbered from 0 to below this.
+    pub fn tickets(&self) -> usize {
+        self.0.slots()
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight().into()
+    }
+
+    /// Number of descriptors.
+    pub fn queue_size(&self) -> u16 {
+        self.0.size()
+    }
+
+    /// Whether the device broke the rules of the ring: drop the driver.
+    pub fn is_broken(&self) -> bool {
+        self.0.is_broken()
+    }
+
+    /// What the queue has done.
+    pub fn counters(&self) -> Counters {
+        self.0.counters()
+    }
+
+    /// Reports `count` interrupts of the queue, for the counters.
+    pub fn count_interrupts(&mut self, count: u64) {
+        self.0.count_interrupts(count);
+    }
+
+    /// Puts a request into the ring. The device starts on it after the next [`kick`](Self::kick).
+    ///
+    /// # Errors
+    /// Gives the request back: see [`RequestError`]. After [`RequestError::Full`], reap and try again.
+    #[inline(always)] // What kind of request it is, the caller often knows.
+    pub fn submit(&mut self, request: Request) -> Result<Ticket, (RequestError, Request)> {
+        if let Err(error) = request.check(self.0.context()) {
+            return Err((error, request));
+        }
+        match self.0.submit(InFlight::new(request)) {
+            Ok(slot) => Ok(Ticket(slot)),
+            Err((error, request)) => Err((error.into(), request.into_request())),
+        }
+    }
+
+    /// Submits all of `requests` and kicks once; `each` learns how each one fared.
+    pub fn submit_batch(
+        &mut self,
+        requests: impl IntoIterator<Item = Request>,
+        mut each: impl FnMut(Result<Ticket, (RequestError, Request)>),
+    ) {
+        for request in requests {
+            each(self.submit(request));
+        }
+        self.kick();
+    }
+
+    /// Tells the device about all submitted requests, by at most one notification.
+    pub fn kick(&mut self) {
+        self.0.kick();
+    }
+
+    /// Hands all finished requests to `done`, and says how many there were.
+    ///
+    /// # Errors
+    /// [`QueueError::Broken`]: drop the driver.
+    #[inline]
+    pub fn reap(&mut self, mut done: impl FnMut(Done)) -> Result<usize, QueueError> {
+        self.0.reap(|completion, controls| {
+            let result = controls.outcome(&completion);
+            done(Done { ticket: Ticket(completion.slot), result, buffer: completion.buffers.into_buffer() });
+        })
+    }
+
+    /// Asks for no interrupts while polling. Interrupts may come anyway.
+    pub fn disable_interrupts(&mut self) {
+        self.0.disable_interrupts();
+    }
+
+    /// Asks for an interrupt at the next completion. `true`: something is there already; reap instead of sleeping.
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        self.0.enable_interrupts()
+    }
+}

@@ -1,0 +1,409 @@
+//! The block driver's options: several queues, depths and sizes of rings, indirect tables, both formats.
+
+mod support;
+
+use std::thread;
+
+use ringfence_drivers::block::{Block, BlockQueue, Options, Request, RequestError};
+use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
+use ringfence_memory::{DmaBuf, DmaPool};
+use support::bench::FORMATS;
+use support::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
+use support::{Chain, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
+
+const MQ: u64 = features::block::MQ;
+const BUFFERS: usize = 512;
+
+/// A configuration with `queues` request queues (5.2.4).
+fn config_with(queues: u16) -> Vec<u8> {
+    let mut config = config(SECTORS, 1 << 20, 4, 512);
+    config[34..36].copy_from_slice(&queues.to_le_bytes());
+    config
+}
+
+struct Bench {
+    fake: Fake,
+    block: Block<FakeTransport>,
+    pool: DmaPool,
+}
+
+impl Bench {
+    fn new(offered: u64, config: Vec<u8>, sizes: &[u16], options: &Options) -> Result<Self, Error> {
+        let fake = Fake::new(DeviceType::BLOCK, ALL | offered, config, sizes);
+        let block = Block::with_options(fake.transport(), &fake.grant(), fake.windows(), options);
+        if block.is_err() {
+            assert_eq!((fake.platform.dma_in_use(), fake.model().status), (0, 128), "all is given back");
+        }
+        let pool = DmaPool::new(&fake.windows(), BUFFERS, 4096).unwrap();
+        Ok(Self { fake, block: block?, pool })
+    }
+
+    fn queues(&mut self) -> usize {
+        self.block.split().1.count()
+    }
+
+    fn read(&self, sector: u64, len: usize) -> Request {
+        Request::Read { sector, buffer: self.pool.take().unwrap(), len }
+    }
+
+    /// Submits as many reads of a sector as there is room for, and takes their chains.
+    fn fill(&mut self, disk: &mut Disk) -> Vec<Chain> {
+        for number in 0.. {
+            let request = self.read(number % SECTORS, SECTOR);
+            match self.block.submit(request) {
+                Ok(_) => {}
+                Err((error, _)) => {
+                    assert_eq!(error, RequestError::Full);
+                    break;
+                }
+            }
+        }
+        self.block.kick();
+        std::iter::from_fn(|| disk.ring.take()).collect()
+    }
+
+    fn reap_good(&mut self) -> usize {
+        self.block.reap(|done| assert_eq!(done.result, Ok(()))).unwrap()
+    }
+}
+
+fn finish(disk: &mut Disk, chains: Vec<Chain>) {
+    for chain in chains {
+        let written = disk.carry_out(&chain);
+        disk.ring.put_used(chain.head.into(), written);
+    }
+    disk.ring.publish();
+}
+
+#[test]
+fn as_many_queues_as_wanted_and_there() {
+    for (offered, there, wanted, expected) in [
+        (MQ, 4, 1, 1),
+        (MQ, 4, 3, 3),
+        (MQ, 4, 4, 4),
+        (MQ, 3, 4, 3),
+        (MQ, 1, 4, 1),
+        (MQ, 4, 65535, 4),
+        // Several queues, and none: taken to be one.
+        (MQ, 0, 4, 1),
+        // The field means nothing without the feature.
+        (0, 4, 4, 1),
+        (MQ, 4, 0, 1),
+    ] {
+        let options = Options { queues: wanted, ..Options::default() };
+        let mut bench = Bench::new(offered, config_with(there), &[64; 4], &options).unwrap();
+        let case = format!("{there} there, {wanted} wanted");
+        assert_eq!(bench.queues(), expected, "{case}");
+        assert_eq!(bench.block.features() & MQ, offered, "{case}");
+        let up = |event: &&Event| matches!(event, Event::QueueUp(_));
+        let events = bench.fake.model().events.iter().filter(up).copied().collect::<Vec<_>>();
+        assert_eq!(events, (0..expected as u16).map(Event::QueueUp).collect::<Vec<_>>(), "{case}");
+    }
+}
+
+#[test]
+fn queues_that_are_announced_but_not_there() {
+    let options = Options { queues: u16::MAX, ..Options::default() };
+    for (there, sizes, missing) in [(4, vec![64, 64, 0, 64], 2), (u16::MAX, vec![64; 3], 3), (2, vec![64, 2], 1)] {
+        let result = Bench::new(MQ, config_with(there), &sizes, &options);
+        assert_eq!(result.map(drop), Err(Error::QueueUnavailable(missing)));
+    }
+    // A configuration that ends before the field.
+    let mut short = config_with(4);
+    short.truncate(34);
+    assert_eq!(Bench::new(MQ, short, &[64; 4], &options).map(drop), Err(Error::BadConfig));
+}
+
+#[test]
+fn options_that_cannot_be() {
+    for (options, expected) in [
+        (Options { queue_size: 0, ..Options::default() }, Some(Error::QueueUnavailable(0))),
+        (Options { queue_size: 2, ..Options::default() }, Some(Error::QueueUnavailable(0))),
+        (Options { depth: 0, ..Options::default() }, None),
+    ] {
+        let result = Bench::new(0, config_with(1), &[64], &options).map(drop);
+        assert!(expected.map_or(result.is_err(), |expected| result == Err(expected)), "{options:?}");
+    }
+    let all = features::QUEUES;
+    for wanted in [0, all & !RING_PACKED, RING_PACKED, INDIRECT_DESC, EVENT_IDX] {
+        let options = Options { features: wanted, ..Options::default() };
+        let bench = Bench::new(all, config_with(1), &[64], &options).unwrap();
+        assert_eq!(bench.block.features() & all, wanted, "only what the user wants");
+    }
+    // What is no feature of queues cannot be had this way.
+    let options = Options { features: u64::MAX, ..Options::default() };
+    let bench = Bench::new(u64::MAX, config_with(1), &[64], &options).unwrap();
+    assert_eq!(bench.block.features() & 1 << 14, 0, "WRITE_ZEROES is not implemented");
+}
+
+/// Reads every sector a few times through one queue, and answers as its disk.
+fn work(queue: &mut BlockQueue<FakeNotifier>, disk: &mut Disk, buffers: &mut Vec<DmaBuf>) {
+    let depth = buffers.len();
+    for round in 0..40 {
+        let mut sectors = std::collections::HashMap::new();
+        for number in 0..depth as u64 {
+            let (sector, buffer) = ((round * 7 + number) % SECTORS, buffers.pop().unwrap());
+            let ticket = queue.submit(Request::Read { sector, buffer, len: SECTOR }).unwrap();
+            assert!(sectors.insert(ticket, sector).is_none());
+        }
+        queue.kick();
+        assert_eq!(disk.serve_all(), depth);
+        let count = queue.reap(|done| {
+            let (sector, buffer) = (sectors.remove(&done.ticket).unwrap(), done.buffer.unwrap());
+            assert_eq!(done.result, Ok(()));
+            assert_eq!(bytes(&buffer, SECTOR), disk.expected(sector, SECTOR));
+            buffers.push(buffer);
+        });
+        assert_eq!(count, Ok(depth));
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn each_queue_works_on_a_cpu_of_its_own() {
+    for format in FORMATS {
+        let options = Options { queues: 4, ..Options::default() };
+        let mut bench = Bench::new(MQ | format, config_with(4), &[64; 4], &options).unwrap();
+        let Bench { fake, block, pool } = &mut bench;
+        let mut disks: Vec<_> = (0..4).map(|index| Disk::new(fake.ring(index))).collect();
+        thread::scope(|scope| {
+            let (control, queues) = block.split();
+            for ((index, queue), disk) in queues.enumerate().zip(&mut disks) {
+                let mut buffers: Vec<_> = (0..=index).map(|_| pool.take().unwrap()).collect();
+                scope.spawn(move || work(queue, disk, &mut buffers));
+            }
+            // Meanwhile the device as a whole can be looked after.
+            assert_eq!(control.config_changed(), Ok(false));
+        });
+        for (index, queue) in block.split().1.enumerate() {
+            let counters = queue.counters();
+            assert_eq!(counters.completions, 40 * (index as u64 + 1), "only its own");
+            assert_eq!((counters.kicks, counters.rejected), (40, 0));
+            assert_eq!(fake.kicks(index as u16), 40);
+        }
+        assert_eq!(pool.available(), BUFFERS);
+    }
+}
+
+#[test]
+fn all_queues_learn_of_a_new_capacity() {
+    let options = Options { queues: 3, ..Options::default() };
+    let mut bench = Bench::new(MQ, config_with(3), &[64; 3], &options).unwrap();
+    let Bench { fake, block, pool } = &mut bench;
+    let read = |sector| Request::Read { sector, buffer: pool.take().unwrap(), len: SECTOR };
+    let (control, queues) = block.split();
+    let mut queues: Vec<_> = queues.collect();
+    for (capacity, changed) in [(SECTORS, false), (16, true), (16, false), (40, true)] {
+        fake.model().config[0..8].copy_from_slice(&capacity.to_le_bytes());
+        assert_eq!(control.config_changed(), Ok(changed));
+        for queue in &mut queues {
+            assert_eq!(queue.geometry().sectors, capacity);
+            assert_eq!(queue.submit(read(capacity)).unwrap_err().0, RequestError::OutOfRange);
+            assert!(queue.submit(read(capacity - 1)).is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_broken_queue_and_its_neighbours() {
+    for format in FORMATS {
+        let options = Options { queues: 3, ..Options::default() };
+        let mut bench = Bench::new(MQ | format, config_with(3), &[64; 3], &options).unwrap();
+        let Bench { fake, block, pool } = &mut bench;
+        let read = || Request::Read { sector: 0, buffer: pool.take().unwrap(), len: SECTOR };
+        for queue in block.split().1 {
+            queue.submit(read()).unwrap();
+            queue.submit(read()).unwrap();
+            queue.kick();
+        }
+        let mut disks: Vec<_> = (0..3).map(|index| Disk::new(fake.ring(index))).collect();
+        disks[1].ring.complete(50, 513);
+        disks[2].serve_all();
+        let results: Vec<_> = block.split().1.map(|queue| queue.reap(drop)).collect();
+        assert_eq!(results, [Ok(0), Err(QueueError::Broken), Ok(2)]);
+        let broken: Vec<_> = block.split().1.map(|queue| queue.is_broken()).collect();
+        assert_eq!(broken, [false, true, false]);
+        assert_eq!(pool.available(), BUFFERS - 4);
+        let (windows, platform) = (fake.windows(), fake.platform);
+        drop(bench.block);
+        assert_eq!(bench.pool.available(), BUFFERS, "the reset gave back what all queues had");
+        drop(bench.pool);
+        assert_eq!((platform.dma_in_use(), windows.usage()), (0, (0, 0)));
+    }
+}
+
+#[test]
+fn without_proof_no_queue_gives_anything_back() {
+    let options = Options { queues: 2, ..Options::default() };
+    let bench = Bench::new(MQ, config_with(2), &[64; 2], &options).unwrap();
+    let Bench { fake, mut block, pool } = bench;
+    for queue in block.split().1 {
+        queue.submit(Request::Read { sector: 0, buffer: pool.take().unwrap(), len: SECTOR }).unwrap();
+        queue.kick();
+    }
+    fake.model().stuck = true;
+    let in_use = fake.platform.dma_in_use();
+    drop(block);
+    assert_eq!((pool.available(), fake.platform.dma_in_use()), (BUFFERS - 2, in_use));
+}
+
+/// Of `depth` slots in `size` descriptors, how many can have `parts` of them while the others have one.
+fn direct(size: usize, depth: usize, parts: usize) -> usize {
+    (0..=depth).rev().find(|direct| direct * parts + (depth - direct) <= size).unwrap()
+}
+
+#[test]
+fn as_few_tables_as_possible() {
+    for format in FORMATS {
+        for (size, depth, indirect, expected) in [
+            // All direct.
+            (256, 128, false, 85),
+            (256, 85, true, 85),
+            (512, 128, true, 128),
+            // Half and half.
+            (256, 128, true, 128),
+            (256, 86, true, 86),
+            (64, 40, true, 40),
+            // All by tables.
+            (256, 256, true, 256),
+            (256, 1000, true, 256),
+            (4, 4, true, 4),
+            (4, 1, true, 1),
+            (4, 4, false, 1),
+        ] {
+            let case = format!("{depth} of {size}, indirect {indirect}, format {format:#x}");
+            let offered = format | if indirect { INDIRECT_DESC } else { 0 };
+            let options = Options { queue_size: size, depth, ..Options::default() };
+            let mut bench = Bench::new(offered, config_with(1), &[1024], &options).unwrap();
+            assert_eq!((bench.block.depth(), bench.block.queue_size()), (expected, size), "{case}");
+            let mut disk = Disk::new(bench.fake.ring(0));
+            let mut tables = std::collections::HashSet::new();
+            for _ in 0..3 {
+                let chains = bench.fill(&mut disk);
+                assert_eq!((chains.len(), bench.block.in_flight()), (expected, expected), "{case}");
+                let descriptors: usize = chains.iter().map(|chain| usize::from(chain.descriptors)).sum();
+                assert!(descriptors <= size.into(), "{descriptors} descriptors: {case}");
+                let whole = chains.iter().filter(|chain| chain.table.is_none()).count();
+                let most = if indirect { direct(size.into(), expected, 3) } else { expected };
+                assert_eq!(whole, most, "chains without a table: {case}");
+                let used: Vec<_> = chains.iter().filter_map(|chain| chain.table).collect();
+                tables.extend(used.iter().copied());
+                let distinct: std::collections::HashSet<_> = used.iter().collect();
+                assert_eq!(distinct.len(), used.len(), "no table is used twice at once: {case}");
+                finish(&mut disk, chains);
+                assert_eq!(bench.reap_good(), expected, "{case}");
+            }
+            assert!(tables.len() <= expected, "tables are used again: {case}");
+        }
+    }
+    assert_eq!(128 - direct(256, 128, 3), 64, "the default: 64 tables");
+}
+
+#[test]
+fn few_requests_at_once_never_need_a_table() {
+    for format in FORMATS {
+        let mut bench =
+            Bench::new(format | INDIRECT_DESC, config_with(1), &[256], &Options::default()).unwrap();
+        assert_eq!(bench.block.depth(), 128);
+        let mut disk = Disk::new(bench.fake.ring(0));
+        for round in 0..2000_usize {
+            for sector in 0..round as u64 % 64 {
+                let request = bench.read(sector, SECTOR);
+                bench.block.submit(request).unwrap();
+            }
+            bench.block.kick();
+            let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
+            assert!(chains.iter().all(|chain| chain.table.is_none() && chain.descriptors == 3));
+            finish(&mut disk, chains);
+            assert_eq!(bench.reap_good(), round % 64);
+        }
+    }
+}
+
+#[test]
+fn segments_of_the_longest_length() {
+    for (format, indirect) in FORMATS.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+        let offered = format | if indirect { INDIRECT_DESC } else { 0 };
+        for (size_max, seg_max, ring, segments) in [
+            (512, 8, 64, 8),
+            (1024, 3, 64, 3),
+            (700, 100, 64, 62),
+            (512, 100, 8, 6),
+            (1 << 20, 8, 64, 1),
+            (4096, 1000, 512, 256),
+            (u32::MAX, u32::MAX, 8, 1),
+        ] {
+            let case = format!("{seg_max} of {size_max} in {ring}, offered {offered:#x}");
+            let config = config(SECTORS, size_max, seg_max, 512);
+            let mut bench = Bench::new(offered, config, &[ring], &Options { queue_size: ring, ..Options::default() }).unwrap();
+            let geometry = bench.block.geometry();
+            assert_eq!((geometry.segments, geometry.segment_size), (segments, size_max), "{case}");
+            let mut disk = Disk::new(bench.fake.ring(0));
+            let longest = u64::from(segments) * u64::from(size_max);
+            let longest = longest.min(4096) as usize / SECTOR * SECTOR;
+            // Several at once, so that tables are used where there are any.
+            let mut buffers = Vec::new();
+            for sector in 0..bench.block.depth().min(20) as u64 {
+                let request = bench.read(sector, longest);
+                bench.block.submit(request).unwrap();
+                buffers.push(sector);
+            }
+            if longest < 4096 {
+                let request = bench.read(0, longest + SECTOR);
+                assert_eq!(bench.block.submit(request).unwrap_err().0, RequestError::TooLong, "{case}");
+            }
+            bench.block.kick();
+            let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
+            assert_eq!(chains.len(), buffers.len(), "{case}");
+            for chain in &chains {
+                let [header, data @ .., status] = &chain.segments[..] else { panic!("{case}") };
+                assert_eq!((header.len, status.len), (16, 1));
+                let (last, others) = data.split_last().unwrap();
+                assert!(others.iter().all(|segment| segment.len == size_max) && last.len <= size_max, "{case}");
+                assert_eq!(data.iter().map(|segment| segment.len as usize).sum::<usize>(), longest, "{case}");
+            }
+            assert!(indirect || chains.iter().all(|chain| chain.table.is_none()));
+            finish(&mut disk, chains);
+            let (mut sectors, expected) = (buffers.into_iter(), &disk);
+            bench
+                .block
+                .reap(|done| {
+                    let sector = sectors.next().unwrap();
+                    assert_eq!(done.result, Ok(()), "{case}");
+                    assert_eq!(bytes(&done.buffer.unwrap(), longest), expected.expected(sector, longest));
+                })
+                .unwrap();
+            assert_eq!(sectors.next(), None, "{case}");
+        }
+    }
+}
+
+#[test]
+fn packed_rings_of_any_size() {
+    for (there, wanted, size) in [
+        (3, 256, 3),
+        (5, 256, 5),
+        (100, 256, 100),
+        (1000, 7, 7),
+        (1000, 255, 255),
+        (257, 257, 257),
+        (1000, 999, 999),
+    ] {
+        for indirect in [0, INDIRECT_DESC] {
+            let options = Options { queue_size: wanted, depth: 40, ..Options::default() };
+            let mut bench = Bench::new(RING_PACKED | indirect, config_with(1), &[there], &options).unwrap();
+            assert_eq!(bench.block.queue_size(), size);
+            let mut disk = Disk::new(bench.fake.ring(0));
+            let depth = bench.block.depth();
+            assert_eq!(depth, if indirect != 0 { size.min(40) } else { (size / 3).min(40) }.into());
+            // Around the ring a few times, with chains that cross its end, and in an order of the device's own.
+            for round in 0..200 {
+                let mut chains = bench.fill(&mut disk);
+                assert_eq!(chains.len(), depth);
+                chains.rotate_left(round % depth);
+                finish(&mut disk, chains);
+                assert_eq!(bench.reap_good(), depth);
+            }
+        }
+    }
+}

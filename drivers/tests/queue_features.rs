@@ -1,0 +1,356 @@
+//! What single features of queues and proofs about devices are good for: resets of one queue, event indices, and the
+//! proofs of another device.
+
+mod support;
+
+use ringfence_drivers::virtio::{Device, DeviceType, Error, Queue, QueueOptions, RESET_LIMIT, features};
+use ringfence_memory::{DeviceId, DmaError, DmaPool, Platform};
+use support::bench::{Bench, FORMATS, Item, Shape, no_frames};
+use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
+
+/// Each format without and with the other features that a ring's memory depends on.
+fn rings() -> impl Iterator<Item = u64> {
+    let others = [0, EVENT_IDX, INDIRECT_DESC, IN_ORDER, EVENT_IDX | INDIRECT_DESC | IN_ORDER];
+    FORMATS.into_iter().flat_map(move |format| others.map(|others| format | others))
+}
+
+impl Bench {
+    /// `count` chains there and back, each with a kick of its own.
+    fn run(&mut self, count: usize) {
+        for number in 0..count {
+            self.submit(1 + number % 2, 1).unwrap();
+            self.ring.suppress_kicks(false);
+            let kicks = self.fake.kicks(0);
+            self.queue.kick();
+            assert_eq!(self.fake.kicks(0), kicks + 1);
+            let chain = self.ring.take().unwrap();
+            self.ring.complete(chain.head, 7);
+            assert_eq!(self.reap().unwrap(), [(self.names, Some(7))]);
+        }
+    }
+
+    fn resets(&self) -> usize {
+        self.fake.model().events.iter().filter(|&&event| event == Event::QueueReset(0)).count()
+    }
+}
+
+#[test]
+fn a_queue_reset_needs_the_feature() {
+    for format in FORMATS {
+        let mut bench = Bench::new(format, 8, 3);
+        bench.run(3);
+        let refused = bench.device.reset_queue(&mut bench.queue);
+        assert_eq!((refused, bench.resets()), (Err(Error::MissingFeature(RING_RESET)), 0));
+        bench.run(3);
+    }
+}
+
+#[test]
+fn a_queue_is_reset_only_when_idle() {
+    for features in rings() {
+        let mut bench = Bench::new(features | RING_RESET, 8, 3);
+        bench.run(3);
+        // Not even if the device does not know yet.
+        bench.submit(1, 1).unwrap();
+        assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Busy));
+        bench.queue.kick();
+        assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Busy));
+        let chain = bench.ring.take().unwrap();
+        bench.ring.complete(chain.head, 7);
+        assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Busy), "used, but still inside");
+        assert_eq!((bench.resets(), bench.queue.in_flight()), (0, 1), "nothing was done");
+        assert_eq!(bench.reap().unwrap().len(), 1);
+        bench.run(3);
+        assert_eq!(bench.device.reset_queue(&mut bench.queue), Ok(()));
+        assert_eq!(bench.resets(), 1);
+    }
+}
+
+#[test]
+fn a_reset_queue_starts_over() {
+    // A packed ring of a size that is no power of two, too.
+    let shapes = rings().flat_map(|features| {
+        let odd = (features & RING_PACKED != 0).then_some(11);
+        [8].into_iter().chain(odd).map(move |size| (features, size))
+    });
+    for (features, size) in shapes {
+        let mut bench = Bench::new(features | RING_RESET, size, 3);
+        let memory = bench.fake.windows().usage();
+        let mut total = 0;
+        // In the first round, in the middle of one, and with the wrap counter at 0.
+        for chains in [0, 1, 5, 3 * usize::from(size) + 2, 4] {
+            bench.run(chains);
+            total += chains as u64;
+            // What the device asked for before counts no more afterwards.
+            bench.ring.suppress_kicks(true);
+            bench.device.reset_queue(&mut bench.queue).unwrap();
+            bench.ring = bench.fake.ring(0);
+            assert_eq!((bench.ring.pending(), bench.ring.available()), (0, 0), "features {features:#x}");
+            assert!(bench.queue.pop().unwrap().is_none(), "nothing was used yet");
+            assert!(bench.ring.interrupts_wanted(), "as before");
+            bench.submit(1, 2).unwrap();
+            let kicks = bench.fake.kicks(0);
+            bench.queue.kick();
+            assert_eq!(bench.fake.kicks(0), kicks + 1);
+            let position = bench.fake.model().queues[0].position;
+            assert_eq!(position, Some(bench.ring.event(bench.ring.available())), "counted from the start");
+            let chain = bench.ring.take().unwrap();
+            assert_eq!(chain.segments.len(), 3);
+            bench.ring.complete(chain.head, 9);
+            assert_eq!(bench.reap().unwrap(), [(bench.names, Some(9))]);
+            total += 1;
+            bench.run(2 * usize::from(size));
+            total += 2 * u64::from(size);
+            bench.check();
+        }
+        assert_eq!(bench.queue.counters().completions, total, "the counters go on");
+        assert_eq!(bench.fake.windows().usage(), memory, "in the same memory");
+    }
+}
+
+#[test]
+fn a_reset_leaves_interrupts_as_they_were() {
+    for features in rings() {
+        let mut bench = Bench::new(features | RING_RESET, 8, 3);
+        bench.run(5);
+        for off in [true, false] {
+            if off { bench.queue.disable_interrupts() } else { assert!(!bench.queue.enable_interrupts()) }
+            bench.device.reset_queue(&mut bench.queue).unwrap();
+            bench.ring = bench.fake.ring(0);
+            assert_eq!(bench.ring.interrupts_wanted(), !off, "features {features:#x}");
+            bench.run(3);
+            assert_eq!(bench.ring.interrupts_wanted(), !off && features & EVENT_IDX == 0);
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_does_not_reset() {
+    for format in FORMATS {
+        let mut bench = Bench::new(format | RING_RESET, 8, 3);
+        bench.run(3);
+        bench.fake.model().stuck_queues = true;
+        let start = bench.fake.platform.now();
+        assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Timeout));
+        assert!(bench.fake.platform.now() - start < 2 * RESET_LIMIT, "the wait is bounded");
+        // Whatever the device does now, what is inside stays inside.
+        let _ = bench.submit(1, 1);
+        bench.queue.kick();
+        bench.check();
+        let held = bench.queue.occupied() * 2;
+        drop(bench.queue);
+        assert_eq!(bench.pool.available(), bench.buffers - held);
+    }
+}
+
+fn two(features: u64) -> [Bench; 2] {
+    let shape = Shape { features, size: 8, chains: 2, parts: 3, framed: false };
+    [ID, DeviceId(ID.0 + 8)].map(|id| {
+        let fake = Fake::new(DeviceType(42), features::VERSION_1 | features, vec![], &[8]);
+        Bench::on(fake.with_id(id), shape)
+    })
+}
+
+#[test]
+fn a_queue_of_another_device_is_not_reset() {
+    for format in FORMATS {
+        let [mut ours, mut theirs] = two(format | RING_RESET);
+        ours.run(2);
+        theirs.run(2);
+        // Their own queue is busy, and would be reset in place of ours.
+        theirs.submit(1, 1).unwrap();
+        theirs.queue.kick();
+        let refused = theirs.device.reset_queue(&mut ours.queue);
+        assert_eq!(refused, Err(Error::Dma(DmaError::WrongDevice)));
+        assert_eq!((ours.resets(), theirs.resets()), (0, 0));
+        ours.run(2);
+    }
+}
+
+#[test]
+fn another_device_that_is_quiet_proves_nothing() {
+    for format in FORMATS {
+        let [mut ours, mut theirs] = two(format);
+        ours.submit(1, 1).unwrap();
+        ours.queue.kick();
+        let chain = ours.ring.take().unwrap();
+        let quiet = theirs.device.shut_down().unwrap();
+        assert_eq!(ours.queue.reclaim(&quiet).count(), 0);
+        assert!(!ours.queue.is_broken());
+        ours.check();
+        assert_eq!(ours.pool.available(), ours.buffers - 2, "our device still has the buffers");
+        ours.ring.complete(chain.head, 5);
+        assert_eq!(ours.reap().unwrap(), [(1, Some(5))], "and gives them back as if nothing had happened");
+        ours.run(10);
+        // Its own proof counts.
+        ours.submit(1, 1).unwrap();
+        let quiet = ours.device.shut_down().unwrap();
+        assert_eq!(ours.queue.reclaim(&quiet).count(), 1);
+        assert_eq!(ours.pool.available(), ours.buffers);
+    }
+}
+
+#[test]
+fn another_device_that_was_started_proves_nothing() {
+    for format in FORMATS {
+        let fakes = [ID, DeviceId(ID.0 + 8)].map(|id| {
+            Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]).with_id(id)
+        });
+        let mut devices = fakes.each_ref().map(|fake| {
+            let begun = Device::begin(
+                fake.transport(),
+                DeviceType(42),
+                &fake.grant(),
+                fake.windows(),
+            );
+            let mut device = begun.unwrap();
+            device.negotiate(format).unwrap();
+            device
+        });
+        let options = QueueOptions { size: 8, chains: 4, parts: 2 };
+        let mut queue =
+            devices[0].queue::<Item>(0, &options, 1, no_frames).unwrap();
+        let pool = DmaPool::new(&fakes[0].windows(), 4, 64).unwrap();
+        let submit = |queue: &mut Queue<_, _>| {
+            let writable = vec![pool.take().unwrap()];
+            let item = Item { name: 0, readable: vec![], writable, least: 0 };
+            queue.submit(item).unwrap();
+            queue.kick();
+        };
+        let theirs = devices[1].driver_ok().unwrap();
+        queue.start(&theirs);
+        submit(&mut queue);
+        assert_eq!(fakes[0].kicks(0), 0, "our device was not started");
+        let ours = devices[0].driver_ok().unwrap();
+        queue.start(&ours);
+        // Nor does it stop what was started.
+        queue.start(&theirs);
+        submit(&mut queue);
+        assert_eq!((fakes[0].kicks(0), fakes[1].kicks(0)), (1, 0));
+    }
+}
+
+/// A small generator of numbers, the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Whatever the device writes as `avail_event`: a kick exactly if the index passes it, and nothing else happens.
+#[test]
+fn a_hostile_avail_event() {
+    let mut bench = Bench::new(EVENT_IDX, 8, 1);
+    let mut numbers = Numbers(1);
+    let mut kicks = [0, 0];
+    for round in 0..60_000_u64 {
+        let old = bench.ring.available();
+        let event = match round % 4 {
+            // Around the index that the batch will end at, and anywhere.
+            0 => numbers.below(1 << 16) as u16,
+            _ => (old as u16).wrapping_add(numbers.below(24) as u16).wrapping_sub(8),
+        };
+        bench.ring.put_avail_event(event);
+        let batch = numbers.below(8) + 1;
+        for _ in 0..batch {
+            bench.submit(0, 1).unwrap();
+        }
+        let before = bench.fake.kicks(0);
+        bench.queue.kick();
+        // Kicking twice says nothing new.
+        bench.queue.kick();
+        let due = (0..batch).any(|step| (old + step) as u16 == event);
+        assert_eq!(bench.fake.kicks(0) - before, usize::from(due), "{old} + {batch}, event {event}");
+        kicks[usize::from(due)] += 1;
+        while let Some(chain) = bench.ring.take() {
+            bench.ring.complete(chain.head, 1);
+        }
+        assert_eq!(bench.reap().unwrap().len() as u64, batch);
+        bench.fake.model().events.clear();
+    }
+    assert!(kicks.iter().all(|&count| count > 1000), "{kicks:?}");
+    assert!(bench.ring.available() > 1 << 17, "the index wrapped");
+}
+
+/// The same of a packed ring, where the event has a wrap counter and need not be in the ring at all.
+#[test]
+fn a_hostile_device_event() {
+    for size in [8, 7] {
+        let mut bench = Bench::new(EVENT_IDX | RING_PACKED, size, 1);
+        let mut numbers = Numbers(2);
+        let mut kicks = [0, 0];
+        for round in 0..20_000_u64 {
+            let old = bench.ring.available();
+            let near = bench.ring.event((old + numbers.below(2 * u64::from(size))).saturating_sub(size.into()));
+            let event = if round % 8 == 0 { numbers.below(1 << 16) as u16 } else { near };
+            bench.ring.put_event([event, 2]);
+            let batch = numbers.below(u64::from(size)) + 1;
+            for _ in 0..batch {
+                bench.submit(0, 1).unwrap();
+            }
+            let before = bench.fake.kicks(0);
+            bench.queue.kick();
+            let kicked = bench.fake.kicks(0) - before;
+            let due = bench.ring.kick_due(old, old + batch);
+            // Where the device asks for a place that the ring does not have, it may get a kick too many.
+            let is_place = event & 0x7fff < size;
+            assert!(kicked == usize::from(due) || !is_place && kicked <= 1, "{old} + {batch}, event {event:#x}");
+            kicks[usize::from(due)] += 1;
+            while let Some(chain) = bench.ring.take() {
+                bench.ring.complete(chain.head, 1);
+            }
+            assert_eq!(bench.reap().unwrap().len() as u64, batch);
+            bench.fake.model().events.clear();
+        }
+        assert!(kicks.iter().all(|&count| count > 1000), "{kicks:?}");
+    }
+}
+
+/// Keeps `depth` chains in flight; the device answers in batches of up to `batch`, and the driver looks every now and
+/// then. Says how many interrupts were due over `total` completions.
+fn interrupts_while_polling(features: u64, size: u16, depth: u16, batch: u64, total: u64) -> usize {
+    let mut bench = Bench::with(Shape { features, size, chains: depth, parts: 1, framed: false });
+    bench.queue.disable_interrupts();
+    let (mut numbers, mut due) = (Numbers(3), 0);
+    while bench.queue.counters().completions < total {
+        while bench.room() > 0 {
+            bench.submit(0, 1).unwrap();
+        }
+        bench.queue.kick();
+        for _ in 0..=numbers.below(3) {
+            for _ in 0..=numbers.below(batch) {
+                let Some(chain) = bench.ring.take() else { break };
+                bench.ring.put_used(chain.head.into(), 1);
+            }
+            due += usize::from(bench.ring.publish());
+        }
+        match numbers.below(4) {
+            0 => drop(bench.queue.pop().unwrap()),
+            _ => drop(bench.reap().unwrap()),
+        }
+    }
+    due
+}
+
+#[test]
+fn nobody_is_interrupted_while_polling() {
+    for (features, size, depth, batch) in [
+        (0, 4, 4, 4),
+        (EVENT_IDX, 1, 1, 1),
+        (EVENT_IDX, 4, 4, 1),
+        (EVENT_IDX, 4, 4, 4),
+        (EVENT_IDX, 256, 256, 300),
+        (EVENT_IDX, 16384, 16384, 16384),
+        (EVENT_IDX, 32768, 128, 128),
+        (EVENT_IDX, 32768, 16384, 16384),
+        (EVENT_IDX, 32768, 32768, 32768),
+        (EVENT_IDX | RING_PACKED, 4, 4, 4),
+        (EVENT_IDX | RING_PACKED, 32768, 32768, 32768),
+    ] {
+        let due = interrupts_while_polling(features, size, depth, batch, 150_000);
+        assert_eq!(due, 0, "features {features:#x}, {depth} of {size}, batches of {batch}");
+    }
+}

@@ -1,0 +1,219 @@
+//! A queue with a device model on its other end.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use ringfence_drivers::virtio::{
+    Buffers, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, QueueShape, features,
+};
+use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaPool, DmaRegion, DmaWindows};
+
+use super::{Chain, DeviceRing, Fake, FakeNotifier, FakeTransport, RING_PACKED};
+
+pub const BUFFER_LEN: usize = 64;
+/// The split and the packed format.
+pub const FORMATS: [u64; 2] = [0, RING_PACKED];
+
+/// A value with buffers of its own, and a name to know it by.
+#[derive(Debug)]
+pub struct Item {
+    pub name: u64,
+    pub readable: Vec<DmaBuf>,
+    pub writable: Vec<DmaBuf>,
+    pub least: u32,
+}
+
+/// A header and a status for each slot, if chains are to have such.
+#[derive(Default)]
+pub struct Frames(Option<(DmaArray<u64>, DmaArray<u8>, [DmaRegion; 2])>);
+
+impl Frames {
+    fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
+        let headers = windows.allocate_for(16 * slots, Direction::ToDevice)?;
+        let statuses = windows.allocate_for(slots, Direction::FromDevice)?;
+        Ok(Self(Some((headers.array(0, 2 * slots)?, statuses.array(0, slots)?, [headers, statuses]))))
+    }
+}
+
+impl Buffers for Item {
+    type Context = Frames;
+
+    fn frame(Frames(frames): &Frames, slot: u16) -> Option<(Part, Part)> {
+        let (headers, statuses, _) = frames.as_ref()?;
+        let slot = usize::from(slot);
+        Some((Part::readable_values(headers, 2 * slot, 2)?, Part::writable_values(statuses, slot, 1)?))
+    }
+
+    fn only(&self, frames: &Frames) -> Option<Part> {
+        if self.count(frames) == 1 { self.part(frames, 0) } else { None }
+    }
+
+    fn count(&self, _: &Frames) -> u16 {
+        (self.readable.len() + self.writable.len()) as u16
+    }
+
+    fn part(&self, _: &Frames, index: u16) -> Option<Part> {
+        let index = usize::from(index);
+        match self.readable.get(index) {
+            Some(buffer) => Part::readable(buffer, 0, buffer.len()),
+            None => self
+                .writable
+                .get(index - self.readable.len())
+                .and_then(|buffer| Part::writable(buffer, 0, buffer.len())),
+        }
+    }
+
+    /// The header is the item's name.
+    fn prepare(&self, Frames(frames): &Frames, slot: u16) -> Option<()> {
+        let Some((headers, ..)) = frames else { return Some(()) };
+        headers.store(2 * usize::from(slot), self.name, Ordering::Relaxed)
+    }
+
+    fn least_written(&self) -> u32 {
+        self.least
+    }
+
+    fn abandon(self) {
+        self.readable.into_iter().chain(self.writable).for_each(DmaBuf::abandon);
+    }
+}
+
+pub fn no_frames(_: &QueueShape) -> Result<Frames, Error> {
+    Ok(Frames::default())
+}
+
+/// A ring of `size` descriptors for chains of up to `parts`.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub features: u64,
+    pub size: u16,
+    pub chains: u16,
+    pub parts: u16,
+    /// Whether each chain has a header and a status besides its items' parts.
+    pub framed: bool,
+}
+
+pub struct Bench {
+    pub fake: Fake,
+    pub device: Device<FakeTransport>,
+    pub queue: Queue<Item, FakeNotifier>,
+    pub ring: DeviceRing,
+    pub pool: DmaPool,
+    pub buffers: usize,
+    pub names: u64,
+    /// Names of items in the queue, and how many buffers each has.
+    pub inside: HashMap<u64, usize>,
+}
+
+impl Bench {
+    /// As many chains of up to `parts` as fit.
+    pub fn new(features: u64, size: u16, parts: u16) -> Self {
+        Self::with(Shape { features, size, chains: u16::MAX, parts, framed: false })
+    }
+
+    pub fn with(shape: Shape) -> Self {
+        let fake = Fake::new(DeviceType(42), features::VERSION_1 | shape.features, vec![], &[shape.size]);
+        Self::on(fake, shape)
+    }
+
+    pub fn on(fake: Fake, shape: Shape) -> Self {
+        let Shape { features, size, chains, parts, framed } = shape;
+        let windows = fake.windows();
+        let mut device =
+            Device::begin(fake.transport(), DeviceType(42), &fake.grant(), windows.clone()).unwrap();
+        device.negotiate(features).unwrap();
+        let options = QueueOptions { size: u16::MAX, chains, parts };
+        let context = |shape: &QueueShape| {
+            assert_eq!(shape.parts, parts.min(size));
+            if framed { Frames::new(&windows, shape.slots) } else { Ok(Frames::default()) }
+        };
+        let mut queue = device.queue(0, &options, 1, context).unwrap();
+        assert_eq!(queue.size(), size);
+        assert!(queue.depth() <= chains && queue.depth() <= size);
+        let started = device.driver_ok().unwrap();
+        queue.start(&started);
+        let ring = fake.ring(0);
+        let buffers = usize::from(queue.depth()) * usize::from(parts) + 8;
+        let pool = DmaPool::new(&windows, buffers, BUFFER_LEN).unwrap();
+        Self { fake, device, queue, ring, pool, buffers, names: 0, inside: HashMap::new() }
+    }
+
+    pub fn item(&mut self, readable: usize, writable: usize) -> Option<Item> {
+        let take = |count| (0..count).map(|_| self.pool.take()).collect::<Option<Vec<_>>>();
+        let (readable, writable) = (take(readable)?, take(writable)?);
+        self.names += 1;
+        Some(Item { name: self.names, readable, writable, least: 0 })
+    }
+
+    pub fn submit(&mut self, readable: usize, writable: usize) -> Result<u16, QueueError> {
+        let item = self.item(readable, writable).ok_or(QueueError::Full)?;
+        let (name, next, in_flight) = (item.name, self.queue.next_slot(), self.queue.in_flight());
+        match self.queue.submit(item) {
+            Ok(slot) => {
+                assert_eq!(Some(slot), next, "the slot that was announced");
+                assert!(usize::from(slot) < self.queue.slots());
+                assert!(self.inside.insert(name, readable + writable).is_none());
+                Ok(slot)
+            }
+            Err((error, item)) => {
+                let after = (item.name, self.queue.next_slot(), self.queue.in_flight());
+                assert_eq!(after, (name, next, in_flight), "the item comes back, nothing is taken");
+                Err(error)
+            }
+        }
+    }
+
+    /// How many chains more can be submitted.
+    pub fn room(&self) -> u16 {
+        self.queue.depth() - self.queue.in_flight()
+    }
+
+    /// Reaps all; what comes back must have been inside.
+    pub fn reap(&mut self) -> Result<Vec<(u64, Option<u32>)>, QueueError> {
+        let (mut back, inside) = (Vec::new(), &mut self.inside);
+        let result = self.queue.reap(|completion, _| {
+            assert!(inside.remove(&completion.buffers.name).is_some(), "came back without having been inside");
+            back.push((completion.buffers.name, completion.written));
+        });
+        result.map(|count| {
+            assert_eq!(count, back.len());
+            back
+        })
+    }
+
+    /// Nothing is lost and nothing is made up.
+    pub fn check(&self) {
+        assert_eq!(self.queue.occupied(), self.inside.len());
+        assert_eq!(usize::from(self.queue.in_flight()), self.inside.len());
+        assert_eq!(self.queue.next_slot().is_some(), self.room() > 0 && !self.queue.is_broken());
+        let counters = self.queue.counters();
+        assert_eq!(counters.submitted - counters.completions, self.inside.len() as u64);
+        let held: usize = self.inside.values().sum();
+        assert_eq!(self.pool.available() + held, self.buffers, "the buffers of what is inside");
+    }
+
+    pub fn one_in_flight(features: u64, size: u16) -> (Self, Chain) {
+        let mut bench = Self::new(features, size, 2);
+        bench.submit(1, 1).unwrap();
+        bench.queue.kick();
+        let chain = bench.ring.take().unwrap();
+        (bench, chain)
+    }
+
+    /// The queue is of no more use, says so, and holds on to what the device may still write to.
+    pub fn assert_broken(mut self) {
+        let held = self.buffers - self.pool.available();
+        assert!(held > 0, "the test is about buffers in flight");
+        assert!(self.queue.is_broken());
+        for _ in 0..3 {
+            assert_eq!(self.reap().unwrap_err(), QueueError::Broken);
+            assert_eq!(self.submit(1, 1).unwrap_err(), QueueError::Broken);
+            self.queue.kick();
+            assert!(self.queue.enable_interrupts(), "nobody may sleep on a broken queue");
+            self.check();
+        }
+        assert!(self.queue.counters().rejected > 0);
+        drop(self.queue);
+        assert_eq!(self.pool.available(), self.buffers - held, "buffers in flight must not be lent again");
+    }
+}

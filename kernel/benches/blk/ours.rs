@@ -1,0 +1,109 @@
+//! The driver of this repository, through its public interface.
+
+use alloc::vec::Vec;
+
+use ringfence_drivers::block::{Block, Options, Request};
+use ringfence_drivers::pci::Function;
+use ringfence_drivers::virtio::{Hybrid, PciTransport};
+use ringfence_kernel::devices::bring_up;
+use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_memory::DmaBuf;
+use x86_64::instructions::interrupts;
+
+use crate::workload::{Costs, Guest, Places, Watch, Workload};
+
+/// Enough descriptors for the largest depth.
+const QUEUE_SIZE: u16 = 512;
+
+/// Looks that find nothing before the processor stops. About as long as being woken takes.
+const LOOKS: u32 = 2000;
+
+/// What to do when nothing was completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Look again.
+    Poll,
+    /// Look again as often as pays, then ask for an interrupt and stop the processor until it comes: see [`Hybrid`].
+    Interrupt,
+}
+
+/// `WRITE`: what all its requests do.
+pub struct Ours<const WRITE: bool> {
+    disk: Block<PciTransport>,
+    // After the driver, which resets the device.
+    interrupts: DeviceInterrupts,
+    free: Vec<DmaBuf>,
+    places: Places,
+    len: usize,
+    wait: Wait,
+    hybrid: Hybrid,
+    halts: u64,
+}
+
+/// Brings the disk up.
+pub fn start(function: &Function) -> (Block<PciTransport>, DeviceInterrupts) {
+    let (disk, interrupts, _) = bring_up(function, 1, |transport, grant, windows| {
+        let options = Options { queue_size: QUEUE_SIZE, ..Options::default() };
+        Block::with_options(transport, grant, windows, &options)
+    })
+    .expect("the disk starts");
+    (disk, interrupts)
+}
+
+impl<const WRITE: bool> Ours<WRITE> {
+    /// Brings the disk up. `None` if not so many requests fit its queue.
+    pub fn new(function: &Function, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
+        let (mut disk, interrupts) = start(function);
+        disk.disable_interrupts();
+        let free = (0..depth).filter_map(|_| workload.pool.take()).collect();
+        let (places, len) = (workload.places(), workload.len);
+        Some(Self { disk, interrupts, free, places, len, wait, hybrid: Hybrid::new(LOOKS), halts: 0 })
+    }
+}
+
+impl<const WRITE: bool> Guest for Ours<WRITE> {
+    fn submit(&mut self, watch: &mut impl Watch) {
+        while let Some(buffer) = self.free.pop() {
+            let sector = self.places.next();
+            let request = match WRITE {
+                false => Request::Read { sector, buffer, len: self.len },
+                true => Request::Write { sector, buffer, len: self.len },
+            };
+            let ticket = self.disk.submit(request).expect("the ring has room for the depth");
+            watch.submitted(ticket.index());
+        }
+        self.disk.kick();
+    }
+
+    fn complete(&mut self, watch: &mut impl Watch) -> usize {
+        let free = &mut self.free;
+        let reaped = self.disk.reap(|done| {
+            done.result.expect("the request succeeds");
+            watch.completed(done.ticket.index());
+            free.push(done.buffer.expect("the request had one"));
+        });
+        let reaped = reaped.expect("the ring is sound");
+        if self.wait == Wait::Interrupt && reaped > 0 {
+            let _ = self.hybrid.look_again(reaped, self.disk.in_flight());
+        }
+        reaped
+    }
+
+    fn wait(&mut self) {
+        if self.wait == Wait::Poll || self.hybrid.look_again(0, self.disk.in_flight()) {
+            return;
+        }
+        if !self.disk.enable_interrupts() {
+            self.halts += 1;
+            // Both at once: an interrupt that comes before the processor stops is not lost.
+            interrupts::enable_and_hlt();
+            interrupts::disable();
+        }
+        self.disk.disable_interrupts();
+    }
+
+    fn costs(&self) -> Option<Costs> {
+        let (interrupts, kicks) = (self.interrupts.count(0), self.disk.counters().kicks);
+        Some(Costs { kicks, accesses: kicks, interrupts, halts: self.halts })
+    }
+}

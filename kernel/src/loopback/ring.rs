@@ -1,0 +1,128 @@
+//! The rings of a device, and the memory that it may use.
+
+use core::cell::Cell;
+
+use ringfence_drivers::virtio::device_side::queue::{
+    DriverNotify, PackedMemory, Position, Queue, QueueMemory,
+};
+use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
+use ringfence_drivers::virtio::features;
+use ringfence_memory::{DeviceRange, DmaSnapshot, DmaWindows, DriverMem, DriverRange, GuestAddress};
+
+/// Bytes of a descriptor, and of an event suppression structure.
+const DESCRIPTOR_LEN: usize = 16;
+const EVENT_LEN: usize = 4;
+
+/// The driver broke the rules of a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
+/// The "interrupt": counts how often the driver was notified.
+pub struct Interrupt<'a>(pub(super) &'a Cell<u64>);
+
+impl DriverNotify for Interrupt<'_> {
+    fn notify(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
+/// The memory that the device may use at this moment.
+pub struct View {
+    /// What it may read.
+    pub readable: DmaSnapshot,
+    /// What it may write.
+    pub writable: DmaSnapshot,
+}
+
+impl View {
+    pub(super) fn new(windows: &DmaWindows) -> Self {
+        Self { readable: windows.readable(), writable: windows.writable() }
+    }
+}
+
+/// A queue that the driver set up: where its rings are, and how far the device is.
+pub(super) struct Ring {
+    pub(super) size: u16,
+    pub(super) descriptors: GuestAddress,
+    pub(super) driver: GuestAddress,
+    pub(super) device: GuestAddress,
+    /// `None` before the first look.
+    pub(super) position: Option<Position>,
+    /// What the last notification said, with VIRTIO_F_NOTIFICATION_DATA.
+    pub(super) notified: Option<u16>,
+}
+
+impl Ring {
+    /// The queue in memory; `None` if the rings are not all in the windows.
+    pub(super) fn open<'a, N: DriverNotify>(
+        &self,
+        view: &'a View,
+        features: u64,
+        notify: N,
+    ) -> Option<Queue<'a, N>> {
+        let descriptors_len = DESCRIPTOR_LEN * usize::from(self.size);
+        let desc = find(&view.readable, self.descriptors, descriptors_len)?;
+        let queue = if features & features::RING_PACKED != 0 {
+            let memory = PackedMemory {
+                desc,
+                desc_used: find(&view.writable, self.descriptors, descriptors_len)?,
+                driver_event: find(&view.readable, self.driver, EVENT_LEN)?,
+                device_event: find(&view.writable, self.device, EVENT_LEN)?,
+            };
+            Queue::new_packed(memory, notify)?
+        } else {
+            let memory = QueueMemory {
+                desc,
+                avail: find(&view.readable, self.driver, Driver::avail_len_for_queue_size(self.size))?,
+                used: find(&view.writable, self.device, Device::used_len_for_queue_size(self.size))?,
+            };
+            Queue::new(memory, notify)?
+        };
+        let queue = queue.with_features(features);
+        match self.position {
+            Some(position) => queue.resume(position),
+            None => Some(queue),
+        }
+    }
+}
+
+fn find(memory: &DmaSnapshot, start: GuestAddress, len: usize) -> Option<DeviceRange<'_>> {
+    memory.translate(DriverRange::try_from((start.0, u32::try_from(len).ok()?)).ok()?)
+}
+
+/// The device's queues, for one look at them.
+pub struct Queues<'a> {
+    pub(super) view: View,
+    pub(super) rings: &'a mut [Option<Ring>],
+    pub(super) features: u64,
+    pub(super) interrupts: &'a Cell<u64>,
+}
+
+impl Queues<'_> {
+    /// Whether all of these feature bits were negotiated.
+    pub fn has(&self, features: u64) -> bool {
+        self.features & features == features
+    }
+
+    /// Lets `serve` take chains from queue `index` and return them, if the driver has set it up. The driver is notified
+    /// once for all of them, if it wants that.
+    ///
+    /// # Errors
+    /// [`Broken`] if the rings are no longer in the windows, or the driver broke their rules.
+    pub fn serve(
+        &mut self,
+        index: u16,
+        serve: impl FnOnce(&Queue<'_, Interrupt<'_>>, &View),
+    ) -> Result<(), Broken> {
+        let Some(Some(ring)) = self.rings.get_mut(usize::from(index)) else { return Ok(()) };
+        let queue = ring.open(&self.view, self.features, Interrupt(self.interrupts)).ok_or(Broken)?;
+        if let Some(position) = ring.notified.take() {
+            queue.notified(position).map_err(|_| Broken)?;
+        }
+        queue.set_batching(true);
+        serve(&queue, &self.view);
+        queue.flush();
+        ring.position = Some(queue.position());
+        queue.error().map_or(Ok(()), |_| Err(Broken))
+    }
+}

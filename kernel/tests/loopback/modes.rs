@@ -1,0 +1,215 @@
+//! Disks and cards with every combination of ring features, and with several queues.
+
+use alloc::vec::Vec;
+use core::time::Duration;
+
+use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
+use ringfence_drivers::virtio::{
+    Device, DeviceType, Error, Notify, Queue, QueueOptions, QueueSetup, Transport, features, status,
+};
+use ringfence_kernel::loopback::{Echo, Loopback, Options, RamDisk};
+use ringfence_kernel::platform::KERNEL;
+use ringfence_memory::{DmaPool, DmaWindows, PAGE_SIZE};
+
+use crate::common::assert_sound;
+use crate::million::{Exerciser, MAC};
+use crate::{AVAILABLE, CARD, DISK, NAME, Raw, SECTORS, USED};
+
+const RINGS: [u64; 6] = [
+    features::INDIRECT_DESC,
+    features::EVENT_IDX,
+    features::RING_PACKED,
+    features::IN_ORDER,
+    features::NOTIFICATION_DATA,
+    features::RING_RESET,
+];
+
+fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
+    let windows = DmaWindows::new(&KERNEL, DISK);
+    let model = RamDisk::new(SECTORS, NAME).with_queues(queues);
+    (Loopback::with_options(model, windows.clone(), options), windows)
+}
+
+/// A disk works whatever its rings can do: also if it answers in another order than it was asked, and after its queue was
+/// reset.
+#[test_case]
+fn every_combination_of_ring_features() {
+    for bits in 0..1_u32 << RINGS.len() {
+        let chosen = (0..).zip(RINGS).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, feature)| feature);
+        let chosen = chosen.sum::<u64>();
+        let has = |feature| chosen & feature != 0;
+        let (device, windows) = disk(&Options { features: chosen, queue_size: 64 }, 1);
+        device.with_model(|model| model.disorder(bits.into()));
+        let wish = Wish { queue_size: if has(features::RING_PACKED) { 61 } else { 64 }, ..Wish::default() };
+        let block = Block::with_options(device.clone(), &device.grant(), windows.clone(), &wish);
+        let mut exerciser = Exerciser::new(block.expect("the disk starts"), &windows);
+        let block = exerciser.block();
+        let always = features::VERSION_1 | features::ACCESS_PLATFORM | features::block::FLUSH;
+        assert_eq!(block.features(), chosen | always);
+        let deepest = if has(features::INDIRECT_DESC) { wish.queue_size } else { wish.queue_size / 3 };
+        assert_eq!((block.queue_size(), block.depth()), (wish.queue_size, deepest.into()));
+        exerciser.exercise(500);
+        let reset = exerciser.block().reset_queue(0);
+        let missing = Err(Error::MissingFeature(features::RING_RESET));
+        assert_eq!(reset, if has(features::RING_RESET) { Ok(()) } else { missing });
+        exerciser.exercise(500);
+        let overtaken = exerciser.overtaken();
+        assert_eq!(overtaken == 0, has(features::IN_ORDER), "{overtaken} overtaken with {chosen:#x}");
+    }
+    assert_sound();
+}
+
+/// Each queue is its own: a request goes through it, and its notification wakes nobody else.
+#[test_case]
+fn several_queues() {
+    const QUEUES: u16 = 5;
+    for packed in [0, features::RING_PACKED] {
+        let offer = Options { features: packed | features::NOTIFICATION_DATA, queue_size: 16 };
+        let (device, windows) = disk(&offer, QUEUES);
+        // As many as there are, no more, and fewer if that is wished.
+        for (wish, queues) in [(9, QUEUES), (QUEUES, QUEUES), (2, 2), (1, 1)] {
+            let wish = Wish { queues: wish, ..Wish::default() };
+            let mut block = Block::with_options(device.clone(), &device.grant(), windows.clone(), &wish)
+                .expect("the disk starts");
+            assert_ne!(block.features() & features::block::MQ, 0);
+            let pool = DmaPool::new(&windows, queues.into(), SECTOR_SIZE).expect("there is memory");
+            let (_, each) = block.split();
+            let mut each = each.collect::<Vec<_>>();
+            assert_eq!(each.len(), usize::from(queues));
+            for (number, queue) in (0..).zip(&mut each) {
+                let mut buffer = pool.take().expect("one for each");
+                buffer.write_slice(&[number + 1; SECTOR_SIZE], 0).expect("it fits");
+                let request = Request::Write { sector: number.into(), buffer, len: SECTOR_SIZE };
+                queue.submit(request).expect("there is room");
+            }
+            // The last first, and only one of them at a time.
+            for index in (0..each.len()).rev() {
+                each[index].kick();
+                for (other, queue) in each.iter_mut().enumerate() {
+                    let mut results = Vec::new();
+                    queue.reap(|done| results.push(done.result)).expect("the ring is sound");
+                    assert_eq!(results.len(), usize::from(other == index), "queue {other} after {index}");
+                    assert!(results.iter().all(Result::is_ok));
+                }
+            }
+            for (number, queue) in (0..).zip(&mut each) {
+                let buffer = pool.take().expect("it came back");
+                let request = Request::Read { sector: number.into(), buffer, len: SECTOR_SIZE };
+                queue.submit(request).expect("there is room");
+                queue.kick();
+                let mut bytes = [0; SECTOR_SIZE];
+                let reaped = queue.reap(|done| {
+                    let buffer = done.buffer.expect("a read has one");
+                    buffer.read_slice(&mut bytes, 0).expect("it fits");
+                });
+                assert_eq!((reaped, bytes), (Ok(1), [number + 1; SECTOR_SIZE]));
+                assert_eq!((queue.counters().completions, queue.counters().kicks), (2, 2));
+            }
+        }
+    }
+    assert_sound();
+}
+
+/// A notification that tells of chains that are not there ends the device.
+#[test_case]
+fn notifications_that_lie() {
+    const RUNNING: u8 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+    for (packed, start) in [(0, 0), (features::RING_PACKED, 1 << 15)] {
+        for data in [0, features::NOTIFICATION_DATA] {
+            let (device, windows) = disk(&Options { features: packed | data, queue_size: 4 }, 1);
+            let mut transport = device.clone();
+            transport.start(&device.grant()).expect("it is the device's grant");
+            transport.set_driver_features(features::VERSION_1 | packed | data);
+            transport.set_status(RUNNING & !status::DRIVER_OK);
+            let region = windows.allocate(PAGE_SIZE).expect("there is memory");
+            let at = |offset| region.address(offset).expect("it is inside");
+            let (descriptors, driver, used) = (at(0), at(AVAILABLE), at(USED));
+            let setup = QueueSetup { index: 0, size: 4, descriptors, driver, device: used };
+            let doorbell = transport.set_up_queue(&windows, &setup).expect("it is in a window");
+            transport.set_status(RUNNING);
+            doorbell.notify(start);
+            assert_eq!(transport.status(), RUNNING, "that was true");
+            doorbell.notify(start + 1);
+            let lied = if data == 0 { 0 } else { status::NEEDS_RESET };
+            assert_eq!(transport.status(), RUNNING | lied);
+            transport.reset(&windows, Duration::ZERO).expect("it resets");
+        }
+    }
+    assert_sound();
+}
+
+/// Only a queue that was reset can be set up again, and only where queues can be reset.
+#[test_case]
+fn queues_are_reset_where_that_was_negotiated() {
+    for reset in [0, features::RING_RESET] {
+        let (device, windows) = disk(&Options { features: reset, queue_size: 4 }, 1);
+        let mut transport = device.clone();
+        transport.set_driver_features(features::VERSION_1 | reset);
+        let region = windows.allocate(PAGE_SIZE).expect("there is memory");
+        let at = |offset| region.address(offset).expect("it is inside");
+        let (descriptors, driver, used) = (at(0), at(AVAILABLE), at(USED));
+        let setup = QueueSetup { index: 0, size: 4, descriptors, driver, device: used };
+        let taken = Err(Error::QueueUnavailable(0));
+        for _ in 0..3 {
+            assert_eq!(transport.set_up_queue(&windows, &setup).map(drop), Ok(()));
+            assert_eq!(transport.set_up_queue(&windows, &setup).map(drop), taken);
+            let result = transport.reset_queue(&windows, 0, Duration::ZERO);
+            assert_eq!(result, if reset == 0 { taken } else { Ok(()) });
+            if reset == 0 {
+                break;
+            }
+        }
+        let beyond = transport.reset_queue(&windows, 1, Duration::ZERO);
+        assert_eq!(beyond, Err(Error::QueueUnavailable(1)));
+        transport.reset(&windows, Duration::ZERO).expect("it resets");
+    }
+}
+
+/// The control queue turns pairs of queues on; it comes after all pairs, used or not (5.1.2).
+#[test_case]
+fn pairs_are_set_by_command() {
+    const PAIRS: u16 = 3;
+    let windows = DmaWindows::new(&KERNEL, CARD);
+    let card = Loopback::new(Echo::new(MAC).with_pairs(PAIRS), windows.clone());
+    let pool = DmaPool::new(&windows, 2, 64).expect("there is memory");
+    for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)] {
+        let mut raw = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone())
+            .expect("the card starts");
+        raw.negotiate(negotiated).expect("it is offered");
+        assert_eq!((raw.features() & negotiated, raw.config::<u16>(8)), (negotiated, Ok(PAIRS)));
+        let options = QueueOptions { size: 4, chains: 1, parts: 2 };
+        let mut queue: Queue<Raw, _> = raw.queue(index, &options, 2, |_| Ok(())).expect("it is there");
+        queue.start(&raw.driver_ok().expect("it is ready"));
+        let mut pairs = 1;
+        for (command, known) in [
+            (&[4, 0, 3, 0][..], true),
+            (&[4, 0, 2, 0], true),
+            (&[4, 0, 0, 0], false),
+            (&[4, 0, 4, 0], false),
+            (&[4, 0, 1, 1], false),
+            (&[4, 1, 1, 0], false),
+            (&[3, 0, 1, 0], false),
+            (&[4, 0, 1], false),
+            (&[4, 0, 1, 0, 0], false),
+            (&[4, 0, 1, 0], true),
+        ] {
+            let (mut input, mut output) = (pool.take().expect("free"), pool.take().expect("free"));
+            input.write_slice(command, 0).expect("it fits");
+            output.write_slice(&[0xff], 0).expect("it fits");
+            let request = Raw { input, input_len: command.len(), output, output_len: 1 };
+            assert!(queue.submit(request).is_ok());
+            queue.kick();
+            let completion = queue.pop().expect("the ring is sound").expect("it is answered");
+            let mut answer = [0];
+            completion.buffers.output.read_slice(&mut answer, 0).expect("it fits");
+            assert_eq!((completion.written, answer), (Some(1), [u8::from(!known)]), "{command:?}");
+            if known {
+                pairs = command[2].into();
+            }
+            assert_eq!(card.with_model(|model| model.pairs()), pairs);
+        }
+        let quiet = raw.shut_down().expect("it resets");
+        assert_eq!(queue.reclaim(&quiet).count(), 0);
+    }
+    assert_sound();
+}

@@ -1,0 +1,169 @@
+//! `bench net`: our network driver against the ring's own ceiling and the crate `virtio-drivers`, on the same devices.
+
+mod peer;
+mod results;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+
+use self::peer::Peer;
+use super::figures::compare;
+use super::{Found, machine, report, versions};
+use crate::kernel;
+use crate::qemu::Machine;
+use crate::setup::{self, Toolchain};
+
+/// How often every machine is started, in turns.
+const TURNS: u64 = 6;
+/// RAM of every guest in MiB.
+const MEMORY: u32 = 128;
+/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`.
+const BASELINE: &str = include_str!("../net_baseline.json");
+
+/// What the devices offer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Setting {
+    packed: bool,
+    event_idx: bool,
+}
+
+const SPLIT: Setting = Setting { packed: false, event_idx: true };
+const PACKED: Setting = Setting { packed: true, event_idx: true };
+const SETTINGS: [Setting; 4] =
+    [SPLIT, PACKED, Setting { event_idx: false, ..SPLIT }, Setting { event_idx: false, ..PACKED }];
+
+impl Setting {
+    /// What the name of a guest gets.
+    fn name(self, guest: &str) -> String {
+        let format = if self.packed { "packed" } else { "split" };
+        let events = if self.event_idx { "" } else { ", no EVENT_IDX" };
+        format!("{guest}, {format}{events}")
+    }
+
+    /// The same for what was counted.
+    fn counted(self, guest: &str) -> String {
+        format!("{}, counted", self.name(guest))
+    }
+
+    /// The guests that can use it.
+    fn guests(self) -> &'static str {
+        if self.packed { "ours+ceiling" } else { "ours+ceiling+virtio-drivers" }
+    }
+
+    /// A machine with two network cards on one hub.
+    fn machine(self, elf: &Path) -> Machine {
+        let mut machine = machine(elf.into(), MEMORY);
+        machine.add("-smp 1 -netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0");
+        ["one", "two"].iter().for_each(|id| self.add_card(&mut machine, id));
+        machine
+    }
+
+    /// Whether a card may lead to the host. QEMU 7.2 loses notifications there: when a packet that had to wait was sent, it
+    /// tells a driver of packed rings with EVENT_IDX to notify it at that packet's position, though it goes on from there.
+    fn reaches_host(self) -> bool {
+        !(self.packed && self.event_idx)
+    }
+
+    /// The same, and a third card that leads to `peer` if it may.
+    fn machine_with(self, elf: &Path, peer: &Peer) -> Machine {
+        let mut machine = self.machine(elf);
+        if !self.reaches_host() {
+            return machine;
+        }
+        machine.extra.extend(["-netdev".into(), peer.netdev("host")]);
+        self.add_card(&mut machine, "host");
+        machine
+    }
+
+    fn add_card(self, machine: &mut Machine, id: &str) {
+        let on = |on| if on { "on" } else { "off" };
+        let (packed, event_idx) = (on(self.packed), on(self.event_idx));
+        machine.add(&format!(
+            "-device virtio-net-pci,netdev={id},romfile=,packed={packed},event_idx={event_idx}"
+        ));
+    }
+
+    /// What counts instructions, and what its guest does.
+    fn counting(self, elf: &Path) -> (Machine, String) {
+        let mut machine = self.machine(elf);
+        machine.add("-icount shift=0,sleep=off");
+        (machine, format!("count,guests={}", self.guests()))
+    }
+}
+
+/// Runs it all; returns the exit code for this program.
+pub fn bench(toolchain: &Toolchain) -> Result<u8> {
+    let elf = kernel::build_bench(toolchain, "net")?;
+    let time = |setting: Setting| format!("time,guests={},rounds=2,millis=10", setting.guests());
+    let mut setup = versions(toolchain)?;
+    setup.push(report::command_line(&SPLIT.machine_with(&elf, &Peer::start()?), time(SPLIT)));
+    let (counting, what) = SPLIT.counting(&elf);
+    setup.push(report::command_line(&counting, what));
+    setup.iter().for_each(|line| println!("{line}"));
+
+    let mut found = Found::default();
+    let start = Instant::now();
+    for turn in 0..TURNS {
+        eprintln!("turn {} of {TURNS}, after {} s", turn + 1, start.elapsed().as_secs());
+        for setting in SETTINGS {
+            let peer = Peer::start()?;
+            let machine = setting.machine_with(&elf, &peer);
+            found.measure(&machine, &time(setting), |guest| setting.name(guest))?;
+        }
+    }
+    for setting in SETTINGS {
+        eprintln!("counting, {}", setting.name("all"));
+        let (machine, what) = setting.counting(&elf);
+        found.measure(&machine, &what, |guest| setting.counted(guest))?;
+    }
+    results::publish(&setup, &found)?;
+    Ok(0)
+}
+
+/// Each guest for a moment, and their counts: within a tenth of those recorded.
+pub fn self_check() -> Result<()> {
+    let toolchain = setup::toolchain().context("there is no compiler for the kernel")?;
+    let elf = kernel::build_bench(&toolchain, "net")?;
+    let mut found = Found::default();
+    for setting in [SPLIT, PACKED] {
+        let peer = Peer::start()?;
+        let what = format!("time,guests={},rounds=1,millis=1,trips=8", setting.guests());
+        found.measure(&setting.machine_with(&elf, &peer), &what, |guest| setting.name(guest))?;
+        for guest in setting.guests().split('+').map(|guest| setting.name(guest)) {
+            let workloads = ["60 B, hub", "1514 B, send to the host", "1514 B, receive from the host"];
+            for workload in &workloads[..if setting.reaches_host() { 3 } else { 1 }] {
+                let rounds = found.samples.get(&guest, workload, 32, "throughput");
+                ensure!(rounds.len() == 1 && rounds[0] > 0.0, "{guest}, {workload}: {rounds:?}");
+            }
+        }
+        let (machine, what) = setting.counting(&elf);
+        let what = format!("{what},lengths=60,batches=32");
+        found.measure(&machine, &what, |guest| setting.counted(guest))?;
+    }
+    compare(&found.samples, &serde_json::from_str::<BTreeMap<String, f64>>(BASELINE)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_what_they_are_called() {
+        let mut names = SETTINGS.map(|setting| setting.name("ours"));
+        assert_eq!(names[3], "ours, packed, no EVENT_IDX");
+        names.sort();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]));
+        let line = |setting: Setting| report::command_line(&setting.machine(Path::new("guest")), "x");
+        assert!(line(SPLIT).contains("packed=off,event_idx=on"));
+        assert!(line(SETTINGS[3]).contains("packed=on,event_idx=off"));
+        let peer = Peer::start().unwrap();
+        let cards = |setting: Setting| {
+            let line = report::command_line(&setting.machine_with(Path::new("guest"), &peer), "x");
+            line.matches("virtio-net-pci").count()
+        };
+        assert_eq!(SETTINGS.map(cards), [3, 2, 3, 3]);
+    }
+}
