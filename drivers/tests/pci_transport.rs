@@ -3,14 +3,21 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::pci::{Function, enumerate};
-use ringfence_drivers::virtio::{Error, InterruptStatus, PciTransport, features};
+use ringfence_drivers::virtio::{
+    Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
+};
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{Bytes, DmaPool, DmaWindows, MsiMessage, PlatformError};
+use ringfence_memory::{Bytes, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
+use support::bench::{Item, no_frames};
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
-use support::{DeviceRing, ID, grant, platform};
+use support::{DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
 
 /// Where QEMU puts its structures in BAR 4.
 const COMMON: usize = 0;
@@ -283,6 +290,187 @@ fn malformed_capabilities() {
         list[0].1[2..6].copy_from_slice(&table);
         let transport = card(&list).transport().unwrap();
         assert_eq!(transport.msix_vectors(), 0);
+    }
+}
+
+const QUEUE_SELECT: usize = COMMON + 0x16;
+const QUEUE_SIZE: usize = COMMON + 0x18;
+const QUEUE_VECTOR: usize = COMMON + 0x1a;
+const QUEUE_ENABLE: usize = COMMON + 0x1c;
+const QUEUE_ADDRESSES: [usize; 3] = [COMMON + 0x20, COMMON + 0x28, COMMON + 0x30];
+const QUEUE_RESET: usize = COMMON + 0x3a;
+
+/// A card that offers `features` of 32..64; bits 0..32 read the same.
+fn card_with(features: u64) -> Card {
+    let card = card(&qemu_capabilities());
+    card.put32(COMMON + 0x04, 1 | (features >> 32) as u32);
+    card.put32(DEVICE + 12, 1); // seg_max
+    card.put32(DEVICE + 20, 512); // blk_size
+    card
+}
+
+#[test]
+fn a_queue_is_reset_as_the_registers_want_it() {
+    for format in [0, RING_PACKED] {
+        let card = card_with(RING_RESET | format);
+        let mut transport = card.transport().unwrap();
+        transport.use_msix(&messages(3)).unwrap();
+        let windows = card.windows();
+        let mut block = Block::new(transport, &grant(), windows.clone()).unwrap();
+        assert_eq!(block.features() & (RING_RESET | RING_PACKED), RING_RESET | format);
+        assert_eq!(block.reset_queue(1), Err(Error::QueueUnavailable(1)));
+        let before = QUEUE_ADDRESSES.map(|offset| card.get64(offset));
+        let pool = DmaPool::new(&windows, 1, 512).unwrap();
+        let read = || Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 };
+        block.submit(read()).unwrap();
+        block.kick();
+        assert_eq!(block.reset_queue(0), Err(Error::Busy));
+        assert_eq!((card.get16(QUEUE_RESET), card.get16(QUEUE_ENABLE)), (0, 1), "the device was not asked");
+        let mut ring = DeviceRing::new(card.platform, ID, 64, before, format);
+        let chain = ring.take().unwrap();
+        ring.write(&chain.segments[2], &[1]);
+        ring.complete(chain.head, 1);
+        assert_eq!(block.reap(drop), Ok(1));
+
+        // What the device has lost is to be written again, but not before it has finished.
+        card.put16(QUEUE_SELECT, 9);
+        card.put16(QUEUE_SIZE, 0x1111);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while card.get16(QUEUE_RESET) != 1 {
+                    thread::yield_now();
+                }
+                assert_eq!((card.get16(QUEUE_SELECT), card.get16(QUEUE_ENABLE)), (0, 1));
+                QUEUE_ADDRESSES.into_iter().for_each(|offset| card.put32(offset, 0xdead_0000));
+                card.put16(QUEUE_VECTOR, 0xffff);
+                thread::sleep(Duration::from_millis(20));
+                // Not yet: the one register before the other.
+                card.put16(QUEUE_RESET, 0);
+                thread::sleep(Duration::from_millis(20));
+                assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR)), (0x1111, 0xffff));
+                assert_eq!(card.get64(QUEUE_ADDRESSES[0]) as u32, 0xdead_0000);
+                card.put16(QUEUE_ENABLE, 0);
+            });
+            assert_eq!(block.reset_queue(0), Ok(()));
+        });
+        assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR), card.get16(QUEUE_ENABLE)), (64, 1, 1));
+        assert_eq!(QUEUE_ADDRESSES.map(|offset| card.get64(offset)), before);
+        assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0x0f), "the device goes on");
+        let mut ring = DeviceRing::new(card.platform, ID, 64, before, format);
+        assert_eq!(ring.pending(), 0);
+        block.submit(read()).unwrap();
+        block.kick();
+        let chain = ring.take().unwrap();
+        ring.write(&chain.segments[2], &[0]);
+        ring.complete(chain.head, 513);
+        assert_eq!(block.reap(|done| assert_eq!(done.result, Ok(()))), Ok(1));
+    }
+}
+
+#[test]
+fn a_queue_reset_that_never_ends_or_is_not_there() {
+    // It stays 1; it reads 0, but the queue stays enabled; nobody answers.
+    for answer in [None, Some(0), Some(0xffff)] {
+        let card = card_with(RING_RESET);
+        let mut block = card.block().unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    answer.into_iter().for_each(|answer| card.put16(QUEUE_RESET, answer));
+                    card.platform.advance(Duration::from_millis(100));
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let result = block.reset_queue(0);
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(result, Err(Error::Timeout), "{answer:?}");
+        });
+    }
+    // Not offered: the register is left alone.
+    let card = card_with(0);
+    let mut block = card.block().unwrap();
+    assert_eq!(block.reset_queue(0), Err(Error::MissingFeature(RING_RESET)));
+    assert_eq!(card.get16(QUEUE_RESET), 0);
+    // Offered, by a device whose registers end before it.
+    let mut short = qemu_capabilities();
+    short[5] = virtio_capability(1, 4, COMMON as u32, 0x38, None);
+    let card = self::card(&short);
+    card.put32(COMMON + 0x04, 1 | (RING_RESET >> 32) as u32);
+    let mut block = card.block().unwrap();
+    assert_eq!(block.reset_queue(0), Err(Error::Mmio(MmioError::OutOfBounds)));
+    assert_eq!(card.get16(QUEUE_RESET), 0);
+}
+
+#[test]
+fn notifications_with_data() {
+    const DATA: u64 = features::NOTIFICATION_DATA;
+    let doorbell = NOTIFY + 5 * 4;
+    // What is written for queue 3 in a ring of 4 after 1 descriptor, after 3 more, and after 5 more.
+    let cases = [
+        (0, 0, [0xffff_0003; 3]),
+        (DATA, 0, [0xffff_0003; 3]),
+        (DATA, DATA, [0x0001_0003, 0x0004_0003, 0x0009_0003]),
+        (DATA | RING_PACKED, DATA | RING_PACKED, [0x8001_0003, 0x0000_0003, 0x8001_0003]),
+        (RING_PACKED, RING_PACKED, [0xffff_0003; 3]),
+    ];
+    for (offered, wanted, expected) in cases {
+        let card = card_with(offered);
+        card.put16(COMMON + 0x12, 4);
+        card.put16(QUEUE_SIZE, 4);
+        let windows = card.windows();
+        let mut device =
+            Device::begin(card.transport().unwrap(), DeviceType::BLOCK, &grant(), windows.clone()).unwrap();
+        device.negotiate(wanted).unwrap();
+        let options = QueueOptions { size: 4, chains: 4, parts: 1 };
+        let mut queue = device.queue::<Item>(3, &options, 1, no_frames).unwrap();
+        queue.start(&device.driver_ok().unwrap());
+        let mut ring = {
+            let addresses = QUEUE_ADDRESSES.map(|offset| card.get64(offset));
+            DeviceRing::new(card.platform, ID, 4, addresses, wanted)
+        };
+        let pool = DmaPool::new(&windows, 8, 64).unwrap();
+        for (rounds, expected) in [1, 3, 5].into_iter().zip(expected) {
+            for _ in 0..rounds {
+                card.registers.slice().subslice(NOTIFY, 0x1000).unwrap().fill(0xff).unwrap();
+                let writable = vec![pool.take().unwrap()];
+                queue.submit(Item { name: 0, readable: vec![], writable, least: 0 }).unwrap();
+                assert_eq!(card.registers.slice().read_obj::<u32>(doorbell), Ok(u32::MAX), "not before the kick");
+                queue.kick();
+                let chain = ring.take().unwrap();
+                ring.complete(chain.head, 0);
+                assert_eq!(queue.reap(|completion, _| drop(completion)), Ok(1));
+            }
+            assert_eq!(card.registers.slice().read_obj::<u32>(doorbell), Ok(expected), "{wanted:#x}");
+            let mut around = [0; 0x1000];
+            card.registers.slice().read_slice(&mut around, NOTIFY).unwrap();
+            around[5 * 4..][..4].fill(0xff);
+            assert!(around.iter().all(|&byte| byte == 0xff), "nothing else was written");
+        }
+    }
+}
+
+/// A doorbell of 32 bits needs room and alignment (4.1.4.4).
+#[test]
+fn notifications_with_data_that_do_not_fit() {
+    let data = features::NOTIFICATION_DATA;
+    for (multiplier, place, length, plain, with_data) in [
+        (4, 5, 24, Ok(()), Ok(())),
+        (4, 5, 22, Ok(()), Err(MmioError::OutOfBounds)),
+        (2, 5, 0x100, Ok(()), Err(MmioError::Misaligned)),
+        (2, 6, 0x100, Ok(()), Ok(())),
+        (4, 5, 21, Err(MmioError::OutOfBounds), Err(MmioError::OutOfBounds)),
+    ] {
+        for (offered, expected) in [(0, plain), (data, with_data)] {
+            let mut list = qemu_capabilities();
+            list[2] = virtio_capability(2, 4, NOTIFY as u32, length, Some(multiplier));
+            let card = card(&list);
+            card.put32(COMMON + 0x04, 1 | (offered >> 32) as u32);
+            card.put32(DEVICE + 20, 512);
+            card.put16(COMMON + 0x1e, place);
+            let result = card.block().map(drop);
+            assert_eq!(result, expected.map_err(Error::Mmio), "{place} * {multiplier} in {length}, {offered:#x}");
+        }
     }
 }
 

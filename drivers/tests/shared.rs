@@ -19,7 +19,9 @@ use proptest::sample::Index;
 use ringfence_drivers::block::{Block, CallResult, Options, Request, RequestError, SharedQueue};
 use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
-use support::{Chain, DeviceRing, EVENT_IDX, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED, grant};
+use support::{
+    Chain, DeviceRing, EVENT_IDX, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED, grant,
+};
 
 const SECTORS: u64 = 1 << 20;
 const LEN: usize = 512;
@@ -163,7 +165,11 @@ fn settle(tasks: &mut [&mut Task]) {
 
 fn formats() -> impl Iterator<Item = u64> {
     (0..8).map(|bits: u64| {
-        [RING_PACKED, EVENT_IDX, INDIRECT_DESC].iter().enumerate().map(|(bit, one)| (bits >> bit & 1) * one).sum()
+        [RING_PACKED, EVENT_IDX, INDIRECT_DESC]
+            .iter()
+            .enumerate()
+            .map(|(bit, one)| (bits >> bit & 1) * one)
+            .sum()
     })
 }
 
@@ -178,16 +184,25 @@ fn answers_reach_their_tasks_in_any_order() {
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let order = RefCell::new(Vec::new());
-        let mut tasks: Vec<Task> = (0..).zip(requests).map(|(sector, request)| {
-            let (queue, order) = (&queue, &order);
-            Task::new(async move {
-                check(queue.request(request).await, sector);
-                order.borrow_mut().push(sector);
+        let mut tasks: Vec<Task> = (0..)
+            .zip(requests)
+            .map(|(sector, request)| {
+                let (queue, order) = (&queue, &order);
+                Task::new(async move {
+                    check(queue.request(request).await, sector);
+                    order.borrow_mut().push(sector);
+                })
             })
-        }).collect();
+            .collect();
         tasks.iter_mut().for_each(|task| _ = task.run());
         server.run();
-        let kicks = fake.lock().unwrap().events.iter().filter(|event| matches!(event, support::Event::Kick(0))).count();
+        let kicks = fake
+            .lock()
+            .unwrap()
+            .events
+            .iter()
+            .filter(|event| matches!(event, support::Event::Kick(0)))
+            .count();
         assert_eq!(kicks, 1, "one notification for all");
         assert_eq!((disk.take(), queue.in_flight()), (16, 16));
         let mut expected = Vec::new();
@@ -290,10 +305,15 @@ fn device_that_is_gone_ends_all_requests() {
         let queue = Shared::new(queues.next().unwrap(), Hybrid::new(3));
         let (ended, results) = (RefCell::default(), RefCell::new(Vec::new()));
         let mut server = server(&queue, &ended);
-        let mut tasks: Vec<Task> = requests.into_iter().map(|request| Task::new(async {
-            let (result, buffer) = queue.request(request).await;
-            results.borrow_mut().push((result, buffer.is_some()));
-        })).collect();
+        let mut tasks: Vec<Task> = requests
+            .into_iter()
+            .map(|request| {
+                Task::new(async {
+                    let (result, buffer) = queue.request(request).await;
+                    results.borrow_mut().push((result, buffer.is_some()));
+                })
+            })
+            .collect();
         tasks.iter_mut().for_each(|task| _ = task.run());
         server.run();
         assert_eq!((disk.take(), queue.in_flight()), (2, 2));
@@ -317,7 +337,8 @@ fn device_that_is_gone_ends_all_requests() {
         assert_eq!(pool.available(), if quiet { BUFFERS - 1 } else { BUFFERS - 3 });
         // Nothing begins any more.
         let mut late = Box::pin(queue.request(late));
-        let Poll::Ready((result, buffer)) = late.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        let Poll::Ready((result, buffer)) = late.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        else {
             panic!("it is on its way");
         };
         assert_eq!((result, buffer.is_some()), broken(true));
@@ -333,10 +354,13 @@ fn queues_share_nothing() {
     let queues: Vec<Shared> = queues.map(|queue| Shared::new(queue, Hybrid::new(0))).collect();
     let ended = RefCell::default();
     let mut servers: Vec<Task> = queues.iter().map(|queue| server(queue, &ended)).collect();
-    let mut tasks: Vec<Task> = (0..).zip(requests).map(|(sector, request)| {
-        let queue = &queues[sector as usize % 3];
-        Task::new(async move { check(queue.request(request).await, sector) })
-    }).collect();
+    let mut tasks: Vec<Task> = (0..)
+        .zip(requests)
+        .map(|(sector, request)| {
+            let queue = &queues[sector as usize % 3];
+            Task::new(async move { check(queue.request(request).await, sector) })
+        })
+        .collect();
     settle(&mut tasks.iter_mut().chain(&mut servers).collect::<Vec<_>>());
     assert_eq!(disks.each_mut().map(Disk::take), [10; 3]);
     // One queue is served, and the others sleep.
@@ -403,7 +427,8 @@ fn wakers_may_drop_transfers() {
 
 #[test]
 fn hybrid_looks_again_for_as_long_as_it_may() {
-    let looks = |hybrid: &mut Hybrid, in_flight| (0..).take_while(|_| hybrid.look_again(0, in_flight)).count();
+    let looks =
+        |hybrid: &mut Hybrid, in_flight| (0..).take_while(|_| hybrid.look_again(0, in_flight)).count();
     for budget in [0, 1, 5, 1000] {
         let mut hybrid = Hybrid::new(budget);
         for _ in 0..2 {
@@ -447,8 +472,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in which order: as long as the device goes on, and interrupts are all that wakes the server, every
-    /// task comes to its end.
+    /// Whatever happens in which order: as long as the device goes on, and interrupts are all that wakes the server,
+    /// every task comes to its end.
     #[test]
     fn nobody_sleeps_for_ever(steps in prop::collection::vec(step(), 1..300), format in 0..8_usize, budget in 0..4_u32) {
         let mut bench = Bench::new(formats().nth(format).unwrap(), 1, 16);
@@ -541,14 +566,16 @@ fn no_wake_up_is_lost_between_two_threads() {
         let pool = bench.pool.clone();
         let queue = Shared::new(&mut bench.block, Hybrid::new(budget));
         let left = RefCell::new(REQUESTS);
-        let tasks = (0..6).map(|_| Task::new(async {
-            while *left.borrow() > 0 {
-                *left.borrow_mut() -= 1;
-                let sector = *left.borrow();
-                let request = Request::Read { sector, buffer: pool.take().unwrap(), len: LEN };
-                check(queue.request(request).await, sector);
-            }
-        }));
+        let tasks = (0..6).map(|_| {
+            Task::new(async {
+                while *left.borrow() > 0 {
+                    *left.borrow_mut() -= 1;
+                    let sector = *left.borrow();
+                    let request = Request::Read { sector, buffer: pool.take().unwrap(), len: LEN };
+                    check(queue.request(request).await, sector);
+                }
+            })
+        });
         let mut tasks: Vec<Task> = tasks.collect();
         let (waker, mut sleeps) = (Waker::from(server.clone()), 0);
         while !tasks.iter().all(Task::is_over) {
@@ -561,7 +588,11 @@ fn no_wake_up_is_lost_between_two_threads() {
             while !server.1.load(Ordering::SeqCst) && !tasks.iter().all(Task::is_over) {
                 sleeps += 1;
                 thread::park_timeout(Duration::from_secs(5));
-                assert!(start.elapsed() < Duration::from_secs(5), "nobody woke the server: {:?}", queue.counters());
+                assert!(
+                    start.elapsed() < Duration::from_secs(5),
+                    "nobody woke the server: {:?}",
+                    queue.counters()
+                );
             }
         }
         assert_eq!(queue.counters().completions, REQUESTS);

@@ -1,7 +1,7 @@
 //! A virtio disk that many tasks read at once: the [`BlockSource`] under the file system.
 //!
-//! Its queues are [`SharedQueue`]s, each with a server and an interrupt of its own; requests go to them in turn. No reader
-//! waits for another, and nobody waits for the disk but readers.
+//! Its queues are [`SharedQueue`]s, each with a server and an interrupt of its own; requests go to them in turn. No
+//! reader waits for another, and nobody waits for the disk but readers.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -26,7 +26,8 @@ use crate::irq::DeviceInterrupts;
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
 const SMALL_COUNT: usize = 32;
-/// Looks at a queue that may find nothing before its server sleeps: about as long as sleeping and waking take under QEMU.
+/// Looks at a queue that may find nothing before its server sleeps: about as long as sleeping and waking take under
+/// QEMU.
 const BUDGET: u32 = 64;
 /// A reader that has waited this long has the device's health checked.
 const OVERDUE: Duration = Duration::from_secs(5);

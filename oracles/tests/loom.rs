@@ -18,7 +18,7 @@ use ringfence_drivers::virtio::device_side::queue::Position;
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
-use ringfence_memory::{Bytes, DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DmaWindows};
+use ringfence_memory::{DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DmaWindows};
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a question and of its answer.
@@ -102,7 +102,8 @@ impl Rig {
         let slices = rings.iter().map(DeviceRange::as_volatile_slice);
         let slices: Vec<_> = slices.chain(buffers.iter().map(DmaBuf::as_volatile_slice)).collect();
         let cover = cover(&slices);
-        drop((slices, buffers));
+        drop(slices);
+        drop(buffers);
         Self { queue, pool, fake, side, _device: device, _cover: cover }
     }
 

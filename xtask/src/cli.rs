@@ -20,6 +20,7 @@ Options of run:
                       (default: an image made from the folder site/)
   --port N            port on 127.0.0.1 that leads to the guest's HTTP server (default: 8080)
   --memory MIB        the guest's memory in MiB (default: 128)
+  --queues N          request queues of a disk, and pairs of queues of a network card that has several (default: 1)
   --machine q35|pc    QEMU's machine type (default: q35)
   --accel tcg|kvm     run under emulation or hardware virtualisation (default: tcg)
   --uefi              boot through UEFI firmware instead of directly
@@ -50,6 +51,7 @@ pub struct RunOptions {
     pub port: u16,
     /// In MiB.
     pub memory: u32,
+    pub queues: u32,
     pub machine: String,
     pub kvm: bool,
     pub uefi: bool,
@@ -71,6 +73,7 @@ impl Default for RunOptions {
             disk: Disk::Site,
             port: 8080,
             memory: 128,
+            queues: 1,
             machine: "q35".into(),
             kvm: false,
             uefi: false,
@@ -107,6 +110,7 @@ fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
             Long("disk") => options.disk = disk(parser.value()?),
             Long("port") => options.port = number(&mut parser, "--port", 1, 65535)? as u16,
             Long("memory") => options.memory = number(&mut parser, "--memory", 1, 1 << 20)?,
+            Long("queues") => options.queues = number(&mut parser, "--queues", 1, 16)?,
             Long("machine") => options.machine = choice(&mut parser, "--machine", ["q35", "pc"])?,
             Long("accel") => options.kvm = choice(&mut parser, "--accel", ["tcg", "kvm"])? == "kvm",
             Long("uefi") => options.uefi = true,
@@ -180,11 +184,12 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let line = "run --disk a.img --port=81 --memory 64 --machine pc --accel kvm --uefi --headless -- -cpu qemu64 --help";
+        let line = "run --disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi --headless -- -cpu qemu64 --help";
         let expected = RunOptions {
             disk: Disk::Image("a.img".into()),
             port: 81,
             memory: 64,
+            queues: 4,
             machine: "pc".into(),
             kvm: true,
             uefi: true,
@@ -207,6 +212,8 @@ mod tests {
             ("--port -1", "-1"),
             ("--memory x", "--memory"),
             ("--memory 0", "--memory"),
+            ("--queues 0", "--queues"),
+            ("--queues 17", "17"),
             ("--machine microvm", "microvm"),
             ("--accel hvf", "hvf"),
             ("--disk", "--disk"),

@@ -33,7 +33,7 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     if options.kvm {
         probe_kvm(elf.clone())?;
     }
-    let machine = Machine {
+    let mut machine = Machine {
         boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf) },
         kind: options.machine.clone(),
         kvm: options.kvm,
@@ -41,8 +41,13 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         disk: if options.disk == Disk::Site { Some(image::site()?) } else { given_disk },
         port: Some(options.port),
         options: Vec::new(),
-        extra: options.qemu_arguments.clone(),
+        extra: Vec::new(),
     };
+    if options.queues > 1 {
+        machine.options.push(("queues".into(), options.queues.to_string()));
+        machine.add(&format!("-global virtio-blk-pci.num-queues={}", options.queues));
+    }
+    machine.extra.extend_from_slice(&options.qemu_arguments);
     // Before QEMU starts, so that no signal can come in between and leave it running.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCHLD])?;
     let mut command = machine.command()?;

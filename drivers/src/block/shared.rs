@@ -1,8 +1,8 @@
 //! One request queue for many tasks, under any executor.
 //!
 //! Tasks put requests into the ring and sleep. One more task, the server, tells the device once of all that were put
-//! since it last ran, and wakes whoever is done. There is no lock: a queue's tasks run on one CPU, and other queues have
-//! tasks of their own.
+//! since it last ran, and wakes whoever is done. There is no lock: a queue's tasks run on one CPU, and other queues
+//! have tasks of their own.
 
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -29,7 +29,8 @@ enum Flight {
 struct State<'a, N> {
     queue: &'a mut BlockQueue<N>,
     flights: Slab<Flight>,
-    /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not have run yet.
+    /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not have
+    /// run yet.
     keys: Vec<usize>,
     /// Tasks that wait for room in the ring.
     waiting: Vec<Waker>,
@@ -67,8 +68,8 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         Self { state: RefCell::new(state) }
     }
 
-    /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer. A request that is
-    /// refused, for example since it reaches beyond the end of the disk, never gets to the device.
+    /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer. A
+    /// request that is refused, for example since it reaches beyond the end of the disk, never gets to the device.
     ///
     /// If the future is dropped while the device has the request, the request still happens, and its buffer then goes
     /// back to its pool.
@@ -76,9 +77,9 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         Transfer { queue: self, stage: Stage::New(request) }
     }
 
-    /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by the rule of
-    /// [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the task must have arranged
-    /// that the queue's interrupt wakes it.
+    /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by the rule
+    /// of [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the task must have
+    /// arranged that the queue's interrupt wakes it.
     ///
     /// Ready only if the queue is of no more use: reset the device, then [`close`](Self::close) all its queues.
     pub fn poll_serve(&self, context: &mut Context<'_>) -> Poll<QueueError> {
@@ -103,8 +104,8 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         self.with(State::wake_server);
     }
 
-    /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the proof that the
-    /// device is `quiet` the buffers are free again; without, they stay with the queue.
+    /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the proof
+    /// that the device is `quiet` the buffers are free again; without, they stay with the queue.
     pub fn close(&self, quiet: Option<&Quiet>) {
         self.with(|state| {
             state.closed = true;
@@ -201,13 +202,16 @@ impl<N: Notify> State<'_, N> {
         }
     }
 
-    /// Puts a request into the ring for a task; gives its key. [`RequestError::Full`] wakes the task when there may be room.
+    /// Puts a request into the ring for a task; gives its key. [`RequestError::Full`] wakes the task when there may
+    /// be room.
     fn submit(&mut self, request: Request, waker: &Waker) -> Result<usize, (RequestError, Request)> {
         if self.closed {
             return Err((RequestError::Broken, request));
         }
         let result = self.queue.submit(request);
-        if matches!(result, Err((RequestError::Full, _))) && !self.waiting.iter().any(|other| other.will_wake(waker)) {
+        if matches!(result, Err((RequestError::Full, _)))
+            && !self.waiting.iter().any(|other| other.will_wake(waker))
+        {
             self.waiting.push(waker.clone());
         }
         let ticket = result?;

@@ -6,7 +6,7 @@ use ringfence_memory::{AtomicAccess, DmaAddr, DmaArray, DmaBuf, DmaError};
 
 use super::QueueError;
 
-/// A piece of memory for the device to read or to write.
+/// A piece of memory for the device to read or to write: not empty, and shorter than 4 GiB by at least 256 KiB.
 #[derive(Clone, Copy, Debug)]
 pub struct Part {
     pub(super) address: DmaAddr,
@@ -31,13 +31,13 @@ impl Part {
     #[inline]
     pub fn new(buffer: &DmaBuf, offset: usize, len: usize, writable: bool) -> Option<Self> {
         let address = buffer.address_of(offset, len)?;
-        Some(Self { address, len: u32::try_from(len).ok()?, writable })
+        Some(Self { address, len: checked(len)?, writable })
     }
 
     /// `count` values of an array from `index` on, for the device to read. `None` beyond the end.
     #[inline]
     pub fn readable_values<T: AtomicAccess>(array: &DmaArray<T>, index: usize, count: usize) -> Option<Self> {
-        let len = u32::try_from(count.checked_mul(size_of::<T>())?).ok()?;
+        let len = checked(count.checked_mul(size_of::<T>())?)?;
         Some(Self { address: array.address_of(index, count)?, len, writable: false })
     }
 
@@ -46,6 +46,13 @@ impl Part {
     pub fn writable_values<T: AtomicAccess>(array: &DmaArray<T>, index: usize, count: usize) -> Option<Self> {
         Some(Self { writable: true, ..Self::readable_values(array, index, count)? })
     }
+}
+
+/// The length of a part, if it can be one.
+#[inline]
+fn checked(len: usize) -> Option<u32> {
+    // Neither 0 nor too long.
+    if len.wrapping_sub(1) < LONGEST as usize { Some(len as u32) } else { None }
 }
 
 /// What can be put in a queue: a value that owns every buffer that it tells the device about.
@@ -124,15 +131,6 @@ impl From<DmaError> for QueueError {
 }
 
 impl<B: Buffers> Entry<'_, B> {
-    /// The value's own part, if there is exactly one.
-    #[inline]
-    pub(super) fn only(self) -> Result<Option<Part>, QueueError> {
-        match self.buffers.only(self.context) {
-            Some(part) if part.len == 0 || part.len > LONGEST => Err(QueueError::BadChain),
-            only => Ok(only),
-        }
-    }
-
     /// Writes a chain of any number of parts, with those of `frame` at most `most`: calls `write` with the place of each,
     /// and whether more follow.
     #[inline]
@@ -151,7 +149,7 @@ impl<B: Buffers> Entry<'_, B> {
         let mut put = |part: &Part| {
             // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB (2.7.5).
             total = total.saturating_add(part.len);
-            if part.len == 0 || total == u32::MAX || writable > 0 && !part.writable {
+            if total == u32::MAX || writable > 0 && !part.writable {
                 return Err(QueueError::BadChain);
             }
             if part.writable {
@@ -187,7 +185,7 @@ impl Frames {
         let list: Vec<_> = (0..slots).map_while(|slot| B::frame(context, slot as u16)).collect();
         let lens = list.first().map(|(first, last)| (first.len, last.len));
         let fits = |(first, last): &(Part, Part)| {
-            let small = (1..=FRAME_LONGEST).contains(&first.len) && (1..=FRAME_LONGEST).contains(&last.len);
+            let small = first.len <= FRAME_LONGEST && last.len <= FRAME_LONGEST;
             small && !first.writable && last.writable && Some((first.len, last.len)) == lens
         };
         let complete = list.is_empty() || list.len() == slots;
@@ -203,5 +201,5 @@ impl Frames {
 
 /// The most bytes of each part of a frame.
 const FRAME_LONGEST: u32 = 1 << 16;
-/// The most bytes of the only part of a value, so that with a frame they are less than 4 GiB (2.7.5).
+/// The most bytes of a part, so that with a frame it is less than 4 GiB (2.7.5).
 const LONGEST: u32 = u32::MAX - 4 * FRAME_LONGEST;

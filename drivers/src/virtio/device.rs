@@ -19,8 +19,8 @@ const CONFIG_ATTEMPTS: usize = 16;
 /// Proof that the driver has set DRIVER_OK of this device: its queues may notify from now on (3.1.1).
 pub struct DriverOk(pub(super) DeviceId);
 
-/// Proof that this device was seen quiet: it holds no buffers any more.
-pub struct Quiet(pub(super) DeviceId);
+/// Proof that this device was seen quiet, and how often it was until then: it held no buffers any more.
+pub struct Quiet(pub(super) DeviceId, pub(super) u64);
 
 /// What a queue turned out to be, before the device knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +122,8 @@ impl<T: Transport> Device<T> {
         let queue = NewQueue::new(&self.windows, size, options, self.features)?;
         let context = context(&QueueShape { slots: queue.slot_count(), parts: queue.parts() })?;
         let notifier = self.transport.set_up_queue(&self.windows, &queue.setup(index)?)?;
-        Ok(Queue::new(queue, self.windows.device(), index, notifier, context)?)
+        let life = (self.windows.device(), self.windows.resets());
+        Ok(Queue::new(queue, life, index, notifier, context)?)
     }
 
     /// Resets a queue of this device in which nothing is in flight, and sets it up again as if new.
@@ -197,7 +198,7 @@ impl<T: Transport> Device<T> {
         self.transport.stop();
         result?;
         self.quiet = true;
-        Ok(Quiet(self.windows.device()))
+        Ok(Quiet(self.windows.device(), self.windows.resets()))
     }
 
     /// Sets one more status bit and reads it back.

@@ -98,6 +98,10 @@ pub(super) struct PackedRing {
     tables: Option<Tables>,
     layout: Layout,
     frames: Frames,
+    /// Chains with a frame can be written as is usual if they begin before this place.
+    framed_end: u16,
+    /// There are no frames.
+    plain: bool,
     event_index: bool,
     interrupts: bool,
     /// Where the next descriptor goes, and where the next used one comes.
@@ -130,6 +134,8 @@ impl PackedRing {
             tables: tables.transpose()?,
             layout,
             frames: Frames::default(),
+            framed_end: 0,
+            plain: false,
             event_index,
             interrupts: true,
             available: Place::START,
@@ -197,6 +203,21 @@ impl PackedRing {
         Ok((chain, u64::from(first.len) | NEXT | common))
     }
 
+    /// Ends the writing of a chain with the second half of its first descriptor.
+    #[inline]
+    fn add_first(&mut self, chain: Chain, first: u64) -> Result<Chain, QueueError> {
+        let start = self.available;
+        // The device looks no further than the first of all those that it was not told of.
+        match self.held {
+            None => self.held = Some((start.index, first)),
+            Some(_) => self.store_rest(start.index, first, Ordering::Relaxed)?,
+        }
+        self.available = start.after(chain.count, self.layout.size);
+        self.free = self.free.wrapping_sub(chain.count);
+        self.added = self.added.wrapping_add(chain.count);
+        Ok(chain)
+    }
+
     #[inline]
     fn store(&self, at: u16, part: &Part, rest: u64) -> Result<(), QueueError> {
         self.descriptors.store_address(at.into(), part.address)?;
@@ -258,6 +279,9 @@ impl Ring for PackedRing {
     }
 
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
+        self.plain = frames.lens.is_none();
+        let usual = !self.plain && self.tables.is_none() && self.layout.parts > 2;
+        self.framed_end = if usual { self.layout.size.saturating_sub(2) } else { 0 };
         self.frames = frames;
         Ok(())
     }
@@ -267,27 +291,23 @@ impl Ring for PackedRing {
         let Entry { buffers, context, slot } = entry;
         buffers.prepare(context, slot).ok_or(QueueError::Broken)?;
         let start = self.available;
-        let usual = self.tables.is_none() && self.layout.parts > 2 && start.index < self.layout.size.saturating_sub(2);
-        let (chain, first) = match (usual, self.frames.get(slot), entry.only()?) {
-            (true, Some(frame), Some(part)) => {
-                self.add_framed(&part, slot, frame).inspect_err(|_| self.clear())?
-            }
-            (_, None, Some(part)) => {
-                self.descriptors.store_address(start.index.into(), part.address)?;
-                let own = if part.writable { part.len } else { 0 };
-                (Chain { count: 1, writable: own, id: slot }, rest(&part) | id(slot) | start.available)
-            }
-            _ => self.add_any(buffers, context, slot, others)?,
-        };
-        // The device looks no further than the first of all those that it was not told of.
-        match self.held {
-            None => self.held = Some((start.index, first)),
-            Some(_) => self.store_rest(start.index, first, Ordering::Relaxed)?,
+        if start.index < self.framed_end
+            && let Some(part) = buffers.only(context)
+            && let Some(frame) = self.frames.get(slot)
+        {
+            let (chain, first) = self.add_framed(&part, slot, frame).inspect_err(|_| self.clear())?;
+            return self.add_first(chain, first);
         }
-        self.available = start.after(chain.count, self.layout.size);
-        self.free = self.free.wrapping_sub(chain.count);
-        self.added = self.added.wrapping_add(chain.count);
-        Ok(chain)
+        if self.plain
+            && let Some(part) = buffers.only(context)
+        {
+            self.descriptors.store_address(start.index.into(), part.address)?;
+            let writable = if part.writable { part.len } else { 0 };
+            let first = rest(&part) | id(slot) | start.available;
+            return self.add_first(Chain { count: 1, writable, id: slot }, first);
+        }
+        let (chain, first) = self.add_any(buffers, context, slot, others)?;
+        self.add_first(chain, first)
     }
 
     fn publish(&mut self) -> Result<bool, QueueError> {

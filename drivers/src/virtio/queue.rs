@@ -119,6 +119,8 @@ pub struct Queue<B: Buffers, N> {
     format: Format,
     layout: Layout,
     device: DeviceId,
+    /// How often the device was reset before it knew the queue.
+    resets: u64,
     index: u16,
     notifier: N,
     started: bool,
@@ -312,7 +314,7 @@ impl<B: Buffers> Flights<B> {
 impl<B: Buffers, N: Notify> Queue<B, N> {
     pub(super) fn new(
         new: NewQueue,
-        device: DeviceId,
+        (device, resets): (DeviceId, u64),
         index: u16,
         notifier: N,
         context: B::Context,
@@ -342,6 +344,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             format,
             layout,
             device,
+            resets,
             index,
             notifier,
             started: false,
@@ -532,9 +535,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 
     /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None if another device
-    /// was.
+    /// was, or this one only before the queue was made.
     pub fn reclaim(&mut self, quiet: &Quiet) -> impl Iterator<Item = B> {
-        let is_ours = quiet.0 == self.device;
+        let is_ours = quiet.0 == self.device && quiet.1 > self.resets;
         if is_ours {
             self.flights.break_off();
             self.flights.completed = self.flights.submitted;

@@ -32,8 +32,8 @@ const WRITE: u64 = 2 << 32;
 const INDIRECT: u64 = 4 << 32;
 /// In the available ring's flags: no interrupts, please. In the used ring's: no notifications, please.
 const SUPPRESS: u16 = 1;
-/// How far ahead of the used index that was seen `used_event` is put when no interrupts are wanted: the device comes there
-/// only after a look, and is not there yet even if it used a whole ring at once.
+/// How far ahead of the used index that was last seen `used_event` is put when no interrupts are wanted: until the next
+/// look the device can go on by a whole ring, which does not pass it.
 const FAR: u16 = 1 << 15;
 
 /// Whether going from `old` to `new` passes `event` (2.7.7.1, 2.7.10): for all index values, wrapped or not.
@@ -62,8 +62,12 @@ pub(super) struct SplitRing {
     used_elements: DmaArray<u64>,
     tables: Option<Tables>,
     layout: Layout,
-    /// Those in the ring were written once: the first part to the slot's first descriptor, the last to its last one.
+    /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front of the
+    /// second, and the last to its last one.
     frames: Frames,
+    /// Slots before this one hold a frame with room for a part in between; those before the other, no frame.
+    framed_end: u16,
+    plain_end: u16,
     mask: u16,
     /// With IN_ORDER descriptors are taken in the order of the table (2.7.9): this one is the next.
     next_in_order: Option<u16>,
@@ -109,6 +113,8 @@ impl SplitRing {
             tables,
             layout,
             frames: Frames::default(),
+            framed_end: 0,
+            plain_end: if in_order { 0 } else { layout.first_indirect },
             mask: layout.size.saturating_sub(1),
             next_in_order: in_order.then_some(0),
             free: layout.size,
@@ -135,7 +141,6 @@ impl SplitRing {
         let Some(head) = self.next_in_order else {
             return match slot.checked_sub(self.layout.first_indirect) {
                 Some(table) => self.add_table(entry, table, slot),
-                None if self.frames.lens.is_some() => self.add_framed(entry),
                 None => self.add_run(entry, slot),
             };
         };
@@ -170,15 +175,13 @@ impl SplitRing {
         Ok(Chain { id: head, ..chain })
     }
 
-    /// Writes a chain to its slot, the value's own parts in front of the slot's last descriptor.
-    fn add_framed<B: Buffers>(&self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
-        let own = entry.buffers.count(entry.context);
-        let start = self.end(entry.slot).wrapping_sub(own);
-        entry.write(self.frames.get(entry.slot), self.layout.parts, |place, part, more| {
-            let after = start.wrapping_add(place);
-            let at = if place == 0 { entry.slot } else { after.wrapping_sub(1) };
-            self.store(at, part, rest(part, more.then_some(after)))
-        })
+    /// Writes the available entry of a chain.
+    #[inline]
+    fn add_available(&mut self, chain: Chain) -> Result<Chain, QueueError> {
+        let place = usize::from(self.available & self.mask).wrapping_add(ENTRIES);
+        self.put(place, chain.id, Ordering::Relaxed)?;
+        self.available = self.available.wrapping_add(1);
+        Ok(chain)
     }
 
     /// The last descriptor of a slot in the ring.
@@ -244,17 +247,20 @@ impl Ring for SplitRing {
 
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
         self.frames = frames;
-        if self.next_in_order.is_some() || self.frames.lens.is_none() {
+        if self.frames.lens.is_none() {
             return Ok(());
         }
         if self.layout.parts < 2 {
             return Err(QueueError::BadChain);
         }
-        for slot in (0..self.layout.first_indirect).step_by(self.layout.parts.into()) {
+        let end = core::mem::take(&mut self.plain_end);
+        for slot in (0..end).step_by(self.layout.parts.into()) {
             let (first, last) = self.frames.get(slot).ok_or(QueueError::Broken)?;
-            let end = self.end(slot);
-            self.store(slot, first, rest(first, Some(end)))?;
-            self.store(end, last, rest(last, None))?;
+            self.store(slot, first, rest(first, Some(slot.wrapping_add(1))))?;
+            self.store(self.end(slot), last, rest(last, None))?;
+        }
+        if self.layout.parts > 2 {
+            self.framed_end = end;
         }
         Ok(())
     }
@@ -263,28 +269,24 @@ impl Ring for SplitRing {
     fn add<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
         let Entry { buffers, context, slot } = entry;
         buffers.prepare(context, slot).ok_or(QueueError::Broken)?;
-        let usual = self.next_in_order.is_none() && slot < self.layout.first_indirect;
-        let chain = match (usual, self.frames.lens, entry.only()?) {
-            // The frame is there already, but for the way to what is between.
-            (true, Some((first, last)), Some(part)) if self.layout.parts > 2 => {
-                let end = self.end(slot);
-                let at = end.wrapping_sub(1);
-                self.store(at, &part, rest(&part, Some(end)))?;
-                let first = u64::from(first) | NEXT | u64::from(at) << 48;
-                self.descriptors.store_rest(slot.into(), first, Ordering::Relaxed)?;
-                let own = if part.writable { part.len } else { 0 };
-                Chain { count: 3, writable: own.wrapping_add(last), id: slot }
-            }
-            (true, None, Some(part)) => {
-                self.store(slot, &part, rest(&part, None))?;
-                Chain { count: 1, writable: if part.writable { part.len } else { 0 }, id: slot }
-            }
-            _ => self.add_any(buffers, context, slot, others)?,
-        };
-        let place = usize::from(self.available & self.mask).wrapping_add(ENTRIES);
-        self.put(place, chain.id, Ordering::Relaxed)?;
-        self.available = self.available.wrapping_add(1);
-        Ok(chain)
+        if slot < self.framed_end
+            && let Some(part) = buffers.only(context)
+        {
+            // The frame is there already.
+            self.store(slot.wrapping_add(1), &part, rest(&part, Some(self.end(slot))))?;
+            let last = self.frames.lens.map_or(0, |(_, last)| last);
+            let writable = last.wrapping_add(if part.writable { part.len } else { 0 });
+            return self.add_available(Chain { count: 3, writable, id: slot });
+        }
+        if slot < self.plain_end
+            && let Some(part) = buffers.only(context)
+        {
+            self.store(slot, &part, rest(&part, None))?;
+            let writable = if part.writable { part.len } else { 0 };
+            return self.add_available(Chain { count: 1, writable, id: slot });
+        }
+        let chain = self.add_any(buffers, context, slot, others)?;
+        self.add_available(chain)
     }
 
     fn publish(&mut self) -> Result<bool, QueueError> {

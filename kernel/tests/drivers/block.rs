@@ -11,11 +11,12 @@ use ringfence_kernel::testing::On;
 use ringfence_memory::{DmaBuf, DmaPool, DmaWindows};
 
 use crate::support::{
-    INDIRECT_DESC, RING_PACKED, Random, functions_for, mix, numbered, rings, start_disk, start_disk_with, until,
+    INDIRECT_DESC, RING_PACKED, Random, functions_for, mix, numbered, rings, start_disk, start_disk_with,
+    until,
 };
 
-/// SEG_MAX, BLK_SIZE, FLUSH and VERSION_1 (virtio 1.4, 5.2.3 and 6), and what rings are like here: all that QEMU offers of
-/// what the driver implements.
+/// SEG_MAX, BLK_SIZE, FLUSH and VERSION_1 (virtio 1.4, 5.2.3 and 6), and what rings are like here: all that QEMU
+/// offers of what the driver implements.
 pub fn features() -> u64 {
     1 << 2 | 1 << 6 | 1 << 9 | 1 << 32 | rings()
 }
@@ -174,28 +175,28 @@ fn queue_of_4() {
 }
 /// The least that QEMU has: one request at a time.
 #[test_case]
-const QUEUE_OF_4: On = On("blk-queue=4,rings", &queue_of_4);
+const QUEUE_OF_4: On = On("blk-queue=4,formats", &queue_of_4);
 
 fn queue_of_64() {
     fill_queue(256, 64);
 }
 /// The device's limit counts.
 #[test_case]
-const QUEUE_OF_64: On = On("blk-queue=64,rings", &queue_of_64);
+const QUEUE_OF_64: On = On("blk-queue=64,formats", &queue_of_64);
 
 fn queue_of_16_by_choice() {
     fill_queue(31, if rings() & RING_PACKED != 0 { 31 } else { 16 });
 }
 /// The driver's limit counts, rounded down to a power of two unless the ring is packed.
 #[test_case]
-const QUEUE_OF_16: On = On("blk-queue=1024,rings", &queue_of_16_by_choice);
+const QUEUE_OF_16: On = On("blk-queue=1024,formats", &queue_of_16_by_choice);
 
 fn queue_of_1024() {
     fill_queue(1024, 1024);
 }
 /// The most that QEMU has.
 #[test_case]
-const QUEUE_OF_1024: On = On("blk-queue=1024,rings", &queue_of_1024);
+const QUEUE_OF_1024: On = On("blk-queue=1024,formats", &queue_of_1024);
 
 fn id_is_the_serial_number() {
     let (mut disk, _interrupts, windows) = start_disk(256);

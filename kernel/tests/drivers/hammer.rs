@@ -24,7 +24,7 @@ const BUDGETS: [u32; QUEUES as usize] = [0, 64];
 const WORKERS: usize = 64;
 /// Requests of a stretch with many in flight, and of one with few.
 const DEEP: u64 = 20_000;
-const SHALLOW: u64 = 64;
+const SHALLOW: u64 = 128;
 /// Seconds without a completion after which the test fails. No request takes any time here.
 const PATIENCE: usize = 5;
 
@@ -41,7 +41,13 @@ struct Plan {
 impl Plan {
     fn new(total: u64) -> Self {
         let (stretch, active) = (Cell::new(0), Cell::new(1));
-        Self { left: Cell::new(total), stretch, active, random: Random(total).into(), resting: RefCell::default() }
+        Self {
+            left: Cell::new(total),
+            stretch,
+            active,
+            random: Random(total).into(),
+            resting: RefCell::default(),
+        }
     }
 
     /// Whether this worker is to do one request more; ready when that is known.
@@ -117,7 +123,10 @@ async fn watch(queues: Vec<&'static SharedQueue<'static, PciNotifier>>) {
         let done: Vec<u64> = counters.iter().map(|counters| counters.completions).collect();
         if done.iter().all(|&done| done == goal) {
             let seconds = (time::now() - start).as_secs_f32();
-            log::info!("{TOTAL} completions in {seconds:.1} s, {} halts: {counters:?}", executor::halts() - halts);
+            log::info!(
+                "{TOTAL} completions in {seconds:.1} s, {} halts: {counters:?}",
+                executor::halts() - halts
+            );
             break;
         }
         for (index, &done) in done.iter().enumerate() {
@@ -140,4 +149,4 @@ async fn watch(queues: Vec<&'static SharedQueue<'static, PciNotifier>>) {
 
 /// On both queues of a disk that answers at once, in both formats.
 #[test_case]
-const HAMMER: On = On("blk-null=2,formats,slow", &ten_million_completions);
+const HAMMER: On = On("blk-null=2,formats,slow,cpu=max", &ten_million_completions);

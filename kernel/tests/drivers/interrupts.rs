@@ -57,7 +57,7 @@ fn disk_calls_by_msix() {
 }
 /// A vector for the configuration, and one for the queue.
 #[test_case]
-const DISK_MSIX: On = On("blk-numbered=200,rings", &disk_calls_by_msix);
+const DISK_MSIX: On = On("blk-numbered=200,formats", &disk_calls_by_msix);
 
 fn disk_calls_by_one_vector() {
     disk_interrupts("MSI-X", Some(0), false)
@@ -127,7 +127,7 @@ fn card_calls_by_msix() {
 }
 /// A vector for each queue.
 #[test_case]
-const CARD_MSIX: On = On("net-pair,rings", &card_calls_by_msix);
+const CARD_MSIX: On = On("net-pair,formats", &card_calls_by_msix);
 
 fn card_calls_by_two_vectors() {
     card_interrupts("MSI-X", [Some(1), Some(1)])

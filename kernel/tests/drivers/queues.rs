@@ -275,4 +275,4 @@ fn reset_queue_still_interrupts() {
 
 /// By the vector that it had.
 #[test_case]
-const RESET_VECTOR: On = On("blk-mq=4,rings", &reset_queue_still_interrupts);
+const RESET_VECTOR: On = On("blk-mq=4,formats", &reset_queue_still_interrupts);

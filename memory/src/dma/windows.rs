@@ -135,6 +135,8 @@ struct State {
     quarantine: Vec<DmaMemory>,
     /// Counts openings and closings of windows.
     generation: u64,
+    /// Counts resets of the device that were seen.
+    resets: u64,
 }
 
 struct Window {
@@ -223,6 +225,7 @@ impl DmaWindows {
         let quiet = {
             let mut state = self.0.state.lock();
             state.live = false;
+            state.resets += 1;
             state.held = state.held.saturating_sub(state.quarantine.len());
             core::mem::take(&mut state.quarantine)
         };
@@ -231,6 +234,12 @@ impl DmaWindows {
             memory.backing().set_quarantined(false);
         }
         Ok(())
+    }
+
+    /// How often the device was seen reset: [`reset_device`](Self::reset_device) succeeded. Tells a proof of a reset
+    /// from one of an earlier life of the device.
+    pub fn resets(&self) -> u64 {
+        self.0.state.lock().resets
     }
 
     /// The platform's monotonic clock, for time limits.

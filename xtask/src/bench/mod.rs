@@ -23,7 +23,7 @@ use crate::qemu::{Boot, Machine, exit};
 use crate::setup::{self, Need, Toolchain};
 use crate::target;
 
-/// Every benchmark there is to be.
+/// Every benchmark.
 pub const NAMES: [&str; 3] = ["blk", "net", "memory"];
 /// How long a guest may take for one round of everything.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -124,13 +124,19 @@ fn machine(elf: PathBuf, mebibytes: u32) -> Machine {
     Machine { memory: mebibytes, ..Machine::new(Boot::Pvh(elf)) }
 }
 
-/// What made the guest, and what ran it.
+/// What made the guest, what ran it, and how busy that machine was with other things.
 fn versions(toolchain: &Toolchain) -> Result<Vec<String>> {
     let version = |program: &mut Command| -> Result<String> {
         let output = program.arg("--version").output()?;
         Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
     };
-    Ok(vec![version(&mut Command::new("qemu-system-x86_64"))?, version(&mut Command::new(&toolchain.rustc))?])
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    Ok(vec![
+        version(&mut Command::new("qemu-system-x86_64"))?,
+        version(&mut Command::new(&toolchain.rustc))?,
+        format!("{} CPUs, load average at the start {load}", std::thread::available_parallelism()?),
+    ])
 }
 
 /// Writes `contents` to a file in target/bench/ and says so.

@@ -77,37 +77,52 @@ struct Rings {
 
 impl Rings {
     fn all() -> impl Iterator<Item = Self> {
-        (0..8).map(|bits| Self { packed: bits & 1 != 0, event_idx: bits & 2 == 0, indirect_desc: bits & 4 == 0 })
+        (0..8_u32).map(|bits| Self {
+            packed: bits & 1 != 0,
+            event_idx: bits & 2 == 0,
+            indirect_desc: bits & 4 == 0,
+        })
     }
 
-    /// How the variant is called where it is not the default.
+    /// Properties of QEMU's devices, whether they are on, and the feature bits they stand for.
+    fn properties(self) -> [(&'static str, bool, u32); 3] {
+        [
+            ("packed", self.packed, 34),
+            ("event_idx", self.event_idx, 29),
+            ("indirect_desc", self.indirect_desc, 28),
+        ]
+    }
+
+    /// How the variant is called: by what is not the default.
     fn title(self) -> String {
-        let words = [(self.packed, " packed"), (!self.event_idx, " no-event-idx"), (!self.indirect_desc, " no-indirect")];
-        words.iter().filter(|word| word.0).map(|word| word.1).collect()
+        let own = self.properties().into_iter();
+        let differ = own.filter(|property| !DEFAULT_RINGS.properties().contains(property));
+        differ.map(|(name, on, _)| format!(" {name}={}", on_off(on))).collect()
     }
 
     /// Has QEMU offer this, and tells the guest what was offered: the feature bits, in decimal.
     fn apply(self, machine: &mut Machine) {
-        let features = [("packed", self.packed, 34), ("event_idx", self.event_idx, 29), ("indirect_desc", self.indirect_desc, 28)];
         for device in ["virtio-blk-pci", "virtio-net-pci"] {
-            for (name, on, _) in features {
-                machine.add(&format!("-global {device}.{name}={}", if on { "on" } else { "off" }));
+            for (name, on, _) in self.properties() {
+                machine.add(&format!("-global {device}.{name}={}", on_off(on)));
             }
         }
-        let bits: u64 = features.iter().map(|&(_, on, bit)| u64::from(on) << bit).sum();
+        let bits: u64 = self.properties().iter().map(|&(_, on, bit)| u64::from(on) << bit).sum();
         machine.options.push(("rings".into(), bits.to_string()));
     }
 }
 
-/// The variants of a test: on an old CPU too, unless its key names one, and with the ring features that its key asks for:
-/// `formats` for both formats, `rings` for all combinations.
+fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// The variants of a test: on an old CPU too, unless its key names one, and with the ring features that its key asks
+/// for: `formats` for both formats, `rings` for all combinations.
 fn variants(key: &str) -> Vec<(&'static str, Rings)> {
     let has = |wanted: &str| key.split(',').any(|word| word == wanted);
-    let others = Rings::all().filter(|&rings| match rings {
-        DEFAULT_RINGS => false,
-        Rings { packed: true, ..DEFAULT_RINGS } => has("formats") || has("rings"),
-        _ => has("rings"),
-    });
+    let packed = Rings { packed: true, ..DEFAULT_RINGS };
+    let wanted = |rings| has("rings") || has("formats") && rings == packed;
+    let others = Rings::all().filter(|&rings| rings != DEFAULT_RINGS && wanted(rings));
     let old_cpu = !key.split(',').any(|word| word.starts_with("cpu="));
     let cpus = [("", DEFAULT_RINGS)].into_iter().chain(old_cpu.then_some(("qemu64", DEFAULT_RINGS)));
     cpus.chain(others.map(|rings| ("", rings))).collect()

@@ -145,14 +145,17 @@ pub fn bench(toolchain: &Toolchain) -> Result<u8> {
 
     let mut found = Found::default();
     let (start, settings) = (Instant::now(), Setting::all().collect::<Vec<_>>());
-    for turn in 0..TURNS {
-        eprintln!("turn {} of {TURNS}, after {} s", turn + 1, start.elapsed().as_secs());
+    for turn in 1..=TURNS {
+        let progress =
+            |name: &str| eprintln!("turn {turn} of {TURNS}, {} s: {name}", start.elapsed().as_secs());
         for setting in &settings {
+            progress(&setting.name("all"));
             // More rounds of what is compared with everything.
             let rounds = if [SPLIT, PACKED].contains(setting) { 2 } else { 1 };
             found.measure(&setting.machine(&elf), &setting.time(rounds, 20), |guest| setting.name(guest))?;
         }
         for (name, machine) in &linux {
+            progress(name);
             found.measure(machine, "time", |_| (*name).into())?;
         }
     }

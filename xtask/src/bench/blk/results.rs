@@ -90,7 +90,11 @@ fn summary(rows: &[Row]) -> Vec<(&'static str, Table)> {
 fn tables(rows: &[Row]) -> Vec<(String, Table)> {
     let mut tables = Vec::new();
     for (workload, title) in WORKLOADS {
-        for (metric, unit) in [("throughput", "requests/s"), ("latency", "mean latency in ns")] {
+        for (metric, unit) in [
+            ("throughput", "requests/s"),
+            ("latency", "mean latency in ns"),
+            ("latency p99", "99th percentile of latency in ns"),
+        ] {
             let chosen = |row: &Row| row.key.metric == metric && row.key.workload == workload;
             tables.push((format!("{title}, {unit}"), table(rows, chosen, guest)));
         }
