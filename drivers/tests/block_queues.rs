@@ -104,7 +104,9 @@ fn as_many_queues_as_wanted_and_there() {
 #[test]
 fn queues_that_are_announced_but_not_there() {
     let options = Options { queues: u16::MAX, ..Options::default() };
-    for (there, sizes, missing) in [(4, vec![64, 64, 0, 64], 2), (u16::MAX, vec![64; 3], 3), (2, vec![64, 2], 1)] {
+    for (there, sizes, missing) in
+        [(4, vec![64, 64, 0, 64], 2), (u16::MAX, vec![64; 3], 3), (2, vec![64, 2], 1)]
+    {
         let result = Bench::new(MQ, config_with(there), &sizes, &options);
         assert_eq!(result.map(drop), Err(Error::QueueUnavailable(missing)));
     }
@@ -335,7 +337,9 @@ fn segments_of_the_longest_length() {
         ] {
             let case = format!("{seg_max} of {size_max} in {ring}, offered {offered:#x}");
             let config = config(SECTORS, size_max, seg_max, 512);
-            let mut bench = Bench::new(offered, config, &[ring], &Options { queue_size: ring, ..Options::default() }).unwrap();
+            let mut bench =
+                Bench::new(offered, config, &[ring], &Options { queue_size: ring, ..Options::default() })
+                    .unwrap();
             let geometry = bench.block.geometry();
             assert_eq!((geometry.segments, geometry.segment_size), (segments, size_max), "{case}");
             let mut disk = Disk::new(bench.fake.ring(0));
@@ -359,7 +363,10 @@ fn segments_of_the_longest_length() {
                 let [header, data @ .., status] = &chain.segments[..] else { panic!("{case}") };
                 assert_eq!((header.len, status.len), (16, 1));
                 let (last, others) = data.split_last().unwrap();
-                assert!(others.iter().all(|segment| segment.len == size_max) && last.len <= size_max, "{case}");
+                assert!(
+                    others.iter().all(|segment| segment.len == size_max) && last.len <= size_max,
+                    "{case}"
+                );
                 assert_eq!(data.iter().map(|segment| segment.len as usize).sum::<usize>(), longest, "{case}");
             }
             assert!(indirect || chains.iter().all(|chain| chain.table.is_none()));

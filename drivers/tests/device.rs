@@ -24,7 +24,8 @@ fn the_whole_sequence() {
     let fake = fake(features::VERSION_1 | features::ACCESS_PLATFORM | 1 << 28 | 1 << 34 | 0b101);
     let mut device = begin(&fake).unwrap();
     assert_eq!(device.negotiate(0b011), Ok(features::VERSION_1 | features::ACCESS_PLATFORM | 1));
-    let ring = device.queue::<Nothing>(0, &QueueOptions { size: 8, chains: 8, parts: 1 }, 1, |_| Ok(())).unwrap();
+    let ring =
+        device.queue::<Nothing>(0, &QueueOptions { size: 8, chains: 8, parts: 1 }, 1, |_| Ok(())).unwrap();
     device.driver_ok().unwrap();
     assert!(device.check().is_ok());
     drop(device);

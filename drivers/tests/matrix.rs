@@ -17,7 +17,7 @@ use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQu
 use ringfence_drivers::virtio::{
     Buffers, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, features,
 };
-use ringfence_memory::{DmaBuf, DmaPool, DmaSnapshot, Direction};
+use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a part at most.
@@ -201,7 +201,8 @@ impl Rig {
         let mut driver = device.queue::<Item>(0, &options, 1, |_| Ok(())).unwrap();
         driver.start(&device.driver_ok().unwrap());
         assert_eq!(driver.size(), options.size);
-        let most = if mode.indirect && options.parts > 1 { options.size } else { options.size / options.parts };
+        let most =
+            if mode.indirect && options.parts > 1 { options.size } else { options.size / options.parts };
         assert_eq!(driver.depth(), options.chains.min(most));
         let buffers = usize::from(driver.depth()) * usize::from(options.parts);
         let pools = [Direction::ToDevice, Direction::FromDevice]

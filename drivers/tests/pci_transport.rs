@@ -435,7 +435,11 @@ fn notifications_with_data() {
                 card.registers.slice().subslice(NOTIFY, 0x1000).unwrap().fill(0xff).unwrap();
                 let writable = vec![pool.take().unwrap()];
                 queue.submit(Item { name: 0, readable: vec![], writable, least: 0 }).unwrap();
-                assert_eq!(card.registers.slice().read_obj::<u32>(doorbell), Ok(u32::MAX), "not before the kick");
+                assert_eq!(
+                    card.registers.slice().read_obj::<u32>(doorbell),
+                    Ok(u32::MAX),
+                    "not before the kick"
+                );
                 queue.kick();
                 let chain = ring.take().unwrap();
                 ring.complete(chain.head, 0);
@@ -469,7 +473,11 @@ fn notifications_with_data_that_do_not_fit() {
             card.put32(DEVICE + 20, 512);
             card.put16(COMMON + 0x1e, place);
             let result = card.block().map(drop);
-            assert_eq!(result, expected.map_err(Error::Mmio), "{place} * {multiplier} in {length}, {offered:#x}");
+            assert_eq!(
+                result,
+                expected.map_err(Error::Mmio),
+                "{place} * {multiplier} in {length}, {offered:#x}"
+            );
         }
     }
 }

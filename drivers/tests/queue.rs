@@ -2,9 +2,7 @@
 
 mod support;
 
-use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Part, QueueError, QueueOptions, features,
-};
+use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueError, QueueOptions, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 use support::bench::{BUFFER_LEN, Bench, FORMATS, Item, no_frames};
 use support::{EVENT_IDX, Event, Fake, ID, RING_PACKED, grant};
@@ -100,8 +98,7 @@ fn no_kick_before_driver_ok() {
     for format in FORMATS {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]);
         let windows = fake.windows();
-        let mut device =
-            Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         device.negotiate(format).unwrap();
         let wish = QueueOptions { size: 8, chains: 8, parts: 1 };
         let mut queue = device.queue::<Item>(0, &wish, 1, no_frames).unwrap();
@@ -221,15 +218,20 @@ fn odd_chains_come_back() {
     for format in FORMATS {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]);
         let windows = fake.windows();
-        let mut device =
-            Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         device.negotiate(format).unwrap();
         let wish = QueueOptions { size: 8, chains: 8, parts: 2 };
         let mut queue = device.queue::<Odd>(0, &wish, 1, |_| Ok(())).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let pool = DmaPool::new(&windows, 2, BUFFER_LEN).unwrap();
-        let faults =
-            [Fault::Order, Fault::Empty(0), Fault::Empty(8), Fault::Empty(BUFFER_LEN), Fault::Missing, Fault::Unprepared];
+        let faults = [
+            Fault::Order,
+            Fault::Empty(0),
+            Fault::Empty(8),
+            Fault::Empty(BUFFER_LEN),
+            Fault::Missing,
+            Fault::Unprepared,
+        ];
         for fault in faults {
             let (error, back) = queue.submit(Odd(pool.take().unwrap(), fault)).unwrap_err();
             let expected =

@@ -114,7 +114,11 @@ fn a_reset_leaves_interrupts_as_they_were() {
         let mut bench = Bench::new(features | RING_RESET, 8, 3);
         bench.run(5);
         for off in [true, false] {
-            if off { bench.queue.disable_interrupts() } else { assert!(!bench.queue.enable_interrupts()) }
+            if off {
+                bench.queue.disable_interrupts()
+            } else {
+                assert!(!bench.queue.enable_interrupts())
+            }
             bench.device.reset_queue(&mut bench.queue).unwrap();
             bench.ring = bench.fake.ring(0);
             assert_eq!(bench.ring.interrupts_wanted(), !off, "features {features:#x}");
@@ -193,23 +197,16 @@ fn another_device_that_is_quiet_proves_nothing() {
 #[test]
 fn another_device_that_was_started_proves_nothing() {
     for format in FORMATS {
-        let fakes = [ID, DeviceId(ID.0 + 8)].map(|id| {
-            Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]).with_id(id)
-        });
+        let fakes = [ID, DeviceId(ID.0 + 8)]
+            .map(|id| Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]).with_id(id));
         let mut devices = fakes.each_ref().map(|fake| {
-            let begun = Device::begin(
-                fake.transport(),
-                DeviceType(42),
-                &fake.grant(),
-                fake.windows(),
-            );
+            let begun = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), fake.windows());
             let mut device = begun.unwrap();
             device.negotiate(format).unwrap();
             device
         });
         let options = QueueOptions { size: 8, chains: 4, parts: 2 };
-        let mut queue =
-            devices[0].queue::<Item>(0, &options, 1, no_frames).unwrap();
+        let mut queue = devices[0].queue::<Item>(0, &options, 1, no_frames).unwrap();
         let pool = DmaPool::new(&fakes[0].windows(), 4, 64).unwrap();
         let submit = |queue: &mut Queue<_, _>| {
             let writable = vec![pool.take().unwrap()];
@@ -284,7 +281,8 @@ fn a_hostile_device_event() {
         let mut kicks = [0, 0];
         for round in 0..20_000_u64 {
             let old = bench.ring.available();
-            let near = bench.ring.event((old + numbers.below(2 * u64::from(size))).saturating_sub(size.into()));
+            let near =
+                bench.ring.event((old + numbers.below(2 * u64::from(size))).saturating_sub(size.into()));
             let event = if round % 8 == 0 { numbers.below(1 << 16) as u16 } else { near };
             bench.ring.put_event([event, 2]);
             let batch = numbers.below(u64::from(size)) + 1;
@@ -297,7 +295,10 @@ fn a_hostile_device_event() {
             let due = bench.ring.kick_due(old, old + batch);
             // Where the device asks for a place that the ring does not have, it may get a kick too many.
             let is_place = event & 0x7fff < size;
-            assert!(kicked == usize::from(due) || !is_place && kicked <= 1, "{old} + {batch}, event {event:#x}");
+            assert!(
+                kicked == usize::from(due) || !is_place && kicked <= 1,
+                "{old} + {batch}, event {event:#x}"
+            );
             kicks[usize::from(due)] += 1;
             while let Some(chain) = bench.ring.take() {
                 bench.ring.complete(chain.head, 1);

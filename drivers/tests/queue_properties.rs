@@ -57,13 +57,15 @@ fn hostile() -> impl Strategy<Value = Step> {
 /// Any size that the format allows; any chains and parts.
 fn shape() -> impl Strategy<Value = Shape> {
     let features = prop::sample::subsequence(vec![RING_PACKED, EVENT_IDX, INDIRECT_DESC, IN_ORDER], 0..=4);
-    (features, 1_u16..40, 1_u16..40, 1_u16..9, any::<bool>()).prop_map(|(features, size, chains, parts, framed)| {
-        let features = features.into_iter().sum();
-        let size = if features & RING_PACKED == 0 { 1 << size.ilog2() } else { size };
-        // A frame takes two of the parts.
-        let framed = framed && size > 1 && parts > 1;
-        Shape { features, size, chains, parts, framed }
-    })
+    (features, 1_u16..40, 1_u16..40, 1_u16..9, any::<bool>()).prop_map(
+        |(features, size, chains, parts, framed)| {
+            let features = features.into_iter().sum();
+            let size = if features & RING_PACKED == 0 { 1 << size.ilog2() } else { size };
+            // A frame takes two of the parts.
+            let framed = framed && size > 1 && parts > 1;
+            Shape { features, size, chains, parts, framed }
+        },
+    )
 }
 
 /// Runs `steps` against a model of what should come back. The device may lie only if `hostile`.

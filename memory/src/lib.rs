@@ -46,8 +46,8 @@ pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBit
 pub use bytes::Bytes;
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use dma::{
-    DescriptorArray, DeviceStatus, Direction, DmaArray, DmaAddr, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
-    DmaWindow, DmaWindows, ResetTimeout,
+    DescriptorArray, DeviceStatus, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion,
+    DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, ResetTimeout,
 };
 pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
 pub use frames::{

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use fake_queue::RingMemory;
+use loom::model::Builder;
 use loom::thread;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::Position;
@@ -161,10 +162,17 @@ impl Side {
     }
 }
 
-/// Explores `model` with every kind of ring.
-fn each(features: &[u64], model: impl Fn(u64) + Copy + Send + Sync + 'static) {
+/// Explores `model` with every kind of ring; with `preemptions`, no schedule that takes a thread away more often than that
+/// from where it would go on.
+fn each(
+    features: &[u64],
+    preemptions: Option<usize>,
+    model: impl Fn(u64) + Copy + Send + Sync + 'static,
+) {
     for &features in features {
-        loom::model(move || model(features));
+        let mut builder = Builder::new();
+        builder.preemption_bound = preemptions;
+        builder.check(move || model(features));
     }
 }
 
@@ -174,7 +182,7 @@ const EVENTS: [u64; 4] = [0, RING_PACKED, EVENT_IDX, RING_PACKED | EVENT_IDX];
 
 #[test]
 fn what_is_published_is_seen_whole() {
-    each(&ORDERED, |features| {
+    each(&ORDERED, None, |features| {
         let mut rig = Rig::new(features);
         let side = rig.side.clone();
         let device = thread::spawn(move || {
@@ -195,7 +203,7 @@ fn what_is_published_is_seen_whole() {
 
 #[test]
 fn a_slot_is_not_reused_too_early() {
-    each(&PLAIN, |features| {
+    each(&PLAIN, Some(3), |features| {
         let mut rig = Rig::new(features);
         let side = rig.side.clone();
         let device = thread::spawn(move || {
@@ -222,7 +230,7 @@ fn a_slot_is_not_reused_too_early() {
 
 #[test]
 fn no_kick_is_lost() {
-    each(&EVENTS, |features| {
+    each(&EVENTS, None, |features| {
         let mut rig = Rig::new(features);
         let mut position = rig.side.start();
         assert!(!rig.side.serve(&mut position, 0, Some(false)));
@@ -237,7 +245,7 @@ fn no_kick_is_lost() {
 
 #[test]
 fn no_interrupt_is_lost() {
-    each(&EVENTS, |features| {
+    each(&EVENTS, None, |features| {
         let mut rig = Rig::new(features);
         rig.queue.disable_interrupts();
         rig.ask(7);

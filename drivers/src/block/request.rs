@@ -95,7 +95,9 @@ impl Request {
         let disk = &controls.geometry;
         let (sector, buffer, len) = match self {
             Self::Write { .. } if disk.read_only => return Err(RequestError::ReadOnly),
-            Self::Read { sector, buffer, len } | Self::Write { sector, buffer, len } => (*sector, buffer, *len),
+            Self::Read { sector, buffer, len } | Self::Write { sector, buffer, len } => {
+                (*sector, buffer, *len)
+            }
             _ => return self.check_other(controls),
         };
         if buffer.len() < len {
@@ -262,8 +264,7 @@ impl Buffers for InFlight {
     /// Header and status.
     fn frame(controls: &Controls, slot: u16) -> Option<(Part, Part)> {
         let slot = usize::from(slot);
-        let header =
-            Part::readable_values(&controls.headers, slot.checked_mul(HEADER_WORDS)?, HEADER_WORDS)?;
+        let header = Part::readable_values(&controls.headers, slot.checked_mul(HEADER_WORDS)?, HEADER_WORDS)?;
         Some((header, Part::writable_values(&controls.statuses, slot, 1)?))
     }
 

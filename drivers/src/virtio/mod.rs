@@ -4,6 +4,7 @@ mod chain;
 mod device;
 pub mod device_side;
 pub mod features;
+mod flights;
 mod hybrid;
 mod in_order;
 mod packed;
@@ -20,11 +21,11 @@ use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetTim
 
 use crate::pci::Function;
 
+pub use chain::{Buffers, Part};
 pub use device::{Device, DriverOk, QueueShape, Quiet, RESET_LIMIT};
+pub use hybrid::Hybrid;
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
-pub use chain::{Buffers, Part};
-pub use hybrid::Hybrid;
 pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
 pub use transport::{Notify, QueueSetup, Transport, status};
 

@@ -249,7 +249,10 @@ impl PciTransport {
         // Two numbers of 16 and 32 bits; `register` checks that the sum is in the structure (4.1.4.4).
         let offset = usize::from(offset).saturating_mul(self.notify_multiplier as usize);
         if self.features & features::NOTIFICATION_DATA != 0 {
-            return Ok(PciNotifier { register: NotifyRegister::WithData(self.notify.register(offset)?), queue });
+            return Ok(PciNotifier {
+                register: NotifyRegister::WithData(self.notify.register(offset)?),
+                queue,
+            });
         }
         Ok(PciNotifier { register: NotifyRegister::Queue(self.notify.register(offset)?), queue })
     }

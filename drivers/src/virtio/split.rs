@@ -152,12 +152,7 @@ impl SplitRing {
     }
 
     /// Writes a chain to the table at `index`, and a descriptor of that at `head`.
-    fn add_table<B: Buffers>(
-        &self,
-        entry: Entry<'_, B>,
-        index: u16,
-        head: u16,
-    ) -> Result<Chain, QueueError> {
+    fn add_table<B: Buffers>(&self, entry: Entry<'_, B>, index: u16, head: u16) -> Result<Chain, QueueError> {
         let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
         let (chain, table, len) = tables.write(index, entry, &self.frames, rest)?;
         self.descriptors.store_address(head.into(), table)?;

@@ -172,7 +172,10 @@ impl Bench {
     pub fn reap(&mut self) -> Result<Vec<(u64, Option<u32>)>, QueueError> {
         let (mut back, inside) = (Vec::new(), &mut self.inside);
         let result = self.queue.reap(|completion, _| {
-            assert!(inside.remove(&completion.buffers.name).is_some(), "came back without having been inside");
+            assert!(
+                inside.remove(&completion.buffers.name).is_some(),
+                "came back without having been inside"
+            );
             back.push((completion.buffers.name, completion.written));
         });
         result.map(|count| {

@@ -16,9 +16,7 @@ use ringfence_memory::{
     AtomicAccess, DeviceId, DeviceStatus, DmaGrant, DmaWindows, MmioRegion, PhysAddr, ResetTimeout,
 };
 
-pub use ring::{
-    Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment,
-};
+pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
 pub const ID: DeviceId = DeviceId(0x18);
 
@@ -274,11 +272,26 @@ impl Transport for FakeTransport {
         let (status, accepted) = (model.status, model.accepted);
         let queue = &mut model.queues[usize::from(setup.index)];
         let expected = if queue.reset { 0x0c } else { 0x08 };
-        assert_eq!(status & 0x0c, expected, "queues are set up before DRIVER_OK, or after a reset of their own");
+        assert_eq!(
+            status & 0x0c,
+            expected,
+            "queues are set up before DRIVER_OK, or after a reset of their own"
+        );
         assert_eq!(queue.size, 0, "queue {} is in use", setup.index);
-        assert!(setup.size > 0 && setup.size <= queue.max && setup.size <= 1 << 15, "{} descriptors", setup.size);
+        assert!(
+            setup.size > 0 && setup.size <= queue.max && setup.size <= 1 << 15,
+            "{} descriptors",
+            setup.size
+        );
         assert!(accepted & RING_PACKED != 0 || setup.size.is_power_of_two(), "{} descriptors", setup.size);
-        *queue = FakeQueue { max: queue.max, size: setup.size, descriptors, driver, device, ..FakeQueue::default() };
+        *queue = FakeQueue {
+            max: queue.max,
+            size: setup.size,
+            descriptors,
+            driver,
+            device,
+            ..FakeQueue::default()
+        };
         model.events.push(Event::QueueUp(setup.index));
         Ok(FakeNotifier { model: self.model.clone(), index: setup.index })
     }

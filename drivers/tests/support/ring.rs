@@ -137,7 +137,11 @@ impl DeviceRing {
         let part = |from: usize, len: usize| {
             bytes[from..from + len].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
         };
-        Descriptor { address: part(0, 8), len: part(8, 4) as u32, tail: [part(12, 2) as u16, part(14, 2) as u16] }
+        Descriptor {
+            address: part(0, 8),
+            len: part(8, 4) as u32,
+            tail: [part(12, 2) as u16, part(14, 2) as u16],
+        }
     }
 
     /// The index of a position in the ring, and the wrap counter there.
@@ -186,12 +190,16 @@ impl DeviceRing {
 
     /// Takes the next available chain, checking the driver's side of the contract.
     pub fn take(&mut self) -> Option<Chain> {
-        let is_there = if self.packed() { self.available_flags(self.taken).is_some() } else { self.pending() > 0 };
+        let is_there =
+            if self.packed() { self.available_flags(self.taken).is_some() } else { self.pending() > 0 };
         if !is_there {
             return None;
         }
         let chain = if self.packed() { self.next_packed() } else { self.next_split() };
-        assert!(!chain.segments.is_empty() && chain.segments.len() <= self.size.into(), "a chain longer than the queue");
+        assert!(
+            !chain.segments.is_empty() && chain.segments.len() <= self.size.into(),
+            "a chain longer than the queue"
+        );
         assert!(chain.table.is_none() || self.features & INDIRECT_DESC != 0, "a table without the feature");
         assert!(chain.segments.is_sorted_by_key(|segment| segment.writable), "readable after writable");
         for Segment { address, len, .. } in &chain.segments {
@@ -239,7 +247,10 @@ impl DeviceRing {
             let descriptor = self.descriptor(self.descriptors, self.place(position).0);
             let Descriptor { address, len, tail: [head, _] } = descriptor;
             if flags & INDIRECT != 0 {
-                assert!(segments.is_empty() && flags & NEXT == 0 && len.is_multiple_of(16), "{len} bytes of table");
+                assert!(
+                    segments.is_empty() && flags & NEXT == 0 && len.is_multiple_of(16),
+                    "{len} bytes of table"
+                );
                 let parts = (0..(len / 16) as u16).map(|at| self.descriptor(address, at));
                 let segments = parts.map(|part| {
                     assert!(part.tail[1] & !WRITE == 0, "flags {:#x} in a table", part.tail[1]);
@@ -387,7 +398,9 @@ impl DeviceRing {
     pub fn kick_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
             let [event, flags] = [self.u16_at(self.device), self.u16_at(self.device + 2) & 3];
-            return old != new && flags != 1 && (flags != 2 || !self.event_idx() || self.passes(event, old, new));
+            return old != new
+                && flags != 1
+                && (flags != 2 || !self.event_idx() || self.passes(event, old, new));
         }
         if self.event_idx() {
             return self.passes(self.u16_at(self.device + 4 + 8 * u64::from(self.size)), old, new);

@@ -1,7 +1,6 @@
 //! The driver of this repository, through its public interface.
 
-use alloc::vec::Vec;
-
+use heapless::Vec;
 use ringfence_drivers::block::{Block, Options, Request};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Hybrid, PciTransport};
@@ -15,6 +14,8 @@ use crate::workload::{Costs, Guest, Places, Watch, Workload};
 /// Enough descriptors for the largest depth.
 const QUEUE_SIZE: u16 = 512;
 
+/// The most requests in flight, as for the driver.
+const DEEPEST: usize = 128;
 /// Looks that find nothing before the processor stops. About as long as being woken takes.
 const LOOKS: u32 = 2000;
 
@@ -32,7 +33,7 @@ pub struct Ours<const WRITE: bool> {
     disk: Block<PciTransport>,
     // After the driver, which resets the device.
     interrupts: DeviceInterrupts,
-    free: Vec<DmaBuf>,
+    free: Vec<DmaBuf, DEEPEST>,
     places: Places,
     len: usize,
     wait: Wait,
@@ -55,6 +56,9 @@ impl<const WRITE: bool> Ours<WRITE> {
     pub fn new(function: &Function, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
         let (mut disk, interrupts) = start(function);
         disk.disable_interrupts();
+        if depth > DEEPEST {
+            return None;
+        }
         let free = (0..depth).filter_map(|_| workload.pool.take()).collect();
         let (places, len) = (workload.places(), workload.len);
         Some(Self { disk, interrupts, free, places, len, wait, hybrid: Hybrid::new(LOOKS), halts: 0 })
@@ -80,7 +84,7 @@ impl<const WRITE: bool> Guest for Ours<WRITE> {
         let reaped = self.disk.reap(|done| {
             done.result.expect("the request succeeds");
             watch.completed(done.ticket.index());
-            free.push(done.buffer.expect("the request had one"));
+            let _ = free.push(done.buffer.expect("the request had one"));
         });
         let reaped = reaped.expect("the ring is sound");
         if self.wait == Wait::Interrupt && reaped > 0 {

@@ -117,7 +117,8 @@ impl<'a> Packed<'a> {
     /// Whether the driver has made the descriptor at `position` available.
     fn is_set(&self, position: u16) -> bool {
         // Acquire: the chain is read after the flags that make it available (2.8.21).
-        let flags = self.memory.desc.load(self.at(position, FLAGS), Ordering::Acquire).map_or(0, u16::from_le);
+        let flags =
+            self.memory.desc.load(self.at(position, FLAGS), Ordering::Acquire).map_or(0, u16::from_le);
         let wrap = position & WRAP != 0;
         (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
     }
