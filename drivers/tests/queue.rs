@@ -4,7 +4,7 @@ mod support;
 
 use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueError, QueueOptions, features};
 use ringfence_memory::{DmaBuf, DmaPool};
-use support::bench::{BUFFER_LEN, Bench, FORMATS, Item, no_frames};
+use support::bench::{BUFFER_LEN, Bench, FORMATS, Item, Shape, no_frames};
 use support::{EVENT_IDX, Event, Fake, ID, RING_PACKED, grant};
 
 #[test]
@@ -145,7 +145,7 @@ fn bad_chains_come_back() {
             ringfence_memory::DmaWindows::new(support::platform(), ringfence_memory::DeviceId(ID.0 + 1));
         let pool = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         // First, and after one that is in order.
-        for ours in [0, 1] {
+        for ours in [0, 1, 2, 3] {
             let mut item = bench.item(ours, 0).unwrap();
             item.readable.push(pool.take().unwrap());
             let (error, item) = bench.queue.submit(item).unwrap_err();
@@ -154,6 +154,13 @@ fn bad_chains_come_back() {
         bench.check();
         bench.queue.kick();
         assert_eq!((bench.ring.pending(), bench.fake.kicks(0)), (0, 0), "nothing of them reached the device");
+        // Nor after a chain that is shorter than what was refused.
+        bench.submit(1, 0).unwrap();
+        bench.queue.kick();
+        assert_eq!(bench.ring.pending(), 1);
+        let chain = bench.ring.take().unwrap();
+        bench.ring.complete(chain.head, 0);
+        assert_eq!((chain.segments.len(), bench.reap().unwrap().len(), bench.ring.pending()), (1, 1, 0));
         assert_eq!(bench.submit(2, 2).map(drop), Ok(()), "all four are still there");
         bench.queue.kick();
         assert_eq!(bench.ring.take().unwrap().segments.len(), 4);
@@ -161,7 +168,40 @@ fn bad_chains_come_back() {
         let buffer = pool.take().unwrap();
         assert!(Part::readable(&buffer, 1, BUFFER_LEN).is_none());
         assert!(Part::writable(&buffer, usize::MAX, 2).is_none());
-        assert!(Part::writable(&buffer, BUFFER_LEN + 1, 0).is_none());
+        assert!(Part::writable(&buffer, BUFFER_LEN, 0).is_none());
+        assert!(Part::readable(&buffer, 0, 0).is_none());
+    }
+}
+
+#[test]
+fn a_refused_part_within_a_frame() {
+    for format in FORMATS {
+        let shape = Shape { features: format, size: 16, chains: 4, parts: 4, framed: true };
+        let mut bench = Bench::with(shape);
+        let windows =
+            ringfence_memory::DmaWindows::new(support::platform(), ringfence_memory::DeviceId(ID.0 + 1));
+        let foreign = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
+        // In each slot, and with something else in front or not.
+        for round in 0..40 {
+            let ours = round % 2;
+            let mut item = bench.item(ours, 0).unwrap();
+            item.writable.push(foreign.take().unwrap());
+            assert_eq!(bench.queue.submit(item).unwrap_err().0, QueueError::WrongDevice);
+            // A chain that is shorter, and one as long.
+            for count in [0, 1, 2] {
+                bench.submit(0, count).unwrap();
+                bench.queue.kick();
+                assert_eq!(bench.ring.pending(), 1);
+                let chain = bench.ring.take().unwrap();
+                let lens: Vec<_> = chain.segments.iter().map(|part| part.len as usize).collect();
+                assert_eq!(lens, [vec![16], vec![BUFFER_LEN; count], vec![1]].concat());
+                let name = bench.ring.read(&chain.segments[0]);
+                assert_eq!(name[..8], bench.names.to_le_bytes(), "the header of this chain");
+                bench.ring.complete(chain.head, 1);
+                assert_eq!(bench.reap().unwrap(), [(bench.names, Some(1))]);
+                assert_eq!(bench.ring.pending(), 0);
+            }
+        }
     }
 }
 

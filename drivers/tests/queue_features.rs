@@ -194,6 +194,28 @@ fn another_device_that_is_quiet_proves_nothing() {
     }
 }
 
+/// That the device was quiet once says nothing of what it was given since.
+#[test]
+fn a_proof_of_an_earlier_life() {
+    for format in FORMATS {
+        let mut before = Bench::new(format, 8, 3);
+        let stale = [before.device.shut_down().unwrap(), before.device.shut_down().unwrap()];
+        let fake = Fake { platform: before.fake.platform, model: before.fake.model.clone(), id: ID };
+        drop(before);
+        let shape = Shape { features: format, size: 8, chains: 2, parts: 3, framed: false };
+        let mut bench = Bench::on(fake, shape);
+        bench.submit(1, 1).unwrap();
+        bench.queue.kick();
+        for stale in &stale {
+            assert_eq!(bench.queue.reclaim(stale).count(), 0);
+        }
+        bench.check();
+        assert_eq!(bench.pool.available(), bench.buffers - 2);
+        let quiet = bench.device.shut_down().unwrap();
+        assert_eq!(bench.queue.reclaim(&quiet).count(), 1);
+    }
+}
+
 #[test]
 fn another_device_that_was_started_proves_nothing() {
     for format in FORMATS {

@@ -10,7 +10,6 @@ use core::future::poll_fn;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
-use embassy_executor::Spawner;
 use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Request, RequestError, SECTOR_SIZE, SharedQueue,
@@ -19,7 +18,7 @@ use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
-use crate::executor;
+use crate::executor::Task;
 use crate::interrupts::Interrupt;
 use crate::irq::DeviceInterrupts;
 
@@ -144,18 +143,19 @@ impl Disk {
         self.control.borrow().block.is_none()
     }
 
-    /// Starts the disk's tasks: one for each queue, and one for the device.
-    pub fn spawn(&'static self, spawner: &Spawner, mut interrupts: DeviceInterrupts) {
+    /// The disk's tasks: one for each queue, and one for the device. To be run for good.
+    pub fn tasks(&'static self, mut interrupts: DeviceInterrupts) -> Vec<Task> {
         let count = self.queues.len() as u16;
-        let mut shared = Vec::new();
+        let (mut tasks, mut shared): (Vec<Task>, _) = (Vec::new(), Vec::new());
         for (index, queue) in (0..).zip(&self.queues) {
             let own = interrupts.take(index, count);
             if own.is_none() {
                 shared.push((index, &queue.shared));
             }
-            executor::spawn(spawner, self.serve(queue, own));
+            tasks.push(Box::pin(self.serve(queue, own)));
         }
-        executor::spawn(spawner, self.watch(interrupts, shared));
+        tasks.push(Box::pin(self.watch(interrupts, shared)));
+        tasks
     }
 
     /// Serves a queue, with its own interrupt if it has one.

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use core::future::Future;
+use core::pin::Pin;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,6 +10,9 @@ use embassy_executor::{Spawner, raw};
 use x86_64::instructions::interrupts;
 
 use crate::time;
+
+/// A task to be spawned.
+pub type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Set when a task becomes ready.
 static WOKEN: AtomicBool = AtomicBool::new(false);

@@ -54,7 +54,7 @@ pub fn run(boot: Boot) -> ! {
         }
         let disks: Vec<&'static Disk> = started.disks.iter().map(|(disk, _)| *disk).collect();
         for (disk, interrupts) in started.disks {
-            disk.spawn(&spawner, interrupts);
+            disk.tasks(interrupts).into_iter().for_each(|task| executor::spawn(&spawner, task));
         }
         executor::spawn(&spawner, open_disk(server, disks, opened, ram));
     })

@@ -20,6 +20,7 @@ use core::task::Poll;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_drivers::net::Phy;
 use ringfence_drivers::probe::Driver;
+use ringfence_drivers::virtio::Counters;
 use ringfence_kernel::devices::{Devices, Started};
 use ringfence_kernel::disk::Disk;
 use ringfence_kernel::irq::DeviceInterrupts;
@@ -46,11 +47,16 @@ const SECTORS: u64 = 32768;
 
 /// The drivers of all devices, as the system starts them, with a task for each disk.
 fn start() -> (Devices, Vec<&'static Disk>, Vec<Nic>, Vec<Task>) {
-    let (devices, Started { disks, nics }) = Devices::start(tables());
+    let (devices, Started { disks, nics, .. }) = Devices::start(tables());
     devices.log();
     let all = disks.iter().map(|(disk, _)| *disk).collect();
-    let tasks = disks.into_iter().map(|(disk, calls)| Box::pin(disk.run(calls)) as Task).collect();
+    let tasks = disks.into_iter().flat_map(|(disk, calls)| disk.tasks(calls)).collect();
     (devices, all, nics, tasks)
+}
+
+/// What the disk's only queue has done.
+fn counters(disk: &Disk) -> Counters {
+    disk.queues()[0].shared.counters()
 }
 
 /// Reads something and checks it. Most reads are of one page, some are long.
@@ -107,7 +113,7 @@ fn many_readers_get_their_own_data() {
     run_with(tasks, async move {
         all_done(&left, Duration::from_secs(20)).await;
         assert_eq!(failed.get(), 0);
-        let counters = disk.counters();
+        let counters = counters(disk);
         // One more: the identification.
         assert_eq!((counters.completions, counters.rejected), (READERS as u64 * 100 + 1, 0));
         assert!(counters.kicks < counters.submitted, "requests share notifications: {counters:?}");
@@ -191,9 +197,7 @@ fn stopped_disk_is_given_up() {
         }
         assert!(disk.is_gone());
         assert_eq!(disk.read(0, &mut [&mut [0; 512]]).await, Err(BlockError::Gone));
-        assert!(
-            devices.info(1).is_some_and(|info| info.queues[0].completions == disk.counters().completions)
-        );
+        assert!(devices.info(1).is_some_and(|info| info.queues[0].completions == counters(disk).completions));
         assert_audit_clean();
     })
 }
@@ -266,7 +270,7 @@ fn sixteen_disks_work_side_by_side() {
     run_with(tasks, async move {
         all_done(&left, Duration::from_secs(20)).await;
         for disk in disks {
-            let counters = disk.counters();
+            let counters = counters(disk);
             assert!(counters.interrupts > 0 && counters.interrupts <= counters.completions, "{counters:?}");
         }
         assert_eq!(interrupts::unexpected(), 0);
@@ -374,14 +378,13 @@ fn polled() -> DeviceInterrupts {
 fn polled_disk_serves() {
     let address = functions_for(Driver::Block)[0].address();
     let (block, _calls, windows) = start_disk(256);
-    let disk = Disk::new(block, windows, address, None).expect("there is memory");
-    let disk: &'static Disk = Box::leak(Box::new(disk));
+    let disk = Disk::new(block, windows, address, &polled()).expect("there is memory");
     let (left, failed) = (Rc::default(), Rc::default());
     let mut tasks = read_as_tasks(disk, 10, &left, &failed);
-    tasks.push(Box::pin(disk.run(polled())));
+    tasks.extend(disk.tasks(polled()));
     run_with(tasks, async move {
         all_done(&left, Duration::from_secs(20)).await;
-        assert_eq!((failed.get(), disk.counters().interrupts), (0, 0));
+        assert_eq!((failed.get(), counters(disk).interrupts), (0, 0));
     })
 }
 

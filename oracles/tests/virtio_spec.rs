@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 
 use ringfence_drivers::virtio::device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
 use ringfence_drivers::virtio::device_side::ring::{Device, Driver, Used};
-use ringfence_drivers::virtio::{Buffers, Device as Bringup, DeviceType, Part, Queue, features, status};
+use ringfence_drivers::virtio::{Buffers, Device as Bringup, DeviceType, Part, Queue, QueueOptions, features, status};
 use ringfence_memory::{
     Access, DeviceId, DeviceRange, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
 };
@@ -66,7 +66,17 @@ fn sizes_and_alignments() {
 struct Item(DmaBuf);
 
 impl Buffers for Item {
-    fn part(&self, index: u16) -> Option<Part> {
+    type Context = ();
+
+    fn only(&self, (): &()) -> Option<Part> {
+        None
+    }
+
+    fn count(&self, (): &()) -> u16 {
+        2
+    }
+
+    fn part(&self, (): &(), index: u16) -> Option<Part> {
         match index {
             0 => Part::readable(&self.0, 0, 10),
             1 => Part::writable(&self.0, 16, 20),
@@ -90,7 +100,8 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
         let windows = fake.windows();
         let mut device = Bringup::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         device.negotiate(0).unwrap();
-        let mut queue: Queue<Item, FakeNotifier> = device.queue(0, size, size).unwrap();
+        let options = QueueOptions { size, chains: size, parts: 2 };
+        let mut queue: Queue<Item, FakeNotifier> = device.queue(0, &options, size, |_| Ok(())).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let pool = DmaPool::new(&windows, usize::from(size), 64).unwrap();
         let registers = fake.model().queues[0];

@@ -1,35 +1,33 @@
-//! Virtio network devices (section 5.1): one pair of queues, whole frames, no offloads.
+//! Virtio network devices (section 5.1): whole frames, no offloads, one pair of queues or several.
 
+mod control;
+mod pair;
 mod phy;
 
 use alloc::vec::Vec;
+use core::iter;
+use core::ops::{Deref, DerefMut};
 
-use ringfence_memory::{Direction, DmaBuf, DmaGrant, DmaPool, DmaWindows, VolatileError};
+use ringfence_memory::{DmaGrant, DmaWindows};
 
-use crate::virtio::{
-    Buffers, Counters, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, Transport, features,
-};
+use crate::virtio::{Device, DeviceType, Error, Transport, features};
 
+pub use control::NetControl;
+pub use pair::{NetPair, RxPacket, TxPacket};
 pub use phy::Phy;
 
 const FEATURES: u64 = features::net::MAC | features::net::STATUS;
+/// What several pairs need.
+const SEVERAL: u64 = features::net::MQ | features::net::CTRL_VQ;
 
 /// Offsets in the device configuration (5.1.4).
 const MAC: usize = 0;
 const STATUS: usize = 6;
+const MAX_PAIRS: usize = 8;
 const MTU: usize = 10;
 const STATUS_LINK_UP: u16 = 1;
 
-const RECEIVE: u16 = 0;
-const TRANSMIT: u16 = 1;
-const DEFAULT_QUEUE_SIZE: u16 = 256;
-
-/// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send, and
-/// nothing in it matters in what we receive.
-const HEADER_LEN: usize = 12;
 const ETHERNET_HEADER_LEN: usize = 14;
-/// One frame with its header.
-const BUFFER_LEN: usize = 2048;
 /// The payload of an Ethernet frame, unless the device says less.
 const DEFAULT_MTU: u16 = 1500;
 /// The smallest MTU that a device may report.
@@ -37,313 +35,162 @@ const LEAST_MTU: u16 = 68;
 /// The longest frame that goes through here, without its checksum.
 pub const MAX_FRAME_LEN: usize = DEFAULT_MTU as usize + ETHERNET_HEADER_LEN;
 
-/// A received frame. Give it back with [`Net::recycle`] when read.
-#[derive(Debug)]
-pub struct RxPacket {
-    buffer: DmaBuf,
-    len: usize,
+/// How a network device is to be driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The most pairs of queues, 1 or more; as many are used as the device has. It spreads what it receives over them.
+    pub pairs: u16,
+    /// The most descriptors of each queue, and so buffers in each direction: 1 or more.
+    pub queue_size: u16,
+    /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
+    pub features: u64,
 }
 
-impl RxPacket {
-    /// Length of the frame in bytes: from 14 (an Ethernet header) to 2,036.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether the frame has no bytes (it always has).
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Copies the first bytes of the frame to `to`, as many as fit, and says how many.
-    pub fn read(&self, to: &mut [u8]) -> usize {
-        let len = self.len.min(to.len());
-        let copied = to.get_mut(..len).map(|to| self.buffer.read_slice(to, HEADER_LEN));
-        if copied == Some(Ok(())) { len } else { 0 }
-    }
-}
-
-/// A frame to send, in a buffer of [`Net::take`].
-#[derive(Debug)]
-pub struct TxPacket {
-    buffer: DmaBuf,
-    len: usize,
-}
-
-impl TxPacket {
-    /// Makes `frame` the packet's contents.
-    ///
-    /// # Errors
-    /// If it is longer than [`MAX_FRAME_LEN`].
-    pub fn write(&mut self, frame: &[u8]) -> Result<(), VolatileError> {
-        if frame.len() > MAX_FRAME_LEN {
-            return Err(VolatileError::OutOfBounds);
-        }
-        self.buffer.write_slice(frame, HEADER_LEN)?;
-        self.len = frame.len();
-        Ok(())
-    }
-}
-
-/// A buffer in the receive queue.
-struct Receiving(DmaBuf);
-
-impl Buffers for Receiving {
-    type Context = ();
-
-    #[inline]
-    fn only(&self, (): &()) -> Option<Part> {
-        Part::writable(&self.0, 0, self.0.len())
-    }
-
-    fn least_written(&self) -> u32 {
-        (HEADER_LEN + ETHERNET_HEADER_LEN) as u32
-    }
-
-    fn abandon(self) {
-        self.0.abandon();
-    }
-}
-
-/// A buffer in the transmit queue.
-impl Buffers for TxPacket {
-    type Context = ();
-
-    #[inline]
-    fn only(&self, (): &()) -> Option<Part> {
-        Part::readable(&self.buffer, 0, self.len.saturating_add(HEADER_LEN))
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.buffer.abandon();
+impl Default for Options {
+    fn default() -> Self {
+        Self { pairs: 1, queue_size: 256, features: features::QUEUES }
     }
 }
 
 /// A virtio network device.
 ///
 /// Dropping it resets the device, as with [`Block`](crate::block::Block).
+///
+/// It is its first pair of queues, and with [`split`](Self::split) each pair can be given to a CPU of its own.
 pub struct Net<T: Transport> {
     // First, so that it is dropped first.
-    device: Device<T>,
-    receive: Queue<Receiving, T::Notifier>,
-    transmit: Queue<TxPacket, T::Notifier>,
-    /// Where receive buffers that are dropped instead of recycled go back to.
-    rx_pool: DmaPool,
-    /// Transmit buffers that the queue does not hold.
-    tx_spare: Vec<DmaBuf>,
-    mac: [u8; 6],
-    mtu: u16,
-    link_up: bool,
+    control: NetControl<T>,
+    first: NetPair<T::Notifier>,
+    others: Vec<NetPair<T::Notifier>>,
 }
 
 impl<T: Transport> Net<T> {
-    /// Brings the device up with up to 256 buffers in each direction, and fills the receive queue.
+    /// Brings the device up with the default [`Options`].
     ///
     /// # Errors
     /// Any; the device is left reset and marked as failed.
     pub fn new(transport: T, grant: &DmaGrant, windows: DmaWindows) -> Result<Self, Error> {
-        Self::with_queue_size(transport, grant, windows, DEFAULT_QUEUE_SIZE)
+        Self::with_options(transport, grant, windows, &Options::default())
     }
 
-    /// Like [`new`](Self::new), with up to `size` buffers each: the largest power of two that both sides allow.
-    pub fn with_queue_size(
+    /// Brings the device up and fills the receive queues. A device that refuses to use several pairs is used with one.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new). Also if the device does not answer how many pairs it will use.
+    pub fn with_options(
         transport: T,
         grant: &DmaGrant,
         windows: DmaWindows,
-        size: u16,
+        options: &Options,
     ) -> Result<Self, Error> {
         let mut device = Device::begin(transport, DeviceType::NET, grant, windows)?;
         let mtu = offered_mtu(&device)?;
-        device.negotiate(FEATURES | features::QUEUES | mtu.map_or(0, |_| features::net::MTU))?;
-        let wish = QueueOptions { size, chains: size, parts: 1 };
-        let receive: Queue<Receiving, _> = device.queue(RECEIVE, &wish, 1, |_| Ok(()))?;
-        let transmit: Queue<TxPacket, _> = device.queue(TRANSMIT, &wish, 1, |_| Ok(()))?;
-        let pool = |count: u16, to| DmaPool::new_for(device.windows(), count.into(), BUFFER_LEN, to);
-        let rx_pool = pool(receive.size(), Direction::FromDevice)?;
-        let tx_pool = pool(transmit.size(), Direction::ToDevice)?;
+        let most = offered_pairs(&device, options.pairs)?;
+        let several = if most > 1 { SEVERAL } else { 0 };
+        let with_mtu = mtu.map_or(0, |_| features::net::MTU);
+        device.negotiate(FEATURES | several | with_mtu | queue_features(&device, options.features))?;
         let mac = read_mac(&device)?;
-        let mut net = Self {
-            device,
-            receive,
-            transmit,
-            // Zeroed once: the header stays so, since the device only reads these.
-            tx_spare: core::iter::from_fn(|| tx_pool.take()).collect(),
-            rx_pool,
-            mac,
-            mtu: mtu.unwrap_or(DEFAULT_MTU),
-            link_up: true,
-        };
-        net.read_link()?;
-        let started = net.device.driver_ok()?;
-        net.receive.start(&started);
-        net.transmit.start(&started);
-        net.transmit.disable_interrupts();
-        net.refill();
-        net.receive.kick();
+        let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size);
+        let first = set_up(0)?;
+        let pairs = options.pairs.min(most);
+        let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;
+        // After all pairs that there are, in use or not (5.1.2).
+        let commands = (most > 1).then(|| most.wrapping_mul(2));
+        let control = NetControl::new(device, commands, mac, mtu.unwrap_or(DEFAULT_MTU))?;
+        let mut net = Self { control, first, others };
+        net.start(pairs)?;
         Ok(net)
+    }
+
+    fn start(&mut self, pairs: u16) -> Result<(), Error> {
+        let started = self.control.start()?;
+        self.first.start(&started);
+        if self.others.is_empty() || !self.control.set_pairs(pairs)? {
+            // The device has not touched the others.
+            self.others.clear();
+        }
+        self.others.iter_mut().for_each(|pair| pair.start(&started));
+        Ok(())
+    }
+
+    /// What the pairs have in common, and each pair, to be used apart.
+    pub fn split(&mut self) -> (&mut NetControl<T>, impl Iterator<Item = &mut NetPair<T::Notifier>>) {
+        (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
     }
 
     /// The device's MAC address, or a locally administered one if it has none.
     pub fn mac(&self) -> [u8; 6] {
-        self.mac
+        self.control.mac()
     }
 
     /// The most bytes that the frames to send may carry after their Ethernet header: 68..=1500.
     pub fn mtu(&self) -> u16 {
-        self.mtu
+        self.control.mtu()
     }
 
     /// Whether the cable is plugged in, as of the last [`config_changed`](Self::config_changed).
     pub fn link_up(&self) -> bool {
-        self.link_up
+        self.control.link_up()
     }
 
     /// The features in use.
     pub fn features(&self) -> u64 {
-        self.device.features()
+        self.control.features()
     }
 
-    /// Numbers of descriptors of the receive and the transmit queue.
-    pub fn queue_sizes(&self) -> [u16; 2] {
-        [self.receive.size(), self.transmit.size()]
+    /// How many pairs are in use.
+    pub fn pairs(&self) -> usize {
+        self.others.len().saturating_add(1)
     }
 
-    /// Whether the device broke the rules of a ring: drop the driver.
-    pub fn is_broken(&self) -> bool {
-        self.receive.is_broken() || self.transmit.is_broken()
-    }
-
-    /// What the receive and the transmit queue have done.
-    pub fn counters(&self) -> [Counters; 2] {
-        [self.receive.counters(), self.transmit.counters()]
-    }
-
-    /// Reports interrupts of the receive and the transmit queue, for the counters.
-    pub fn count_interrupts(&mut self, [receive, transmit]: [u64; 2]) {
-        self.receive.count_interrupts(receive);
-        self.transmit.count_interrupts(transmit);
-    }
-
-    /// The next received frame. Frames of impossible length are dropped and counted as rejected.
-    ///
-    /// # Errors
-    /// [`QueueError::Broken`]: drop the driver.
-    pub fn receive(&mut self) -> Result<Option<RxPacket>, QueueError> {
-        // Each round takes a buffer out of the ring, so this ends.
-        while let Some(completion) = self.receive.pop()? {
-            let Receiving(buffer) = completion.buffers;
-            match completion.written {
-                Some(written) => {
-                    let len = (written as usize).saturating_sub(HEADER_LEN);
-                    return Ok(Some(RxPacket { buffer, len }));
-                }
-                None => drop(buffer),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Takes a received packet's buffer back, to be filled again after the next [`kick`](Self::kick).
-    pub fn recycle(&mut self, packet: RxPacket) {
-        // Another device's packet would only be refused by the queue; then it is dropped there.
-        let _ = self.receive.submit(Receiving(packet.buffer));
-    }
-
-    /// A packet to fill and [`send`](Self::send); `None` while all are in the ring. Dropping it instead loses a
-    /// buffer.
-    pub fn take(&mut self) -> Option<TxPacket> {
-        if self.tx_spare.is_empty() {
-            self.reclaim_sent();
-        }
-        Some(TxPacket { buffer: self.tx_spare.pop()?, len: 0 })
-    }
-
-    /// Puts a packet into the ring. The device sends it after the next [`kick`](Self::kick).
-    ///
-    /// # Errors
-    /// Gives the packet back, if it is another device's or the queue is broken.
-    pub fn send(&mut self, packet: TxPacket) -> Result<(), (QueueError, TxPacket)> {
-        self.transmit.submit(packet).map(|_| ())
-    }
-
-    /// Tells the device about packets to send and about buffers to fill: at most one notification each. Call it
-    /// once after a batch.
-    pub fn kick(&mut self) {
-        self.refill();
-        self.receive.kick();
-        self.transmit.kick();
-    }
-
-    /// Whether [`take`](Self::take) would succeed.
-    pub fn can_send(&mut self) -> bool {
-        if self.tx_spare.is_empty() {
-            self.reclaim_sent();
-        }
-        !self.tx_spare.is_empty()
-    }
-
-    /// Asks for no interrupts while polling. Interrupts may come anyway.
-    pub fn disable_interrupts(&mut self) {
-        self.receive.disable_interrupts();
-        self.transmit.disable_interrupts();
-    }
-
-    /// Asks for an interrupt at the next received frame and, only while the transmit ring is full, when frames
-    /// were sent. `true`: something is there already; go on instead of sleeping.
-    #[must_use]
-    pub fn enable_interrupts(&mut self) -> bool {
-        let full = !self.can_send();
-        let sent = full && self.transmit.enable_interrupts();
-        self.receive.enable_interrupts() || sent
-    }
-
-    /// After a configuration interrupt: checks the device's health and reads the link's state. `true` if the link
-    /// changed.
+    /// See [`NetControl::config_changed`].
     ///
     /// # Errors
     /// Any: drop the driver.
     pub fn config_changed(&mut self) -> Result<bool, Error> {
-        self.device.check()?;
-        let before = self.link_up;
-        self.read_link()?;
-        Ok(self.link_up != before)
+        self.control.config_changed()
     }
+}
 
-    fn read_link(&mut self) -> Result<(), Error> {
-        if self.device.features() & features::net::STATUS != 0 {
-            self.link_up = self.device.config::<u16>(STATUS)? & STATUS_LINK_UP != 0;
-        }
-        Ok(())
+impl<T: Transport> Deref for Net<T> {
+    type Target = NetPair<T::Notifier>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.first
     }
+}
 
-    /// Fills the receive queue.
-    fn refill(&mut self) {
-        while self.receive.next_slot().is_some() {
-            let Some(buffer) = self.rx_pool.take() else { return };
-            if self.receive.submit(Receiving(buffer)).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Takes back what the device has sent. A broken ring shows when receiving or when the device is checked.
-    fn reclaim_sent(&mut self) {
-        let spare = &mut self.tx_spare;
-        let _ = self.transmit.reap(|completion, ()| spare.push(completion.buffers.buffer));
+impl<T: Transport> DerefMut for Net<T> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.first
     }
 }
 
 impl<T: Transport> Drop for Net<T> {
     fn drop(&mut self) {
-        if let Ok(quiet) = self.device.shut_down() {
-            self.receive.reclaim(&quiet).for_each(drop);
-            self.transmit.reclaim(&quiet).for_each(drop);
+        if let Some(quiet) = self.control.shut_down() {
+            self.split().1.for_each(|pair| pair.reclaim(&quiet));
         }
     }
+}
+
+/// Which of the `wanted` features of queues to accept.
+fn queue_features<T: Transport>(device: &Device<T>, wanted: u64) -> u64 {
+    let wanted = wanted & features::QUEUES;
+    // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it goes on with
+    // the next ones without moving the position from which on it wants to be notified, so the driver stays silent.
+    if device.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
+}
+
+/// How many pairs the device has, if several are `wanted`; 1 if it says a number that cannot be.
+fn offered_pairs<T: Transport>(device: &Device<T>, wanted: u16) -> Result<u16, Error> {
+    /// 5.1.4.1 allows one more, but then the control queue's number (5.1.2) would not be one of 16 bits.
+    const MOST: u16 = 0x7fff;
+    if wanted <= 1 || device.offered() & SEVERAL != SEVERAL {
+        return Ok(1);
+    }
+    let pairs = device.config(MAX_PAIRS)?;
+    Ok(if (1..=MOST).contains(&pairs) { pairs } else { 1 })
 }
 
 /// The MTU that the device wants, if it is one that our buffers can carry. Otherwise the feature must not be

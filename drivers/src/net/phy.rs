@@ -9,24 +9,62 @@ use alloc::vec;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net};
-use crate::virtio::Transport;
+use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair};
+use crate::virtio::{Notify, Transport};
 
 /// A network driver with buffers for the frame that smoltcp looks at, and the one that it writes.
 ///
-/// Call [`kick`](Net::kick) on [`net`](Self::net) after each `Interface::poll`: that is when frames go out.
+/// It takes frames from all pairs in turn, and answers through the pair that a frame came from. Call
+/// [`kick`](Self::kick) after each `Interface::poll`: that is when frames go out.
 pub struct Phy<T: Transport> {
     /// The driver.
     pub net: Net<T>,
     received: Box<[u8]>,
     to_send: Box<[u8]>,
+    /// The pair that is looked at first.
+    next: usize,
 }
 
 impl<T: Transport> Phy<T> {
     /// Wraps a driver.
     pub fn new(net: Net<T>) -> Self {
         let buffer = || vec![0; MAX_FRAME_LEN].into_boxed_slice();
-        Self { net, received: buffer(), to_send: buffer() }
+        Self { net, received: buffer(), to_send: buffer(), next: 0 }
+    }
+
+    /// See [`NetPair::kick`]; for all pairs.
+    pub fn kick(&mut self) {
+        self.net.split().1.for_each(NetPair::kick);
+    }
+
+    /// See [`NetPair::disable_interrupts`]; for all pairs.
+    pub fn disable_interrupts(&mut self) {
+        self.net.split().1.for_each(NetPair::disable_interrupts);
+    }
+
+    /// See [`NetPair::enable_interrupts`]; for all pairs.
+    #[must_use]
+    pub fn enable_interrupts(&mut self) -> bool {
+        // Of all pairs, even if one has something already.
+        self.net.split().1.fold(false, |ready, pair| pair.enable_interrupts() || ready)
+    }
+
+    /// Whether the device broke the rules of a ring: drop the driver.
+    pub fn is_broken(&mut self) -> bool {
+        self.net.split().1.any(|pair| pair.is_broken())
+    }
+
+    /// Copies the next frame of the pair that is the `ahead`th from the next one on, and says which pair that is.
+    fn receive_from(&mut self, ahead: usize) -> Option<(usize, usize)> {
+        let number = self.next.checked_add(ahead)?.checked_rem(self.net.pairs())?;
+        let pair = self.net.split().1.nth(number)?;
+        if !pair.can_send() {
+            return None;
+        }
+        let packet = pair.receive().ok()??;
+        let len = packet.read(&mut self.received);
+        pair.recycle(packet);
+        Some((number, len))
     }
 }
 
@@ -36,25 +74,23 @@ impl<T: Transport> Device for Phy<T> {
     where
         Self: 'a;
     type TxToken<'a>
-        = Transmit<'a, T>
+        = Transmit<'a, T::Notifier>
     where
         Self: 'a;
 
     /// `None` also while nothing can be sent, since smoltcp may want to answer. A broken ring looks like silence:
-    /// [`Net::receive`] tells the difference.
-    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Transmit<'_, T>)> {
-        if !self.net.can_send() {
-            return None;
-        }
-        let packet = self.net.receive().ok()??;
-        let len = packet.read(&mut self.received);
-        self.net.recycle(packet);
+    /// [`NetPair::receive`] tells the difference.
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Transmit<'_, T::Notifier>)> {
+        let (number, len) = (0..self.net.pairs()).find_map(|ahead| self.receive_from(ahead))?;
+        self.next = number.wrapping_add(1);
         let frame = self.received.get(..len)?;
-        Some((Received(frame), Transmit { net: &mut self.net, buffer: &mut self.to_send }))
+        let pair = self.net.split().1.nth(number)?;
+        Some((Received(frame), Transmit { pair, buffer: &mut self.to_send }))
     }
 
-    fn transmit(&mut self, _: Instant) -> Option<Transmit<'_, T>> {
-        self.net.can_send().then_some(Transmit { net: &mut self.net, buffer: &mut self.to_send })
+    fn transmit(&mut self, _: Instant) -> Option<Transmit<'_, T::Notifier>> {
+        let pair = self.net.split().1.find_map(|pair| pair.can_send().then_some(pair))?;
+        Some(Transmit { pair, buffer: &mut self.to_send })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -75,23 +111,23 @@ impl RxToken for Received<'_> {
 }
 
 /// Permission to send one frame.
-pub struct Transmit<'a, T: Transport> {
-    net: &'a mut Net<T>,
+pub struct Transmit<'a, N> {
+    pair: &'a mut NetPair<N>,
     buffer: &'a mut [u8],
 }
 
-impl<T: Transport> TxToken for Transmit<'_, T> {
+impl<N: Notify> TxToken for Transmit<'_, N> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
         let Some(frame) = self.buffer.get_mut(..len) else {
             // Longer than the capabilities allow: it cannot be sent.
             return write(&mut vec![0; len]);
         };
         let result = write(frame);
-        if let Some(mut packet) = self.net.take() {
+        if let Some(mut packet) = self.pair.take() {
             // Neither can fail: the length was just checked, and the packet is this device's. If the ring is
             // broken the frame is lost, as frames may be.
             let _ = packet.write(frame);
-            let _ = self.net.send(packet);
+            let _ = self.pair.send(packet);
         }
         result
     }

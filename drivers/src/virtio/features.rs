@@ -55,8 +55,9 @@ pub mod net {
     pub const MQ: u64 = 1 << 22;
 }
 
-/// What an accepted bit (left) needs to be accepted too (right).
-const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1)];
+/// What an accepted bit (left) needs to be accepted too (right). Those of one type of device are not implemented for
+/// any other.
+const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1), (net::MQ, net::CTRL_VQ)];
 
 /// The bits to accept: those offered and implemented whose prerequisites are accepted.
 pub fn select(offered: u64, implemented: u64) -> u64 {

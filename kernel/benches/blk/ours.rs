@@ -16,8 +16,8 @@ const QUEUE_SIZE: u16 = 512;
 
 /// The most requests in flight, as for the driver.
 const DEEPEST: usize = 128;
-/// Looks that find nothing before the processor stops. About as long as being woken takes.
-const LOOKS: u32 = 2000;
+/// Looks that find nothing before the processor stops: as many as the kernel's own tasks allow themselves.
+const LOOKS: u32 = 64;
 
 /// What to do when nothing was completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl<const WRITE: bool> Ours<WRITE> {
     pub fn new(function: &Function, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
         let (mut disk, interrupts) = start(function);
         disk.disable_interrupts();
-        if depth > DEEPEST {
+        if depth > disk.depth().min(DEEPEST) {
             return None;
         }
         let free = (0..depth).filter_map(|_| workload.pool.take()).collect();

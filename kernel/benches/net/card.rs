@@ -25,7 +25,8 @@ pub trait Card {
     /// Sends the frame `count` times, at most 128, as one batch. Waits while there is no room.
     fn send(&mut self, count: usize);
 
-    /// Receives what is there, at most `most` frames, and gives their buffers back as one batch; says how many.
+    /// Receives what is there and gives the buffers back as one batch; says how many. The simple drivers take no more than
+    /// `most`.
     fn receive(&mut self, most: usize) -> usize;
 
     /// What it cost so far, if the driver can tell.

@@ -1,5 +1,6 @@
 //! The least that a driver can do: descriptors are written once, buffers go round in the order of the ring, nothing is
-//! checked. The device is trusted, so this is no driver, only what drivers are measured against.
+//! checked. The device is trusted, so this is no driver, only what drivers are measured against. It uses no feature but
+//! its ring format.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
@@ -23,10 +24,6 @@ const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 /// In the split ring's flags, and those of the packed ring's event suppression structures: never.
 const SUPPRESS: u16 = 1;
-/// In the latter: at the position in the structure's first field.
-const AT_POSITION: u16 = 2;
-/// Index in the split ring's device area of the available index at which the device wants to be notified.
-const AVAILABLE_EVENT: usize = 2 + 4 * SIZE;
 
 /// What both sides share.
 #[repr(C)]
@@ -46,7 +43,6 @@ struct Ring {
     notifier: PciNotifier,
     kicks: u64,
     packed: bool,
-    event_idx: bool,
     /// Of every descriptor.
     flags: u16,
     /// What makes a packed ring's descriptor available, by its position in two rounds.
@@ -74,7 +70,6 @@ impl Ring {
             buffers: device.windows().allocate(SIZE * BUFFER_LEN)?,
             kicks: 0,
             packed: device.features() & features::RING_PACKED != 0,
-            event_idx: device.features() & features::EVENT_IDX != 0,
             flags: if index == 0 { WRITE } else { 0 },
             words: [0; 2 * SIZE],
             available: 0,
@@ -87,7 +82,6 @@ impl Ring {
                 ring.shared().driver[2 + slot].store(slot as u16, Ordering::Relaxed);
             }
         }
-        // With EVENT_IDX the split ring's flags mean nothing; its used event of 0 is passed only once in 65,536.
         ring.shared().driver[usize::from(ring.packed)].store(SUPPRESS, Ordering::Relaxed);
         ring.describe(BUFFER_LEN);
         Ok(ring)
@@ -121,42 +115,29 @@ impl Ring {
     fn give(&mut self, count: u32) {
         let before = self.available;
         self.available = before.wrapping_add(count);
-        let wanted = if self.packed { self.give_packed(before, count) } else { self.give_split(before) };
-        if wanted {
+        if self.packed {
+            self.give_packed(before, count)
+        } else {
+            self.give_split()
+        }
+        fence(Ordering::SeqCst);
+        if self.shared().device[usize::from(self.packed)].load(Ordering::Relaxed) & SUPPRESS == 0 {
             self.kicks += 1;
             self.notifier.notify(0); // NOTIFICATION_DATA is not in use
         }
     }
 
-    fn give_split(&self, before: u32) -> bool {
-        let Shared { driver, device, .. } = self.shared();
-        let (before, after) = (before as u16, self.available as u16);
-        driver[1].store(after, Ordering::Release);
-        fence(Ordering::SeqCst);
-        if self.event_idx {
-            let event = device[AVAILABLE_EVENT].load(Ordering::Relaxed);
-            after.wrapping_sub(event).wrapping_sub(1) < after.wrapping_sub(before)
-        } else {
-            device[0].load(Ordering::Relaxed) & SUPPRESS == 0
-        }
+    fn give_split(&self) {
+        self.shared().driver[1].store(self.available as u16, Ordering::Release);
     }
 
-    fn give_packed(&self, before: u32, count: u32) -> bool {
-        let Shared { descriptors, device, .. } = self.shared();
+    fn give_packed(&self, before: u32, count: u32) {
+        let descriptors = &self.shared().descriptors;
         // Backwards: the first descriptor makes all of them available.
         for place in (0..count).rev() {
             let position = before.wrapping_add(place) as usize;
             descriptors[position % SIZE][1].store(self.words[position % (2 * SIZE)], Ordering::Release);
         }
-        fence(Ordering::SeqCst);
-        let flags = device[1].load(Ordering::Relaxed);
-        if flags != AT_POSITION {
-            return flags != SUPPRESS;
-        }
-        // A slot, and above it the wrap counter: somewhere in two rounds.
-        let event = u32::from(device[0].load(Ordering::Relaxed));
-        let position = (event & 0x7fff) + if event >> 15 == 1 { 0 } else { SIZE as u32 };
-        position.wrapping_sub(before) % (2 * SIZE as u32) < count
     }
 
     /// Takes buffers back, at most `most`; says how many.
@@ -203,7 +184,7 @@ pub struct Ceiling {
 impl Ceiling {
     /// Brings the card up.
     pub fn open(function: &Function) -> Result<Self, Error> {
-        let mut device = Raw::start(function, features::RING_PACKED | features::EVENT_IDX)?;
+        let mut device = Raw::start(function, features::RING_PACKED)?;
         let mut receive = Ring::new(&mut device, 0)?;
         let transmit = Ring::new(&mut device, 1)?;
         device.run();

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use ringfence_drivers::net::{MAX_FRAME_LEN, Net};
+use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxPacket};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, PciTransport};
 use ringfence_kernel::devices::bring_up;
@@ -40,28 +40,22 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
 
     #[inline(never)]
     fn send(&mut self, count: usize) {
-        for _ in 0..count {
-            let mut packet = until(|| self.net.take());
-            for _ in 0..WRITES {
-                packet.write(&self.frame).expect("the frame is short enough");
-            }
-            self.net.send(packet).expect("the packet is this card's");
+        let mut left = count;
+        while left > 0 {
+            left -= until(|| {
+                let sent = self.net.send_batch(left, |packet| {
+                    (0..WRITES).all(|_| packet.write(&self.frame).is_ok())
+                });
+                Some(sent.expect("the ring is sound")).filter(|&sent| sent > 0)
+            });
         }
         self.net.kick();
     }
 
     #[inline(never)]
-    fn receive(&mut self, most: usize) -> usize {
-        let mut count = 0;
-        while count < most
-            && let Some(packet) = self.net.receive().expect("the ring is sound")
-        {
-            for _ in 0..READS {
-                packet.read(&mut self.copy);
-            }
-            self.net.recycle(packet);
-            count += 1;
-        }
+    fn receive(&mut self, _: usize) -> usize {
+        let read = |packet: &RxPacket| (0..READS).for_each(|_| _ = packet.read(&mut self.copy));
+        let count = self.net.receive_batch(read).expect("the ring is sound");
         if count > 0 {
             self.net.kick();
         }

@@ -4,7 +4,6 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::future::Future;
-use core::pin::Pin;
 use core::time::Duration;
 
 use ringfence_drivers::block::{Block, Options};
@@ -102,7 +101,7 @@ pub fn run(test: impl Future<Output = ()> + 'static) -> ! {
     run_with(Vec::new(), test)
 }
 
-pub type Task = Pin<Box<dyn Future<Output = ()>>>;
+pub use executor::Task;
 
 /// Runs `tasks` beside `test`.
 pub fn run_with(tasks: Vec<Task>, test: impl Future<Output = ()> + 'static) -> ! {
