@@ -6,7 +6,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use ringfence_drivers::block::{self, Block};
-use ringfence_drivers::net::{Net, Phy};
+use ringfence_drivers::net::{self, Net, Phy};
 use ringfence_drivers::pci::{self, Bar, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::{DeviceType, Error, PciTransport, features};
@@ -38,8 +38,8 @@ enum State {
 struct NicState {
     shared: Rc<Shared>,
     features: u64,
-    sizes: [u16; 2],
-    vectors: [Option<u16>; 2],
+    /// Of each queue.
+    vectors: Vec<Option<u16>>,
 }
 
 struct Device {
@@ -132,10 +132,11 @@ impl Device {
                 (Some(Driver::Block), DeviceType::BLOCK, disk.features(), queues.collect())
             }
             State::Nic(nic) => {
-                let counters = nic.shared.counters.get();
-                let queue =
-                    |index: usize| queue_info(index, nic.sizes[index], nic.vectors[index], counters[index]);
-                (Some(Driver::Net), DeviceType::NET, nic.features, [0, 1].map(queue).into())
+                let queues = nic.shared.sizes.iter().zip(&nic.vectors).enumerate();
+                let queues = queues.map(|(index, (&size, &vector))| {
+                    queue_info(index, size, vector, nic.shared.counters(index))
+                });
+                (Some(Driver::Net), DeviceType::NET, nic.features, queues.collect())
             }
         };
         DeviceInfo {
@@ -251,12 +252,16 @@ fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static st
 }
 
 fn start_nic(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let (net, interrupts, _) = bring_up(function, 2, Net::new)?;
+    let options = net::Options { pairs: started.queues, ..Default::default() };
+    // Each pair has two queues.
+    let (net, interrupts, _) = bring_up(function, 2 * options.pairs, |transport, grant, windows| {
+        Net::with_options(transport, grant, windows, &options)
+    })?;
     *kind = interrupts.name();
-    let (features, sizes) = (net.features(), net.queue_sizes());
-    let vectors = [interrupts.vector(0), interrupts.vector(1)];
+    let (features, queues) = (net.features(), 2 * net.pairs() as u16);
+    let vectors = (0..queues).map(|queue| interrupts.vector(queue)).collect();
     let nic = Nic::new(Phy::new(net), interrupts);
     let shared = nic.shared();
     started.nics.push(nic);
-    Ok(State::Nic(NicState { shared, features, sizes, vectors }))
+    Ok(State::Nic(NicState { shared, features, vectors }))
 }

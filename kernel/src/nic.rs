@@ -1,7 +1,8 @@
 //! The virtio network card under the TCP/IP stack.
 
 use alloc::rc::Rc;
-use core::cell::Cell;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
 use core::task::{Context, Poll, Waker};
 
 use ringfence_drivers::net::Phy;
@@ -13,14 +14,23 @@ use smoltcp::time::Instant;
 use crate::irq::DeviceInterrupts;
 
 /// What others see of a card that the stack owns.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
-    /// The receive and the transmit queue.
-    pub counters: Cell<[Counters; 2]>,
+    /// What each queue has done: receive and transmit of one pair after the other.
+    counters: RefCell<Vec<Counters>>,
+    /// Number of descriptors of each queue.
+    pub sizes: Vec<u16>,
     /// Whether the link is up.
     pub link_up: Cell<bool>,
     /// Whether the device had to be given up.
     pub gone: Cell<bool>,
+}
+
+impl Shared {
+    /// What queue `index` has done.
+    pub fn counters(&self, index: usize) -> Counters {
+        self.counters.borrow().get(index).copied().unwrap_or_default()
+    }
 }
 
 /// A network card.
@@ -37,12 +47,16 @@ pub struct Nic {
 
 impl Nic {
     /// Takes a driver whose device has just been brought up.
-    pub fn new(phy: Phy<PciTransport>, interrupts: DeviceInterrupts) -> Self {
-        let shared = Rc::new(Shared::default());
-        shared.link_up.set(phy.net.link_up());
-        shared.counters.set(phy.net.counters());
+    pub fn new(mut phy: Phy<PciTransport>, interrupts: DeviceInterrupts) -> Self {
         let (mac, capabilities) = (phy.net.mac(), phy.capabilities());
-        Self { phy: Some(phy), mac, capabilities, interrupts, shared, armed: true }
+        let sizes: Vec<u16> = phy.net.split().1.flat_map(|pair| pair.queue_sizes()).collect();
+        let shared = Shared {
+            counters: RefCell::new(alloc::vec![Counters::default(); sizes.len()]),
+            sizes,
+            link_up: Cell::new(phy.net.link_up()),
+            gone: Cell::new(false),
+        };
+        Self { phy: Some(phy), mac, capabilities, interrupts, shared: Rc::new(shared), armed: true }
     }
 
     /// What can be seen of the card once the stack owns it.
@@ -78,7 +92,7 @@ impl Device for Nic {
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let phy = self.phy.as_mut()?;
         if core::mem::take(&mut self.armed) {
-            phy.net.disable_interrupts();
+            phy.disable_interrupts();
         }
         phy.receive(now)
     }
@@ -103,12 +117,17 @@ impl net::Nic for Nic {
 
     fn flush(&mut self) {
         let Some(phy) = &mut self.phy else { return };
-        phy.net.kick();
-        let counted = phy.net.counters();
-        let now = [0, 1].map(|queue| self.interrupts.count(queue));
-        phy.net.count_interrupts([0, 1].map(|queue| now[queue].wrapping_sub(counted[queue].interrupts)));
-        self.shared.counters.set(phy.net.counters());
-        if phy.net.is_broken() {
+        phy.kick();
+        let mut counters = self.shared.counters.borrow_mut();
+        let queues = (0..).step_by(2).zip(counters.as_chunks_mut::<2>().0);
+        for ((queue, counters), pair) in queues.zip(phy.net.split().1) {
+            let now = [queue, queue + 1].map(|queue| self.interrupts.count(queue));
+            let counted = pair.counters().map(|counters| counters.interrupts);
+            pair.count_interrupts([0, 1].map(|queue| now[queue].wrapping_sub(counted[queue])));
+            *counters = pair.counters();
+        }
+        drop(counters);
+        if phy.is_broken() {
             self.give_up(QueueError::Broken.into());
         }
     }
@@ -121,7 +140,7 @@ impl net::Nic for Nic {
         }
         let Some(phy) = &mut self.phy else { return };
         self.armed = true;
-        if phy.net.enable_interrupts() {
+        if phy.enable_interrupts() {
             waker.wake_by_ref();
         }
     }

@@ -130,6 +130,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     }
 
     /// The `len` bytes that start at `offset`.
+    #[inline]
     pub fn subslice(&self, offset: usize, len: usize) -> Result<Self, VolatileError> {
         let start = self.pointer(offset, len)?;
         Ok(Self { start, len, access: self.access, bitmap: self.bitmap.slice_at(offset), owner: PhantomData })
@@ -199,6 +200,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         Ok(())
     }
 
+    #[inline]
     fn readable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
         if self.access == Access::WriteOnly {
             return Err(VolatileError::NotPermitted);
@@ -206,6 +208,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         self.pointer(offset, len)
     }
 
+    #[inline]
     fn writable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
         if self.access == Access::ReadOnly {
             return Err(VolatileError::NotPermitted);
@@ -213,6 +216,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         self.pointer(offset, len)
     }
 
+    #[inline]
     fn pointer(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
         match offset.checked_add(len) {
             // SAFETY: `offset <= self.len`, so the result is in the slice or one past its end.
@@ -243,26 +247,28 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
         self.read_slice(&mut buf[..len], offset).map(|()| len)
     }
 
+    #[inline]
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
         let to = self.writable(offset, buf.len())?;
         #[cfg(ringfence_loom)]
         if crate::shadow::write(to.as_ptr(), buf) {
             return Ok(());
         }
-        // SAFETY: `writable` checked that `to` has `buf.len()` bytes in the slice; `buf` is private memory.
-        unsafe { copy_to_volatile(buf.as_ptr(), to.as_ptr(), buf.len()) };
+        // SAFETY: `writable` checked that `to` has `buf.len()` bytes in the slice.
+        unsafe { copy_to_volatile(buf, to.as_ptr()) };
         self.bitmap.mark_dirty(offset, buf.len());
         Ok(())
     }
 
+    #[inline]
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
         let from = self.readable(offset, buf.len())?;
         #[cfg(ringfence_loom)]
         if crate::shadow::read(from.as_ptr(), buf) {
             return Ok(());
         }
-        // SAFETY: `readable` checked that `from` has `buf.len()` bytes in the slice; `buf` is private memory.
-        unsafe { copy_from_volatile(from.as_ptr(), buf.as_mut_ptr(), buf.len()) };
+        // SAFETY: `readable` checked that `from` has `buf.len()` bytes in the slice.
+        unsafe { copy_from_volatile(from.as_ptr(), buf) };
         Ok(())
     }
 
@@ -419,35 +425,49 @@ macro_rules! atomic_access {
 atomic_access!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => AtomicU64);
 
 /// # Safety
-/// `from` must be valid for `len` bytes of volatile reads, `to` for `len` bytes of writes.
-unsafe fn copy_from_volatile(mut from: *const u8, mut to: *mut u8, mut len: usize) {
-    while len > 0 {
-        let step = if len >= 8 && from.addr().is_multiple_of(8) {
-            // SAFETY: 8 bytes are left on both sides and `from` is aligned.
-            unsafe { to.cast::<u64>().write_unaligned(ptr::read_volatile(from.cast::<u64>())) };
-            8
-        } else {
-            // SAFETY: one byte is left on both sides.
-            unsafe { to.write(ptr::read_volatile(from)) };
-            1
-        };
-        (from, to, len) = (from.wrapping_add(step), to.wrapping_add(step), len - step);
+/// `from` must be valid for `to.len()` bytes of volatile reads.
+#[inline]
+unsafe fn copy_from_volatile(mut from: *const u8, to: &mut [u8]) {
+    let before = from.align_offset(size_of::<u64>()).min(to.len());
+    let (head, rest) = to.split_at_mut(before);
+    let (words, tail) = rest.as_chunks_mut::<8>();
+    for byte in head {
+        // SAFETY: as many bytes are left to read as to write: one at least.
+        *byte = unsafe { ptr::read_volatile(from) };
+        from = from.wrapping_add(1);
+    }
+    for word in words {
+        // SAFETY: as above, a word; `from` is aligned, since the bytes before the first aligned one were read.
+        *word = unsafe { ptr::read_volatile(from.cast::<u64>()) }.to_ne_bytes();
+        from = from.wrapping_add(8);
+    }
+    for byte in tail {
+        // SAFETY: as for the first bytes.
+        *byte = unsafe { ptr::read_volatile(from) };
+        from = from.wrapping_add(1);
     }
 }
 
 /// # Safety
-/// `from` must be valid for `len` bytes of reads, `to` for `len` bytes of volatile writes.
-unsafe fn copy_to_volatile(mut from: *const u8, mut to: *mut u8, mut len: usize) {
-    while len > 0 {
-        let step = if len >= 8 && to.addr().is_multiple_of(8) {
-            // SAFETY: 8 bytes are left on both sides and `to` is aligned.
-            unsafe { ptr::write_volatile(to.cast::<u64>(), from.cast::<u64>().read_unaligned()) };
-            8
-        } else {
-            // SAFETY: one byte is left on both sides.
-            unsafe { ptr::write_volatile(to, from.read()) };
-            1
-        };
-        (from, to, len) = (from.wrapping_add(step), to.wrapping_add(step), len - step);
+/// `to` must be valid for `from.len()` bytes of volatile writes.
+#[inline]
+unsafe fn copy_to_volatile(from: &[u8], mut to: *mut u8) {
+    let before = to.align_offset(size_of::<u64>()).min(from.len());
+    let (head, rest) = from.split_at(before);
+    let (words, tail) = rest.as_chunks::<8>();
+    for byte in head {
+        // SAFETY: as many bytes are left to write as to read: one at least.
+        unsafe { ptr::write_volatile(to, *byte) };
+        to = to.wrapping_add(1);
+    }
+    for word in words {
+        // SAFETY: as above, a word; `to` is aligned, since the bytes before the first aligned one were written.
+        unsafe { ptr::write_volatile(to.cast::<u64>(), u64::from_ne_bytes(*word)) };
+        to = to.wrapping_add(8);
+    }
+    for byte in tail {
+        // SAFETY: as for the first bytes.
+        unsafe { ptr::write_volatile(to, *byte) };
+        to = to.wrapping_add(1);
     }
 }

@@ -164,11 +164,7 @@ impl Side {
 
 /// Explores `model` with every kind of ring; with `preemptions`, no schedule that takes a thread away more often than that
 /// from where it would go on.
-fn each(
-    features: &[u64],
-    preemptions: Option<usize>,
-    model: impl Fn(u64) + Copy + Send + Sync + 'static,
-) {
+fn each(features: &[u64], preemptions: Option<usize>, model: impl Fn(u64) + Copy + Send + Sync + 'static) {
     for &features in features {
         let mut builder = Builder::new();
         builder.preemption_bound = preemptions;

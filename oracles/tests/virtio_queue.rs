@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use common::iommu::{Faults, Memory, memory};
 use common::noise;
 use proptest::prelude::*;
-use ringfence_drivers::virtio::{Buffers, Completion, Device, DeviceType, Part, Queue, QueueError, QueueOptions, features};
+use ringfence_drivers::virtio::{
+    Buffers, Completion, Device, DeviceType, Part, Queue, QueueError, QueueOptions, features,
+};
 use ringfence_memory::{Bytes as _, Direction, DmaBuf, DmaPool, DmaWindows};
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 use virtio_queue::{DescriptorChain, Queue as TheirQueue, QueueT, Reader, Writer};

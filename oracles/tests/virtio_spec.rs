@@ -10,7 +10,9 @@ use std::ptr::NonNull;
 
 use ringfence_drivers::virtio::device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
 use ringfence_drivers::virtio::device_side::ring::{Device, Driver, Used};
-use ringfence_drivers::virtio::{Buffers, Device as Bringup, DeviceType, Part, Queue, QueueOptions, features, status};
+use ringfence_drivers::virtio::{
+    Buffers, Device as Bringup, DeviceType, Part, Queue, QueueOptions, features, status,
+};
 use ringfence_memory::{
     Access, DeviceId, DeviceRange, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
 };

@@ -43,7 +43,8 @@ impl RamDisk {
     pub fn new(sectors: usize, name: [u8; ID_LEN]) -> Self {
         let mut config = [0; CONFIG_LEN];
         config[..8].copy_from_slice(&(sectors as u64).to_le_bytes());
-        let disk = Self { bytes: alloc::vec![0; sectors * SECTOR_SIZE], name, queues: 1, config, disorder: None };
+        let disk =
+            Self { bytes: alloc::vec![0; sectors * SECTOR_SIZE], name, queues: 1, config, disorder: None };
         disk.with_queues(1)
     }
 

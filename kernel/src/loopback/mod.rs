@@ -21,14 +21,12 @@ use core::ops::Range;
 use core::time::Duration;
 
 use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
-use ringfence_memory::{
-    AtomicAccess, ConfigError, DeviceStatus, DmaGrant, DmaWindows, ResetTimeout,
-};
+use ringfence_memory::{AtomicAccess, ConfigError, DeviceStatus, DmaGrant, DmaWindows, ResetTimeout};
 
 pub use blk::RamDisk;
 pub use net::Echo;
-pub use ring::{Broken, Interrupt, Queues, View};
 use ring::Ring;
+pub use ring::{Broken, Interrupt, Queues, View};
 
 /// What a loopback device offers besides what its model does.
 #[derive(Clone, Copy, Debug)]

@@ -172,7 +172,8 @@ fn pairs_are_set_by_command() {
     let windows = DmaWindows::new(&KERNEL, CARD);
     let card = Loopback::new(Echo::new(MAC).with_pairs(PAIRS), windows.clone());
     let pool = DmaPool::new(&windows, 2, 64).expect("there is memory");
-    for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)] {
+    for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)]
+    {
         let mut raw = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone())
             .expect("the card starts");
         raw.negotiate(negotiated).expect("it is offered");

@@ -1,7 +1,6 @@
 //! What the tests of devices share: the machine's functions, drivers brought up as the kernel does, and the executor.
 #![allow(dead_code, reason = "each test image uses a part")]
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::future::Future;
 use core::time::Duration;
@@ -56,6 +55,7 @@ pub fn rings() -> u64 {
 }
 
 pub const INDIRECT_DESC: u64 = 1 << 28;
+pub const EVENT_IDX: u64 = 1 << 29;
 pub const RING_PACKED: u64 = 1 << 34;
 
 /// The first disk, with a queue of up to `size` descriptors.

@@ -123,16 +123,19 @@ impl DmaBuf {
     }
 
     /// All of the buffer's bytes.
+    #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         self.slots.region.slice(self.offset, self.len()).unwrap_or_else(|_| VolatileSlice::empty())
     }
 
     /// Copies bytes out, from `offset` on.
+    #[inline]
     pub fn read_slice(&self, to: &mut [u8], offset: usize) -> Result<(), VolatileError> {
         self.as_volatile_slice().read_slice(to, offset)
     }
 
     /// Copies all of `from` in, at `offset`.
+    #[inline]
     pub fn write_slice(&mut self, from: &[u8], offset: usize) -> Result<(), VolatileError> {
         self.as_volatile_slice().write_slice(from, offset)
     }

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::ptr::NonNull;
 
 use super::windows::Table;
 use super::{Direction, DmaAddr, DmaError};
@@ -11,16 +12,25 @@ use crate::{Bytes, DmaMemory, VolatileError, VolatileSlice};
 pub(crate) struct Shared {
     /// `None` only while dropping.
     memory: Option<DmaMemory>,
+    /// Its first byte.
+    start: NonNull<u8>,
     table: Arc<Table>,
     device_address: u64,
     len: usize,
     direction: Direction,
 }
 
+// SAFETY: `start` alone keeps it from being `Send`. It is where `memory`, which is `Send`, has its bytes, and those are
+// accessed volatile only, by whichever thread.
+unsafe impl Send for Shared {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Shared {}
+
 impl Shared {
     pub(super) fn new(memory: DmaMemory, table: Arc<Table>, direction: Direction) -> Self {
         let (device_address, len) = (memory.device_address(), memory.backing().len());
-        Self { memory: Some(memory), table, device_address, len, direction }
+        let start = memory.backing().pointer();
+        Self { memory: Some(memory), start, table, device_address, len, direction }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -39,11 +49,12 @@ impl Shared {
         &self.table
     }
 
+    #[inline]
     pub(crate) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        let Some(memory) = &self.memory else { return VolatileSlice::empty() };
-        // SAFETY: `Backing` promises the bytes for as long as it lives, which is as long as `self`; `DmaMemory`
-        // promises that they hold no Rust object, and nothing in this module makes a reference.
-        unsafe { VolatileSlice::new(memory.backing().pointer(), self.len) }
+        // SAFETY: `Backing` promises the bytes, where they are, for as long as it lives, which is as long as `self`
+        // (only `drop` takes `memory`); `DmaMemory` promises that they hold no Rust object, and nothing in this module
+        // makes a reference.
+        unsafe { VolatileSlice::new(self.start, self.len) }
     }
 
     pub(super) fn address(&self, offset: usize) -> Option<DmaAddr> {
@@ -89,6 +100,7 @@ impl DmaRegion {
     }
 
     /// All of the region's bytes.
+    #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         self.0.as_volatile_slice()
     }
@@ -101,6 +113,7 @@ impl DmaRegion {
         Ok(self.as_volatile_slice().write_obj(address.value.to_le(), offset)?)
     }
 
+    #[inline]
     pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, VolatileError> {
         self.as_volatile_slice().subslice(offset, len)
     }

@@ -35,7 +35,9 @@ request; waiting for the device is not in them.";
 pub fn publish(setup: &[String], found: &Found) -> Result<()> {
     let rows = found.samples.rows();
     let targets = targets::table(&targets(&found.samples));
-    println!("\n{WHAT}\n");
+    println!("\n{WHAT}\n\nFeatures that were negotiated");
+    found.info.iter().for_each(|line| println!("{line}"));
+    println!();
     for (title, table) in summary(&rows) {
         println!("{title}\n{}", table.text());
     }
@@ -186,4 +188,49 @@ fn targets(samples: &Samples) -> Vec<Target> {
         );
     }
     targets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::figures::parse_sample;
+
+    #[test]
+    fn targets_compare_what_they_say() {
+        let mut samples = Samples::default();
+        for (guest, depth, throughput) in [
+            ("ours, split", 1, 97),
+            ("ceiling, split", 1, 100),
+            ("virtio-drivers, split", 1, 50),
+            ("virtio-drivers, split", 4, 60),
+            ("virtio-drivers, split", 16, 55),
+            ("ours, split", 32, 540),
+            ("ceiling, split", 32, 600),
+            ("linux", 32, 9),
+            ("ours, split, interrupts", 32, 378),
+        ] {
+            let line = format!("{guest}|read4k|{depth}|throughput|requests/s|{throughput}");
+            let (key, value) = parse_sample(&line).unwrap();
+            samples.add(key, value);
+        }
+        let (key, value) =
+            parse_sample("ours, split, sleeping, counted|read4k|32|instructions|u|132").unwrap();
+        samples.add(key, value);
+        let text = targets::table(&targets(&samples)).text();
+        let verdict = |what: &str| {
+            let line =
+                text.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what}: {text}"));
+            line.split("  ").last().unwrap().trim().to_owned()
+        };
+        assert_eq!(verdict("the ceiling is right"), "met");
+        assert_eq!(verdict("ours, split, depth 1 / ceiling"), "met");
+        assert_eq!(verdict("ours, split, depth 1 / virtio-drivers"), "met");
+        assert_eq!(verdict("ours, split, depth 32 / ceiling"), "missed by 2.2 %");
+        assert_eq!(verdict("ours, split, depth 32 / virtio-drivers, depth 4, its best"), "met");
+        assert_eq!(verdict("ours, split, depth 32 / linux "), "met");
+        assert_eq!(verdict("ours, split, depth 32 / linux-stripped"), "not measured");
+        assert_eq!(verdict("ours, split, depth 32, interrupts / polling"), "missed by 6.7 %");
+        assert_eq!(verdict("ours, split, depth 32, instructions"), "missed by 10.0 %");
+        assert_eq!(verdict("ours, packed, depth 1 / ceiling"), "not measured");
+    }
 }
