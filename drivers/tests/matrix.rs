@@ -8,6 +8,7 @@ mod support;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use fake_queue::{NotificationCounter, RingMemory};
 use proptest::prelude::*;
@@ -17,7 +18,7 @@ use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQu
 use ringfence_drivers::virtio::{
     Buffers, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, features,
 };
-use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
+use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaPool, DmaRegion, DmaSnapshot, DmaWindows};
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a part at most.
@@ -61,18 +62,43 @@ struct Item {
     writable: Vec<(DmaBuf, usize)>,
 }
 
-impl Buffers for Item {
-    type Context = ();
+/// A header and a status for each slot, if chains have them.
+struct Frames(Option<(DmaArray<u64>, DmaArray<u8>, [DmaRegion; 2])>);
 
-    fn only(&self, (): &()) -> Option<Part> {
-        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
+impl Frames {
+    /// Parts that they add to each chain.
+    const PARTS: usize = 2;
+
+    fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
+        let headers = windows.allocate_for(8 * slots, Direction::ToDevice)?;
+        let statuses = windows.allocate_for(slots, Direction::FromDevice)?;
+        Ok(Self(Some((headers.array(0, slots)?, statuses.array(0, slots)?, [headers, statuses]))))
+    }
+}
+
+impl Buffers for Item {
+    type Context = Frames;
+
+    fn frame(Frames(frames): &Frames, slot: u16) -> Option<(Part, Part)> {
+        let ((headers, statuses, _), slot) = (frames.as_ref()?, usize::from(slot));
+        Some((Part::readable_values(headers, slot, 1)?, Part::writable_values(statuses, slot, 1)?))
     }
 
-    fn count(&self, (): &()) -> u16 {
+    /// The header is the chain's number.
+    fn prepare(&self, Frames(frames): &Frames, slot: u16) -> Option<()> {
+        let Some((headers, ..)) = frames else { return Some(()) };
+        headers.store(slot.into(), self.number.to_le(), Relaxed)
+    }
+
+    fn only(&self, frames: &Frames) -> Option<Part> {
+        if self.count(frames) == 1 { self.part(frames, 0) } else { None }
+    }
+
+    fn count(&self, _: &Frames) -> u16 {
         (self.readable.len() + self.writable.len()) as u16
     }
 
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
+    fn part(&self, _: &Frames, index: u16) -> Option<Part> {
         let index = usize::from(index);
         match self.readable.get(index) {
             Some((buffer, len)) => Part::readable(buffer, 0, *len),
@@ -157,7 +183,9 @@ struct Counts {
 
 struct Rig {
     mode: Mode,
+    /// The most parts of a chain, and how many of them are not the item's.
     parts: usize,
+    frame: usize,
     fake: Fake,
     device: Device<FakeTransport>,
     driver: Queue<Item, FakeNotifier>,
@@ -192,13 +220,21 @@ fn leak<T>(value: T) -> &'static T {
 
 impl Rig {
     fn new(mode: Mode, options: QueueOptions, batching: bool) -> Self {
+        Self::framed(mode, options, batching, false)
+    }
+
+    /// With a header and a status in each chain, if `framed`.
+    fn framed(mode: Mode, options: QueueOptions, batching: bool, framed: bool) -> Self {
         let offered = mode.features() | features::VERSION_1;
         let fake = Fake::new(DeviceType(42), offered, vec![], &[options.size]);
         let windows = fake.windows();
         let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         assert_eq!(device.negotiate(features::QUEUES), Ok(offered));
         assert_eq!(fake.model().accepted, offered, "all of it is in use");
-        let mut driver = device.queue::<Item>(0, &options, 1, |_| Ok(())).unwrap();
+        let driver = device.queue::<Item>(0, &options, 1, |shape| {
+            if framed { Frames::new(&windows, shape.slots) } else { Ok(Frames(None)) }
+        });
+        let mut driver = driver.unwrap();
         driver.start(&device.driver_ok().unwrap());
         assert_eq!(driver.size(), options.size);
         let most =
@@ -213,6 +249,7 @@ impl Rig {
         Self {
             mode,
             parts: options.parts.into(),
+            frame: if framed { Frames::PARTS } else { 0 },
             fake,
             device,
             driver,
@@ -261,14 +298,14 @@ impl Rig {
 
     /// Submits a chain of so many parts of these lengths to read and to write.
     fn submit(&mut self, readable: &[usize], writable: &[usize]) -> bool {
-        let parts = readable.len() + writable.len();
+        let parts = readable.len() + writable.len() + self.frame;
         let room = self.driver.in_flight() < self.driver.depth();
         let number = self.number;
         let take = |pool: usize, lens: &[usize]| -> Vec<(DmaBuf, usize)> {
             lens.iter().map_while(|&len| Some((self.pools[pool].take()?, len))).collect()
         };
         let mut item = Item { number, readable: take(0, readable), writable: take(1, writable) };
-        if item.readable.len() + item.writable.len() != parts {
+        if item.readable.len() + item.writable.len() + self.frame != parts {
             assert!(!room || parts > self.parts);
             return false;
         }
@@ -284,7 +321,9 @@ impl Rig {
                 assert!(usize::from(taken) < self.driver.slots());
                 assert!(self.occupied.insert(taken), "one chain in a slot");
                 self.slots.insert(number, taken);
-                let sent = Sent { number, readable: readable.iter().sum(), writable: writable.to_vec() };
+                let status = (self.frame > 0).then_some(1);
+                let writable = writable.iter().copied().chain(status).collect();
+                let sent = Sent { number, readable: readable.iter().sum(), writable };
                 self.sent.push_back(sent);
                 self.number += 1;
                 self.count.submitted += 1;
@@ -360,6 +399,10 @@ impl Rig {
         let (sent, turn, chain) = self.held.swap_remove(which);
         let Sent { number, readable, writable } = sent;
         let (mut input, mut data) = (ReadableChain::new(chain, &self.views[0]), vec![0; readable]);
+        if self.frame > 0 {
+            let mut header = [0; 8];
+            assert_eq!((input.read(&mut header), u64::from_le_bytes(header)), (Ok(8), number));
+        }
         assert_eq!(input.remaining().unwrap().bytes, readable);
         assert_eq!(input.read(&mut data), Ok(readable));
         assert!(data.iter().all(|&found| found == byte(number)), "what the driver wrote");
@@ -434,6 +477,9 @@ impl Rig {
                 buffer.read_slice(&mut bytes[..now], 0).unwrap();
                 assert!(bytes[..now].iter().all(|&found| found == !byte(number)), "what the device wrote");
                 left -= now;
+            }
+            if let (Frames(Some((_, statuses, _))), 1) = (self.driver.context(), left) {
+                assert_eq!(statuses.load(completion.slot.into(), Relaxed), Some(!byte(number)));
             }
             self.count.reaped += 1;
         }
@@ -550,16 +596,17 @@ proptest! {
     #[test]
     fn any_steps_in_every_mode(
         options in options(),
-        batching in any::<bool>(),
+        (batching, framed) in any::<(bool, bool)>(),
         steps in prop::collection::vec(step(), 1..400),
     ) {
         for mode in Mode::all() {
             let options = options[usize::from(mode.packed)];
-            let mut rig = Rig::new(mode, options, batching && options.size >= 2 * options.parts);
+            let batching = batching && options.size >= 2 * options.parts;
+            let mut rig = Rig::framed(mode, options, batching, framed && options.parts > 1);
             for step in &steps {
                 match step {
                     Step::Submit(readable, writable, fit) => {
-                        let most = if *fit { rig.parts } else { usize::MAX };
+                        let most = if *fit { rig.parts - rig.frame } else { usize::MAX };
                         let readable = &readable[..readable.len().min(most)];
                         rig.submit(readable, &writable[..writable.len().min(most - readable.len())]);
                     }

@@ -426,7 +426,6 @@ atomic_access!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => Atomic
 
 /// # Safety
 /// `from` must be valid for `to.len()` bytes of volatile reads.
-#[inline]
 unsafe fn copy_from_volatile(mut from: *const u8, to: &mut [u8]) {
     let before = from.align_offset(size_of::<u64>()).min(to.len());
     let (head, rest) = to.split_at_mut(before);
@@ -450,7 +449,6 @@ unsafe fn copy_from_volatile(mut from: *const u8, to: &mut [u8]) {
 
 /// # Safety
 /// `to` must be valid for `from.len()` bytes of volatile writes.
-#[inline]
 unsafe fn copy_to_volatile(from: &[u8], mut to: *mut u8) {
     let before = to.align_offset(size_of::<u64>()).min(from.len());
     let (head, rest) = from.split_at(before);

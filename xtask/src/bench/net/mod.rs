@@ -88,7 +88,7 @@ impl Setting {
 /// Runs it all; returns the exit code for this program.
 pub fn bench(toolchain: &Toolchain) -> Result<u8> {
     let elf = kernel::build_bench(toolchain, "net")?;
-    let time = |setting: Setting| format!("time,guests={},rounds=2,millis=10", setting.guests());
+    let time = |setting: Setting| format!("time,guests={},rounds=4,millis=5", setting.guests());
     let mut setup = versions(toolchain)?;
     setup.push(report::command_line(&SPLIT.machine_with(&elf, &Peer::start()?), time(SPLIT)));
     let (counting, what) = SPLIT.counting(&elf);

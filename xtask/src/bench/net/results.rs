@@ -34,13 +34,14 @@ beforehand, split rings only.
 card, then received by the other, whose buffers are given back as a batch, before the next one is sent. *Host*: a card on a \
 unix datagram socket, whose other end takes frames and, when asked to, sends some. Guests poll.
 
-All machines are started several times, in turns. A round is 10 ms for each guest, workload and batch, guests one after the \
+All machines are started several times, in turns. A round is 5 ms for each guest, workload and batch, guests one after the \
 other, the device reset in between. Figures are medians, ± half of the 95 % interval; ratios compare round with round.";
 
 const COUNTS: &str = "\
 From runs of their own under `-icount`. Instructions are the guest's, for sending a frame and receiving it; waiting is not in \
 them. Copying is not, but in the line *with both copies*, where each frame is copied when it is sent and again when it is \
-received. A kick is one write to a register, and the only access to one.";
+received. A kick is one write to a register, and the only access to one. Counting begins when each buffer was used once; \
+before that QEMU interrupts once for each queue with EVENT_IDX, at its first completion, whatever the driver asks for.";
 
 /// Prints everything and writes it to files.
 pub fn publish(setup: &[String], found: &Found) -> Result<()> {
