@@ -62,7 +62,8 @@ fn bring_up(
             let mut ring = fake.ring(control);
             let chain = ring.take().expect("the command is there before the notification");
             assert!(!ring.interrupts_wanted(), "the answer is waited for");
-            let (readable, writable): (Vec<_>, Vec<_>) = chain.segments.iter().partition(|part| !part.writable);
+            let (readable, writable): (Vec<_>, Vec<_>) =
+                chain.segments.iter().partition(|part| !part.writable);
             assert_eq!(chain.writable_len(), 1, "room for the answer");
             let command = readable.into_iter().flat_map(|part| ring.read(part)).collect();
             match answer {
@@ -138,7 +139,7 @@ fn received(pair: &mut NetPair<FakeNotifier>) -> Vec<Vec<u8>> {
 #[test]
 fn as_many_pairs_as_wanted_and_there() {
     for (there, wanted, expected) in
-        [(4, 2, 2), (4, 3, 3), (4, 4, 4), (3, 4, 3), (4, u16::MAX, 4), (2, 2, 2), (0x203, 0x102, 0x102)]
+        [(4_u16, 2, 2_u16), (4, 3, 3), (4, 4, 4), (3, 4, 3), (4, u16::MAX, 4), (2, 2, 2), (0x203, 0x102, 0x102)]
     {
         let case = format!("{there} there, {wanted} wanted");
         let control = 2 * there;
@@ -151,7 +152,11 @@ fn as_many_pairs_as_wanted_and_there() {
         let [low, high] = expected.to_le_bytes();
         assert_eq!(command, Some(vec![4, 0, low, high]), "{case}");
         let queues: Vec<u16> = (0..2 * expected).chain([control]).collect();
-        assert_eq!(queues_up(&fake), queues, "{case}: the control queue comes after all pairs that there are");
+        assert_eq!(
+            queues_up(&fake),
+            queues,
+            "{case}: the control queue comes after all pairs that there are"
+        );
         for index in 0..expected {
             assert_eq!((fake.kicks(2 * index), fake.kicks(2 * index + 1)), (1, 0), "{case}");
             assert_eq!(fake.ring(usize::from(2 * index)).pending(), 8, "{case}: filled");
@@ -337,10 +342,15 @@ fn batches() {
             };
             assert_eq!(net.send_batch(7, write), Ok(6), "until there is nothing more");
             assert_eq!(net.send_batch(1, |packet| packet.write(&frame(60, round + 6)).is_ok()), Ok(1));
-            assert_eq!(net.send_batch(5, |packet| packet.write(&frame(60, round + 7)).is_ok()), Ok(1), "8 fit");
+            assert_eq!(
+                net.send_batch(5, |packet| packet.write(&frame(60, round + 7)).is_ok()),
+                Ok(1),
+                "8 fit"
+            );
             assert_eq!(net.send_batch(5, |_| panic!("there is no room")), Ok(0));
             // 26 bytes are the header and an Ethernet header, 2044 all that fits.
-            for (len, good) in [(26, true), (25, false), (2044, true), (2045, false), (0, false), (72, true)] {
+            for (len, good) in [(26, true), (25, false), (2044, true), (2045, false), (0, false), (72, true)]
+            {
                 let chain = rx.take().unwrap();
                 rx.write(&chain.segments[0], &frame(2044, round));
                 rx.complete(chain.head, len);
@@ -367,7 +377,8 @@ fn smoltcp_sees_all_pairs() {
     let fake = card(MQ | CTRL_VQ, 3, 7);
     let (net, _) = bring_up(&fake, 6, Answer::Ack(0), &pairs(3));
     let mut phy = Phy::new(net.unwrap());
-    let (mut rx, mut tx): (Vec<_>, Vec<_>) = (0..3).map(|pair| (fake.ring(2 * pair), fake.ring(2 * pair + 1))).unzip();
+    let (mut rx, mut tx): (Vec<_>, Vec<_>) =
+        (0..3).map(|pair| (fake.ring(2 * pair), fake.ring(2 * pair + 1))).unzip();
     for (pair, count) in [(0, 4), (2, 4)] {
         (0..count).for_each(|seed| assert!(deliver(&mut rx[pair], &frame(60, 10 * pair as u8 + seed))));
     }
@@ -384,7 +395,11 @@ fn smoltcp_sees_all_pairs() {
     assert_eq!(seeds, [0, 20, 1, 21, 2, 22, 3, 23], "in turn");
     phy.kick();
     let out = tx.iter_mut().map(|tx| std::iter::from_fn(|| sent(tx)).map(|frame| frame[0]).collect());
-    assert_eq!(out.collect::<Vec<Vec<_>>>(), [vec![0, 1, 2, 3], vec![], vec![20, 21, 22, 23]], "where it came from");
+    assert_eq!(
+        out.collect::<Vec<Vec<_>>>(),
+        [vec![0, 1, 2, 3], vec![], vec![20, 21, 22, 23]],
+        "where it came from"
+    );
     assert!(!phy.is_broken());
     rx[1].complete(77, 60);
     assert!(phy.receive(Instant::ZERO).is_none());

@@ -373,7 +373,7 @@ fn nobody_is_interrupted_while_polling() {
         (EVENT_IDX | RING_PACKED, 4, 4, 4),
         (EVENT_IDX | RING_PACKED, 32768, 32768, 32768),
     ] {
-        let due = interrupts_while_polling(features, size, depth, batch, 150_000);
+        let due = interrupts_while_polling(features, size, depth, batch, 100_000);
         assert_eq!(due, 0, "features {features:#x}, {depth} of {size}, batches of {batch}");
     }
 }

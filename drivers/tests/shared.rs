@@ -503,7 +503,8 @@ proptest! {
                 Step::Server => _ = server.run(),
                 Step::Take => _ = disk.take(),
                 Step::Finish(which) if !disk.pending.is_empty() => {
-                    if disk.finish(which.index(disk.pending.len())) {
+                    let interrupts = disk.finish(which.index(disk.pending.len()));
+                    if interrupts {
                         server.flag.clone().wake();
                     }
                 }

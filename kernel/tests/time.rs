@@ -92,7 +92,8 @@ fn alarms_fire_on_time() {
             worst = worst.max(late);
         }
         assert!(worst < 20_000, "{worst} µs late");
-        assert!(executor::halts() >= 4, "{} halts", executor::halts());
+        // On a busy host the shortest may be over before it comes to a halt.
+        assert!(executor::halts() >= 3, "{} halts", executor::halts());
     })
 }
 

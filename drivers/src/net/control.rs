@@ -6,7 +6,9 @@ use core::time::Duration;
 use ringfence_memory::{Direction, DmaArray, DmaRegion, DmaWindows};
 
 use super::{STATUS, STATUS_LINK_UP};
-use crate::virtio::{Buffers, Device, DriverOk, Error, Part, Queue, QueueOptions, Quiet, Transport, features};
+use crate::virtio::{
+    Buffers, Device, DriverOk, Error, Part, Queue, QueueOptions, Quiet, Transport, features,
+};
 
 /// How long the device may take to answer a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);

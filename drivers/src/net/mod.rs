@@ -179,7 +179,11 @@ fn queue_features<T: Transport>(device: &Device<T>, wanted: u64) -> u64 {
     let wanted = wanted & features::QUEUES;
     // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it goes on with
     // the next ones without moving the position from which on it wants to be notified, so the driver stays silent.
-    if device.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
+    if device.offered() & wanted & features::RING_PACKED != 0 {
+        wanted & !features::EVENT_IDX
+    } else {
+        wanted
+    }
 }
 
 /// How many pairs the device has, if several are `wanted`; 1 if it says a number that cannot be.

@@ -7,7 +7,8 @@ use ringfence_memory::{Direction, DmaBuf, DmaPool, VolatileError};
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
-    Buffers, Counters, Device, DriverOk, Error, Notify, Part, Queue, QueueError, QueueOptions, Quiet, Transport,
+    Buffers, Counters, Device, DriverOk, Error, Notify, Part, Queue, QueueError, QueueOptions, Quiet,
+    Transport,
 };
 
 /// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send, and

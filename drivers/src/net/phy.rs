@@ -46,7 +46,9 @@ impl<T: Transport> Phy<T> {
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         // Of all pairs, even if one has something already.
-        self.net.split().1.fold(false, |ready, pair| pair.enable_interrupts() || ready)
+        let mut ready = false;
+        self.net.split().1.for_each(|pair| ready |= pair.enable_interrupts());
+        ready
     }
 
     /// Whether the device broke the rules of a ring: drop the driver.

@@ -14,8 +14,10 @@ struct Place<B> {
     /// Bytes that the device may write, and number of descriptors.
     writable: u32,
     count: u16,
-    /// In flight: how many chains were submitted before it. Free: the next free slot.
+    /// While it is free: the next free slot.
     link: u16,
+    /// In flight: how many chains were submitted before it.
+    order: u64,
 }
 
 /// No slot.
@@ -47,7 +49,7 @@ impl<B: Buffers> Flights<B> {
         first_indirect: u16,
         in_order: Option<InOrder>,
     ) -> Self {
-        let place = |_| Place { buffers: None, writable: 0, count: 0, link: NONE };
+        let place = |_| Place { buffers: None, writable: 0, count: 0, link: NONE, order: 0 };
         let mut places: Vec<_> = (0..slots).map(place).collect();
         Self {
             context,
@@ -126,7 +128,7 @@ impl<B: Buffers> Flights<B> {
             Err(error) => return Err((error, buffers)),
         };
         self.free = place.link;
-        place.link = self.submitted as u16;
+        place.order = self.submitted;
         (place.writable, place.count) = (chain.writable, chain.count);
         place.buffers = Some(buffers);
         if let Some(order) = &mut self.in_order {
@@ -161,12 +163,11 @@ impl<B: Buffers> Flights<B> {
         ring: &mut R,
         slot: usize,
         len: Option<u32>,
-        untold: u16,
         done: impl FnOnce(Completion<B>, &B::Context),
     ) -> Result<(), QueueError> {
         let Some(place) = self.places.get_mut(slot) else { return Err(QueueError::Broken) };
         // Not one that the device was not told of.
-        if untold > 0 && (self.submitted as u16).wrapping_sub(place.link) <= untold {
+        if place.order >= self.published {
             return Err(QueueError::Broken);
         }
         let Some(buffers) = place.buffers.take() else { return Err(QueueError::Broken) };
@@ -187,26 +188,93 @@ impl<B: Buffers> Flights<B> {
         ring: &mut R,
         done: impl FnOnce(Completion<B>, &B::Context),
     ) -> Result<bool, QueueError> {
-        let untold = self.submitted.wrapping_sub(self.published) as u16;
         if self.in_order.is_some() {
-            return self.next_in_order(ring, untold, done);
+            return self.next_in_order(ring, done);
         }
         let Some(used) = ring.used()? else { return Ok(false) };
         // The whole 32 bits: an id that only looks right after truncation is wrong.
-        self.take(ring, used.id as usize, Some(used.len), untold, done).map(|()| true)
+        self.take(ring, used.id as usize, Some(used.len), done).map(|()| true)
+    }
+
+    /// Shows `renew` the chains that the device has used, and puts them into the ring again, each in its slot, until it
+    /// says `false`. Says how many those were. Does nothing in order.
+    #[inline]
+    pub(super) fn renew<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        slots: u16,
+        mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
+    ) -> (usize, Result<(), QueueError>) {
+        if self.in_order.is_some() {
+            return (0, Ok(()));
+        }
+        // Each chain that comes goes again.
+        let others = slots.wrapping_sub(self.in_flight());
+        let before = self.submitted;
+        let result = loop {
+            match self.renew_next(ring, others, &mut renew) {
+                Ok(true) => self.submitted = self.submitted.wrapping_add(1),
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        let count = self.submitted.wrapping_sub(before);
+        self.completed = self.completed.wrapping_add(count);
+        (count as usize, result)
+    }
+
+    /// The same for one chain.
+    #[inline(always)]
+    fn renew_next<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        others: u16,
+        renew: impl FnOnce(&mut B, Option<u32>, &B::Context) -> bool,
+    ) -> Result<bool, QueueError> {
+        let Some(used) = ring.used()? else { return Ok(false) };
+        let Some(place) = self.places.get_mut(used.id as usize) else { return Err(QueueError::Broken) };
+        if place.order >= self.published {
+            return Err(QueueError::Broken);
+        }
+        let Some(buffers) = &mut place.buffers else { return Err(QueueError::Broken) };
+        let fits = used.len <= place.writable && used.len >= buffers.least_written();
+        if !renew(buffers, fits.then_some(used.len), &self.context) {
+            return Ok(false);
+        }
+        ring.advance(place.count);
+        match ring.add(Entry { buffers, context: &self.context, slot: used.id as u16 }, others) {
+            Ok(chain) => {
+                (place.order, place.writable, place.count) = (self.submitted, chain.writable, chain.count)
+            }
+            Err(error) => return Err(self.drop_one(used.id as u16, error)),
+        }
+        Ok(true)
+    }
+
+    /// Frees a slot whose chain came back and cannot go again.
+    #[cold]
+    fn drop_one(&mut self, slot: u16, error: QueueError) -> QueueError {
+        let free =
+            if usize::from(slot) < self.first_indirect { &mut self.free } else { &mut self.free_indirect };
+        if let Some(place) = self.places.get_mut(usize::from(slot)) {
+            place.link = core::mem::replace(free, slot);
+            place.buffers = None;
+            self.completed = self.completed.wrapping_add(1);
+        }
+        error
     }
 
     #[inline(never)]
     fn next_in_order<R: Ring>(
         &mut self,
         ring: &mut R,
-        untold: u16,
         done: impl FnOnce(Completion<B>, &B::Context),
     ) -> Result<bool, QueueError> {
         let Some(used) = self.next_used(ring)? else { return Ok(false) };
+        let untold = self.submitted.wrapping_sub(self.published) as u16;
         let named = self.in_order.as_mut().and_then(|order| order.next(used, untold));
         let (slot, len) = named.ok_or(QueueError::Broken)?;
-        self.take(ring, slot, len, untold, done).map(|()| true)
+        self.take(ring, slot, len, done).map(|()| true)
     }
 
     /// The used element that is due; the same again until the ring advances.

@@ -334,6 +334,42 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         Ok(flights.completed.wrapping_sub(before) as usize)
     }
 
+    /// Shows `renew` the chains of one look at the ring, which it may change, with how many bytes the device wrote, as in a
+    /// [`Completion`]. Those for which it says `true` are in the ring again, in their slots; the first for which it does
+    /// not stays used, and ends it. Says how many there were. Cheaper than taking chains out and submitting them; does
+    /// nothing if [`IN_ORDER`](features::IN_ORDER) was negotiated.
+    ///
+    /// # Errors
+    /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is dropped.
+    #[inline]
+    pub fn renew(
+        &mut self,
+        mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
+    ) -> Result<usize, QueueError> {
+        let Self { flights, rejected, layout, .. } = self;
+        if flights.broken {
+            return Err(QueueError::Broken);
+        }
+        let (count, result) = with_ring!(&mut self.format, ring => match ring.look(flights.in_flight()) {
+            Ok(()) => flights.renew(ring, layout.slots, |buffers, written, context| {
+                let renewed = renew(buffers, written, context);
+                if renewed && written.is_none() {
+                    *rejected = rejected.wrapping_add(1);
+                }
+                renewed
+            }),
+            Err(error) => (0, Err(error)),
+        });
+        match result {
+            Ok(()) => Ok(count),
+            Err(QueueError::Broken) => {
+                *rejected = rejected.wrapping_add(1);
+                Err(flights.break_off())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Asks the device not to interrupt for this queue. It still may.
     pub fn disable_interrupts(&mut self) {
         if with_ring!(&mut self.format, ring => ring.disable_interrupts()).is_err() {

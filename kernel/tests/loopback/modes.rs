@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
+use ringfence_drivers::net::{Net, Options as CardWish};
 use ringfence_drivers::virtio::{
     Device, DeviceType, Error, Notify, Queue, QueueOptions, QueueSetup, Transport, features, status,
 };
@@ -24,6 +25,11 @@ const RINGS: [u64; 6] = [
     features::RING_RESET,
 ];
 
+/// Some of them.
+fn choice(bits: u32) -> u64 {
+    (0..).zip(RINGS).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, feature)| feature).sum()
+}
+
 fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
     let windows = DmaWindows::new(&KERNEL, DISK);
     let model = RamDisk::new(SECTORS, NAME).with_queues(queues);
@@ -35,8 +41,7 @@ fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
 #[test_case]
 fn every_combination_of_ring_features() {
     for bits in 0..1_u32 << RINGS.len() {
-        let chosen = (0..).zip(RINGS).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, feature)| feature);
-        let chosen = chosen.sum::<u64>();
+        let chosen = choice(bits);
         let has = |feature| chosen & feature != 0;
         let (device, windows) = disk(&Options { features: chosen, queue_size: 64 }, 1);
         device.with_model(|model| model.disorder(bits.into()));
@@ -163,6 +168,45 @@ fn queues_are_reset_where_that_was_negotiated() {
         assert_eq!(beyond, Err(Error::QueueUnavailable(1)));
         transport.reset(&windows, Duration::ZERO).expect("it resets");
     }
+}
+
+/// A card works whatever its rings can do, and each pair of queues receives what it sent.
+#[test_case]
+fn cards_with_several_pairs() {
+    const PAIRS: u16 = 3;
+    for bits in 0..1_u32 << RINGS.len() {
+        let windows = DmaWindows::new(&KERNEL, CARD);
+        let offer = Options { features: choice(bits), queue_size: 16 };
+        let wire = Loopback::with_options(Echo::new(MAC).with_pairs(PAIRS), windows.clone(), &offer);
+        for (wish, pairs) in [(1, 1), (2, 2), (8, PAIRS)] {
+            let wish = CardWish { pairs: wish, ..CardWish::default() };
+            let mut card = Net::with_options(wire.clone(), &wire.grant(), windows.clone(), &wish)
+                .expect("the card starts");
+            let used = wire.with_model(|model| model.pairs());
+            assert_eq!((card.pairs(), used), (pairs.into(), pairs), "with {:#x}", offer.features);
+            let each = card.split().1;
+            for (number, pair) in (0..).zip(each) {
+                for round in 0..20_u8 {
+                    let bytes = [number << 5 | round; 80];
+                    let frames = 60..61 + usize::from(round % 8);
+                    for len in frames.clone() {
+                        let mut packet = pair.take().expect("there is one");
+                        packet.write(&bytes[..len]).expect("it is short enough");
+                        pair.send(packet).expect("there is room");
+                    }
+                    pair.kick();
+                    for len in frames {
+                        let packet = pair.receive().expect("the ring is sound").expect("it comes back");
+                        let mut found = [0; 80];
+                        assert_eq!((packet.read(&mut found), &found[..len]), (len, &bytes[..len]));
+                        pair.recycle(packet);
+                    }
+                    assert!(pair.receive().expect("the ring is sound").is_none());
+                }
+            }
+        }
+    }
+    assert_sound();
 }
 
 /// The control queue turns pairs of queues on; it comes after all pairs, used or not (5.1.2).
