@@ -3,15 +3,17 @@
 mod support;
 
 use proptest::prelude::*;
-use ringfence_drivers::net::{MAX_FRAME_LEN, Net, Phy};
+use ringfence_drivers::net::{MAX_FRAME_LEN, Net, Phy, TxPacket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use smoltcp::phy::{Device as _, RxToken, TxToken};
 use smoltcp::time::Instant;
-use support::{Chain, DeviceRing, Fake, FakeTransport, grant};
+use support::{Chain, DeviceRing, EVENT_IDX, Fake, FakeTransport, IN_ORDER, RING_PACKED, grant};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const HEADER: usize = 12;
 const ALL: u64 = features::VERSION_1 | features::net::MAC | features::net::STATUS | features::net::MTU;
+
+const FORMATS: [u64; 5] = [0, EVENT_IDX, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 
 fn config(status: u16, mtu: u16) -> Vec<u8> {
     let mut config = MAC.to_vec();
@@ -286,7 +288,9 @@ enum Step {
     Lie(u32),
     Receive,
     ReceiveAndDrop,
+    ReceiveBatch,
     Send(usize),
+    SendBatch(usize, usize),
     Kick,
     TakeSent,
 }
@@ -296,19 +300,21 @@ proptest! {
 
     /// What goes in comes out, in order, whatever the mix; buffers are never lost.
     #[test]
-    fn any_mix_of_steps(steps in prop::collection::vec(
+    fn any_mix_of_steps(format in prop::sample::select(&FORMATS), steps in prop::collection::vec(
         prop_oneof![
             4 => (14_usize..1514).prop_map(Step::Deliver),
             1 => prop_oneof![0_u32..30, any::<u32>()].prop_map(Step::Lie),
             4 => Just(Step::Receive),
             1 => Just(Step::ReceiveAndDrop),
+            2 => Just(Step::ReceiveBatch),
             4 => (14_usize..1514).prop_map(Step::Send),
+            3 => (0_usize..6, 14_usize..1514).prop_map(|(count, len)| Step::SendBatch(count, len)),
             3 => Just(Step::Kick),
             3 => Just(Step::TakeSent),
         ],
         1..200,
     )) {
-        let mut bench = bench(4);
+        let mut bench = bench_with(ALL | format, config(1, 1400), 4);
         let (mut to, mut from) = (std::collections::VecDeque::new(), std::collections::VecDeque::new());
         for (seed, step) in steps.into_iter().enumerate() {
             match step {
@@ -345,6 +351,25 @@ proptest! {
                     if bench.send(&frame) {
                         from.push_back(frame);
                     }
+                }
+                Step::ReceiveBatch => {
+                    let mut got = Vec::new();
+                    let count = bench.net.receive_batch(|packet| got.push(packet.len())).unwrap();
+                    let expected: Vec<_> = to.drain(..).flatten().map(|frame: Vec<u8>| frame.len()).collect();
+                    prop_assert_eq!((count, got), (expected.len(), expected));
+                }
+                Step::SendBatch(count, len) => {
+                    let mut written = 0;
+                    let write = |packet: &mut TxPacket| {
+                        let frame = frame(len, (seed + written) as u8);
+                        packet.write(&frame).unwrap();
+                        written += 1;
+                        from.push_back(frame);
+                        true
+                    };
+                    let sent = bench.net.send_batch(count, write).unwrap();
+                    prop_assert_eq!(sent, written);
+                    prop_assert!(sent == count || sent < count && !bench.net.can_send(), "as many as fit");
                 }
                 Step::Kick => bench.net.kick(),
                 Step::TakeSent => {

@@ -131,6 +131,7 @@ impl Disk {
 
     /// The name the disk gives itself, if it has one.
     pub async fn name(&self) -> Option<Vec<u8>> {
+        let _turn = Turn(self);
         let buffer = self.take_buffer(ID_LEN).await.ok()?;
         let (result, buffer) = self.request(Request::Identify { buffer }).await;
         let mut name = [0; ID_LEN];

@@ -71,15 +71,13 @@ impl TxPacket {
     }
 }
 
-/// A buffer in the receive queue.
-struct Receiving(DmaBuf);
-
-impl Buffers for Receiving {
+/// In the receive queue.
+impl Buffers for RxPacket {
     type Context = ();
 
     #[inline]
     fn only(&self, (): &()) -> Option<Part> {
-        Part::writable(&self.0, HEADER_AT, BUFFER_LEN - HEADER_AT)
+        Part::writable(&self.buffer, HEADER_AT, BUFFER_LEN - HEADER_AT)
     }
 
     #[inline]
@@ -88,11 +86,11 @@ impl Buffers for Receiving {
     }
 
     fn abandon(self) {
-        self.0.abandon();
+        self.buffer.abandon();
     }
 }
 
-/// A buffer in the transmit queue.
+/// In the transmit queue.
 impl Buffers for TxPacket {
     type Context = ();
 
@@ -114,12 +112,10 @@ impl Buffers for TxPacket {
 /// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the device's other
 /// pairs, so each CPU can have its own.
 pub struct NetPair<N> {
-    receive: Queue<Receiving, N>,
+    receive: Queue<RxPacket, N>,
     transmit: Queue<TxPacket, N>,
     /// Where receive buffers that are dropped instead of recycled go back to.
     rx_pool: DmaPool,
-    /// Receive buffers of the batch that is being read.
-    rx_read: Vec<DmaBuf>,
     /// Transmit buffers that the queue does not hold.
     tx_spare: Vec<DmaBuf>,
 }
@@ -133,13 +129,12 @@ impl<N: Notify> NetPair<N> {
     ) -> Result<Self, Error> {
         let wish = QueueOptions { size, chains: size, parts: 1 };
         let index = number.wrapping_mul(2);
-        let receive = device.queue::<Receiving>(index, &wish, 1, |_| Ok(()))?;
+        let receive = device.queue::<RxPacket>(index, &wish, 1, |_| Ok(()))?;
         let transmit = device.queue::<TxPacket>(index.wrapping_add(1), &wish, 1, |_| Ok(()))?;
         let pool = |count: u16, to| DmaPool::new_for(device.windows(), count.into(), BUFFER_LEN, to);
         let rx_pool = pool(receive.depth(), Direction::FromDevice)?;
         let tx_pool = pool(transmit.depth(), Direction::ToDevice)?;
         Ok(Self {
-            rx_read: Vec::with_capacity(receive.depth().into()),
             // Zeroed once: the header stays so, since the device only reads these.
             tx_spare: iter::from_fn(|| tx_pool.take()).collect(),
             receive,
@@ -190,10 +185,8 @@ impl<N: Notify> NetPair<N> {
     pub fn receive(&mut self) -> Result<Option<RxPacket>, QueueError> {
         // Each round takes a buffer out of the ring, so this ends.
         while let Some(completion) = self.receive.pop()? {
-            let Receiving(buffer) = completion.buffers;
-            match completion.written {
-                Some(written) => return Ok(Some(RxPacket { buffer, len: frame_len(written) })),
-                None => drop(buffer),
+            if let Some(written) = completion.written {
+                return Ok(Some(RxPacket { len: frame_len(written), ..completion.buffers }));
             }
         }
         Ok(None)
@@ -202,7 +195,7 @@ impl<N: Notify> NetPair<N> {
     /// Takes a received packet's buffer back, to be filled again after the next [`kick`](Self::kick).
     pub fn recycle(&mut self, packet: RxPacket) {
         // Another device's packet would only be refused by the queue; then it is dropped there.
-        let _ = self.receive.submit(Receiving(packet.buffer));
+        let _ = self.receive.submit(packet);
     }
 
     /// Shows `read` all frames that have arrived, recycles their buffers, and says how many there were. Faster than one
@@ -212,22 +205,24 @@ impl<N: Notify> NetPair<N> {
     /// [`QueueError::Broken`]: drop the driver.
     #[inline]
     pub fn receive_batch(&mut self, mut read: impl FnMut(&RxPacket)) -> Result<usize, QueueError> {
-        let Self { receive, rx_read, .. } = self;
         let mut count = 0_usize;
-        let result = receive.reap(|completion, ()| {
-            let Receiving(buffer) = completion.buffers;
-            let packet = RxPacket { buffer, len: completion.written.map_or(0, frame_len) };
-            if completion.written.is_some() {
-                read(&packet);
+        let renewed = self.receive.renew(|packet, written, ()| {
+            if let Some(written) = written {
+                packet.len = frame_len(written);
+                read(packet);
                 count = count.wrapping_add(1);
             }
-            rx_read.push(packet.buffer);
-        });
-        for buffer in rx_read.drain(..) {
-            // Refused only if the ring is broken: then it is dropped.
-            let _ = receive.submit(Receiving(buffer));
+            true
+        })?;
+        // With IN_ORDER buffers cannot stay in their slots.
+        while renewed == 0
+            && let Some(packet) = self.receive()?
+        {
+            read(&packet);
+            count = count.wrapping_add(1);
+            self.recycle(packet);
         }
-        result.map(|_| count)
+        Ok(count)
     }
 
     /// A packet to fill and [`send`](Self::send); `None` while all are in the ring. Dropping it instead loses a
@@ -258,19 +253,23 @@ impl<N: Notify> NetPair<N> {
         count: usize,
         mut write: impl FnMut(&mut TxPacket) -> bool,
     ) -> Result<usize, QueueError> {
-        if self.tx_spare.len() < count {
-            self.reclaim_sent();
-        }
-        let mut sent = 0_usize;
-        while sent < count
-            && let Some(buffer) = self.tx_spare.pop()
+        let (mut sent, mut more) = (0_usize, true);
+        // The buffers that come back go again; that is also kind to the caches.
+        self.transmit.renew(|packet, _, ()| {
+            packet.len = 0;
+            more = sent < count && write(packet);
+            sent = sent.wrapping_add(more.into());
+            more
+        })?;
+        while more
+            && sent < count
+            && let Some(mut packet) = self.take()
         {
-            let mut packet = TxPacket { buffer, len: 0 };
             if !write(&mut packet) {
                 self.tx_spare.push(packet.buffer);
                 break;
             }
-            self.transmit.submit(packet).map_err(|(error, _)| error)?;
+            self.send(packet).map_err(|(error, _)| error)?;
             sent = sent.wrapping_add(1);
         }
         Ok(sent)
@@ -311,7 +310,7 @@ impl<N: Notify> NetPair<N> {
     fn refill(&mut self) {
         while self.receive.next_slot().is_some() {
             let Some(buffer) = self.rx_pool.take() else { return };
-            if self.receive.submit(Receiving(buffer)).is_err() {
+            if self.receive.submit(RxPacket { buffer, len: 0 }).is_err() {
                 return;
             }
         }
@@ -324,7 +323,7 @@ impl<N: Notify> NetPair<N> {
     }
 }
 
-/// Length of the frame in a buffer with so many bytes written: at least [`Receiving::least_written`].
+/// Length of the frame in a buffer with so many bytes written: at least as many as `least_written` says.
 #[inline]
 fn frame_len(written: u32) -> u32 {
     written.wrapping_sub(HEADER_LEN as u32)

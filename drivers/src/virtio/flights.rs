@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::chain::{Buffers, Entry};
+use super::chain::{Buffers, Chain, Entry};
 use super::in_order::InOrder;
 use super::ring::{Ring, Used};
 use super::{Completion, QueueError};
@@ -18,6 +18,16 @@ struct Place<B> {
     link: u16,
     /// In flight: how many chains were submitted before it.
     order: u64,
+}
+
+impl<B> Place<B> {
+    /// Takes what is in flight from now on, as the chain after `order` others. Returns the next free slot.
+    #[inline(always)]
+    fn fill(&mut self, buffers: B, chain: Chain, order: u64) -> u16 {
+        (self.writable, self.count, self.order) = (chain.writable, chain.count, order);
+        self.buffers = Some(buffers);
+        self.link
+    }
 }
 
 /// No slot.
@@ -119,41 +129,48 @@ impl<B: Buffers> Flights<B> {
         buffers: B,
     ) -> Result<u16, (QueueError, B)> {
         let slot = self.free;
+        if self.in_order.is_none()
+            && ring.is_usual(slot)
+            && let Some(place) = self.places.get_mut(usize::from(slot))
+            && let Some(part) = buffers.only(&self.context)
+        {
+            if buffers.prepare(&self.context, slot).is_none() {
+                return Err((QueueError::Broken, buffers));
+            }
+            match ring.add_usual(slot, &part) {
+                Ok(chain) => self.free = place.fill(buffers, chain, self.submitted),
+                Err(error) => return Err((error, buffers)),
+            }
+            self.submitted = self.submitted.wrapping_add(1);
+            return Ok(slot);
+        }
+        // By value: what is only moved there stays in registers here.
+        self.submit_any(ring, slots, buffers)
+    }
+
+    /// As `submit`, but any chain, and also with a slot that has a table.
+    #[cold]
+    #[inline(never)]
+    fn submit_any<R: Ring>(&mut self, ring: &mut R, slots: u16, buffers: B) -> Result<u16, (QueueError, B)> {
+        let others = slots.wrapping_sub(self.in_flight()).wrapping_sub(1);
+        let free = if self.free == NONE { &mut self.free_indirect } else { &mut self.free };
+        let slot = *free;
         let Some(place) = self.places.get_mut(usize::from(slot)) else {
-            return self.submit_indirect(ring, slots, buffers);
+            return Err((if self.broken { QueueError::Broken } else { QueueError::Full }, buffers));
         };
-        let others = slots.wrapping_sub(self.submitted.wrapping_sub(self.completed) as u16).wrapping_sub(1);
-        let chain = match ring.add(Entry { buffers: &buffers, context: &self.context, slot }, others) {
-            Ok(chain) => chain,
+        let prepared = buffers.prepare(&self.context, slot).ok_or(QueueError::Broken);
+        let entry = Entry { buffers: &buffers, context: &self.context, slot };
+        match prepared.and_then(|()| ring.add_any(entry, others)) {
+            Ok(chain) => {
+                if let Some(order) = &mut self.in_order {
+                    order.push(slot, chain.id);
+                }
+                *free = place.fill(buffers, chain, self.submitted);
+            }
             Err(error) => return Err((error, buffers)),
-        };
-        self.free = place.link;
-        place.order = self.submitted;
-        (place.writable, place.count) = (chain.writable, chain.count);
-        place.buffers = Some(buffers);
-        if let Some(order) = &mut self.in_order {
-            order.push(slot, chain.id);
         }
         self.submitted = self.submitted.wrapping_add(1);
         Ok(slot)
-    }
-
-    /// As `submit`, but with a slot that has a table.
-    #[cold]
-    #[inline(never)]
-    fn submit_indirect<R: Ring>(
-        &mut self,
-        ring: &mut R,
-        slots: u16,
-        buffers: B,
-    ) -> Result<u16, (QueueError, B)> {
-        if self.free_indirect == NONE {
-            return Err((if self.broken { QueueError::Broken } else { QueueError::Full }, buffers));
-        }
-        core::mem::swap(&mut self.free, &mut self.free_indirect);
-        let result = self.submit(ring, slots, buffers);
-        core::mem::swap(&mut self.free, &mut self.free_indirect);
-        result
     }
 
     /// Hands the chain in `slot` to `done`: the device has used it. `len` is `None` if its length is not known.
@@ -242,11 +259,19 @@ impl<B: Buffers> Flights<B> {
             return Ok(false);
         }
         ring.advance(place.count);
-        match ring.add(Entry { buffers, context: &self.context, slot: used.id as u16 }, others) {
+        let slot = used.id as u16;
+        let added =
+            buffers.prepare(&self.context, slot).ok_or(QueueError::Broken).and_then(|()| {
+                match buffers.only(&self.context) {
+                    Some(part) if ring.is_usual(slot) => ring.add_usual(slot, &part),
+                    _ => ring.add_any(Entry { buffers, context: &self.context, slot }, others),
+                }
+            });
+        match added {
             Ok(chain) => {
                 (place.order, place.writable, place.count) = (self.submitted, chain.writable, chain.count)
             }
-            Err(error) => return Err(self.drop_one(used.id as u16, error)),
+            Err(error) => return Err(self.drop_one(slot, error)),
         }
         Ok(true)
     }

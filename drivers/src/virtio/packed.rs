@@ -98,10 +98,8 @@ pub(super) struct PackedRing {
     tables: Option<Tables>,
     layout: Layout,
     frames: Frames,
-    /// Chains with a frame can be written as is usual if they begin before this place.
-    framed_end: u16,
-    /// There are no frames.
-    plain: bool,
+    /// Before this index a chain of one own part is written in the usual way: within the frame, if slots have one.
+    usual_end: u16,
     event_index: bool,
     interrupts: bool,
     /// Where the next descriptor goes, and where the next used one comes.
@@ -134,8 +132,7 @@ impl PackedRing {
             tables: tables.transpose()?,
             layout,
             frames: Frames::default(),
-            framed_end: 0,
-            plain: false,
+            usual_end: 0,
             event_index,
             interrupts: true,
             available: Place::START,
@@ -154,15 +151,8 @@ impl PackedRing {
 
     /// Writes any chain at all, but for the second half of its first descriptor, which is returned; `others` slots are
     /// free besides.
-    #[inline(never)]
-    fn add_any<B: Buffers>(
-        &self,
-        buffers: &B,
-        context: &B::Context,
-        slot: u16,
-        others: u16,
-    ) -> Result<(Chain, u64), QueueError> {
-        let (entry, start) = (Entry { buffers, context, slot }, self.available);
+    fn write_any<B: Buffers>(&self, entry: Entry<'_, B>, others: u16) -> Result<(Chain, u64), QueueError> {
+        let (slot, start) = (entry.slot, self.available);
         if !self.is_room(others) {
             let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
             let (chain, table, len) = tables.write(slot, entry, &self.frames, |part, _| rest(part))?;
@@ -279,34 +269,36 @@ impl Ring for PackedRing {
     }
 
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
-        self.plain = frames.lens.is_none();
-        let usual = !self.plain && self.tables.is_none() && self.layout.parts > 2;
-        self.framed_end = if usual { self.layout.size.saturating_sub(2) } else { 0 };
+        // A frame must not wrap, nor take descriptors that others need.
+        self.usual_end = match frames.lens {
+            None => self.layout.size,
+            Some(_) if self.tables.is_none() && self.layout.parts > 2 => self.layout.size.saturating_sub(2),
+            Some(_) => 0,
+        };
         self.frames = frames;
         Ok(())
     }
 
     #[inline(always)]
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let Entry { buffers, context, slot } = entry;
-        buffers.prepare(context, slot).ok_or(QueueError::Broken)?;
-        let start = self.available;
-        if start.index < self.framed_end
-            && let Some(part) = buffers.only(context)
-            && let Some(frame) = self.frames.get(slot)
-        {
-            let (chain, first) = self.add_framed(&part, slot, frame).inspect_err(|_| self.clear())?;
+    fn is_usual(&self, _: u16) -> bool {
+        self.available.index < self.usual_end
+    }
+
+    #[inline(always)]
+    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError> {
+        if let Some(frame) = self.frames.get(slot) {
+            let (chain, first) = self.add_framed(part, slot, frame).inspect_err(|_| self.clear())?;
             return self.add_first(chain, first);
         }
-        if self.plain
-            && let Some(part) = buffers.only(context)
-        {
-            self.descriptors.store_address(start.index.into(), part.address)?;
-            let writable = if part.writable { part.len } else { 0 };
-            let first = rest(&part) | id(slot) | start.available;
-            return self.add_first(Chain { count: 1, writable, id: slot }, first);
-        }
-        let (chain, first) = self.add_any(buffers, context, slot, others)?;
+        let start = self.available;
+        self.descriptors.store_address(start.index.into(), part.address)?;
+        let writable = if part.writable { part.len } else { 0 };
+        self.add_first(Chain { count: 1, writable, id: slot }, rest(part) | id(slot) | start.available)
+    }
+
+    #[inline(never)]
+    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
+        let (chain, first) = self.write_any(entry, others)?;
         self.add_first(chain, first)
     }
 

@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use super::chain::{Buffers, Chain, Entry, Frames};
+use super::chain::{Buffers, Chain, Entry, Frames, Part};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
 /// How slots share the descriptors.
@@ -68,8 +68,14 @@ pub(super) trait Ring {
     /// Learns the frames of the slots. Called once, before anything is added.
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError>;
 
-    /// Writes a chain; the device is not told. `others` slots are free besides. On failure nothing is taken.
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError>;
+    /// Whether a chain in `slot` with one part of its own can be written by [`add_usual`](Self::add_usual) now.
+    fn is_usual(&self, slot: u16) -> bool;
+
+    /// Writes a chain whose own part is `part`; the device is not told. On failure nothing is taken.
+    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError>;
+
+    /// Writes any chain; the device is not told. `others` slots are free besides. On failure nothing is taken.
+    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError>;
 
     /// Tells the device of all that was added. `true` if it wants to be notified of it.
     fn publish(&mut self) -> Result<bool, QueueError>;

@@ -65,9 +65,11 @@ pub(super) struct SplitRing {
     /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front of the
     /// second, and the last to its last one.
     frames: Frames,
-    /// Slots before this one hold a frame with room for a part in between; those before the other, no frame.
-    framed_end: u16,
-    plain_end: u16,
+    /// Chains of one own part in slots before this one are written in the usual way: within the frame, if slots have one.
+    usual_end: u16,
+    framed: bool,
+    /// Length of the frames' last part; 0 without.
+    last_len: u32,
     mask: u16,
     /// With IN_ORDER descriptors are taken in the order of the table (2.7.9): this one is the next.
     next_in_order: Option<u16>,
@@ -113,8 +115,9 @@ impl SplitRing {
             tables,
             layout,
             frames: Frames::default(),
-            framed_end: 0,
-            plain_end: if in_order { 0 } else { layout.first_indirect },
+            usual_end: if in_order { 0 } else { layout.first_indirect },
+            framed: false,
+            last_len: 0,
             mask: layout.size.saturating_sub(1),
             next_in_order: in_order.then_some(0),
             free: layout.size,
@@ -128,16 +131,9 @@ impl SplitRing {
         })
     }
 
-    /// Writes any chain at all; `others` slots are free besides.
-    #[inline(never)]
-    fn add_any<B: Buffers>(
-        &mut self,
-        buffers: &B,
-        context: &B::Context,
-        slot: u16,
-        others: u16,
-    ) -> Result<Chain, QueueError> {
-        let entry = Entry { buffers, context, slot };
+    /// Writes the descriptors of any chain at all; `others` slots are free besides.
+    fn write_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
+        let slot = entry.slot;
         let Some(head) = self.next_in_order else {
             return match slot.checked_sub(self.layout.first_indirect) {
                 Some(table) => self.add_table(entry, table, slot),
@@ -248,39 +244,37 @@ impl Ring for SplitRing {
         if self.layout.parts < 2 {
             return Err(QueueError::BadChain);
         }
-        let end = core::mem::take(&mut self.plain_end);
-        for slot in (0..end).step_by(self.layout.parts.into()) {
+        self.framed = true;
+        self.last_len = self.frames.lens.map_or(0, |(_, last)| last);
+        for slot in (0..self.usual_end).step_by(self.layout.parts.into()) {
             let (first, last) = self.frames.get(slot).ok_or(QueueError::Broken)?;
             self.store(slot, first, rest(first, Some(slot.wrapping_add(1))))?;
             self.store(self.end(slot), last, rest(last, None))?;
         }
-        if self.layout.parts > 2 {
-            self.framed_end = end;
+        if self.layout.parts == 2 {
+            self.usual_end = 0;
         }
         Ok(())
     }
 
     #[inline(always)]
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let Entry { buffers, context, slot } = entry;
-        buffers.prepare(context, slot).ok_or(QueueError::Broken)?;
-        if slot < self.framed_end
-            && let Some(part) = buffers.only(context)
-        {
-            // The frame is there already.
-            self.store(slot.wrapping_add(1), &part, rest(&part, Some(self.end(slot))))?;
-            let last = self.frames.lens.map_or(0, |(_, last)| last);
-            let writable = last.wrapping_add(if part.writable { part.len } else { 0 });
-            return self.add_available(Chain { count: 3, writable, id: slot });
-        }
-        if slot < self.plain_end
-            && let Some(part) = buffers.only(context)
-        {
-            self.store(slot, &part, rest(&part, None))?;
-            let writable = if part.writable { part.len } else { 0 };
-            return self.add_available(Chain { count: 1, writable, id: slot });
-        }
-        let chain = self.add_any(buffers, context, slot, others)?;
+    fn is_usual(&self, slot: u16) -> bool {
+        slot < self.usual_end
+    }
+
+    #[inline(always)]
+    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError> {
+        // A frame is there already; the part goes in between.
+        let (at, next, count) =
+            if self.framed { (slot.wrapping_add(1), Some(self.end(slot)), 3) } else { (slot, None, 1) };
+        self.store(at, part, rest(part, next))?;
+        let own = if part.writable { part.len } else { 0 };
+        self.add_available(Chain { count, writable: own.wrapping_add(self.last_len), id: slot })
+    }
+
+    #[inline(never)]
+    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
+        let chain = self.write_any(entry, others)?;
         self.add_available(chain)
     }
 
