@@ -354,7 +354,9 @@ proptest! {
                 }
                 Step::ReceiveBatch => {
                     let mut got = Vec::new();
-                    let count = bench.net.receive_batch(|packet| got.push(packet.len())).unwrap();
+                    // The first may only take what the last look at the ring has left.
+                    let mut batch = || bench.net.receive_batch(|packet| got.push(packet.len())).unwrap();
+                    let count = batch() + batch();
                     let expected: Vec<_> = to.drain(..).flatten().map(|frame: Vec<u8>| frame.len()).collect();
                     prop_assert_eq!((count, got), (expected.len(), expected));
                 }

@@ -411,3 +411,26 @@ fn smoltcp_sees_all_pairs() {
     assert!(phy.receive(Instant::ZERO).is_none());
     assert!(phy.is_broken());
 }
+
+#[test]
+fn a_buffer_that_the_card_was_not_told_of() {
+    for format in FORMATS {
+        let fake = card(format, 1, 2);
+        let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
+        let mut rx = fake.ring(0);
+        for kick in [true, false] {
+            let chain = rx.take().unwrap();
+            rx.complete(chain.head, 60);
+            assert_eq!(net.receive_batch(|packet| assert_eq!(packet.len(), 60 - HEADER)), Ok(1));
+            if kick {
+                net.kick();
+                continue;
+            }
+            // It is in the ring again, but only the driver knows.
+            rx.complete(chain.head, 60);
+            assert_eq!(net.receive_batch(|_| panic!("nothing came")), Err(QueueError::Broken));
+        }
+        drop(net);
+        assert_eq!(fake.platform.dma_in_use(), 0);
+    }
+}

@@ -67,9 +67,8 @@ pub fn option(name: &str) -> Option<String> {
     static OPTIONS: Once<Vec<Entry>> = Once::new();
 
     let mut device = DEVICE.lock();
-    let is_wanted = |entry: &&Entry| {
-        entry.name[PREFIX.len()..].split(|byte| *byte == 0).next() == Some(name.as_bytes())
-    };
+    let is_wanted =
+        |entry: &&Entry| entry.name[PREFIX.len()..].split(|byte| *byte == 0).next() == Some(name.as_bytes());
     let entry = OPTIONS.call_once(|| device.options()).iter().find(is_wanted)?;
     if entry.size > MAX_LEN {
         log::warn!("option {name} is ignored: {} bytes are too many", entry.size);

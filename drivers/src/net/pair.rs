@@ -198,8 +198,8 @@ impl<N: Notify> NetPair<N> {
         let _ = self.receive.submit(packet);
     }
 
-    /// Shows `read` all frames that have arrived, recycles their buffers, and says how many there were. Faster than one
-    /// by one. Frames of impossible length are left out and counted as rejected.
+    /// Shows `read` the frames of one look at the ring, recycles their buffers, and says how many there were. Faster than
+    /// one by one. Frames of impossible length are left out and counted as rejected.
     ///
     /// # Errors
     /// [`QueueError::Broken`]: drop the driver.

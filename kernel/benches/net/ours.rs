@@ -43,9 +43,9 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
         let mut left = count;
         while left > 0 {
             left -= until(|| {
-                let sent = self.net.send_batch(left, |packet| {
-                    (0..WRITES).all(|_| packet.write(&self.frame).is_ok())
-                });
+                let sent = self
+                    .net
+                    .send_batch(left, |packet| (0..WRITES).all(|_| packet.write(&self.frame).is_ok()));
                 Some(sent.expect("the ring is sound")).filter(|&sent| sent > 0)
             });
         }

@@ -21,7 +21,7 @@ const FRAGMENTED: u32 = 256;
 /// Makes the TSC count the guest's instructions.
 const COUNTING: &str = "-icount shift=0,sleep=off";
 /// How long one guest may take.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(600);
 /// For one operation, the largest figure over all guests and depths may be this many times the smallest, in percent.
 const MOST: u64 = 125;
 /// Instructions of each whole cycle in the smallest guest, as measured when they were last looked at.

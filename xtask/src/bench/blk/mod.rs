@@ -40,7 +40,7 @@ const LINUX: [(&str, &str, &str); 2] = [
 ];
 /// Most instructions that a request may take.
 const INSTRUCTIONS: f64 = 120.0;
-/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`.
+/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`: medians of target/bench/blk.json.
 const BASELINE: &str = include_str!("../blk_baseline.json");
 
 /// A device, and how its guest waits.
