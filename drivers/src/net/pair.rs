@@ -75,6 +75,9 @@ impl TxPacket {
 impl Buffers for RxPacket {
     type Context = ();
 
+    // A packet that goes again is only looked at in between.
+    const SAME_AGAIN: bool = true;
+
     #[inline]
     fn only(&self, (): &()) -> Option<Part> {
         Part::writable(&self.buffer, HEADER_AT, BUFFER_LEN - HEADER_AT)

@@ -62,6 +62,10 @@ pub trait Buffers {
     /// What belongs to the queue as a whole: memory for headers, say. `()` if nothing does.
     type Context;
 
+    /// Whether a value that goes [again](super::Queue::renew) has the same part as before, so that it need not be told
+    /// anew. Then its buffer must not be exchanged meanwhile.
+    const SAME_AGAIN: bool = false;
+
     /// The first part of every chain in `slot`, for the device to read, and the last, for it to write. Asked once, when
     /// the queue is set up. The lengths are the same for all slots, or none has a frame.
     fn frame(_context: &Self::Context, _slot: u16) -> Option<(Part, Part)> {

@@ -260,6 +260,10 @@ impl<B: Buffers> Flights<B> {
         }
         ring.advance(place.count);
         let slot = used.id as u16;
+        if B::SAME_AGAIN && ring.add_again(slot)? {
+            place.order = self.submitted;
+            return Ok(true);
+        }
         let added =
             buffers.prepare(&self.context, slot).ok_or(QueueError::Broken).and_then(|()| {
                 match buffers.only(&self.context) {

@@ -74,6 +74,12 @@ pub(super) trait Ring {
     /// Writes a chain whose own part is `part`; the device is not told. On failure nothing is taken.
     fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError>;
 
+    /// Makes the chain that was in `slot` last, and that nothing but its part describes, available again as it is; the
+    /// device is not told. `false` if it must be written anew.
+    fn add_again(&mut self, _slot: u16) -> Result<bool, QueueError> {
+        Ok(false)
+    }
+
     /// Writes any chain; the device is not told. `others` slots are free besides. On failure nothing is taken.
     fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError>;
 

@@ -166,13 +166,13 @@ impl SplitRing {
         Ok(Chain { id: head, ..chain })
     }
 
-    /// Writes the available entry of a chain.
+    /// Writes the available entry of the chain that begins at `head`.
     #[inline]
-    fn add_available(&mut self, chain: Chain) -> Result<Chain, QueueError> {
+    fn add_available(&mut self, head: u16) -> Result<(), QueueError> {
         let place = usize::from(self.available & self.mask).wrapping_add(ENTRIES);
-        self.put(place, chain.id, Ordering::Relaxed)?;
+        self.put(place, head, Ordering::Relaxed)?;
         self.available = self.available.wrapping_add(1);
-        Ok(chain)
+        Ok(())
     }
 
     /// The last descriptor of a slot in the ring.
@@ -269,13 +269,23 @@ impl Ring for SplitRing {
             if self.framed { (slot.wrapping_add(1), Some(self.end(slot)), 3) } else { (slot, None, 1) };
         self.store(at, part, rest(part, next))?;
         let own = if part.writable { part.len } else { 0 };
-        self.add_available(Chain { count, writable: own.wrapping_add(self.last_len), id: slot })
+        self.add_available(slot)?;
+        Ok(Chain { count, writable: own.wrapping_add(self.last_len), id: slot })
+    }
+
+    #[inline(always)]
+    fn add_again(&mut self, slot: u16) -> Result<bool, QueueError> {
+        if slot >= self.usual_end || self.framed {
+            return Ok(false);
+        }
+        self.add_available(slot).map(|()| true)
     }
 
     #[inline(never)]
     fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
         let chain = self.write_any(entry, others)?;
-        self.add_available(chain)
+        self.add_available(chain.id)?;
+        Ok(chain)
     }
 
     fn publish(&mut self) -> Result<bool, QueueError> {
