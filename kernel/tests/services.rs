@@ -332,7 +332,8 @@ fn cards_get_addresses(nics: Vec<Nic>, mut tasks: Vec<Task>, quiet: bool) -> ! {
             let [receive, transmit] = [0, 1].map(|queue| shared.counters(queue));
             assert!(shared.link_up.get() && !shared.gone.get());
             assert!(receive.completions >= 2 && receive.interrupts <= receive.completions, "{receive:?}");
-            assert!(transmit.submitted >= 2 && transmit.interrupts == 0, "{transmit:?}");
+            // None is wanted, but with EVENT_IDX QEMU sends one for the first used element of a queue.
+            assert!(transmit.submitted >= 2 && transmit.interrupts <= 1, "{transmit:?}");
             assert!(transmit.kicks <= transmit.submitted, "{transmit:?}");
             assert_eq!((receive.rejected, transmit.rejected), (0, 0));
         }
