@@ -11,8 +11,8 @@
 //! once, checked, and answered with a typed error if wrong: no value that it returns leads to a panic, an endless
 //! loop or an access out of bounds. Section numbers are those of the virtio 1.4 specification.
 //!
-//! Nothing here sleeps or spawns: [`Block::reap`](block::Block::reap) and [`Net::receive`](net::Net::receive) are
-//! called by the kernel's tasks, after an interrupt or while polling.
+//! Nothing here sleeps or spawns: [`BlockQueue::reap`](block::BlockQueue::reap) and
+//! [`NetPair::receive`](net::NetPair::receive) are called by the kernel's tasks, after an interrupt or while polling.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

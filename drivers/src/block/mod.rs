@@ -83,7 +83,7 @@ pub struct Geometry {
     pub segments: u32,
 }
 
-/// Identifies a request while it is in flight in its queue: a number below [`Block::tickets`], to find its owner in a
+/// Identifies a request while it is in flight in its queue: a number below [`BlockQueue::tickets`], to find its owner in a
 /// table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u16);
@@ -98,7 +98,7 @@ impl Ticket {
 /// A finished request.
 #[derive(Debug)]
 pub struct Done {
-    /// What [`Block::submit`] returned for it. The next request may get the same one at once: move the result to
+    /// What [`BlockQueue::submit`] returned for it. The next request may get the same one at once: move the result to
     /// its owner now, or keep it under a number of your own.
     pub ticket: Ticket,
     /// Whether it was carried out. If not, the contents of a buffer to read into are unspecified.
