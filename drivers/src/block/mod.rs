@@ -230,7 +230,8 @@ impl<T: Transport> Block<T> {
         self.control.config_changed()
     }
 
-    /// Submits a request and waits for it, up to `limit`, polling: for set-up, or where there is nothing else to do.
+    /// Submits a request and waits for it, up to `limit`, polling without a pause (which costs an emulated processor far
+    /// more than the look that it delays): for set-up, or where there is nothing else to do.
     ///
     /// # Errors
     /// [`Error::Busy`] if requests are in flight, [`Error::Timeout`], or the queue's. Only where the
@@ -254,7 +255,6 @@ impl<T: Transport> Block<T> {
                 self.control.device.check()?;
                 return Err(Error::Timeout);
             }
-            core::hint::spin_loop();
         }
     }
 
