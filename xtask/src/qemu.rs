@@ -74,6 +74,9 @@ impl Machine {
         line.option("-machine", &self.kind);
         line.option("-accel", if self.kvm { "kvm" } else { "tcg" });
         line.option("-cpu", "max");
+        // Where there can be only one processor, QEMU 7.2 takes the guest's fences for needless and leaves them out,
+        // though its devices run in threads of their own: notifications would be lost now and then.
+        line.option("-smp", "1,maxcpus=2");
         line.option("-m", format!("{}M", self.memory));
         self.add_boot(&mut line);
         if let Some(disk) = &self.disk {

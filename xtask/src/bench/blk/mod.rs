@@ -113,7 +113,7 @@ impl Setting {
 fn device(mut machine: Machine, polling: bool, properties: &str) -> Machine {
     let poll = if polling { "" } else { ",poll-max-ns=0" };
     machine.add(&format!(
-        "-smp 1 -object iothread,id=io0{poll} -blockdev driver=null-co,node-name=disk0,size=1073741824 \
+        "-object iothread,id=io0{poll} -blockdev driver=null-co,node-name=disk0,size=1073741824 \
          -device virtio-blk-pci,drive=disk0,iothread=io0,queue-size=512,{properties}"
     ));
     machine

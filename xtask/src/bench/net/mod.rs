@@ -56,7 +56,7 @@ impl Setting {
     /// A machine with two network cards on one hub.
     fn machine(self, elf: &Path) -> Machine {
         let mut machine = machine(elf.into(), MEMORY);
-        machine.add("-smp 1 -netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0");
+        machine.add("-netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0");
         ["one", "two"].iter().for_each(|id| self.add_card(&mut machine, id));
         machine
     }
