@@ -1,6 +1,7 @@
 //! The device side of a ring in either format, written from sections 2.7 and 2.8 of the specification.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use ringfence_memory::host::{HostBytes, HostPlatform};
 use ringfence_memory::{Bytes, DeviceId};
@@ -125,11 +126,11 @@ impl DeviceRing {
     }
 
     fn u16_at(&self, address: u64) -> u16 {
-        u16::from_le(self.memory(address, 2).slice().read_obj(0).unwrap())
+        u16::from_le(self.memory(address, 2).slice().load(0, Ordering::Acquire).unwrap())
     }
 
     fn put_u16(&self, address: u64, value: u16) {
-        self.memory(address, 2).slice().write_obj(value.to_le(), 0).unwrap();
+        self.memory(address, 2).slice().store(value.to_le(), 0, Ordering::Release).unwrap();
     }
 
     fn descriptor(&self, table: u64, at: u16) -> Descriptor {
@@ -349,15 +350,16 @@ impl DeviceRing {
 
     /// Whether the driver is to be interrupted for the used elements `old..new`.
     pub fn interrupt_due(&self, old: u64, new: u64) -> bool {
-        let first = self.u16_at(self.driver);
         if self.packed() {
+            // Flags first: they say whether the position means anything.
             return match self.u16_at(self.driver + 2) {
                 0 => old != new,
                 1 => false,
-                2 if self.event_idx() => self.passes(first, old, new),
+                2 if self.event_idx() => self.passes(self.u16_at(self.driver), old, new),
                 flags => panic!("event flags {flags:#x}"),
             };
         }
+        let first = self.u16_at(self.driver);
         if self.event_idx() {
             assert_eq!(first, 0, "the available ring's flags");
             return self.passes(self.u16_at(self.driver + 4 + 2 * u64::from(self.size)), old, new);
