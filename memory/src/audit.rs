@@ -188,11 +188,35 @@ impl AddressSpace {
         if self.cpu().root() == mapper.root() {
             audit.walk(&mut mapper, &|page| claims.frame_at(page));
             audit.compare();
-            audit.windows(&mapper);
         } else {
             audit.report.add(Finding::WrongRoot(self.cpu().root()));
         }
-        audit.report
+        let mut report = audit.report;
+        // The locks of the windows come before the mapper's.
+        drop((inner, mapper, claims));
+        self.audit_windows(&mut report);
+        report
+    }
+
+    /// Every window of a device has a live region, whose pages are DMA memory, and every region its window. That no
+    /// frame is in two windows follows from the leaves, as no frame has two.
+    fn audit_windows(&self, report: &mut Report) {
+        let mut wrong = None;
+        let is_dma = |at: VirtAddr| {
+            let leaf = self.mapper().lock().leaf(at.value() >> PAGE_SHIFT, &mut None);
+            leaf.is_some_and(|leaf| leaf.pte.tag() == Tag::Dma)
+        };
+        let seen = self.registry().audit(
+            |at| wrong = wrong.or((!is_dma(at)).then_some(at)),
+            |device| report.add(Finding::WindowWithoutRegion(device)),
+        );
+        if let Some(at) = wrong {
+            report.add(Finding::WindowNotDma(at));
+        }
+        if seen.regions != seen.windows {
+            report.add(Finding::Windows { regions: seen.regions, windows: seen.windows });
+        }
+        report.windows = (seen.windows, seen.pages);
     }
 }
 
@@ -339,27 +363,6 @@ impl Audit<'_> {
         }
         bits::set(scratch, start, end);
         self.mapped[pte.tag() as usize] += end - start;
-    }
-
-    /// Every window of a device has a live region, whose pages are DMA memory, and every region its window. That no
-    /// frame is in two windows follows from the leaves, as no frame has two.
-    fn windows(&mut self, mapper: &Mapper) {
-        let (registry, mut wrong) = (self.space.registry(), None);
-        let is_dma = |at: VirtAddr| {
-            mapper.leaf(at.value() >> PAGE_SHIFT, &mut None).is_some_and(|leaf| leaf.pte.tag() == Tag::Dma)
-        };
-        let report = &mut self.report;
-        let seen = registry.audit(
-            |at| wrong = wrong.or((!is_dma(at)).then_some(at)),
-            |device| report.add(Finding::WindowWithoutRegion(device)),
-        );
-        if let Some(at) = wrong {
-            self.report.add(Finding::WindowNotDma(at));
-        }
-        if seen.regions != seen.windows {
-            self.report.add(Finding::Windows { regions: seen.regions, windows: seen.windows });
-        }
-        self.report.windows = (seen.windows, seen.pages);
     }
 
     /// Compares the books with what was marked.

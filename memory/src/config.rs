@@ -3,7 +3,11 @@
 
 use core::fmt;
 
+use crate::lock::{Level, Lock};
 use crate::{DeviceId, MmioError, MmioRegion};
+
+/// Held while a register is read, changed and written back: else a bit that somebody else cleared would come back.
+static READ_MODIFY_WRITE: Lock<()> = Lock::new(Level::Config, ());
 
 /// A PCI function: segment, bus, device (0..=31) and function (0..=7).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -216,6 +220,11 @@ impl ConfigSpace {
 
     /// Writes the 32-bit register at `offset`. The bus-master bit keeps its value; BARs are refused.
     pub fn write_u32(&self, offset: u16, value: u32) -> Result<(), ConfigError> {
+        let _alone = READ_MODIFY_WRITE.lock();
+        self.write_alone(offset, value)
+    }
+
+    fn write_alone(&self, offset: u16, value: u32) -> Result<(), ConfigError> {
         match offset {
             _ if !offset.is_multiple_of(4) || offset >= 4096 => Err(ConfigError::BadOffset),
             BAR0..0x28 | 0x30 | 0x38 => Err(ConfigError::Protected),
@@ -237,9 +246,10 @@ impl ConfigSpace {
             return Err(ConfigError::BadOffset);
         }
         let (word, shift) = (offset & !3, (offset & 2) * 8);
+        let _alone = READ_MODIFY_WRITE.lock();
         // The other half of the command register holds write-1-to-clear bits: leave them alone.
         let old = if word == COMMAND { self.read_u32(word) & COMMAND_MASK } else { self.read_u32(word) };
-        self.write_u32(word, old & !(0xffff << shift) | u32::from(value) << shift)
+        self.write_alone(word, old & !(0xffff << shift) | u32::from(value) << shift)
     }
 
     /// Which bits of BAR `index` (0..=5) can be set, found by writing all ones with decoding off and restoring the
@@ -249,6 +259,7 @@ impl ConfigSpace {
         if index > 5 {
             return None;
         }
+        let _alone = READ_MODIFY_WRITE.lock();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
         let old = self.read_u32(offset);
         self.access.write(self.address, COMMAND, command & !COMMAND_IO_MEMORY);
@@ -264,6 +275,7 @@ impl ConfigSpace {
         if grant.device != self.address.id() {
             return Err(ConfigError::WrongDevice);
         }
+        let _alone = READ_MODIFY_WRITE.lock();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
         self.access.write(self.address, COMMAND, command | COMMAND_BUS_MASTER);
         Ok(())
@@ -271,6 +283,7 @@ impl ConfigSpace {
 
     /// Stops the device from mastering the bus.
     pub fn disable_bus_master(&self) {
+        let _alone = READ_MODIFY_WRITE.lock();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
         self.access.write(self.address, COMMAND, command & !COMMAND_BUS_MASTER);
     }

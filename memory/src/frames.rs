@@ -13,6 +13,7 @@
 use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::bits;
+use crate::lock::{Level, Lock};
 use crate::range::FrameRange;
 use alloc::vec::Vec;
 use core::fmt;
@@ -20,7 +21,6 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use spin::Mutex;
 
 macro_rules! owners {
     ($($(#[$doc:meta])* $owner:ident = $name:literal,)*) => {
@@ -106,7 +106,7 @@ pub(crate) struct Inner {
 /// ```
 pub struct FrameAllocator {
     span: FrameRange,
-    inner: Mutex<Inner>,
+    inner: Lock<Inner>,
     counts: [AtomicUsize; Owner::ALL.len()],
 }
 
@@ -163,7 +163,11 @@ impl FrameAllocator {
             ram,
             scratch: &mut rest[..frames.div_ceil(64)],
         };
-        Ok(Self { span, inner: Mutex::new(inner), counts: [const { AtomicUsize::new(0) }; Owner::ALL.len()] })
+        Ok(Self {
+            span,
+            inner: Lock::new(Level::Frames, inner),
+            counts: [const { AtomicUsize::new(0) }; Owner::ALL.len()],
+        })
     }
 
     /// Tells the allocator about RAM, as far as it lies in the span. Frames that were added before are skipped, so what
@@ -283,7 +287,7 @@ impl FrameAllocator {
         runs
     }
 
-    pub(crate) fn inner(&self) -> &Mutex<Inner> {
+    pub(crate) fn inner(&self) -> &Lock<Inner> {
         &self.inner
     }
 

@@ -28,6 +28,7 @@ mod frames;
 mod guest_memory;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+mod lock;
 mod mapping;
 mod mmio;
 mod pages;

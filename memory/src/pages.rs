@@ -2,11 +2,11 @@
 
 use crate::address::{PAGE_SHIFT, VirtAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
+use crate::lock::{Level, Lock};
 use crate::range::PageRange;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
-use spin::Mutex;
 
 /// The allocator of virtual addresses, over one window.
 ///
@@ -29,7 +29,7 @@ use spin::Mutex;
 /// ```
 pub struct PageAllocator {
     window: PageRange,
-    buddy: Mutex<Buddy>,
+    buddy: Lock<Buddy>,
 }
 
 /// Which pages are wanted.
@@ -66,7 +66,7 @@ impl PageAllocator {
         let pages = window.size_in_pages();
         let mut buddy = Buddy::new(pages, storage).ok_or(AllocError::StorageTooSmall)?;
         buddy.free(0, pages);
-        Ok(Self { window, buddy: Mutex::new(buddy) })
+        Ok(Self { window, buddy: Lock::new(Level::Pages, buddy) })
     }
 
     /// All pages that this allocator hands out.

@@ -7,16 +7,14 @@ use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 
-use spin::Mutex;
-
 use super::{DeviceStatus, Direction, DmaAddr, DmaError, DmaRegion, DmaSnapshot, ResetTimeout, Shared};
+use crate::lock::{Level, Lock};
 use crate::{Access, DeviceId, DmaMemory, GuestAddress, NewBitmap, PAGE_SIZE, Platform, VirtAddr};
 
 /// All window tables of a platform: one for each device that a driver ever asked for. A table stays, so that what is in
 /// quarantine can still be released by the device's next driver.
-#[derive(Default)]
 pub struct DmaRegistry {
-    tables: Mutex<Vec<Arc<Table>>>,
+    tables: Lock<Vec<Arc<Table>>>,
     /// Live [`DmaRegion`]s, counted apart from the tables.
     regions: AtomicUsize,
 }
@@ -35,7 +33,7 @@ pub(crate) struct WindowAudit {
 impl DmaRegistry {
     /// A register of no tables.
     pub const fn new() -> Self {
-        Self { tables: Mutex::new(Vec::new()), regions: AtomicUsize::new(0) }
+        Self { tables: Lock::new(Level::Registry, Vec::new()), regions: AtomicUsize::new(0) }
     }
 
     fn table(&self, platform: &'static dyn Platform, device: DeviceId) -> Arc<Table> {
@@ -43,7 +41,7 @@ impl DmaRegistry {
         if let Some(table) = tables.iter().find(|table| table.device == device) {
             return table.clone();
         }
-        let table = Arc::new(Table { platform, device, state: Mutex::default() });
+        let table = Arc::new(Table { platform, device, state: Lock::new(Level::Windows, State::default()) });
         tables.push(table.clone());
         table
     }
@@ -85,6 +83,12 @@ impl DmaRegistry {
     }
 }
 
+impl Default for DmaRegistry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl fmt::Debug for DmaRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.tables.lock().iter().map(|table| DmaWindows(table.clone()))).finish()
@@ -122,7 +126,7 @@ pub struct DmaWindows(Arc<Table>);
 pub(crate) struct Table {
     platform: &'static dyn Platform,
     device: DeviceId,
-    state: Mutex<State>,
+    state: Lock<State>,
 }
 
 #[derive(Default)]

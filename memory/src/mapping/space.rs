@@ -7,19 +7,18 @@ use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
 use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Mapped};
+use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::range::{FrameRange, PageRange};
 use crate::tlb::Cpu;
-use spin::Mutex;
 
 /// The page tables in use, with the allocators of what they map.
 ///
 /// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so. Not for
 /// interrupt handlers (it takes spin locks).
 pub struct AddressSpace {
-    // Locks are taken in this order: claims, mapper, pages, frames.
-    pub(super) claims: Mutex<Claims>,
-    mapper: Mutex<Mapper>,
+    pub(super) claims: Lock<Claims>,
+    mapper: Lock<Mapper>,
     frames: &'static FrameAllocator,
     pages: &'static PageAllocator,
     cpu: &'static dyn Cpu,
@@ -38,7 +37,7 @@ impl AddressSpace {
         cpu: &'static dyn Cpu,
     ) -> Self {
         assert_eq!(cpu.root(), mapper.root(), "the mapper's tables are not in use");
-        let (claims, mapper) = (Mutex::new(Claims::new()), Mutex::new(mapper));
+        let (claims, mapper) = (Lock::new(Level::Claims, Claims::new()), Lock::new(Level::Mapper, mapper));
         Self { claims, mapper, frames, pages, cpu, registry: DmaRegistry::new() }
     }
 
@@ -215,11 +214,11 @@ impl AddressSpace {
         self.mapper.lock().natural_alignment(count)
     }
 
-    pub(crate) fn mapper(&self) -> &Mutex<Mapper> {
+    pub(crate) fn mapper(&self) -> &Lock<Mapper> {
         &self.mapper
     }
 
-    pub(crate) fn claims(&self) -> &Mutex<Claims> {
+    pub(crate) fn claims(&self) -> &Lock<Claims> {
         &self.claims
     }
 

@@ -1,0 +1,177 @@
+//! The locks of this crate, and the order in which they are taken.
+//!
+//! Three rules, all of them checked in debug builds on the host, where breaking one panics:
+//! - a lock is taken only by who holds none of the same or a later [`Level`];
+//! - nothing is allocated on the heap and no foreign code runs while a lock is held: a heap that must grow takes
+//!   [`Level::Mapper`] and what follows it (checked by the tests' allocator, through
+//!   [`host::locks_held`](crate::host::locks_held));
+//! - an interrupt handler takes none: what it interrupted may hold it ([`host::interrupt`](crate::host::interrupt)).
+//!
+//! No lock disables interrupts. What takes none, and so may be called from a handler: everything on slices, arrays,
+//! buffers in hand, registers and messages.
+
+use core::fmt;
+use core::ops::{Deref, DerefMut};
+
+/// The locks, in the order in which they may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// The window tables of a platform: which there are.
+    Registry,
+    /// One device's windows and life.
+    Windows,
+    /// Configuration space: read-modify-write, and what must not see decoding off.
+    Config,
+    /// What device registers are offered and claimed.
+    Claims,
+    /// The page tables.
+    Mapper,
+    /// Free frames and the books.
+    Frames,
+    /// Free pages.
+    Pages,
+}
+
+/// A spin lock with its place in the order.
+pub(crate) struct Lock<T> {
+    level: Level,
+    inner: spin::Mutex<T>,
+}
+
+impl<T> Lock<T> {
+    pub const fn new(level: Level, value: T) -> Self {
+        Self { level, inner: spin::Mutex::new(value) }
+    }
+
+    #[inline]
+    pub fn lock(&self) -> Guard<'_, T> {
+        order::take(self.level);
+        Guard { level: self.level, inner: self.inner.lock() }
+    }
+}
+
+impl<T> fmt::Debug for Lock<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lock({:?})", self.level)
+    }
+}
+
+/// Holds a [`Lock`].
+pub(crate) struct Guard<'a, T> {
+    level: Level,
+    inner: spin::MutexGuard<'a, T>,
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+impl<T> Drop for Guard<'_, T> {
+    fn drop(&mut self) {
+        order::give(self.level);
+    }
+}
+
+#[cfg(not(all(debug_assertions, any(test, feature = "host"))))]
+mod order {
+    pub(super) const fn take(_: super::Level) {}
+    pub(super) const fn give(_: super::Level) {}
+}
+
+/// What each thread holds.
+#[cfg(all(debug_assertions, any(test, feature = "host")))]
+mod order {
+    use super::Level;
+    use core::cell::Cell;
+    use std::thread_local;
+
+    thread_local! {
+        /// One bit for each level.
+        static HELD: Cell<u32> = const { Cell::new(0) };
+        static IN_INTERRUPT: Cell<bool> = const { Cell::new(false) };
+    }
+
+    pub(super) fn take(level: Level) {
+        assert!(!IN_INTERRUPT.get(), "an interrupt handler takes the lock {level:?}");
+        let (held, bit) = (HELD.get(), 1 << level as u32);
+        assert!(held < bit, "the lock {level:?} is taken after locks {held:#b}");
+        HELD.set(held | bit);
+    }
+
+    pub(super) fn give(level: Level) {
+        HELD.set(HELD.get() & !(1 << level as u32));
+    }
+
+    pub(crate) fn held() -> bool {
+        HELD.get() != 0
+    }
+
+    pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+        IN_INTERRUPT.set(true);
+        let result = handler();
+        IN_INTERRUPT.set(false);
+        result
+    }
+}
+
+#[cfg(all(debug_assertions, any(test, feature = "host")))]
+pub(crate) use order::{held, interrupt};
+
+#[cfg(all(not(debug_assertions), any(test, feature = "host")))]
+pub(crate) const fn held() -> bool {
+    false
+}
+
+#[cfg(all(not(debug_assertions), any(test, feature = "host")))]
+pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+    handler()
+}
+
+#[cfg(all(test, debug_assertions))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locks_are_taken_in_their_order() {
+        let (windows, frames) = (Lock::new(Level::Windows, 1), Lock::new(Level::Frames, 2));
+        let sum = *windows.lock() + *frames.lock();
+        assert_eq!(sum, 3);
+        let first = windows.lock();
+        drop(frames.lock());
+        drop(first);
+        assert!(!held());
+    }
+
+    #[test]
+    #[should_panic = "the lock Windows is taken after"]
+    fn the_wrong_order_panics() {
+        let (windows, frames) = (Lock::new(Level::Windows, ()), Lock::new(Level::Frames, ()));
+        let _later = frames.lock();
+        let _earlier = windows.lock();
+    }
+
+    #[test]
+    #[should_panic = "the lock Frames is taken after"]
+    fn a_lock_is_not_taken_twice() {
+        let (one, other) = (Lock::new(Level::Frames, ()), Lock::new(Level::Frames, ()));
+        let _one = one.lock();
+        let _other = other.lock();
+    }
+
+    #[test]
+    #[should_panic = "an interrupt handler takes the lock Pages"]
+    fn a_handler_takes_no_lock() {
+        let lock = Lock::new(Level::Pages, ());
+        interrupt(|| drop(lock.lock()));
+    }
+}
