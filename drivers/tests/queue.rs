@@ -5,7 +5,7 @@ mod support;
 use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueError, QueueOptions, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 use support::bench::{BUFFER_LEN, Bench, FORMATS, Item, Shape, no_frames};
-use support::{EVENT_IDX, Event, Fake, ID, RING_PACKED, grant};
+use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, RING_PACKED, grant};
 
 #[test]
 fn round_trip_with_data() {
@@ -363,6 +363,41 @@ fn a_used_index_that_jumps() {
         assert_eq!(bench.reap().unwrap_err(), QueueError::Broken, "index {index:#x}");
         assert_eq!(bench.queue.counters().completions, 0);
         bench.assert_broken();
+    }
+}
+
+/// Whoever looks first: nothing that is behind the jump is believed, then or later.
+#[test]
+fn a_used_index_that_jumps_breaks_the_queue_whoever_looks() {
+    type Look = fn(&mut Bench) -> bool;
+    let looks: [(&str, Look); 4] = [
+        ("pop", |bench| bench.queue.pop().is_err()),
+        ("reap", |bench| bench.reap().is_err()),
+        ("renew", |bench| bench.queue.renew(|_, _, _| panic!("nothing came back")).is_err()),
+        ("enable_interrupts", |bench| bench.queue.enable_interrupts()),
+    ];
+    for features in [0, EVENT_IDX, IN_ORDER, EVENT_IDX | IN_ORDER] {
+        for (name, look) in looks {
+            for index in [3, 4, 9, 0x8000, 0xffff] {
+                let mut bench = Bench::new(features, 8, 2);
+                for _ in 0..2 {
+                    bench.submit(1, 1).unwrap();
+                }
+                bench.queue.kick();
+                // What is in the used ring beyond was never written: it names the first chain, time and
+                // again.
+                bench.ring.lie(index);
+                assert!(look(&mut bench), "{name} after a jump to {index:#x}, features {features:#x}");
+                assert!(bench.queue.is_broken(), "{name} after a jump to {index:#x}, features {features:#x}");
+                // Not even if it is as if nothing had been.
+                bench.ring.lie(1);
+                bench.queue.disable_interrupts();
+                assert!(looks.iter().all(|(_, look)| look(&mut bench)));
+                assert_eq!((bench.queue.counters().completions, bench.queue.counters().rejected), (0, 1));
+                bench.check();
+                bench.assert_broken();
+            }
+        }
     }
 }
 

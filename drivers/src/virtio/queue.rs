@@ -81,6 +81,28 @@ macro_rules! with_ring {
     };
 }
 
+/// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error breaks
+/// the queue at once, whoever found it, so that nobody can go on after it.
+macro_rules! look {
+    ($queue:expr, $ring:ident, $flights:ident, $rejected:ident => $do:expr) => {{
+        let Queue { format, flights: $flights, rejected: $rejected, .. } = $queue;
+        if $flights.broken {
+            return Err(QueueError::Broken);
+        }
+        let looked = with_ring!(format, $ring => match $ring.look($flights.in_flight()) {
+            Ok(()) => $do,
+            Err(error) => Err(error),
+        });
+        looked.map_err(|error| if error == QueueError::Broken { broken($flights, $rejected) } else { error })
+    }};
+}
+
+#[cold]
+fn broken<B: Buffers>(flights: &mut Flights<B>, rejected: &mut u64) -> QueueError {
+    *rejected = rejected.wrapping_add(1);
+    flights.break_off()
+}
+
 /// A virtqueue with the buffers that are in flight in it.
 ///
 /// Buffers that are in flight when the queue is dropped are [abandoned](Buffers::abandon), unless the driver has shown
@@ -285,17 +307,12 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// # Errors
     /// [`QueueError::Broken`], from then on.
     pub fn pop(&mut self) -> Result<Option<Completion<B>>, QueueError> {
-        let flights = &mut self.flights;
-        if flights.broken {
-            return Err(QueueError::Broken);
-        }
-        let (mut popped, rejected) = (None, &mut self.rejected);
-        let result = with_ring!(&mut self.format, ring => {
-            ring.look(flights.in_flight()).and_then(|()| flights.next(ring, |completion, _| popped = Some(completion)))
-        });
-        let wrong = matches!(popped, Some(Completion { written: None, .. }));
-        *rejected = rejected.wrapping_add((wrong || result.is_err()).into());
-        result.map(|_| popped).map_err(|_| flights.break_off())
+        let mut popped = None;
+        look!(self, ring, flights, rejected => flights.next(ring, |completion, _| {
+            *rejected = rejected.wrapping_add(completion.written.is_none().into());
+            popped = Some(completion);
+        }))?;
+        Ok(popped)
     }
 
     /// Hands all completions of one look at the ring to `done`, with what all chains have in common, and says how many
@@ -305,14 +322,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// [`QueueError::Broken`], from then on; `done` has seen what came before.
     #[inline]
     pub fn reap(&mut self, done: impl FnMut(Completion<B>, &B::Context)) -> Result<usize, QueueError> {
-        let Self { flights, rejected, .. } = self;
-        if flights.broken {
-            return Err(QueueError::Broken);
-        }
-        with_ring!(&mut self.format, ring => Self::reap_from(ring, flights, rejected, done)).map_err(|_| {
-            *rejected = rejected.wrapping_add(1);
-            flights.break_off()
-        })
+        look!(self, ring, flights, rejected => Self::reap_from(ring, flights, rejected, done))
     }
 
     #[inline]
@@ -322,7 +332,6 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         rejected: &mut u64,
         mut done: impl FnMut(Completion<B>, &B::Context),
     ) -> Result<usize, QueueError> {
-        ring.look(flights.in_flight())?;
         let before = flights.completed;
         // Each round ends a flight, so there is an end.
         while flights.next(ring, |completion, context| {
@@ -346,28 +355,19 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         &mut self,
         mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
     ) -> Result<usize, QueueError> {
-        let Self { flights, rejected, layout, .. } = self;
-        if flights.broken {
-            return Err(QueueError::Broken);
-        }
-        let (count, result) = with_ring!(&mut self.format, ring => match ring.look(flights.in_flight()) {
-            Ok(()) => flights.renew(ring, layout.slots, |buffers, written, context| {
+        let (slots, mut count) = (self.layout.slots, 0);
+        look!(self, ring, flights, rejected => {
+            let (renewed, result) = flights.renew(ring, slots, |buffers, written, context| {
                 let renewed = renew(buffers, written, context);
                 if renewed && written.is_none() {
                     *rejected = rejected.wrapping_add(1);
                 }
                 renewed
-            }),
-            Err(error) => (0, Err(error)),
-        });
-        match result {
-            Ok(()) => Ok(count),
-            Err(QueueError::Broken) => {
-                *rejected = rejected.wrapping_add(1);
-                Err(flights.break_off())
-            }
-            Err(error) => Err(error),
-        }
+            });
+            count = renewed;
+            result
+        })?;
+        Ok(count)
     }
 
     /// Asks the device not to interrupt for this queue. It still may.
@@ -381,11 +381,15 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// no interrupt may come, or the queue is broken: do not sleep.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
-        let in_flight = self.flights.in_flight();
-        let used = with_ring!(&mut self.format, ring => {
-            ring.enable_interrupts().and_then(|()| ring.look(in_flight)).and_then(|()| self.flights.next_used(ring))
-        });
-        self.flights.broken || !matches!(used, Ok(None))
+        if with_ring!(&mut self.format, ring => ring.enable_interrupts()).is_err() {
+            self.flights.break_off();
+        }
+        !matches!(self.is_used(), Ok(false))
+    }
+
+    /// Whether the device has used what was not taken yet.
+    fn is_used(&mut self) -> Result<bool, QueueError> {
+        look!(self, ring, flights, rejected => flights.next_used(ring).map(|used| used.is_some()))
     }
 
     /// Starts over after the device has reset this queue: nothing may be in flight. `set_up` makes the new notifier.

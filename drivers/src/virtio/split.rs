@@ -311,12 +311,13 @@ impl Ring for SplitRing {
             return Ok(());
         }
         // Acquire: elements and buffers are read after the index that covers them.
-        self.ready = self.get(INDEX, Ordering::Acquire)?.wrapping_sub(self.used);
-        if self.ready > in_flight {
+        let ready = self.get(INDEX, Ordering::Acquire)?.wrapping_sub(self.used);
+        if ready > in_flight {
             return Err(QueueError::Broken);
         }
+        self.ready = ready;
         // Until the next look the device can go on by a whole ring.
-        let ahead = self.used_event.wrapping_sub(self.used).wrapping_sub(self.ready);
+        let ahead = self.used_event.wrapping_sub(self.used).wrapping_sub(ready);
         if self.event_index && !self.interrupts && ahead < self.layout.size {
             self.disable_interrupts()?;
         }
