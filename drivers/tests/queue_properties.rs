@@ -79,7 +79,6 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
     // Chains used but not reaped, in order, with what the driver should say of their length.
     let mut expected = Vec::new();
     let mut published = 0;
-    let mut scribbled = false;
     // Whether interrupts are wanted; whether the driver was told that there is something already.
     let mut wanted = true;
     for step in steps {
@@ -95,11 +94,11 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
             }
             Step::Kick => {
                 let before = bench.fake.kicks(0);
-                let old = if scribbled { 0 } else { bench.ring.available() };
+                let old = bench.ring.available();
                 bench.queue.kick();
                 let kicks = bench.fake.kicks(0) - before;
                 assert!(kicks <= 1);
-                if !scribbled {
+                if !bench.ring.lied() {
                     let new = bench.ring.available();
                     assert_eq!(kicks == 1, bench.ring.kick_due(old, new), "{old}..{new}");
                     let position = bench.fake.model().queues[0].position;
@@ -107,7 +106,7 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
                 }
             }
             // After a lie the model cannot read the chains any more: it only lies from then on.
-            Step::Take if !scribbled => {
+            Step::Take if !bench.ring.lied() => {
                 let chain = bench.ring.take();
                 assert!(chain.iter().all(|chain| parts.contains(&(chain.segments.len() - frame))));
                 held.extend(chain);
@@ -174,19 +173,9 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
                 bench.queue.disable_interrupts();
             }
             Step::Suppress(on) => bench.ring.suppress_kicks(on),
-            Step::Scribble(with) => {
-                bench.ring.scribble(with);
-                scribbled = true;
-            }
-            Step::BadId(id) => {
-                bench.ring.put_used(id, 0);
-                // In a packed ring that overwrites a descriptor.
-                scribbled |= shape.features & RING_PACKED != 0;
-            }
-            Step::Lie(index) => {
-                bench.ring.lie(index);
-                scribbled |= shape.features & RING_PACKED != 0;
-            }
+            Step::Scribble(with) => bench.ring.scribble(with),
+            Step::BadId(id) => bench.ring.lie_used(id),
+            Step::Lie(index) => bench.ring.lie(index),
             Step::Take | Step::Use { .. } => {}
         }
         bench.check();
@@ -211,7 +200,7 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn everything_comes_back_from_a_polite_device(

@@ -75,6 +75,8 @@ pub struct DeviceRing {
     told: u64,
     /// Descriptors of the chains that were taken, by id.
     lengths: HashMap<u16, u16>,
+    /// It broke the rules: driver and device may disagree about everything from now on.
+    lied: bool,
 }
 
 impl DeviceRing {
@@ -103,6 +105,7 @@ impl DeviceRing {
             unpublished: Vec::new(),
             told: 0,
             lengths: HashMap::new(),
+            lied: false,
         }
     }
 
@@ -168,7 +171,11 @@ impl DeviceRing {
     fn look(&self) -> (u16, u64) {
         if !self.packed() {
             let pending = self.u16_at(self.driver + 2).wrapping_sub(self.taken as u16);
-            assert!(pending <= self.size, "{pending} chains were made available in {} entries", self.size);
+            assert!(
+                self.lied || pending <= self.size,
+                "{pending} chains were made available in {} entries",
+                self.size
+            );
             return (pending, self.taken + u64::from(pending));
         }
         let (mut count, mut at) = (0, self.taken);
@@ -187,6 +194,12 @@ impl DeviceRing {
     /// How far the driver is.
     pub fn available(&self) -> u64 {
         self.look().1
+    }
+
+    /// Whether what the driver publishes cannot be judged any more, because the device lied to it or wrote
+    /// where it may not.
+    pub fn lied(&self) -> bool {
+        self.lied
     }
 
     /// Takes the next available chain, checking the driver's side of the contract.
@@ -288,7 +301,7 @@ impl DeviceRing {
             let element = self.memory(self.device + 4 + 8 * u64::from(index), 8);
             element.slice().write_obj(id.to_le(), 0).unwrap();
             element.slice().write_obj(len.to_le(), 4).unwrap();
-            self.lengths.remove(&(id as u16));
+            self.end(id);
             self.used += 1;
             return;
         }
@@ -297,7 +310,14 @@ impl DeviceRing {
         descriptor.slice().write_obj((id as u16).to_le(), 12).unwrap();
         let flags = if wrap { AVAIL | USED } else { 0 } | if len > 0 { WRITE } else { 0 };
         self.unpublished.push((self.used, flags));
-        self.used += u64::from(self.lengths.remove(&(id as u16)).unwrap_or(1));
+        self.used += u64::from(self.end(id));
+    }
+
+    /// The chain called `id` is used: says how many descriptors it has. That there is none is a lie.
+    fn end(&mut self, id: u32) -> u16 {
+        let count = u16::try_from(id).ok().and_then(|id| self.lengths.remove(&id));
+        self.lied |= count.is_none();
+        count.unwrap_or(1)
     }
 
     /// Writes one used element for all of `ids`, the oldest in flight, of which the last was written to `len` bytes (2.7.9,
@@ -307,7 +327,7 @@ impl DeviceRing {
         let first = self.used;
         let mut skipped = 0;
         for id in others {
-            let count = self.lengths.remove(id).unwrap();
+            let count = self.end((*id).into());
             skipped += if self.packed() { count.into() } else { 1 };
         }
         self.put_used((*last).into(), len);
@@ -334,8 +354,15 @@ impl DeviceRing {
     }
 
     /// Tells the driver that used elements are where none are: the used index of a split ring, or flags in a packed one.
-    pub fn lie(&self, index: u16) {
+    pub fn lie(&mut self, index: u16) {
+        self.lied = true;
         if self.packed() { self.put_flags(self.used, index) } else { self.put_u16(self.device + 2, index) }
+    }
+
+    /// Writes a used element for a chain that may not be due, or not even there.
+    pub fn lie_used(&mut self, id: u32) {
+        self.lied = true;
+        self.put_used(id, 0);
     }
 
     pub fn complete(&mut self, head: u16, len: u32) {
@@ -411,7 +438,8 @@ impl DeviceRing {
     }
 
     /// Overwrites the descriptors and the available ring's entries, which are no business of the device.
-    pub fn scribble(&self, with: u8) {
+    pub fn scribble(&mut self, with: u8) {
+        self.lied = true;
         let size = usize::from(self.size);
         self.memory(self.descriptors, 16 * size).slice().fill(with).unwrap();
         if !self.packed() {
