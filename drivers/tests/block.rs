@@ -302,7 +302,7 @@ fn the_id_of_a_disk() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(128))]
 
     /// Random reads and writes, answered in random order, always agree with a plain array.
     #[test]

@@ -61,7 +61,7 @@ fn plan() -> impl Strategy<Value = Plan> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Chains come out in order and byte for byte, and go back in any order as they were returned, or with
     /// VIRTIO_F_IN_ORDER in that order; the queue is built anew for each round.

@@ -321,7 +321,7 @@ fn wild() -> impl Strategy<Value = Wild> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     /// Any bytes in the rings: no panic, a bounded number of chains and bytes, and no byte outside of the rings and
     /// of what is lent for writing changes.

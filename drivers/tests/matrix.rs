@@ -591,7 +591,7 @@ fn options() -> impl Strategy<Value = [QueueOptions; 2]> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn any_steps_in_every_mode(

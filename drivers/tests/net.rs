@@ -296,7 +296,7 @@ enum Step {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// What goes in comes out, in order, whatever the mix; buffers are never lost.
     #[test]

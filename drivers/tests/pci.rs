@@ -218,7 +218,7 @@ fn which_driver_and_which_name() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Any 256 bytes: every question is answered and the number of reads is bounded.
     #[test]

@@ -483,7 +483,7 @@ fn notifications_with_data_that_do_not_fit() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// Any capabilities and any register contents: set-up ends, with a device or a reason.
     #[test]

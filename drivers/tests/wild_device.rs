@@ -129,7 +129,7 @@ fn put(bench: &Bench, at: usize, value: u16) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(4096))]
 
     /// Whatever it writes: no chain comes back that was not in flight and told of, or twice, or, with IN_ORDER, out of
     /// order; lengths are possible; a broken queue stays broken; nothing panics and nothing hangs.

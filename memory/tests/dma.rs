@@ -135,8 +135,6 @@ fn registers_are_checked_and_claimed_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     /// Buffers of a pool never overlap, none is lent twice, and dropping one makes it available again.
     #[test]
     fn pool_buffers_are_disjoint(count in 1usize..40, len in 1usize..3000, steps in prop::collection::vec(any::<(bool, usize)>(), 0..200)) {

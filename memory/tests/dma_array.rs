@@ -211,8 +211,6 @@ fn arrays_are_shared_between_threads() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     /// Loads and stores agree with a plain array, whatever the index, and touch nothing around it.
     #[test]
     fn agrees_with_an_array(

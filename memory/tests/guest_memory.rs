@@ -201,7 +201,6 @@ fn atomic_accesses_are_aligned_and_in_one_region() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     /// Copies and dirty pages, against a map of single bytes.
     #[test]
     fn copies_like_a_map_of_bytes(steps in prop::collection::vec((0x0f80_u64..0x4900, 0..0x1200_usize, any::<u8>()), 1..20)) {

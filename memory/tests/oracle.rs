@@ -230,7 +230,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn tables_say_what_was_asked_for(steps in prop::collection::vec(step(), 1..60), pool_frames in prop_oneof![Just(128usize), 8..24usize]) {

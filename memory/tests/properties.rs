@@ -13,7 +13,7 @@ fn at(value: u64) -> VirtAddr {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     /// Cutting a mapping of any sizes of leaf anywhere, any number of times, and joining it again changes no address
     /// and no byte.

@@ -193,6 +193,8 @@ fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -231,5 +233,29 @@ mod tests {
             });
             assert_eq!(found, expected, "{line}");
         }
+    }
+
+    fn sources(folder: &Path, visit: &mut impl FnMut(&Path, &str)) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && name != "target" && !name.starts_with('.') {
+                sources(&path, visit);
+            } else if name.ends_with(".rs") {
+                visit(&path, &std::fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+
+    /// proptest writes the seed of a failure beside the test and prints it, unless it is told not to.
+    #[test]
+    fn property_tests_keep_their_seeds() {
+        let setting = ["failure", "persistence"].join("_");
+        let mut count = 0;
+        sources(root(), &mut |path, text| {
+            count += usize::from(text.contains("proptest! {"));
+            assert!(!text.contains(&setting), "{} changes where seeds go", path.display());
+        });
+        assert!(count > 15, "only {count} files with property tests were found");
     }
 }

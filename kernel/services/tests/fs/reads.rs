@@ -39,7 +39,7 @@ fn random_reads() {
         let image = Rc::new(make_image(folder.path(), options, 16 << 10));
         let fs = block_on(FileSystem::open(MemDisk::new(image), 128 << 10)).unwrap();
         let read = (any::<prop::sample::Index>(), 0usize..100_000, any::<bool>());
-        let config = ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() };
+        let config = ProptestConfig::with_cases(300);
         proptest!(config, |(file in prop::sample::select(&FILES[..]), reads in prop::collection::vec(read, 1..8))| {
             let source = File::open(folder.path().join(file)).unwrap();
             let size = source.metadata().unwrap().len();
