@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use ringfence_drivers::pci::{Bar, Capability, Header, MsixCapability, enumerate};
 use ringfence_drivers::probe::{Driver, Match, probe};
@@ -39,7 +41,6 @@ fn functions_behind_bridges() {
         (address(4, 0, 0), bridge(2)),
         (address(9, 1, 0), plain()),
         (address(2, 30, 0), plain()),
-        (address(7, 0, 0), plain()), // on a bus that no bridge leads to
         (address(0, 5, 3), plain()), // without function 0
     ]);
     let mut found = addresses(config);
@@ -56,6 +57,48 @@ fn functions_behind_bridges() {
     ];
     expected.sort();
     assert_eq!(found, expected);
+}
+
+/// Two host bridges besides the one of bus 0, with bridges of their own.
+#[test]
+fn other_root_buses() {
+    let config = FakeConfig::leak([
+        (address(0, 1, 0), bridge(1)),
+        (address(1, 0, 0), plain()),
+        (address(128, 31, 0), bridge(130)),
+        (address(130, 0, 0), bridge(131)),
+        (address(131, 7, 0), plain()),
+        (address(128, 2, 0), plain()),
+        (address(255, 4, 0), plain()),
+        (address(200, 4, 1), plain()), // without function 0
+    ]);
+    let found = |other_roots| -> Vec<u8> {
+        let functions = enumerate(config, 0).other_roots(other_roots);
+        functions.map(|function| function.address().bus).collect()
+    };
+    let (none, one) = ([0, 1], [0, 1, 128, 128, 130, 131]);
+    let all = [&one[..], &[255]].concat();
+    assert_eq!((found(0), found(1)), (none.to_vec(), one.to_vec()));
+    assert_eq!((found(2), found(3), found(usize::MAX)), (all.clone(), all.clone(), all.clone()));
+    assert_eq!(enumerate(config, 0).count(), all.len());
+}
+
+/// What it costs to look for root buses, and that it costs nothing where there are none.
+#[test]
+fn reads_for_root_buses_are_few() {
+    let config = FakeConfig::leak([(address(0, 1, 0), bridge(1)), (address(9, 3, 0), plain())]);
+    let reads = |other_roots| {
+        let before = *config.reads.lock().unwrap();
+        let count = enumerate(config, 0).other_roots(other_roots).count();
+        (count, *config.reads.lock().unwrap() - before)
+    };
+    let (none, one, all) = (reads(0), reads(1), reads(usize::MAX));
+    assert_eq!((none.0, one.0, all.0), (1, 2, 2));
+    // Up to device 3 of bus 9; then bus 9 itself is walked: all vendors, and five registers more of the one
+    // device.
+    let walk = 32 + 5;
+    assert_eq!(one.1 - none.1, 7 * 32 + 4 + walk);
+    assert_eq!(all.1 - none.1, 253 * 32 + 4 + walk);
 }
 
 #[test]
@@ -93,7 +136,25 @@ fn nothing_and_everything() {
         }
     }
     static ENDLESS: Endless = Endless;
-    assert_eq!(enumerate(&ENDLESS, 0).count(), 65536);
+    for other_roots in [0, 5, usize::MAX] {
+        assert_eq!(enumerate(&ENDLESS, 0).other_roots(other_roots).count(), 65536, "each once");
+    }
+    /// Whatever is asked, a device without bridges answers.
+    struct Everywhere;
+    // SAFETY: touches nothing.
+    unsafe impl ConfigAccess for Everywhere {
+        fn read(&self, _: PciAddress, _: u16) -> u32 {
+            0x0080_0000
+        }
+        fn write(&self, _: PciAddress, _: u16, _: u32) {}
+        fn last_bus(&self) -> u8 {
+            255
+        }
+    }
+    static EVERYWHERE: Everywhere = Everywhere;
+    let all: BTreeSet<_> = enumerate(&EVERYWHERE, 0).map(|function| function.address()).collect();
+    assert_eq!((all.len(), enumerate(&EVERYWHERE, 0).count()), (65536, 65536));
+    assert_eq!(enumerate(&EVERYWHERE, 0).other_roots(7).count(), 8 * 256);
 }
 
 #[test]

@@ -145,13 +145,14 @@ impl fmt::Debug for Function {
     }
 }
 
-/// Walks all buses of `segment` that bridges lead to from bus 0, each once. Bridges must have been numbered by
-/// firmware.
+/// Walks all buses of `segment`, each once: those that bridges lead to from bus 0, then each other root bus
+/// with all that bridges lead to from there. Bridges must have been numbered by firmware.
+///
+/// Root buses are looked for where no bridge leads to, with a read for each of 32 devices of a bus, unless
+/// [`Functions::other_roots`] says how many there are.
 pub fn enumerate(access: &'static dyn ConfigAccess, segment: u16) -> Functions {
-    let mut functions = Functions { access, segment, seen: [0; 4], waiting: [0; 4], bus: 0, next: 0 };
-    functions.add_bus(0);
-    functions.waiting = [0; 4];
-    functions
+    let (seen, waiting) = ([1, 0, 0, 0], [0; 4]);
+    Functions { access, segment, seen, waiting, bus: 0, next: 0, other_roots: usize::MAX, unprobed: 0 }
 }
 
 /// Iterator over the functions of a segment: see [`enumerate`].
@@ -166,12 +167,23 @@ pub struct Functions {
     bus: u8,
     /// Device and function to look at next, packed; [`FUNCTIONS_PER_BUS`] when the bus is done.
     next: u16,
+    /// How many root buses are still to be found.
+    other_roots: usize,
+    /// The first bus that may be one of them.
+    unprobed: u16,
 }
 
 const FUNCTIONS_PER_BUS: u16 = 256;
 const FUNCTIONS_PER_DEVICE: u16 = 8;
+const DEVICES_PER_BUS: u8 = 32;
 
 impl Functions {
+    /// Looks for `count` root buses besides bus 0, where firmware or a hypervisor says how many there are,
+    /// and no longer.
+    pub fn other_roots(self, count: usize) -> Self {
+        Self { other_roots: count, ..self }
+    }
+
     fn add_bus(&mut self, bus: u8) {
         let (word, bit) = (usize::from(bus >> 6), 1_u64 << (bus & 63));
         let (Some(seen), Some(waiting)) = (self.seen.get_mut(word), self.waiting.get_mut(word)) else {
@@ -183,15 +195,43 @@ impl Functions {
         }
     }
 
+    /// The next bus to walk that was found and not walked yet.
     fn take_bus(&mut self) -> Option<u8> {
-        let bus = (0..=self.access.last_bus()).find(|bus| {
-            self.waiting.get(usize::from(bus >> 6)).is_some_and(|word| word & 1 << (bus & 63) != 0)
-        })?;
+        let bus = (0..=self.access.last_bus()).find(|&bus| has(&self.waiting, bus))?;
         if let Some(word) = self.waiting.get_mut(usize::from(bus >> 6)) {
             *word &= !(1 << (bus & 63));
         }
         Some(bus)
     }
+
+    /// Finds the next bus that no bridge led to and where a device answers: a root bus. That ACPI lists the
+    /// host bridges is of no use here, as their bus numbers are in AML.
+    fn find_root(&mut self) -> bool {
+        if self.other_roots == 0 {
+            return false;
+        }
+        let unprobed = self.unprobed..=self.access.last_bus().into();
+        let found = unprobed.map(|bus| bus as u8).find(|&bus| {
+            !has(&self.seen, bus)
+                && (0..DEVICES_PER_BUS).any(|device| self.function(bus, device, 0).is_some())
+        });
+        let Some(root) = found else { return false };
+        self.other_roots = self.other_roots.saturating_sub(1);
+        self.unprobed = u16::from(root).saturating_add(1);
+        self.add_bus(root);
+        true
+    }
+
+    /// The configuration space of a function, if one answers.
+    fn function(&self, bus: u8, device: u8, number: u8) -> Option<ConfigSpace> {
+        let address = PciAddress::new(self.segment, bus, device, number)?;
+        let config = ConfigSpace::new(self.access, address);
+        (config.read_u16(VENDOR) != NOBODY).then_some(config)
+    }
+}
+
+fn has(buses: &[u64; 4], bus: u8) -> bool {
+    buses.get(usize::from(bus >> 6)).is_some_and(|word| word & 1 << (bus & 63) != 0)
 }
 
 impl Iterator for Functions {
@@ -200,8 +240,11 @@ impl Iterator for Functions {
     fn next(&mut self) -> Option<Function> {
         loop {
             if self.next >= FUNCTIONS_PER_BUS {
-                self.bus = self.take_bus()?;
-                self.next = 0;
+                match self.take_bus() {
+                    Some(bus) => (self.bus, self.next) = (bus, 0),
+                    None if self.find_root() => continue,
+                    None => return None,
+                }
             }
             let (device, number) = (self.next / FUNCTIONS_PER_DEVICE, self.next % FUNCTIONS_PER_DEVICE);
             let address = PciAddress::new(self.segment, self.bus, device as u8, number as u8)?;

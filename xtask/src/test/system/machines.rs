@@ -20,6 +20,11 @@ pub const TESTS: &[(&str, Run)] = &[
     ("machines::4_gib", |kernel| serves_with(kernel, 4096)),
     ("machines::uefi_64_mib", uefi_64_mib),
     ("machines::legacy_devices_left_alone", legacy_devices),
+    ("machines::disk_behind_another_host_bridge", |kernel| other_root(machine(&kernel.pvh))),
+    ("machines::disk_behind_another_host_bridge_uefi", |kernel| other_root(machine(&kernel.uefi))),
+    ("machines::disk_behind_another_host_bridge_pc", |kernel| {
+        other_root(Machine { kind: "pc".into(), ..machine(&kernel.pvh) })
+    }),
 ];
 
 /// Without a network the guest stays up, says so, and does not spin itself to death.
@@ -70,6 +75,27 @@ fn serves_with(kernel: &Kernel, mebibytes: u32) -> Result<()> {
 fn uefi_64_mib(kernel: &Kernel) -> Result<()> {
     let server = Server::start(Machine { disk: files_disk()?, memory: 64, ..machine(&kernel.uefi) })?;
     compare(start_download(&server.url("/5m3.bin"), 60)?, 7, (5 << 20) + 3)?;
+    server.finish()
+}
+
+/// The only disk is behind a bridge on a root bus other than bus 0.
+fn other_root(mut machine: Machine) -> Result<()> {
+    let disk = files_disk()?.context("it was just made")?;
+    if machine.kind == "pc" {
+        machine.add("-device pxb,id=far,bus_nr=128");
+    } else {
+        machine.add("-device pxb-pcie,id=root,bus_nr=128 -device pcie-root-port,id=far,bus=root,chassis=9");
+    }
+    machine.extra.extend(["-blockdev".into(), disk.node("disk").to_string().into()]);
+    machine.add("-device virtio-blk-pci,drive=disk,bus=far");
+    let server = Server::start(machine)?;
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    let devices: serde_json::Value =
+        serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+    let addresses = devices.as_array().context("not a list")?.iter().map(|device| device["address"].as_str());
+    let addresses: Vec<_> = addresses.collect::<Option<_>>().context("a device without an address")?;
+    let far = addresses.iter().filter(|address| **address >= "0000:80").count();
+    ensure!(far == 2, "a bridge and the disk should be beyond bus 128: {addresses:?}");
     server.finish()
 }
 
