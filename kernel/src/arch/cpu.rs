@@ -6,6 +6,17 @@ use core::fmt;
 use bitflags::bitflags;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
 
+/// What the kernel cannot do without: CPUID leaf, bit of its EDX, name, and what it is for.
+const NEEDED: [(u32, u32, &str, &str); 5] = [
+    (1, 4, "TSC", "to tell the time"),
+    (1, 5, "MSR", "to control the others"),
+    (1, 9, "APIC", "for interrupts"),
+    (1, 16, "PAT", "to leave registers of devices out of the caches"),
+    (0x8000_0001, NX, "NX", "so that no writable page can be executed"),
+];
+/// Bit of EDX of leaf 8000_0001h.
+const NX: u32 = 20;
+
 bitflags! {
     /// Memory protections of the processor (Intel SDM volume 3, chapters 2.5 and 4.6).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,18 +55,24 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> core::arch::x86_64::CpuidResult {
     }
 }
 
+/// A feature that the kernel needs and this processor lacks: its name, and what it is needed for.
+pub fn missing() -> Option<(&'static str, &'static str)> {
+    let lacks = |&(leaf, bit, ..): &(u32, u32, _, _)| cpuid(leaf, 0).edx & 1 << bit == 0;
+    NEEDED.into_iter().find(lacks).map(|(_, _, name, purpose)| (name, purpose))
+}
+
 /// The protections that this processor has.
 pub fn available() -> Protections {
     let (extended, structured) = (cpuid(0x8000_0001, 0), cpuid(7, 0));
     let mut found = Protections::WP;
-    found.set(Protections::NX, extended.edx & 1 << 20 != 0);
+    found.set(Protections::NX, extended.edx & 1 << NX != 0);
     found.set(Protections::SMEP, structured.ebx & 1 << 7 != 0);
     found.set(Protections::SMAP, structured.ebx & 1 << 20 != 0);
     found.set(Protections::UMIP, structured.ecx & 1 << 2 != 0);
     found
 }
 
-/// Switches on every protection that the processor has.
+/// Switches on every protection that the processor has, of which NX must be one.
 pub fn protect() {
     let available = available();
     let mut cr4 = Cr4Flags::empty();
@@ -65,9 +82,7 @@ pub fn protect() {
     // SAFETY: the kernel has no user pages and writes no page that is mapped read-only, and both loaders leave NX
     // either off or used as intended, so none of these bits takes away something that is in use.
     unsafe {
-        if available.contains(Protections::NX) {
-            Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE));
-        }
+        Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE));
         Cr0::update(|cr0| cr0.insert(Cr0Flags::WRITE_PROTECT));
         Cr4::update(|current| current.insert(cr4));
     }

@@ -16,6 +16,7 @@ use spin::Once;
 
 use crate::arch::stack::{self, Stack, Use};
 use crate::arch::{cpu, gdt, idt};
+use crate::qemu::{self, ExitCode};
 use crate::{acpi, fw_cfg, heap, image, interrupts, logging, memory, time};
 
 pub use window::{PhysWindow, Sample};
@@ -134,6 +135,13 @@ fn own_memory(boot: &Boot, window: &PhysWindow) -> Stack {
 
 fn prepare(info: &'static mut BootInfo) -> (Boot, PhysWindow) {
     logging::init();
+    if let Some((name, purpose)) = cpu::missing() {
+        log::error!(
+            "Ringfence cannot start: the processor has no {name}, which is needed {purpose}. \
+             Use one that has it, such as QEMU's `-cpu max`."
+        );
+        qemu::exit(ExitCode::Failed)
+    }
     gdt::init();
     idt::init();
     cpu::protect();

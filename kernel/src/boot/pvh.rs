@@ -35,6 +35,12 @@ global_asm!(
 .set MSR_EFER, 0xc0000080
 .set EFER_LME, 0x100
 .set EFER_NXE, 0x800
+.set CPUID_LONG_MODE, 0x20000000
+.set COM1, 0x3f8
+.set COM1_STATUS, 0x3fd
+.set READY, 0x20
+.set EXIT_PORT, 0xf4
+.set EXIT_FAILED, 0x11
 .set PRESENT_WRITABLE, 0x3
 .set PRESENT_WRITABLE_HUGE, 0x83
 .set NO_EXECUTE_HIGH_HALF, 0x80000000
@@ -57,6 +63,15 @@ pvh_start:
     movl %eax, ENTRY_TSC - PHYS
     movl %edx, ENTRY_TSC - PHYS + 4
     movl %ebx, %edi
+
+    movl $0x80000000, %eax
+    cpuid
+    cmpl $0x80000001, %eax
+    jb no_long_mode
+    movl $0x80000001, %eax
+    cpuid
+    testl $CPUID_LONG_MODE, %edx
+    jz no_long_mode
 
     movl $(EARLY_TABLES - PHYS), %ebx
     leal 0x3000(%ebx), %eax
@@ -103,6 +118,27 @@ pvh_start:
     lgdt pvh_gdt_pointer - PHYS
     ljmp $8, $(pvh_long_mode - PHYS)
 
+    # Says so on the serial port, and leaves QEMU. Where there is no port, it reads as ready.
+no_long_mode:
+    movl $(no_long_mode_message - PHYS), %esi
+4:  lodsb
+    testb %al, %al
+    jz 6f
+    movb %al, %cl
+    movw $COM1_STATUS, %dx
+5:  inb %dx, %al
+    testb $READY, %al
+    jz 5b
+    movb %cl, %al
+    movw $COM1, %dx
+    outb %al, %dx
+    jmp 4b
+6:  movl $EXIT_FAILED, %eax
+    movw $EXIT_PORT, %dx
+    outl %eax, %dx
+7:  hlt
+    jmp 7b
+
 .code64
 pvh_long_mode:
     movabsq $pvh_upper_half, %rax
@@ -128,6 +164,8 @@ pvh_gdt:
 pvh_gdt_pointer:
     .word 15
     .long pvh_gdt - PHYS
+no_long_mode_message:
+    .asciz "Ringfence cannot start: the processor has no 64-bit mode. Use one that has it, such as QEMU's `-cpu max`.\r\n"
 .text
 "#,
     pvh_main = sym pvh_main,

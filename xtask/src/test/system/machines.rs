@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::served::files_disk;
 use super::{Kernel, Run, Server, machine};
 use crate::guest::Guest;
-use crate::qemu::{Machine, exit};
+use crate::qemu::{Boot, Machine, exit};
 use crate::test::client::{compare, start_download};
 
 /// The tests here.
@@ -20,6 +20,13 @@ pub const TESTS: &[(&str, Run)] = &[
     ("machines::4_gib", |kernel| serves_with(kernel, 4096)),
     ("machines::uefi_64_mib", uefi_64_mib),
     ("machines::legacy_devices_left_alone", legacy_devices),
+    ("machines::no_nx", |kernel| refused(&kernel.pvh, "qemu64,-nx", "NX")),
+    ("machines::no_pat", |kernel| refused(&kernel.pvh, "qemu64,-pat", "PAT")),
+    ("machines::no_pat_uefi", |kernel| refused(&kernel.uefi, "qemu64,-pat", "PAT")),
+    ("machines::no_apic", |kernel| refused(&kernel.pvh, "qemu64,-apic", "APIC")),
+    ("machines::no_tsc", |kernel| refused(&kernel.pvh, "qemu64,-tsc", "TSC")),
+    ("machines::no_msr", |kernel| refused(&kernel.pvh, "qemu64,-msr", "MSR")),
+    ("machines::no_long_mode", |kernel| refused(&kernel.pvh, "qemu32", "64-bit mode")),
     ("machines::disk_behind_another_host_bridge", |kernel| other_root(machine(&kernel.pvh))),
     ("machines::disk_behind_another_host_bridge_uefi", |kernel| other_root(machine(&kernel.uefi))),
     ("machines::disk_behind_another_host_bridge_pc", |kernel| {
@@ -76,6 +83,23 @@ fn uefi_64_mib(kernel: &Kernel) -> Result<()> {
     let server = Server::start(Machine { disk: files_disk()?, memory: 64, ..machine(&kernel.uefi) })?;
     compare(start_download(&server.url("/5m3.bin"), 60)?, 7, (5 << 20) + 3)?;
     server.finish()
+}
+
+/// A processor without what the kernel needs is refused: the log says what is missing and what to do.
+/// (Without NX the UEFI loader, which is not ours, ends in a reset before the kernel's first instruction.)
+fn refused(boot: &Boot, cpu: &str, missing: &str) -> Result<()> {
+    let mut machine = machine(boot);
+    machine.add(&format!("-cpu {cpu}"));
+    let mut guest = Guest::start(machine.command()?)?;
+    let status = guest.wait_exit(Duration::from_secs(10))?;
+    let log = guest.kill();
+    let said =
+        log.contains("cannot start") && log.contains(&format!("no {missing}")) && log.contains("-cpu max");
+    ensure!(
+        said && status.and_then(|status| status.code()) == Some(exit::FAIL),
+        "-cpu {cpu} ended with {status:?}:\n{log}"
+    );
+    Ok(())
 }
 
 /// The only disk is behind a bridge on a root bus other than bus 0.
