@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -31,6 +32,9 @@ pub fn build_bench(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
 
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
 pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf> {
+    // Tests ask for images side by side, and two of them may want the same.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = MAKING.lock();
     let image = kernel.with_extension("uefi.img");
     if is_newer(&image, kernel) {
         return Ok(image);
