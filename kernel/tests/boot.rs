@@ -12,6 +12,8 @@ use core::hint::black_box;
 
 use ringfence_kernel::arch::cpu::{self, Protections};
 use ringfence_kernel::testing::{On, expect_fault};
+use x86_64::registers::control::{Cr4, Cr4Flags};
+use x86_64::registers::model_specific::Msr;
 
 ringfence_kernel::test_image!();
 
@@ -89,3 +91,25 @@ fn protections_follow_the_processor() {
 /// What the processor lacks is left off.
 #[test_case]
 const OLD_PROCESSOR: On = On("cpu=qemu64", &protections_follow_the_processor);
+
+fn paging_does_not_depend_on_firmware() {
+    assert!(!Cr4::read().contains(Cr4Flags::PAGE_GLOBAL));
+    // SAFETY: the kernel runs only on processors that have the register, and reading it changes nothing.
+    let types = unsafe { Msr::new(0x277).read() }.to_le_bytes();
+    // Write-back, write-through, uncached but for MTRRs, uncached.
+    let half = [6, 4, 7, 0];
+    assert_eq!((&types[..4], &types[4..]), (&half[..], &half[..]));
+}
+
+/// Global translations outlive a change of page tables, and the memory types decide how registers are
+/// accessed: neither is left to firmware (Intel SDM volume 3, 4.10.4.1 and 11.12).
+#[test_case]
+const PAGING: On = On("", &paging_does_not_depend_on_firmware);
+
+fn paging_does_not_depend_on_uefi() {
+    paging_does_not_depend_on_firmware();
+}
+
+/// The same where UEFI firmware has set the processor up.
+#[test_case]
+const AFTER_UEFI: On = On("uefi", &paging_does_not_depend_on_uefi);

@@ -4,7 +4,9 @@ use core::arch::x86_64::__cpuid_count;
 use core::fmt;
 
 use bitflags::bitflags;
+use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags, Efer, EferFlags};
+use x86_64::registers::model_specific::Msr;
 
 /// What the kernel cannot do without: CPUID leaf, bit of its EDX, name, and what it is for.
 const NEEDED: [(u32, u32, &str, &str); 5] = [
@@ -16,6 +18,11 @@ const NEEDED: [(u32, u32, &str, &str); 5] = [
 ];
 /// Bit of EDX of leaf 8000_0001h.
 const NX: u32 = 20;
+
+/// The memory types that page table entries choose from (Intel SDM volume 3, 11.12).
+const IA32_PAT: u32 = 0x277;
+/// As after a reset (11.12.4), twice: write-back, write-through, uncached but for MTRRs, uncached.
+const MEMORY_TYPES: u64 = 0x0007_0406_0007_0406;
 
 bitflags! {
     /// Memory protections of the processor (Intel SDM volume 3, chapters 2.5 and 4.6).
@@ -72,19 +79,42 @@ pub fn available() -> Protections {
     found
 }
 
-/// Switches on every protection that the processor has, of which NX must be one.
+/// Sets the memory types that page table entries choose from, whatever firmware left. The processor must have
+/// a PAT.
+pub fn set_memory_types() {
+    let mut pat = Msr::new(IA32_PAT);
+    // SAFETY: the register is there, and all types are valid. Both loaders map memory through entry 0 alone,
+    // which is write-back for RAM before and after; caches are written back and translations flushed around
+    // the change (11.12.4).
+    unsafe {
+        if pat.read() != MEMORY_TYPES {
+            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
+            pat.write(MEMORY_TYPES);
+            core::arch::asm!("wbinvd", options(nostack, preserves_flags));
+            tlb::flush_all();
+        }
+    }
+}
+
+/// Switches on every protection that the processor has, of which NX must be one, and global pages off: what
+/// firmware may have mapped so is forgotten now (Intel SDM volume 3, 4.10.4.1), and nothing outlives a change
+/// of page tables again.
 pub fn protect() {
     let available = available();
     let mut cr4 = Cr4Flags::empty();
     cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, available.contains(Protections::SMEP));
     cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, available.contains(Protections::SMAP));
     cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, available.contains(Protections::UMIP));
-    // SAFETY: the kernel has no user pages and writes no page that is mapped read-only, and both loaders leave NX
-    // either off or used as intended, so none of these bits takes away something that is in use.
+    // SAFETY: the kernel has no user pages and writes no page that is mapped read-only, and both loaders
+    // leave NX either off or used as intended, so none of these bits takes away something that is in use.
+    // Without global pages translations are only looked up anew.
     unsafe {
         Efer::update(|efer| efer.insert(EferFlags::NO_EXECUTE_ENABLE));
         Cr0::update(|cr0| cr0.insert(Cr0Flags::WRITE_PROTECT));
-        Cr4::update(|current| current.insert(cr4));
+        Cr4::update(|current| {
+            current.remove(Cr4Flags::PAGE_GLOBAL);
+            current.insert(cr4);
+        });
     }
 }
 

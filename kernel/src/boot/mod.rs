@@ -144,6 +144,7 @@ fn prepare(info: &'static mut BootInfo) -> (Boot, PhysWindow) {
     }
     gdt::init();
     idt::init();
+    cpu::set_memory_types();
     cpu::protect();
     time::start();
     init_early_heap();

@@ -32,7 +32,8 @@ pub(crate) struct Pte(pub u64);
 
 const PRESENT: u64 = 1 << 0;
 const WRITABLE: u64 = 1 << 1;
-/// PWT and PCD together select entry 3 of the PAT, which is uncached at reset.
+/// PWT and PCD together select entry 3 of the PAT, which must be uncached, as it is at reset. Firmware may
+/// have changed it: our kernel sets it at start, before anything is mapped with this.
 const UNCACHED: u64 = 1 << 3 | 1 << 4;
 const ACCESSED_DIRTY: u64 = 1 << 5 | 1 << 6;
 /// In a table above the lowest level: a leaf of 2 MiB or 1 GiB.
