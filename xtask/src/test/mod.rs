@@ -5,18 +5,20 @@ mod client;
 mod host;
 mod in_qemu;
 mod judge;
+mod promises;
 mod system;
 
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
 use crate::kernel;
 use crate::qemu::Boot;
+use crate::root;
 use crate::run::uefi;
 use crate::setup::{self, Need, Toolchain};
 
@@ -48,20 +50,25 @@ pub struct Kernel {
 pub fn test(filter: &str) -> Result<u8> {
     let toolchain = setup::ensure(Need::Test)?;
     let report = Report::default();
-    let chosen = |test: &Test| test.name.contains(filter);
+    // The promises are about tests of all sections, so these must be known.
+    let promises = promises::NAME.contains(filter);
+    let is_section = |section| promises || is_section(filter, section);
     let mut tests = Vec::new();
-    if is_section(filter, "check") {
-        tests.extend(host::checks(&report, filter).into_iter().filter(chosen));
+    if is_section("check") {
+        tests.extend(host::checks(&report, filter));
     }
-    let cases = if is_section(filter, "host") { host::list(&report) } else { Vec::new() };
-    let cases: Vec<_> = cases.into_iter().filter(|case| case.name().contains(filter)).collect();
-    if is_section(filter, "kernel") {
-        report.prepare("kernel::build", || in_qemu::tests(&toolchain), &mut tests, chosen);
+    let mut cases = if is_section("host") { host::list(&report) } else { Vec::new() };
+    if is_section("kernel") {
+        report.prepare("kernel::build", || in_qemu::tests(&toolchain), &mut tests);
     }
-    if is_section(filter, "system") {
-        report.prepare("system::build", || Ok(system::tests(&build(&toolchain)?)), &mut tests, chosen);
+    if is_section("system") {
+        report.prepare("system::build", || Ok(system::tests(&build(&toolchain)?)), &mut tests);
     }
-    if tests.is_empty() && cases.is_empty() && report.is_clean() {
+    let known: HashSet<String> =
+        tests.iter().map(|test| test.name.clone()).chain(cases.iter().map(host::Case::name)).collect();
+    tests.retain(|test| test.name.contains(filter));
+    cases.retain(|case| case.name().contains(filter));
+    if tests.is_empty() && cases.is_empty() && !promises && report.is_clean() {
         bail!("no test's name contains {filter:?}");
     }
     let (checks, tests): (Vec<_>, _) = tests.into_iter().partition(|test| test.name.starts_with("check::"));
@@ -70,6 +77,12 @@ pub fn test(filter: &str) -> Result<u8> {
     host::run(&report, &cases);
     report.run(together, WORKERS);
     report.run(alone, 1);
+    if promises {
+        let (start, ran) = (Instant::now(), report.ran());
+        let text = std::fs::read_to_string(root().join("SECURITY.md"))?;
+        let kept = promises::check(&text, &known, filter.is_empty().then_some(&ran));
+        report.add(promises::NAME, start.elapsed(), kept);
+    }
     Ok(report.close())
 }
 
@@ -89,7 +102,7 @@ fn build(toolchain: &Toolchain) -> Result<Kernel> {
 /// Counts and prints results.
 #[derive(Default)]
 pub struct Report {
-    passed: AtomicUsize,
+    passed: Mutex<Vec<String>>,
     failed: Mutex<Vec<String>>,
 }
 
@@ -113,17 +126,11 @@ impl Report {
         });
     }
 
-    /// Adds the tests that `make` finds and `chosen` wants; that it cannot find them is a failed test called `name`.
-    fn prepare(
-        &self,
-        name: &str,
-        make: impl FnOnce() -> Result<Vec<Test>>,
-        tests: &mut Vec<Test>,
-        chosen: impl Fn(&Test) -> bool,
-    ) {
+    /// Adds the tests that `make` finds; that it cannot find them is a failed test called `name`.
+    fn prepare(&self, name: &str, make: impl FnOnce() -> Result<Vec<Test>>, tests: &mut Vec<Test>) {
         let start = Instant::now();
         match make() {
-            Ok(found) => tests.extend(found.into_iter().filter(chosen)),
+            Ok(found) => tests.extend(found),
             Err(error) => self.add(name, start.elapsed(), Err(error)),
         }
     }
@@ -134,7 +141,7 @@ impl Report {
         match result {
             Ok(()) => {
                 println!("ok     {seconds:7.2} s  {name}");
-                self.passed.fetch_add(1, Ordering::Relaxed);
+                self.passed.lock().expect("printing does not panic").push(name.to_owned());
             }
             Err(error) => {
                 println!("FAILED {seconds:7.2} s  {name}: {error:#}");
@@ -148,6 +155,13 @@ impl Report {
         println!("skip              {name}: {why}");
     }
 
+    /// The tests that ran, however they ended.
+    fn ran(&self) -> HashSet<String> {
+        let [passed, failed] =
+            [&self.passed, &self.failed].map(|names| names.lock().expect("printing does not panic").clone());
+        passed.into_iter().chain(failed).collect()
+    }
+
     fn is_clean(&self) -> bool {
         self.failed.lock().expect("printing does not panic").is_empty()
     }
@@ -157,7 +171,8 @@ impl Report {
         for name in &failed {
             println!("failed: {name}");
         }
-        println!("{} passed, {} failed", self.passed.into_inner(), failed.len());
+        let passed = self.passed.into_inner().expect("printing does not panic");
+        println!("{} passed, {} failed", passed.len(), failed.len());
         (!failed.is_empty()).into()
     }
 }
