@@ -67,6 +67,28 @@ impl Bench {
     }
 }
 
+#[test]
+fn interrupts_as_the_caller_wants_them() {
+    for format in FORMATS {
+        for features in [format, format | EVENT_IDX] {
+            let config = config_with(1);
+            let mut bench = Bench::new(features, config, &[16], &Options::default()).unwrap();
+            let mut disk = Disk::new(bench.fake.ring(0));
+            for _ in 0..3 {
+                bench.block.disable_interrupts();
+                assert!(!disk.ring.interrupts_wanted(), "features {features:#x}");
+                assert!(!bench.block.enable_interrupts(), "nothing is there: the caller may sleep");
+                assert!(disk.ring.interrupts_wanted(), "features {features:#x}");
+                bench.block.submit(Request::Flush).unwrap();
+                bench.block.kick();
+                assert_eq!(disk.serve_all(), 1);
+                assert!(bench.block.enable_interrupts(), "an answer is there");
+                assert_eq!(bench.reap_good(), 1);
+            }
+        }
+    }
+}
+
 fn finish(disk: &mut Disk, chains: Vec<Chain>) {
     for chain in chains {
         let written = disk.carry_out(&chain);

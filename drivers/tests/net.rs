@@ -7,7 +7,7 @@ use ringfence_drivers::net::{MAX_FRAME_LEN, Net, Phy, TxPacket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use smoltcp::phy::{Device as _, RxToken, TxToken};
 use smoltcp::time::Instant;
-use support::{Chain, DeviceRing, EVENT_IDX, Fake, FakeTransport, IN_ORDER, RING_PACKED, grant};
+use support::{Chain, DeviceRing, EVENT_IDX, Fake, FakeTransport, ID, IN_ORDER, RING_PACKED, grant};
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const HEADER: usize = 12;
@@ -101,6 +101,8 @@ fn optional_features() {
     let plain = bench_with(features::VERSION_1, vec![], 8);
     assert_eq!((plain.net.mtu(), plain.net.link_up()), (1500, true));
     assert_eq!(plain.net.mac()[0] & 0b11, 0b10, "locally administered, not multicast");
+    let [.., bus, function] = ID.0.to_be_bytes();
+    assert_eq!(plain.net.mac(), [0x02, 0x52, 0, 0, bus, function], "the same at each start");
     for mtu in [0, 67, 1501, 9000, 65535] {
         let bench = bench_with(ALL, config(1, mtu), 8);
         assert_eq!((bench.net.features() & features::net::MTU, bench.net.mtu()), (0, 1500), "MTU {mtu}");
@@ -249,9 +251,14 @@ fn as_a_device_of_smoltcp() {
     assert_eq!(phy.capabilities().max_transmission_unit, 1414);
     assert!(phy.receive(now).is_none());
     let (mut rx, mut tx) = (rx, tx);
+    phy.disable_interrupts();
+    assert!(!rx.interrupts_wanted());
+    assert!(!phy.enable_interrupts(), "nothing is there: the caller may sleep");
+    assert!(rx.interrupts_wanted());
     let chain = rx.take().unwrap();
     rx.write(&chain.segments[0], &[&[0; HEADER], frame(80, 1).as_slice()].concat());
     rx.complete(chain.head, (HEADER + 80) as u32);
+    assert!(phy.enable_interrupts(), "a frame is there");
     let (received, answer) = phy.receive(now).unwrap();
     let copy = received.consume(|bytes| bytes.to_vec());
     assert_eq!(copy, frame(80, 1));

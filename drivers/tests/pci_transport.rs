@@ -499,6 +499,7 @@ proptest! {
             .map(|(kind, bar, offset, length, multiplier)| virtio_capability(kind, bar, offset, length, multiplier))
             .collect();
         list.truncate(3);
+        let plain = good && list.is_empty() && contents.is_empty();
         if good {
             list.extend(qemu_capabilities());
         }
@@ -507,13 +508,31 @@ proptest! {
         for (offset, byte) in contents {
             card.registers.slice().write_obj(byte, offset).unwrap();
         }
+        // Whether some capability of this kind describes `least` bytes that a memory BAR has.
+        let is_there = |kind, least: u64| list.iter().any(|(id, body)| {
+            let field = |at: usize| body.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap()));
+            let room = match body.get(2) {
+                Some(1) => 0x1000,
+                Some(4) => 0x4000,
+                _ => 0,
+            };
+            let (Some(offset), Some(length)) = (field(6), field(10)) else { return false };
+            *id == 9 && body[1] == kind && length >= least as u32 && u64::from(offset) + least <= room
+        });
+        let whole = is_there(1, 0x38) && is_there(2, 2) && is_there(4, 8);
         match card.block() {
             Ok(mut block) => {
+                prop_assert!(whole, "it came up without its registers");
+                prop_assert_eq!(card.command() & (BUS_MASTER | MEMORY), BUS_MASTER | MEMORY);
+                let status = card.registers.slice().read_obj::<u8>(COMMON + 0x14);
+                prop_assert!(!plain || status == Ok(0x0f), "DRIVER_OK and what leads to it: {status:?}");
                 let _ = block.submit(Request::Flush);
                 block.kick();
             }
-            Err(error) => prop_assert!(!error.to_string().is_empty()),
+            Err(error) => prop_assert!(!plain, "a proper device was refused: {error}"),
         }
+        // What it had is given back, or kept from everybody if the device was not shown quiet.
+        prop_assert_eq!(card.platform.dma_in_use(), card.windows().usage().1);
         prop_assert_eq!(card.command() & BUS_MASTER, 0);
     }
 }
