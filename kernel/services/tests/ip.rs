@@ -281,3 +281,18 @@ fn a_syn_before_the_address_is_answered_later() {
         });
     }
 }
+
+/// A client that asks again while there is no address yet has one connection in the end.
+#[test]
+fn a_repeated_syn_before_the_address_counts_once() {
+    with_server(dhcp_setup(), |mut peer, app| async move {
+        let mac = app.0.with_nic(|nic| nic.mac);
+        for n in [1, 2, 1, 1, 2] {
+            peer.port.cable.send(0, syn_frame(peer.port.mac, mac, n));
+        }
+        peer.rest(Duration::from_millis(100)).await;
+        address(&mut peer, &app).await;
+        peer.rest(Duration::from_millis(50)).await;
+        assert_eq!(app.0.sockets(), 4 + 2);
+    });
+}

@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::HashSet;
+use std::rc::Rc;
 use std::time::{Duration, Instant as Clock};
 
 use common::peer::{Peer, Setup, body, request, syn_frame, with_server};
@@ -226,6 +228,84 @@ fn a_device_without_room_is_tried_again() {
         let (data, clean) = peer.read_to_end(handle).await;
         assert!(clean && body(&data) == b"0123456789");
         assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    });
+}
+
+/// The flags of a TCP segment in a frame without options of IPv4.
+fn flags(frame: &[u8]) -> Option<u8> {
+    (frame[12..14] == [8, 0] && frame[23] == 6).then(|| frame[47])
+}
+
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const ACK: u8 = 16;
+
+/// A SYN that arrives once more, wherever in a connection's life, also where its answer was lost, harms nobody.
+#[test]
+fn a_repeated_syn_finds_its_connection() {
+    for (after, lose_answer) in (0..9).flat_map(|after| [(after, false), (after, true)]) {
+        with_server(Setup::default(), move |mut peer, app| async move {
+            // Its place is free again: the next listener stands before the next connection.
+            assert!(peer.fetch("/a.txt").await.1);
+            peer.rest(Duration::from_millis(200)).await;
+            let (resets, repeated) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+            let (mut syn, mut sent, mut losing) = (None, 0, lose_answer);
+            let (seen, done) = (resets.clone(), repeated.clone());
+            *peer.port.cable.script.borrow_mut() = Some(Box::new(move |end, frame| {
+                let Some(flags) = flags(&frame) else { return vec![frame] };
+                seen.set(seen.get() + u32::from(flags & RST != 0));
+                if end == 1 {
+                    let lost = losing && flags & (SYN | ACK) == SYN | ACK;
+                    losing &= !lost;
+                    return if lost { vec![] } else { vec![frame] };
+                }
+                if syn.is_none() && flags & (SYN | ACK) == SYN {
+                    syn = Some(frame.clone());
+                }
+                sent += 1;
+                match &syn {
+                    Some(syn) if sent == after + 1 => {
+                        done.set(true);
+                        vec![frame, syn.clone()]
+                    }
+                    _ => vec![frame],
+                }
+            }));
+            let before = app.0.stats().accepted;
+            let (data, clean) = peer.fetch("/a.txt").await;
+            let case = format!("after {after} more frames, answer lost: {lose_answer}");
+            assert!(clean && body(&data) == b"0123456789", "{case}");
+            assert_eq!((resets.get(), app.0.stats().accepted - before), (0, 1), "{case}");
+            assert!(repeated.get() || after > 3, "{case}: the SYN was not repeated");
+            assert!(app.0.sockets() <= 5, "{case}: {} sockets", app.0.sockets());
+        });
+    }
+}
+
+/// Segments that come twice and out of order reset no ordinary request.
+#[test]
+fn short_connections_over_a_cable_that_repeats_and_reorders() {
+    let faults = Faults { repeat: 400, reorder: 400, ..Faults::default() };
+    with_server(Setup { faults, limits: Limits::default(), ..Setup::default() }, |mut peer, _| async move {
+        for n in 0..200 {
+            let (data, clean) = peer.fetch("/a.txt").await;
+            assert!(clean && body(&data) == b"0123456789", "request {n}");
+        }
+    });
+}
+
+/// A client that never ends its half hears about the end all the same: the reset goes out before the socket does.
+#[test]
+fn a_client_that_never_closes_is_reset() {
+    with_server(Setup::default(), |mut peer, app| async move {
+        let handle = peer.connect();
+        // Silent, so that the server ends the connection.
+        peer.until(|s| (s.get::<tcp::Socket>(handle).state() == tcp::State::CloseWait).then_some(())).await;
+        let start = Clock::now();
+        peer.until(|s| (s.get::<tcp::Socket>(handle).state() == tcp::State::Closed).then_some(())).await;
+        assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+        peer.rest(Duration::from_millis(300)).await;
+        assert_eq!(app.0.sockets(), 4);
     });
 }
 

@@ -7,11 +7,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use smoltcp::phy::{Device, DeviceCapabilities, RxToken};
-use smoltcp::time::Instant;
 use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet};
-
-use super::Nic;
 
 /// Frames kept at most; the oldest give way.
 const FRAMES: usize = 16;
@@ -27,11 +23,24 @@ impl Early {
         self.0.is_empty()
     }
 
-    fn keep(&mut self, frame: &[u8]) {
-        if frame.len() <= LONGEST && may_be_a_client(frame) {
-            self.0.truncate(FRAMES.saturating_sub(1));
-            self.0.push_front(frame.to_vec());
+    /// Keeps a copy of `frame`, if it may be a client's attempt and there is memory.
+    pub(super) fn keep(&mut self, frame: &[u8]) {
+        let mut copy = Vec::new();
+        if frame.len() > LONGEST
+            || !may_be_a_client(frame)
+            || copy.try_reserve_exact(frame.len()).is_err()
+            || self.0.try_reserve(1).is_err()
+        {
+            return;
         }
+        copy.extend_from_slice(frame);
+        self.0.truncate(FRAMES.saturating_sub(1));
+        self.0.push_front(copy);
+    }
+
+    /// The oldest frame.
+    pub(super) fn take(&mut self) -> Option<Vec<u8>> {
+        self.0.pop_back()
     }
 }
 
@@ -43,61 +52,5 @@ fn may_be_a_client(frame: &[u8]) -> bool {
         EthernetProtocol::Arp => true,
         EthernetProtocol::Ipv4 => Ipv4Packet::new_checked(frame.payload()).is_ok_and(is_tcp),
         _ => false,
-    }
-}
-
-/// The device while frames come in. Without an address, what passes is also kept; with one, what was kept comes first.
-pub(super) struct Ingress<'a, N> {
-    pub(super) nic: &'a mut N,
-    pub(super) early: &'a mut Early,
-    pub(super) has_address: bool,
-}
-
-impl<N: Nic> Device for Ingress<'_, N> {
-    type RxToken<'t>
-        = Frame<'t, N::RxToken<'t>>
-    where
-        Self: 't;
-    type TxToken<'t>
-        = N::TxToken<'t>
-    where
-        Self: 't;
-
-    fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        if self.has_address && !self.early.is_empty() {
-            let room = self.nic.transmit(now)?;
-            return Some((Frame::Early(self.early.0.pop_back()?), room));
-        }
-        let (frame, room) = self.nic.receive(now)?;
-        let early = (!self.has_address).then_some(&mut *self.early);
-        Some((Frame::New(frame, early), room))
-    }
-
-    fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
-        self.nic.transmit(now)
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        self.nic.capabilities()
-    }
-}
-
-/// A frame that came in.
-pub(super) enum Frame<'a, R> {
-    Early(Vec<u8>),
-    /// One of the device's, and where to keep a copy if that is wanted.
-    New(R, Option<&'a mut Early>),
-}
-
-impl<R: RxToken> RxToken for Frame<'_, R> {
-    fn consume<T, F: FnOnce(&[u8]) -> T>(self, f: F) -> T {
-        match self {
-            Self::Early(frame) => f(&frame),
-            Self::New(frame, None) => frame.consume(f),
-            Self::New(frame, Some(early)) => frame.consume(|frame| {
-                early.keep(frame);
-                f(frame)
-            }),
-        }
     }
 }

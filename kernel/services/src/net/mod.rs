@@ -6,6 +6,7 @@
 //! as one is taken, within the same poll, so a burst of connections costs no resets and an idle stack little memory.
 
 mod early;
+mod ingress;
 mod nic;
 mod pool;
 mod socket;
@@ -20,12 +21,13 @@ use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 use alloc::vec::Vec;
-use early::{Early, Ingress};
+use early::Early;
 use embassy_time::Timer;
+use ingress::take_in;
 use log::{info, warn};
 use pool::Pool;
-use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::TxToken;
+use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
+use smoltcp::phy::{RxToken, TxToken};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
@@ -225,17 +227,31 @@ impl<N: Nic> Inner<N> {
         }
     }
 
-    /// Returns whether frames may be left. A socket that a SYN took is replaced before the next frame is looked at.
+    /// Returns whether frames may be left.
     fn ingress(&mut self, now: Instant) -> bool {
+        (0..INGRESS_BUDGET).all(|_| self.ingress_single(now))
+    }
+
+    /// Takes one frame in, if there is one: with an address, those that came before it first. A socket that a SYN took
+    /// is replaced before the next frame is looked at.
+    fn ingress_single(&mut self, now: Instant) -> bool {
         let has_address = self.address().is_some();
-        for _ in 0..INGRESS_BUDGET {
-            let mut device = Ingress { nic: &mut self.nic, early: &mut self.early, has_address };
-            match self.iface.poll_ingress_single(now, &mut device, &mut self.sockets) {
-                PollIngressSingleResult::None => return false,
-                PollIngressSingleResult::PacketProcessed => {}
-                PollIngressSingleResult::SocketStateChanged => self.pool.refill(&mut self.sockets, now),
-            }
+        let Self { nic, iface, sockets, pool, early, .. } = self;
+        let capabilities = nic.capabilities();
+        if has_address && !early.is_empty() {
+            let Some(room) = nic.transmit(now) else { return false };
+            let frame = early.take().unwrap_or_default();
+            take_in(iface, sockets, now, &frame, room, capabilities);
+        } else {
+            let Some((frame, room)) = nic.receive(now) else { return false };
+            frame.consume(|frame| {
+                if !has_address {
+                    early.keep(frame);
+                }
+                take_in(iface, sockets, now, frame, room, capabilities);
+            });
         }
+        pool.refill(sockets, now);
         true
     }
 

@@ -27,6 +27,9 @@ struct End {
     waker: RefCell<Option<Waker>>,
 }
 
+/// The end a frame goes to and the frame, to the frames that are put on the cable for it.
+pub type Script = Box<dyn FnMut(usize, Vec<u8>) -> Vec<Vec<u8>>>;
+
 /// Shared by the two ports.
 pub struct Cable {
     ends: [End; 2],
@@ -35,6 +38,8 @@ pub struct Cable {
     pub up: Cell<bool>,
     /// The first port's device has no room to send, and will not say when it has.
     pub full: Cell<bool>,
+    /// Says what arrives instead of a frame on its way to an end; faults come on top.
+    pub script: RefCell<Option<Script>>,
     /// Frames handed to the cable.
     pub frames: Cell<u64>,
     /// Calls of `flush` that had something to make visible: what a real device counts as notifications.
@@ -56,6 +61,7 @@ pub fn cable(faults: Faults) -> (Port, Port) {
         random: Cell::new(0x1234_5678_9abc_def1),
         up: Cell::new(true),
         full: Cell::new(false),
+        script: RefCell::new(None),
         frames: Cell::new(0),
         kicks: Cell::new(0),
     });
@@ -89,8 +95,16 @@ impl Cable {
     }
 
     /// Puts a frame on the cable towards `end`.
-    pub fn send(&self, end: usize, mut frame: Vec<u8>) {
+    pub fn send(&self, end: usize, frame: Vec<u8>) {
         self.frames.set(self.frames.get() + 1);
+        let frames = match &mut *self.script.borrow_mut() {
+            Some(script) => script(end, frame),
+            None => vec![frame],
+        };
+        frames.into_iter().for_each(|frame| self.pass(end, frame));
+    }
+
+    fn pass(&self, end: usize, mut frame: Vec<u8>) {
         let faults = self.faults.get();
         if !self.up.get() || self.happens(faults.lose) {
             return;
