@@ -5,12 +5,8 @@ use super::layout::{DirEntryHead, DirEntryTail, crc32c};
 use super::{FileSystem, FsError, NAME_MAX, corrupt, zeroed};
 use crate::block::BlockSource;
 use alloc::vec::Vec;
-use embassy_futures::yield_now;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
-
-/// A search through a large folder lets other tasks run each time it has seen this many blocks.
-const BLOCKS_BETWEEN_YIELDS: u64 = 16;
 
 const ENTRY_HEAD: usize = size_of::<DirEntryHead>();
 
@@ -138,9 +134,6 @@ impl<B: BlockSource> FileSystem<B> {
                 if entry.name == name {
                     return Ok(entry.inode);
                 }
-            }
-            if cursor.is_multiple_of(BLOCKS_BETWEEN_YIELDS) {
-                yield_now().await;
             }
         }
         Err(FsError::NotFound)

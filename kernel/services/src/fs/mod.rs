@@ -2,7 +2,7 @@
 //!
 //! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits. Nothing
 //! on the disk is trusted: numbers are checked before use, metadata checksums are verified where the file system has
-//! them, every walk is bounded by what the format can hold, and no allocation is larger than a block (or a path). The
+//! them, every walk is bounded by what the format can hold and lets other tasks run, and no allocation is larger than a block (or a path). The
 //! contents of files are never held whole: they pass through the [`PageCache`], which is bounded and reads ahead.
 //!
 //! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A partition
@@ -24,7 +24,9 @@ pub use inode::{Kind, Node, ROOT_INODE};
 
 use crate::block::{BlockError, BlockSource};
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
+use embassy_futures::yield_now;
 use inode::Content;
 use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
 
@@ -92,10 +94,15 @@ fn zeroed(len: usize) -> Result<Vec<u8>, FsError> {
     Ok(bytes)
 }
 
+/// A task that has looked at so many bytes of the file system lets others run, wherever these bytes came from.
+const BYTES_BETWEEN_YIELDS: usize = 128 << 10;
+
 /// An ext4 file system on a disk.
 pub struct FileSystem<B> {
     cache: PageCache<B>,
     geometry: Geometry,
+    /// Bytes looked at since a task last let others run.
+    work: Cell<usize>,
 }
 
 impl<B: BlockSource> FileSystem<B> {
@@ -112,7 +119,7 @@ impl<B: BlockSource> FileSystem<B> {
         let mut super_block = zeroed(SUPER_BLOCK_SIZE)?;
         cache.read(SUPER_BLOCK_OFFSET, &mut super_block, 0).await?;
         let geometry = Geometry::parse(&super_block, disk_size)?;
-        let fs = Self { cache, geometry };
+        let fs = Self { cache, geometry, work: Cell::new(0) };
         match fs.node(ROOT_INODE).await?.kind() {
             Kind::Directory => Ok(fs),
             _ => Err(corrupt("the root is not a folder")),
@@ -161,8 +168,7 @@ impl<B: BlockSource> FileSystem<B> {
     }
 
     /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer than
-    /// `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB, and await
-    /// something else between two reads: what is in the cache is returned without letting other tasks run.
+    /// `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB.
     ///
     /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in one
     /// device request, or less when the cache is too small for all readers.
@@ -197,6 +203,7 @@ impl<B: BlockSource> FileSystem<B> {
             let count = run_left.min(rest.len());
             let (part, tail) = rest.split_at_mut_checked(count).unwrap_or_default();
             let end = at.saturating_add(count as u64);
+            self.pace(count).await;
             match run.physical {
                 None => part.fill(0),
                 Some(physical) => {
@@ -233,8 +240,20 @@ impl<B: BlockSource> FileSystem<B> {
     }
 
     async fn bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
+        self.pace(len).await;
         let mut bytes = zeroed(len)?;
         self.cache.read(offset, &mut bytes, 0).await?;
         Ok(bytes)
+    }
+
+    /// Books a look at `bytes`, at least a page, and lets other tasks run when it is time. All that is read passes here,
+    /// holes and what is in the cache too: no loop over a disk's claims keeps the executor to itself.
+    async fn pace(&self, bytes: usize) {
+        let work = self.work.get().saturating_add(bytes.max(PAGE_SIZE));
+        if work < BYTES_BETWEEN_YIELDS {
+            return self.work.set(work);
+        }
+        self.work.set(0);
+        yield_now().await;
     }
 }

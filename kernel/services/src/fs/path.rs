@@ -4,14 +4,11 @@ use super::inode::{Content, Kind, Node, ROOT_INODE};
 use super::{FileSystem, FsError, PATH_MAX, corrupt, zeroed};
 use crate::block::BlockSource;
 use alloc::vec::Vec;
-use embassy_futures::yield_now;
 
 /// Symbolic links followed in one look-up, as in Linux.
 const MAX_LINKS: usize = 40;
 /// Names looked up in one look-up, those in links included.
 const MAX_STEPS: usize = 4096;
-/// Other tasks run after so many of them, also when everything is in the cache.
-const STEPS_BETWEEN_YIELDS: usize = 16;
 
 impl<B: BlockSource> FileSystem<B> {
     /// What a path names. It starts at the root folder, with or without a leading `/`; empty names and `.` are
@@ -31,10 +28,7 @@ impl<B: BlockSource> FileSystem<B> {
         let mut above: Vec<u32> = Vec::new();
         let mut links = 0usize;
         let (mut path, mut at) = (path.to_vec(), 0usize);
-        for step in 1..=MAX_STEPS {
-            if step.is_multiple_of(STEPS_BETWEEN_YIELDS) {
-                yield_now().await;
-            }
+        for _ in 0..MAX_STEPS {
             let left = path.get(at..).unwrap_or_default();
             if left.is_empty() {
                 return Ok(node);

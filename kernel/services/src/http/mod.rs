@@ -28,6 +28,7 @@ pub use worker::worker;
 
 use alloc::vec::Vec;
 
+use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
@@ -128,6 +129,8 @@ impl<F: Files, S: System> Server<F, S> {
             if !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(()))) {
                 return End::Abort;
             }
+            // Who sends many requests at once, all answered from memory, takes turns with the others.
+            yield_now().await;
         }
     }
 
