@@ -1,17 +1,17 @@
 //! A bounded cache of disk pages, shared by all readers.
 //!
 //! Pages are loaded in runs: one device request fills up to [`MAX_READ`] bytes. Tasks that miss the same page share one
-//! request; when the task that drives it goes away, another takes over. Nothing here spawns or blocks: a reader that
-//! misses awaits the device, everybody else goes on.
+//! request; when the task that drives it goes away, another begins anew. Nothing here spawns or blocks: a reader that
+//! misses awaits the device, everybody else goes on. Nor does anything fail but the read that finds no memory.
 
 use super::FsError;
+use super::pages::Pages;
 use crate::block::{BlockSource, MAX_READ, SECTOR_SIZE};
-use alloc::rc::Rc;
 use alloc::vec::Vec;
-use async_lock::OnceCell;
 use core::cell::{Cell, RefCell};
+use core::future::poll_fn;
 use core::ops::Range;
-use lru::LruCache;
+use core::task::{Context, Poll, Waker};
 
 /// Bytes in one page of the cache.
 pub const PAGE_SIZE: usize = 4096;
@@ -20,11 +20,9 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const SECTOR: u64 = SECTOR_SIZE as u64;
 const SECTORS_PER_PAGE: u64 = PAGE / SECTOR;
 const MAX_PAGES: usize = MAX_READ / PAGE_SIZE;
-/// A reader tries this often before it reports an error: with others' read-ahead, then alone.
+/// So many requests fail before a reader reports an error: with others' read-ahead, then alone.
 const ATTEMPTS: usize = 3;
-
-/// The contents of one page, shorter than [`PAGE_SIZE`] only at the end of the device.
-type Page = Rc<Vec<u8>>;
+const PAST_END: FsError = FsError::Corrupt("a block lies past the end of the disk");
 
 /// What the cache has done since it was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,84 +53,146 @@ pub struct PageCache<B> {
 }
 
 struct State {
-    pages: LruCache<u64, Page>,
-    fills: Vec<Rc<Fill>>,
+    pages: Pages,
+    /// Requests under way, and those that are over but for tasks that have not looked yet.
+    fills: Vec<Fill>,
+    next_id: u64,
 }
 
 /// One device request, for `count` pages from page `first` on.
 struct Fill {
+    id: u64,
     first: u64,
     count: usize,
-    pages: OnceCell<Result<Vec<Page>, FsError>>,
+    outcome: Option<Outcome>,
+    /// Tasks that wait for the outcome.
+    waiting: usize,
+    wakers: Vec<Waker>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy)]
+enum Outcome {
+    /// The pages are in the cache, unless they had to leave already or the request was given up: look again.
+    Over,
+    Failed(FsError),
 }
 
 impl Fill {
-    /// Position of a page in this request.
-    fn index(&self, page: u64) -> Option<usize> {
-        let index = usize::try_from(page.checked_sub(self.first)?).ok()?;
-        (index < self.count).then_some(index)
+    fn holds(&self, page: u64) -> bool {
+        page.checked_sub(self.first).is_some_and(|index| index < self.count as u64)
     }
 }
 
 impl State {
-    fn fill_of(&self, page: u64) -> Option<&Rc<Fill>> {
-        self.fills.iter().find(|fill| fill.index(page).is_some())
+    fn under_way(&self) -> impl Iterator<Item = &Fill> {
+        self.fills.iter().filter(|fill| fill.outcome.is_none())
     }
 
     /// Pages in all requests under way.
-    fn under_way(&self) -> usize {
-        self.fills.iter().fold(0, |sum, fill| sum.saturating_add(fill.count))
+    fn pages_under_way(&self) -> usize {
+        self.under_way().fold(0, |sum, fill| sum.saturating_add(fill.count))
+    }
+
+    fn is_under_way(&self, page: u64) -> bool {
+        self.under_way().any(|fill| fill.holds(page))
     }
 
     /// Drops the pages that were not used for longest.
     fn trim(&mut self, keep: usize) {
-        while self.pages.len() > keep {
-            self.pages.pop_lru();
+        for _ in keep..self.pages.len() {
+            self.pages.drop_oldest();
         }
     }
 
     /// Starts a request for `page` and up to `want` pages in all, as far as nobody has them yet and there is room:
     /// the pages held and the pages under way together stay within `capacity`, but one page is always granted.
-    fn start(&mut self, page: u64, want: usize, capacity: usize) -> Rc<Fill> {
-        let under_way = self.under_way();
+    fn start(&mut self, page: u64, want: usize, capacity: usize) -> Result<Part, FsError> {
+        self.fills.try_reserve(1).map_err(|_| FsError::NoMemory)?;
+        let under_way = self.pages_under_way();
         let room = capacity.saturating_sub(under_way).max(1);
         let following = (1u64..).take(want.min(room).min(MAX_PAGES).saturating_sub(1));
         let wanted = following
             .take_while(|&n| {
                 let next = page.saturating_add(n);
-                !self.pages.contains(&next) && self.fill_of(next).is_none()
+                !self.pages.contains(next) && !self.is_under_way(next)
             })
             .count();
         let count = wanted.saturating_add(1);
         self.trim(capacity.saturating_sub(under_way.saturating_add(count)));
-        let fill = Rc::new(Fill { first: page, count, pages: OnceCell::new() });
-        self.fills.push(fill.clone());
-        fill
+        let id = self.next_id;
+        self.next_id = id.wrapping_add(1);
+        self.fills.push(Fill { id, first: page, count, outcome: None, waiting: 0, wakers: Vec::new() });
+        Ok(Part { id, count, drives: true })
+    }
+
+    fn fill(&mut self, id: u64) -> Option<&mut Fill> {
+        self.fills.iter_mut().find(|fill| fill.id == id)
+    }
+
+    /// Notes how a request ended, once.
+    fn finish(&mut self, id: u64, outcome: Outcome) {
+        if let Some(fill) = self.fill(id).filter(|fill| fill.outcome.is_none()) {
+            fill.outcome = Some(outcome);
+            fill.wakers.drain(..).for_each(Waker::wake);
+            self.forget_seen();
+        }
+    }
+
+    /// Forgets the requests whose outcome everybody has seen.
+    fn forget_seen(&mut self) {
+        self.fills.retain(|fill| fill.outcome.is_none() || fill.waiting > 0);
+    }
+
+    /// The outcome of a request that this task waits for.
+    fn poll_outcome(&mut self, id: u64, cx: &Context<'_>) -> Poll<Outcome> {
+        let Some(fill) = self.fill(id) else { return Poll::Ready(Outcome::Over) };
+        if let Some(outcome) = fill.outcome {
+            return Poll::Ready(outcome);
+        }
+        if !fill.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+            if fill.wakers.try_reserve(1).is_err() {
+                return Poll::Ready(Outcome::Failed(FsError::NoMemory));
+            }
+            fill.wakers.push(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 
-/// A task's share in a request. The last one to go takes an unfinished request off the list.
+/// A task's part in a request: it drives it, or waits for it.
+#[derive(Clone, Copy)]
+struct Part {
+    id: u64,
+    count: usize,
+    drives: bool,
+}
+
+/// Gives a part up, also when the task goes away.
 struct Share<'a> {
     state: &'a RefCell<State>,
-    fill: Rc<Fill>,
+    part: Part,
 }
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        // The list and this share.
-        if !self.fill.pages.is_initialized() && Rc::strong_count(&self.fill) == 2 {
-            self.state.borrow_mut().fills.retain(|fill| !Rc::ptr_eq(fill, &self.fill));
+        let mut state = self.state.borrow_mut();
+        if self.part.drives {
+            state.finish(self.part.id, Outcome::Over);
+        } else if let Some(fill) = state.fill(self.part.id) {
+            fill.waiting = fill.waiting.saturating_sub(1);
+            state.forget_seen();
         }
     }
 }
 
 impl<B: BlockSource> PageCache<B> {
-    /// A cache that holds at most `capacity` bytes of pages, those being read included. Each task that waits while
+    /// A cache that holds at most `capacity` bytes of pages, those being read included. Each task that reads while
     /// the cache is full may hold one page more.
     pub fn new(source: B, capacity: usize) -> Self {
         let sectors = source.size_bytes() / SECTOR;
         let size = sectors.saturating_mul(SECTOR);
-        let state = State { pages: LruCache::unbounded(), fills: Vec::new() };
+        let state = State { pages: Pages::default(), fills: Vec::new(), next_id: 0 };
         let capacity = (capacity / PAGE_SIZE).max(1);
         Self { size, source, capacity, state: RefCell::new(state), stats: Cell::default() }
     }
@@ -145,7 +205,7 @@ impl<B: BlockSource> PageCache<B> {
     /// What the cache has done so far.
     pub fn stats(&self) -> CacheStats {
         let state = self.state.borrow();
-        let (pages, under_way) = (state.pages.len() as u64, state.fills.len() as u64);
+        let (pages, under_way) = (state.pages.len() as u64, state.under_way().count() as u64);
         CacheStats { pages, under_way, ..self.stats.get() }
     }
 
@@ -161,106 +221,121 @@ impl<B: BlockSource> PageCache<B> {
         buf: &mut [u8],
         ahead: usize,
     ) -> Result<Option<Range<u64>>, FsError> {
-        const PAST_END: FsError = FsError::Corrupt("a block lies past the end of the disk");
         let end = offset.checked_add(buf.len() as u64).filter(|&end| end <= self.size).ok_or(PAST_END)?;
         let last_wanted = end.saturating_add(ahead as u64).min(self.size).saturating_sub(1) / PAGE;
         let (mut at, mut rest, mut loaded) = (offset, buf, None);
         while !rest.is_empty() {
-            let number = at / PAGE;
-            let want =
-                usize::try_from(last_wanted.saturating_sub(number)).unwrap_or(MAX_PAGES).saturating_add(1);
-            let page = match self.cached(number) {
-                Some(page) => page,
-                None => {
-                    let (page, end) = self.page(number, want).await?;
-                    let first = loaded.map_or(at, |loaded: Range<u64>| loaded.start);
-                    loaded = Some(first..end.saturating_mul(PAGE));
-                    page
-                }
-            };
-            let from = page.get((at % PAGE) as usize..).unwrap_or_default();
-            let len = from.len().min(rest.len());
-            let (Some(from), Some((to, tail)), 1..) = (from.get(..len), rest.split_at_mut_checked(len), len)
-            else {
-                return Err(PAST_END);
-            };
-            to.copy_from_slice(from);
+            let (number, within) = (at / PAGE, (at % PAGE) as usize);
+            let len = PAGE_SIZE.saturating_sub(within).min(rest.len());
+            let (part, tail) = rest.split_at_mut_checked(len).ok_or(PAST_END)?;
+            if self.copy(number, within, part)? {
+                self.count(|stats| stats.hits = stats.hits.wrapping_add(1));
+            } else {
+                let want = usize::try_from(last_wanted.saturating_sub(number)).unwrap_or(MAX_PAGES);
+                let end = self.fetch(number, want.saturating_add(1), within, part).await?;
+                let first = loaded.map_or(at, |loaded: Range<u64>| loaded.start);
+                loaded = Some(first..end.saturating_mul(PAGE));
+            }
             rest = tail;
             at = at.saturating_add(len as u64);
         }
         Ok(loaded)
     }
 
-    fn cached(&self, number: u64) -> Option<Page> {
-        let page = self.state.borrow_mut().pages.get(&number).cloned()?;
-        self.count(|stats| stats.hits = stats.hits.wrapping_add(1));
-        Some(page)
+    /// Copies from a page if it is in the cache, and says whether it is.
+    fn copy(&self, number: u64, within: usize, to: &mut [u8]) -> Result<bool, FsError> {
+        let mut state = self.state.borrow_mut();
+        state.pages.get(number).map_or(Ok(false), |page| copy_from(page, within, to).map(|()| true))
     }
 
-    /// One page from the device, together with up to `want` pages; and the page behind those.
-    async fn page(&self, number: u64, mut want: usize) -> Result<(Page, u64), FsError> {
+    /// Copies from a page that the device is asked for, together with up to `want` pages; and returns the page behind
+    /// those.
+    async fn fetch(
+        &self,
+        number: u64,
+        mut want: usize,
+        within: usize,
+        to: &mut [u8],
+    ) -> Result<u64, FsError> {
         self.count(|stats| stats.misses = stats.misses.wrapping_add(1));
-        let mut error = FsError::NoMemory;
-        for _ in 0..ATTEMPTS {
-            let share = self.share(number, want);
-            let fill = &*share.fill;
-            match fill.pages.get_or_init(|| self.load(fill)).await {
-                Ok(pages) => {
-                    let page = fill.index(number).and_then(|index| pages.get(index));
-                    let end = fill.first.saturating_add(fill.count as u64);
-                    return page.cloned().map(|page| (page, end)).ok_or(FsError::NoMemory);
+        let mut failures = 0usize;
+        loop {
+            let (part, end) = self.join(number, want)?;
+            let share = Share { state: &self.state, part };
+            let outcome = if part.drives {
+                match self.load(number, part.count).await {
+                    Ok(pages) => {
+                        let copied = copy_from(pages.first().map_or(&[], Vec::as_slice), within, to);
+                        self.keep(part, number, pages);
+                        return copied.map(|()| end);
+                    }
+                    Err(error) => {
+                        self.count(|stats| stats.errors = stats.errors.wrapping_add(1));
+                        self.state.borrow_mut().finish(part.id, Outcome::Failed(error));
+                        Outcome::Failed(error)
+                    }
                 }
-                Err(e) => error = *e,
+            } else {
+                poll_fn(|cx| self.state.borrow_mut().poll_outcome(part.id, cx)).await
+            };
+            drop(share);
+            match outcome {
+                Outcome::Failed(error) => {
+                    failures = failures.saturating_add(1);
+                    if part.count == 1 || failures == ATTEMPTS {
+                        return Err(error);
+                    }
+                    // The bad sector may be one that was only read ahead.
+                    want = 1;
+                }
+                Outcome::Over if self.copy(number, within, to)? => return Ok(end),
+                Outcome::Over => {}
             }
-            if fill.count == 1 {
-                break;
-            }
-            // The bad sector may be one that was only read ahead.
-            want = 1;
         }
-        Err(error)
     }
 
-    fn share(&self, number: u64, want: usize) -> Share<'_> {
+    /// Takes part in the request that a page is in, or starts one; also returns the page behind it.
+    fn join(&self, number: u64, want: usize) -> Result<(Part, u64), FsError> {
         let mut state = self.state.borrow_mut();
-        let fill = match state.fill_of(number) {
-            Some(fill) => fill.clone(),
-            None => state.start(number, want, self.capacity),
+        let under_way = state.fills.iter_mut().find(|fill| fill.outcome.is_none() && fill.holds(number));
+        let (part, first) = match under_way {
+            Some(fill) => {
+                fill.waiting = fill.waiting.saturating_add(1);
+                (Part { id: fill.id, count: fill.count, drives: false }, fill.first)
+            }
+            None => (state.start(number, want, self.capacity)?, number),
         };
-        Share { state: &self.state, fill }
+        Ok((part, first.saturating_add(part.count as u64)))
     }
 
-    async fn load(&self, fill: &Fill) -> Result<Vec<Page>, FsError> {
-        let result = self.load_pages(fill).await;
+    /// Puts what a request has loaded into the cache.
+    fn keep(&self, part: Part, first: u64, pages: Vec<Vec<u8>>) {
         let mut state = self.state.borrow_mut();
-        state.fills.retain(|other| !core::ptr::eq(&**other, fill));
-        match &result {
-            Ok(pages) => {
-                for (number, page) in (fill.first..).zip(pages) {
-                    state.pages.put(number, page.clone());
-                }
-                let room = self.capacity.saturating_sub(state.under_way());
-                state.trim(room.max(1));
-            }
-            Err(_) => self.count(|stats| stats.errors = stats.errors.wrapping_add(1)),
+        for (number, page) in (first..).zip(pages) {
+            state.pages.put(number, page);
         }
-        result
+        state.finish(part.id, Outcome::Over);
+        let room = self.capacity.saturating_sub(state.pages_under_way());
+        state.trim(room.max(1));
     }
 
-    async fn load_pages(&self, fill: &Fill) -> Result<Vec<Page>, FsError> {
-        let mut pages = Vec::with_capacity(fill.count);
-        for number in (fill.first..).take(fill.count) {
+    async fn load(&self, first: u64, count: usize) -> Result<Vec<Vec<u8>>, FsError> {
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(count).map_err(|_| FsError::NoMemory)?;
+        for number in (first..).take(count) {
             let left = self.size.saturating_sub(number.saturating_mul(PAGE));
             pages.push(super::zeroed(left.min(PAGE) as usize)?);
         }
+        let mut bufs: Vec<&mut [u8]> = Vec::new();
+        bufs.try_reserve_exact(count).map_err(|_| FsError::NoMemory)?;
+        bufs.extend(pages.iter_mut().map(Vec::as_mut_slice));
         self.count(|stats| {
             stats.requests = stats.requests.wrapping_add(1);
-            stats.pages_requested = stats.pages_requested.wrapping_add(pages.len() as u64);
+            stats.pages_requested = stats.pages_requested.wrapping_add(count as u64);
         });
-        let mut bufs: Vec<&mut [u8]> = pages.iter_mut().map(Vec::as_mut_slice).collect();
-        let sector = fill.first.saturating_mul(SECTORS_PER_PAGE);
-        self.source.read(sector, &mut bufs).await.map_err(FsError::Io)?;
-        Ok(pages.into_iter().map(Rc::new).collect())
+        self.source.read(first.saturating_mul(SECTORS_PER_PAGE), &mut bufs).await.map_err(FsError::Io)?;
+        drop(bufs);
+        Ok(pages)
     }
 
     fn count(&self, change: impl FnOnce(&mut CacheStats)) {
@@ -268,4 +343,10 @@ impl<B: BlockSource> PageCache<B> {
         change(&mut stats);
         self.stats.set(stats);
     }
+}
+
+fn copy_from(page: &[u8], within: usize, to: &mut [u8]) -> Result<(), FsError> {
+    let from = page.get(within..).and_then(|rest| rest.get(..to.len())).ok_or(PAST_END)?;
+    to.copy_from_slice(from);
+    Ok(())
 }

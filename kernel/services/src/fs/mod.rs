@@ -14,6 +14,7 @@ mod dir;
 mod inode;
 mod layout;
 mod map;
+mod pages;
 mod path;
 mod read_ahead;
 mod super_block;

@@ -64,6 +64,25 @@ fn readers_of_one_page_share_a_request() {
     assert_eq!(world.disk.completed.get(), 1);
 }
 
+/// And if it fails, all are told, not one after the other.
+#[test]
+fn readers_of_a_bad_page_share_its_error() {
+    let mut world = world(1, 64 * PAGE_SIZE);
+    *world.disk.bad_sectors.borrow_mut() = 9 * 8..9 * 8 + 1;
+    let done = Rc::new(Cell::new(0));
+    for _ in 0..72 {
+        let (cache, done) = (world.cache.clone(), done.clone());
+        let work = async move {
+            let result = cache.read(9 * PAGE_SIZE as u64, &mut [0; 40], 0).await;
+            assert_eq!(result, Err(FsError::Io(BlockError::Device)));
+            done.set(done.get() + 1);
+        };
+        world.pool.spawner().spawn_local(work).unwrap();
+    }
+    world.run();
+    assert_eq!((done.get(), world.disk.completed.get(), world.cache.stats().errors), (72, 1, 1));
+}
+
 /// Many tasks with random reads, read-ahead, errors and tasks that go away: whoever gets an answer gets the right one.
 #[test]
 fn many_readers_out_of_order() {
