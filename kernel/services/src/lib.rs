@@ -42,3 +42,4 @@ pub mod block;
 pub mod fs;
 pub mod http;
 pub mod net;
+mod text;

@@ -9,6 +9,7 @@ use common::client::{Client, Response, Then, responses};
 use common::{FaultKind, Machine, Tree, byte_at, quick_limits, server};
 use embassy_time::Timer;
 use futures::executor::block_on;
+use ringfence_services::block::BlockError;
 use ringfence_services::http::{End, FileError, Server};
 
 fn run(server: &Server<Tree, Machine>, client: &mut Client) -> End {
@@ -376,8 +377,8 @@ fn a_disk_that_fails() {
         assert!(got.text().contains("There is no disk."));
     }
     assert_eq!(get(&server_without, "/metrics", "").status, 200);
-    assert_eq!(get(&fails(FileError::Corrupt), "/a.txt", "").status, 500);
-    assert_eq!(get(&fails(FileError::Io), "/dir/", "").status, 500);
+    assert_eq!(get(&fails(FileError::Corrupt("it")), "/a.txt", "").status, 500);
+    assert_eq!(get(&fails(FileError::Io(BlockError::Device)), "/dir/", "").status, 500);
     assert_eq!(get(&fails(FileError::OutOfMemory), "/a.txt", "").status, 503);
 
     for kind in [FaultKind::Io, FaultKind::Corrupt] {

@@ -17,7 +17,7 @@ use common::{Machine, quick_limits};
 use futures::executor::block_on;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
 use ringfence_services::fs::{FileSystem, FsError, Node};
-use ringfence_services::http::{DirEntry, Disk, FileError, Files, Metadata, Server};
+use ringfence_services::http::{Disk, FileError, Files, Metadata, Names, Server};
 
 /// A disk that always answers at once, as a cache does.
 struct Image(File, u64);
@@ -95,14 +95,9 @@ impl Files for Counted {
         self.0.read_at(node, offset, buf).await
     }
 
-    async fn read_dir(
-        &self,
-        dir: &Node,
-        cursor: &mut u64,
-        entries: &mut Vec<DirEntry>,
-    ) -> Result<bool, FileError> {
+    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FileError> {
         self.1.set(self.1.get() + 1);
-        self.0.read_dir(dir, cursor, entries).await
+        self.0.read_dir(dir, cursor, names).await
     }
 }
 

@@ -2,12 +2,12 @@
 
 use core::fmt::Write as _;
 
-use alloc::string::String;
 use embassy_time::Instant;
 use embedded_io_async::{Read, Write};
 
-use super::{DeviceInfo, QueueInfo, System};
+use super::{DeviceInfo, QueueInfo, ROOM, System};
 use crate::http::{Broken, Request, Stats, Status, Stream, Wire};
+use crate::text::{Text, room};
 
 /// A counter that every queue has.
 type QueueCounter = (&'static str, &'static str, fn(&QueueInfo) -> u64);
@@ -28,22 +28,26 @@ pub(super) async fn send<S: System, C: Read + Write>(
 ) -> Result<(), Broken> {
     let mut stream = Stream::begin(wire, request, keep, "text/plain; version=0.0.4; charset=utf-8").await?;
     http(&mut stream.text, stats);
+    stream.pass().await?;
+    room(ROOM)?;
     memory(&mut stream.text, system);
     system.counters(&mut |name, help, value| single(&mut stream.text, name, help, value));
     single(&mut stream.text, "uptime_seconds", "Time since start.", Instant::now().as_secs());
     for (name, help, value) in QUEUE_COUNTERS {
         family(&mut stream.text, name, help);
         let mut index = 0_usize;
+        room(ROOM)?;
         while let Some(device) = system.device(index) {
             queues(&mut stream.text, name, &device, value);
             stream.pass().await?;
             index = index.saturating_add(1);
+            room(ROOM)?;
         }
     }
     stream.finish().await
 }
 
-fn http(out: &mut String, stats: &Stats) {
+fn http(out: &mut Text, stats: &Stats) {
     family(out, "http_requests_total", "Responses sent, by status code.");
     for status in Status::all() {
         let (code, count) = (status.code(), stats.responses(status));
@@ -55,7 +59,7 @@ fn http(out: &mut String, stats: &Stats) {
     single(out, "http_connections_active", "Connections open now.", stats.active.get());
 }
 
-fn memory<S: System>(out: &mut String, system: &S) {
+fn memory<S: System>(out: &mut Text, system: &S) {
     family(out, "frames", "Frames of 4 KiB, by owner.");
     for (owner, count) in system.frames() {
         let _ = write!(out, "ringfence_frames{{owner=");
@@ -67,7 +71,7 @@ fn memory<S: System>(out: &mut String, system: &S) {
     single(out, "heap_size_bytes", "Size of the kernel heap.", heap.size);
 }
 
-fn queues(out: &mut String, name: &str, device: &DeviceInfo, value: fn(&QueueInfo) -> u64) {
+fn queues(out: &mut Text, name: &str, device: &DeviceInfo, value: fn(&QueueInfo) -> u64) {
     for queue in &device.queues {
         let _ = write!(out, "ringfence_{name}{{device=");
         label(out, &device.address);
@@ -75,26 +79,28 @@ fn queues(out: &mut String, name: &str, device: &DeviceInfo, value: fn(&QueueInf
     }
 }
 
-fn single(out: &mut String, name: &str, help: &str, value: u64) {
+fn single(out: &mut Text, name: &str, help: &str, value: u64) {
     family(out, name, help);
     let _ = writeln!(out, "ringfence_{name} {value}");
 }
 
-fn family(out: &mut String, name: &str, help: &str) {
+fn family(out: &mut Text, name: &str, help: &str) {
     let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
     let _ = write!(out, "# HELP ringfence_{name} {help}\n# TYPE ringfence_{name} {kind}\n");
 }
 
 /// A quoted label value.
-fn label(out: &mut String, value: &str) {
-    out.push('"');
+fn label(out: &mut Text, value: &str) {
+    out.push_str("\"");
     for c in value.chars() {
         match c {
             '\\' => out.push_str("\\\\"),
             '"' => out.push_str("\\\""),
             '\n' => out.push_str("\\n"),
-            c => out.push(c),
+            c => {
+                let _ = out.write_char(c);
+            }
         }
     }
-    out.push('"');
+    out.push_str("\"");
 }

@@ -10,8 +10,12 @@ use embedded_io_async::{Read, Write};
 use serde::Serialize;
 
 use crate::http::{Broken, Head, Request, Stats, Status, Stream, Wire};
+use crate::text::room;
 
 const JSON: &str = "application/json";
+/// What a [`System`] may take of the heap to describe one device, or all frames and findings, and the JSON of that.
+/// It allocates without asking, so it is only asked when there is so much.
+const ROOM: usize = 32 << 10;
 
 /// One virtqueue of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -108,37 +112,44 @@ pub(crate) async fn answer<S: System, C: Read + Write>(
     path: &[u8],
     keep: bool,
 ) -> Result<(), Broken> {
+    // While nothing is said yet, there is still a better answer than a body cut short.
+    if room(ROOM).is_err() {
+        return Err(wire.give_up().await);
+    }
     match path {
         b"/metrics" => metrics::send(system, stats, wire, request, keep).await,
         b"/api/devices" => {
             let mut stream = Stream::begin(wire, request, keep, JSON).await?;
-            stream.text.push('[');
+            stream.text.push_str("[");
             let mut index = 0_usize;
+            room(ROOM)?;
             while let Some(device) = system.device(index) {
                 stream.text.push_str(if index == 0 { "\n" } else { ",\n" });
                 stream.text.push_str(&json(&device));
                 stream.pass().await?;
                 index = index.saturating_add(1);
+                room(ROOM)?;
             }
             stream.text.push_str("\n]\n");
             stream.finish().await
         }
         b"/api/memory" => {
+            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
+            room(ROOM)?;
             let findings = system.audit();
             let audit = Audit { ok: findings.is_empty(), findings };
             let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
-            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
-            stream.text = json(&memory);
-            stream.text.push('\n');
+            stream.text.push_str(&json(&memory));
+            stream.text.push_str("\n");
             stream.finish().await
         }
         _ => {
             let head = Head::new(Status::NotFound, !keep, !request.http_1_1);
             let (mime, body) = match path.starts_with(b"/api") {
-                true => (JSON, "{\"error\":\"there is nothing at this address\"}\n".to_string()),
-                false => ("text/plain; charset=utf-8", alloc::format!("{}\n", Status::NotFound)),
+                true => (JSON, "{\"error\":\"there is nothing at this address\"}\n"),
+                false => ("text/plain; charset=utf-8", "404 Not Found\n"),
             };
-            wire.respond(head, mime, &body, request.with_body()).await
+            wire.respond(head, mime, body, request.with_body()).await
         }
     }
 }

@@ -4,6 +4,7 @@ use super::inode::{Content, Kind, Node};
 use super::layout::{DirEntryHead, DirEntryTail, crc32c};
 use super::{FileSystem, FsError, NAME_MAX, corrupt, zeroed};
 use crate::block::BlockSource;
+use crate::text;
 use alloc::vec::Vec;
 use zerocopy::FromBytes;
 use zerocopy::little_endian::U32;
@@ -19,21 +20,27 @@ pub struct DirEntry<'a> {
     pub inode: u32,
     /// What it is, where the folder says so.
     pub kind: Option<Kind>,
+    /// The cursor with which [`FileSystem::read_dir`] goes on behind it.
+    pub next: u64,
 }
 
-/// Some entries of a folder: one block of it.
+/// Some entries of a folder: one block of it, or the rest of one.
 pub struct DirBlock {
     bytes: Vec<u8>,
+    /// Bytes that were passed before.
+    skipped: usize,
+    /// The cursor behind the block.
+    end: u64,
     has_file_type: bool,
 }
 
 impl DirBlock {
     /// The entries in the order of the disk. After an error there are no more.
     pub fn entries(&self) -> impl Iterator<Item = Result<DirEntry<'_>, FsError>> {
-        let mut rest = self.bytes.as_slice();
+        let mut rest = self.bytes.get(self.skipped..).unwrap_or_default();
         core::iter::from_fn(move || {
             while !rest.is_empty() {
-                match split_entry(rest, self.has_file_type) {
+                match split_entry(rest, self.has_file_type, self.end) {
                     Ok((entry, tail)) => {
                         rest = tail;
                         if entry.inode != 0 && !matches!(entry.name, b"." | b"..") {
@@ -58,8 +65,8 @@ fn check_name(entry: DirEntry<'_>) -> Result<DirEntry<'_>, FsError> {
     Ok(entry)
 }
 
-/// The first entry, and the bytes behind it: always fewer than before.
-fn split_entry(bytes: &[u8], has_file_type: bool) -> Result<(DirEntry<'_>, &[u8]), FsError> {
+/// The first entry, and the bytes behind it: always fewer than before. They end at `end` in the folder.
+fn split_entry(bytes: &[u8], has_file_type: bool, end: u64) -> Result<(DirEntry<'_>, &[u8]), FsError> {
     const WRONG: FsError = corrupt("a directory entry has a wrong length");
     let (head, names) = DirEntryHead::ref_from_prefix(bytes).map_err(|_| WRONG)?;
     let name_len = usize::from(head.name_len);
@@ -70,7 +77,8 @@ fn split_entry(bytes: &[u8], has_file_type: bool) -> Result<(DirEntry<'_>, &[u8]
     }
     let kind = if has_file_type { Kind::from_entry(head.file_type) } else { None };
     let (_, rest) = bytes.split_at_checked(len).ok_or(WRONG)?;
-    Ok((DirEntry { name, inode: head.inode.get(), kind }, rest))
+    let next = end.saturating_sub(rest.len() as u64);
+    Ok((DirEntry { name, inode: head.inode.get(), kind, next }, rest))
 }
 
 /// 64 KiB do not fit the field: they are written as 65535 or 0.
@@ -83,7 +91,8 @@ fn record_len(head: &DirEntryHead, bytes_left: usize) -> usize {
 
 impl<B: BlockSource> FileSystem<B> {
     /// Reads a folder piece by piece: start with a `cursor` of 0, and call again until there is `None`. At most one
-    /// block of the folder is in memory at a time.
+    /// block of the folder is in memory at a time. Who has not used all its entries goes on with [`DirEntry::next`] of
+    /// the last one used.
     ///
     /// # Errors
     /// [`FsError::NotADirectory`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`]. The cursor then stays
@@ -92,17 +101,19 @@ impl<B: BlockSource> FileSystem<B> {
         if node.kind() != Kind::Directory {
             return Err(FsError::NotADirectory);
         }
-        let bytes = match &node.content {
+        // Where the block starts in the folder, and its bytes.
+        let found = match &node.content {
             Content::Inline(data) => inline_entries(data, *cursor)?,
-            _ => self.dir_block(node, *cursor).await?,
+            _ => self.dir_block(node, *cursor >> self.geometry.block_bits).await?,
         };
-        if bytes.is_some() {
-            *cursor = cursor.saturating_add(1);
-        }
-        Ok(bytes.map(|bytes| DirBlock { bytes, has_file_type: self.geometry.has_file_type }))
+        let Some((start, bytes)) = found else { return Ok(None) };
+        let skipped = usize::try_from(cursor.saturating_sub(start)).unwrap_or(usize::MAX);
+        let end = start.saturating_add(bytes.len() as u64);
+        *cursor = end;
+        Ok(Some(DirBlock { bytes, skipped, end, has_file_type: self.geometry.has_file_type }))
     }
 
-    async fn dir_block(&self, node: &Node, number: u64) -> Result<Option<Vec<u8>>, FsError> {
+    async fn dir_block(&self, node: &Node, number: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
         let block_size = self.geometry.block_size;
         let offset = number.saturating_mul(block_size as u64);
         if offset >= node.size() {
@@ -119,7 +130,7 @@ impl<B: BlockSource> FileSystem<B> {
                 return Err(corrupt("a folder fails its checksum"));
             }
         }
-        Ok(Some(bytes))
+        Ok(Some((offset, bytes)))
     }
 
     /// The inode number of an entry of a folder.
@@ -141,16 +152,13 @@ impl<B: BlockSource> FileSystem<B> {
 }
 
 /// A small folder in its inode: the parent's inode number and entries in the first 60 bytes, more entries behind them.
-fn inline_entries(data: &[u8], cursor: u64) -> Result<Option<Vec<u8>>, FsError> {
-    let (first, second) = data.split_at_checked(60).unwrap_or((data, &[]));
-    let part = match cursor {
-        0 => first.get(4..).unwrap_or_default(),
-        1 => second,
-        _ => return Ok(None),
-    };
-    let mut bytes = zeroed(part.len())?;
-    bytes.copy_from_slice(part);
-    Ok(Some(bytes))
+fn inline_entries(data: &[u8], cursor: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
+    let (start, end) = if cursor < 60 { (4, 60) } else { (60, data.len()) };
+    if cursor >= data.len() as u64 {
+        return Ok(None);
+    }
+    let part = data.get(start..end.min(data.len())).unwrap_or_default();
+    Ok(Some((start as u64, text::bytes(part)?)))
 }
 
 /// Whether a block of a folder with a hash tree is a node of the tree: the first block is its root, and other nodes
@@ -192,7 +200,8 @@ mod tests {
     use super::*;
 
     fn names(bytes: Vec<u8>) -> Result<usize, FsError> {
-        DirBlock { bytes, has_file_type: true }.entries().try_fold(0, |count, entry| entry.map(|_| count + 1))
+        let block = DirBlock { end: bytes.len() as u64, bytes, skipped: 0, has_file_type: true };
+        block.entries().try_fold(0, |count, entry| entry.map(|_| count + 1))
     }
 
     /// No tool makes folders with an empty block of 64 KiB on demand.

@@ -24,6 +24,7 @@ pub use dir::{DirBlock, DirEntry};
 pub use inode::{Kind, Node, ROOT_INODE};
 
 use crate::block::{BlockError, BlockSource};
+use crate::text::NoMemory;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use core::fmt;
@@ -82,6 +83,12 @@ impl fmt::Display for FsError {
 }
 
 impl core::error::Error for FsError {}
+
+impl From<NoMemory> for FsError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
 
 const fn corrupt(what: &'static str) -> FsError {
     FsError::Corrupt(what)

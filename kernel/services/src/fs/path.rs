@@ -3,6 +3,7 @@
 use super::inode::{Content, Kind, Node, ROOT_INODE};
 use super::{FileSystem, FsError, PATH_MAX, corrupt, zeroed};
 use crate::block::BlockSource;
+use crate::text;
 use alloc::vec::Vec;
 
 /// Symbolic links followed in one look-up, as in Linux.
@@ -27,7 +28,7 @@ impl<B: BlockSource> FileSystem<B> {
         // The folders above `node`: where `..` leads to, without trusting the disk.
         let mut above: Vec<u32> = Vec::new();
         let mut links = 0usize;
-        let (mut path, mut at) = (path.to_vec(), 0usize);
+        let (mut path, mut at) = (text::bytes(path)?, 0usize);
         for _ in 0..MAX_STEPS {
             let left = path.get(at..).unwrap_or_default();
             if left.is_empty() {
@@ -51,10 +52,12 @@ impl<B: BlockSource> FileSystem<B> {
                     return Err(FsError::TooManyLinks);
                 }
                 let mut target = self.read_link(&child).await?;
-                target.extend_from_slice(path.get(end..).unwrap_or_default());
-                if target.len() > PATH_MAX {
+                let rest = path.get(end..).unwrap_or_default();
+                if target.len().saturating_add(rest.len()) > PATH_MAX {
                     return Err(FsError::NameTooLong);
                 }
+                target.try_reserve_exact(rest.len()).map_err(|_| FsError::NoMemory)?;
+                target.extend_from_slice(rest);
                 if target.starts_with(b"/") {
                     above.clear();
                     node = self.node(ROOT_INODE).await?;
@@ -63,6 +66,7 @@ impl<B: BlockSource> FileSystem<B> {
             } else if child.kind() != Kind::Directory && end < path.len() {
                 return Err(FsError::NotADirectory);
             } else {
+                above.try_reserve(1).map_err(|_| FsError::NoMemory)?;
                 above.push(node.inode());
                 node = child;
             }
@@ -77,11 +81,7 @@ impl<B: BlockSource> FileSystem<B> {
     pub async fn read_link(&self, node: &Node) -> Result<Vec<u8>, FsError> {
         let target = match &node.content {
             _ if node.kind() != Kind::Symlink => return Err(FsError::NotFound),
-            Content::Inline(data) => {
-                let mut copy = zeroed(data.len())?;
-                copy.copy_from_slice(data);
-                copy
-            }
+            Content::Inline(data) => text::bytes(data)?,
             _ => {
                 // `Node::parse` has bounded the size.
                 let mut target = zeroed(node.size() as usize)?;

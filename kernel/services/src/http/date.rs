@@ -1,10 +1,9 @@
 //! HTTP dates (RFC 9110 section 5.6.7), written only: a condition is compared as text.
 
-use alloc::string::String;
 use core::fmt::Write;
 
 /// Appends `seconds` since 1970 as an IMF-fixdate, e.g. `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub fn http_date(seconds: u64, out: &mut String) {
+pub fn http_date(seconds: u64, out: &mut impl Write) {
     const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -43,6 +42,7 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::string::String;
 
     #[test]
     fn dates() {

@@ -1,17 +1,16 @@
 //! [`Files`] on the ext4 file system of a disk.
 
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
+use alloc::rc::Rc;
 
 use async_lock::OnceCell;
 
-use super::{DirEntry, FileError, Files, Kind, Metadata};
-use crate::block::{BlockError, BlockSource};
+use super::{FileError, Files, Kind, Metadata, Names};
+use crate::block::BlockSource;
 use crate::fs::{self, FileSystem, FsError, Node};
 
 /// The disk that files are served from, or the reason why there is none.
 pub struct Disk<B> {
-    opened: OnceCell<Result<FileSystem<B>, String>>,
+    opened: OnceCell<Result<FileSystem<B>, Rc<str>>>,
 }
 
 impl<B: BlockSource> Disk<B> {
@@ -28,11 +27,11 @@ impl<B: BlockSource> Disk<B> {
     /// Why there are no files, as a sentence for a person.
     pub async fn open(&self, source: Option<B>, cache_bytes: usize) -> Result<&FileSystem<B>, &str> {
         let open = async {
-            let source = source.ok_or_else(|| "There is no disk.".to_string())?;
+            let source = source.ok_or_else(|| Rc::from("There is no disk."))?;
             let opened = FileSystem::open(source, cache_bytes).await;
-            opened.map_err(|error| alloc::format!("The disk cannot be used: {error}."))
+            opened.map_err(|error| alloc::format!("The disk cannot be used: {error}.").into())
         };
-        self.opened.get_or_init(|| open).await.as_ref().map_err(String::as_str)
+        self.opened.get_or_init(|| open).await.as_ref().map_err(|why| &**why)
     }
 
     /// The file system, once it is open.
@@ -60,12 +59,11 @@ impl From<FsError> for FileError {
             | FsError::NotAFile
             | FsError::TooManyLinks
             | FsError::NameTooLong => Self::NotFound,
-            FsError::Corrupt(_) => Self::Corrupt,
+            FsError::Corrupt(what) => Self::Corrupt(what),
             FsError::NoMemory => Self::OutOfMemory,
-            FsError::Io(BlockError::Device | BlockError::OutOfRange) => Self::Io,
-            FsError::Io(BlockError::Gone) | FsError::NotExt4 | FsError::Unsupported(_) => {
-                Self::Unavailable(error.to_string())
-            }
+            FsError::Io(error) => Self::Io(error),
+            FsError::Unsupported(what) => Self::Unsupported(what),
+            FsError::NotExt4 => Self::Corrupt("not an ext4 file system"),
         }
     }
 }
@@ -100,18 +98,17 @@ impl<B: BlockSource> Files for Disk<B> {
         Ok(self.ready().await?.read_at(node, offset, buf).await?)
     }
 
-    async fn read_dir(
-        &self,
-        dir: &Node,
-        cursor: &mut u64,
-        entries: &mut Vec<DirEntry>,
-    ) -> Result<bool, FileError> {
-        let Some(block) = self.ready().await?.read_dir(dir, cursor).await? else { return Ok(false) };
+    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FileError> {
+        let mut next = *cursor;
+        let Some(block) = self.ready().await?.read_dir(dir, &mut next).await? else { return Ok(false) };
         for entry in block.entries() {
             let entry = entry?;
-            let kind = entry.kind.map_or(Kind::Other, Kind::from);
-            entries.push(DirEntry { name: entry.name.to_vec(), kind });
+            if !names.push(entry.name, entry.kind.map_or(Kind::Other, Kind::from))? {
+                return Ok(true);
+            }
+            *cursor = entry.next;
         }
+        *cursor = next;
         Ok(true)
     }
 }

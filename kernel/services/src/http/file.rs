@@ -1,10 +1,10 @@
 //! Serving the tree of files: which response a path gets, and files themselves.
 
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
 
 use embedded_io_async::{Read, Write};
+use heapless::String;
 
 use super::date::http_date;
 use super::mime::content_type;
@@ -13,6 +13,8 @@ use super::range::{Selection, select};
 use super::response::{Broken, Head, Length, Wire};
 use super::{FileError, Files, Kind, Metadata, Method, Next, Request, Server, Status, listing, next};
 use crate::api::System;
+use crate::block::BlockError;
+use crate::text::Text;
 
 /// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next piece
 /// is read the socket's transmit buffer still holds the last one.
@@ -39,19 +41,29 @@ impl<F: Files, S: System> Server<F, S> {
         }
     }
 
-    async fn send_error<C: Read + Write>(
+    /// Tells the client as much as it needs to know, and the log why.
+    pub(super) async fn send_error<C: Read + Write>(
         &self,
         wire: &mut Wire<'_, C>,
         request: &Request,
         keep: bool,
         error: FileError,
     ) -> Result<Next, Broken> {
-        let (status, sentence) = match &error {
-            FileError::NotFound => (Status::NotFound, Status::NotFound.sentence()),
-            FileError::Unavailable(why) => (Status::Unavailable, why.as_str()),
-            FileError::OutOfMemory => (Status::Unavailable, Status::Unavailable.sentence()),
-            FileError::Corrupt => (Status::InternalError, "The file system on the disk is damaged here."),
-            FileError::Io => (Status::InternalError, Status::InternalError.sentence()),
+        let status = match &error {
+            FileError::NotFound => Status::NotFound,
+            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::OutOfMemory => {
+                Status::Unavailable
+            }
+            FileError::Io(BlockError::Gone) => Status::Unavailable,
+            FileError::Corrupt(_) | FileError::Io(_) => Status::InternalError,
+        };
+        if error != FileError::NotFound {
+            self.failures.note(&request.path, &status, &error);
+        }
+        let sentence: &dyn core::fmt::Display = match &error {
+            FileError::Corrupt(_) => &"The file system on the disk is damaged here.",
+            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::Io(BlockError::Gone) => &error,
+            _ => &status.sentence(),
         };
         let head = self.head(request, status, keep);
         self.error_page(wire, head, status, sentence, request.with_body()).await?;
@@ -67,10 +79,14 @@ impl<F: Files, S: System> Server<F, S> {
         path: &DiskPath,
         keep: bool,
     ) -> Result<Next, Broken> {
-        let mut location = String::new();
+        let mut location = Text::default();
         percent_encode(&path.path, &mut location);
-        location.push('/');
+        location.push_str("/");
         location.push_str(&request.query);
+        let location = match location.whole() {
+            Ok(location) => location,
+            Err(error) => return self.send_error(wire, request, keep, error.into()).await,
+        };
         let head = self.head(request, Status::MovedPermanently, keep).field("Location", location);
         self.error(wire, request, keep, head, Status::MovedPermanently).await
     }
@@ -83,7 +99,10 @@ impl<F: Files, S: System> Server<F, S> {
         dir: &F::Node,
         keep: bool,
     ) -> Result<Next, Broken> {
-        let index = path.child(b"index.html");
+        let index = match path.child(b"index.html") {
+            Ok(index) => index,
+            Err(error) => return self.send_error(wire, request, keep, error.into()).await,
+        };
         match self.files.lookup(&index).await {
             Ok(node) if self.files.metadata(&node).kind == Kind::File => {
                 return self.send_file(wire, request, &index, &node, keep).await;
@@ -112,7 +131,7 @@ impl<F: Files, S: System> Server<F, S> {
         let version = Version::of(&metadata);
         if version.is_held_by(request) {
             let head = version.describe(self.head(request, Status::NotModified, keep));
-            wire.send(head.finish(wire.stats, Length::None).as_bytes()).await?;
+            wire.send_head(head, Length::None).await?;
             return Ok(next(keep));
         }
         let range = request.range.as_deref().filter(|_| version.allows_range(request));
@@ -134,7 +153,7 @@ impl<F: Files, S: System> Server<F, S> {
         }
         let head = head.field("Content-Type", content_type(path));
         if request.method == Method::Head || length == 0 {
-            wire.send(head.finish(wire.stats, Length::Known(length)).as_bytes()).await?;
+            wire.send_head(head, Length::Known(length)).await?;
             return Ok(next(keep));
         }
         self.send_body(wire, request, node, head, start..end, keep).await
@@ -161,22 +180,22 @@ impl<F: Files, S: System> Server<F, S> {
         let mut head = Some(head);
         while offset < bytes.end {
             let left = usize::try_from(bytes.end.saturating_sub(offset)).unwrap_or(PIECE);
-            let piece = buffer.get_mut(..left.min(size)).ok_or(Broken)?;
+            let piece = buffer.get_mut(..left.min(size)).ok_or(Broken::Lost)?;
             let read = match self.files.read_at(node, offset, piece).await {
                 // Shorter than its inode says.
-                Ok(0) => Err(FileError::Corrupt),
+                Ok(0) => Err(FileError::Corrupt("a file is shorter than its inode says")),
                 other => other,
             };
             match (read, head.take()) {
                 (Ok(n), head) => {
                     if let Some(head) = head {
-                        wire.send(head.finish(wire.stats, Length::Known(length)).as_bytes()).await?;
+                        wire.send_head(head, Length::Known(length)).await?;
                     }
-                    wire.send(piece.get(..n).ok_or(Broken)?).await?;
+                    wire.send(piece.get(..n).ok_or(Broken::Lost)?).await?;
                     offset = offset.saturating_add(n as u64);
                 }
                 (Err(error), Some(_)) => return self.send_error(wire, request, keep, error).await,
-                (Err(_), None) => return Err(Broken),
+                (Err(error), None) => return Err(Broken::Cut(error)),
             }
         }
         Ok(next(keep))
@@ -185,8 +204,9 @@ impl<F: Files, S: System> Server<F, S> {
 
 /// What tells one version of a file from another.
 struct Version {
-    etag: String,
-    modified: Option<String>,
+    /// Three numbers in hexadecimal.
+    etag: String<64>,
+    modified: Option<String<32>>,
 }
 
 impl Version {
@@ -218,16 +238,15 @@ impl Version {
                 .split(',')
                 .map(str::trim)
                 .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.etag),
-            (None, Some(date)) => self.modified.as_ref() == Some(date),
+            (None, Some(date)) => self.modified.as_deref() == Some(date.as_str()),
             (None, None) => false,
         }
     }
 
     /// Whether a range may be served: no `If-Range`, or one that names this version.
     fn allows_range(&self, request: &Request) -> bool {
-        request
-            .if_range
-            .as_ref()
-            .is_none_or(|known| *known == self.etag || Some(known) == self.modified.as_ref())
+        request.if_range.as_ref().is_none_or(|known| {
+            known.as_str() == self.etag.as_str() || Some(known.as_str()) == self.modified.as_deref()
+        })
     }
 }

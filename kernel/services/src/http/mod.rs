@@ -5,6 +5,7 @@
 
 mod date;
 mod disk;
+mod failures;
 mod file;
 mod files;
 mod listing;
@@ -18,8 +19,8 @@ mod status;
 mod worker;
 
 pub use disk::Disk;
-pub use files::{DirEntry, FileError, Files, Kind, Metadata};
-pub use path::{BadPath, DiskPath, html_escape, percent_encode};
+pub use files::{FileError, Files, Kind, Metadata, Names};
+pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
 pub use stats::{Counter, Gauge, Stats};
@@ -27,12 +28,15 @@ pub use status::Status;
 pub use worker::worker;
 
 use alloc::vec::Vec;
+use core::fmt::{self, Write as _};
 
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
 use crate::api::{self, System};
+use crate::text::{NoMemory, Text};
+use failures::Failures;
 use request::{MAX_HEAD, Parsed};
 
 /// Bytes of an unwanted request body that are skipped to keep the connection.
@@ -89,12 +93,13 @@ pub struct Server<F, S> {
     system: S,
     limits: Limits,
     stats: Stats,
+    failures: Failures,
 }
 
 impl<F: Files, S: System> Server<F, S> {
     /// A server with all counters at zero.
     pub fn new(files: F, system: S, limits: Limits) -> Self {
-        Self { files, system, limits, stats: Stats::default() }
+        Self { files, system, limits, stats: Stats::default(), failures: Failures::default() }
     }
 
     /// Where files come from.
@@ -123,7 +128,7 @@ impl<F: Files, S: System> Server<F, S> {
             match self.answer(&mut wire, &request, keep).await {
                 Ok(Next::Request) => {}
                 Ok(Next::Close) => return End::Drain,
-                Err(Broken) => return End::Abort,
+                Err(broken) => return self.part(&request, broken),
             }
             let skipping = skip_body(&mut wire, &mut received, &request.body);
             if !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(()))) {
@@ -147,7 +152,9 @@ impl<F: Files, S: System> Server<F, S> {
                 Parsed::Complete(request, length) => {
                     received.drain(..length);
                     // An idle connection holds no buffer.
-                    received.shrink_to_fit();
+                    if received.is_empty() {
+                        *received = Vec::new();
+                    }
                     return Ok(request);
                 }
                 Parsed::Refused(status) => return Err(Stop::With(status)),
@@ -171,7 +178,8 @@ impl<F: Files, S: System> Server<F, S> {
                 Ok(Ok(0)) if received.is_empty() => return Err(Stop::Silently(End::Close)),
                 // The client has finished sending in the middle of a head.
                 Ok(Ok(0)) => return Err(Stop::With(Status::BadRequest)),
-                Ok(Err(Broken)) => return Err(Stop::Silently(End::Abort)),
+                Ok(Err(Broken::Lost)) => return Err(Stop::Silently(End::Abort)),
+                Ok(Err(_)) => return Err(Stop::With(Status::Unavailable)),
                 Ok(Ok(_)) if first => start = Instant::now(),
                 Ok(Ok(_)) | Err(_) => {}
             }
@@ -179,10 +187,28 @@ impl<F: Files, S: System> Server<F, S> {
     }
 
     async fn refuse<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
+        if status == Status::Unavailable {
+            self.failures.note("a request's head", &status, &FileError::OutOfMemory);
+        }
         let head = Head::new(status, true, false);
         match self.error_page(wire, head, status, status.sentence(), true).await {
-            Ok(()) => End::Drain,
-            Err(Broken) => End::Abort,
+            Ok(()) | Err(Broken::Refused) => End::Drain,
+            Err(_) => End::Abort,
+        }
+    }
+
+    /// Ends a connection whose response is not complete.
+    fn part(&self, request: &Request, broken: Broken) -> End {
+        match broken {
+            Broken::Lost => End::Abort,
+            Broken::Cut(why) => {
+                self.failures.note(&request.path, &"cut short", &why);
+                End::Abort
+            }
+            Broken::Refused => {
+                self.failures.note(&request.path, &Status::Unavailable, &FileError::OutOfMemory);
+                End::Drain
+            }
         }
     }
 
@@ -203,9 +229,15 @@ impl<F: Files, S: System> Server<F, S> {
                 return self.error(wire, request, keep, head, Status::NotImplemented).await;
             }
         }
-        let Ok(path) = DiskPath::decode(&request.path) else {
-            let head = self.head(request, Status::BadRequest, keep);
-            return self.error(wire, request, keep, head, Status::BadRequest).await;
+        let path = match DiskPath::decode(&request.path) {
+            Ok(path) => path,
+            Err(PathError::Invalid) => {
+                let head = self.head(request, Status::BadRequest, keep);
+                return self.error(wire, request, keep, head, Status::BadRequest).await;
+            }
+            Err(PathError::NoMemory) => {
+                return self.send_error(wire, request, keep, FileError::OutOfMemory).await;
+            }
         };
         if api::is_reserved(&path.path) {
             // Old clients know no chunked encoding: the close marks the end.
@@ -238,11 +270,15 @@ impl<F: Files, S: System> Server<F, S> {
         wire: &mut Wire<'_, C>,
         head: Head,
         status: Status,
-        sentence: &str,
+        sentence: impl fmt::Display,
         with_body: bool,
     ) -> Result<(), Broken> {
-        let body = alloc::format!("{status}\n{sentence}\n");
-        wire.respond(head, "text/plain; charset=utf-8", &body, with_body).await
+        let mut body = Text::default();
+        let _ = write!(body, "{status}\n{sentence}\n");
+        match body.whole() {
+            Ok(body) => wire.respond(head, "text/plain; charset=utf-8", body, with_body).await,
+            Err(NoMemory) => Err(wire.give_up().await),
+        }
     }
 }
 
@@ -274,10 +310,10 @@ fn next(keep: bool) -> Next {
 async fn read_more<C: Read + Write>(wire: &mut Wire<'_, C>, received: &mut Vec<u8>) -> Result<usize, Broken> {
     let mut piece = [0; 512];
     let room = MAX_HEAD.saturating_sub(received.len()).min(piece.len());
-    let buf = piece.get_mut(..room).ok_or(Broken)?;
-    let n = wire.conn.read(buf).await.map_err(|_| Broken)?;
-    let new = buf.get(..n).ok_or(Broken)?;
-    received.try_reserve(n).map_err(|_| Broken)?;
+    let buf = piece.get_mut(..room).ok_or(Broken::Lost)?;
+    let n = wire.conn.read(buf).await.map_err(|_| Broken::Lost)?;
+    let new = buf.get(..n).ok_or(Broken::Lost)?;
+    received.try_reserve(n).map_err(|_| NoMemory)?;
     received.extend_from_slice(new);
     wire.stats.received.add(n);
     Ok(n)
@@ -289,8 +325,8 @@ async fn skip_body<C: Read + Write>(
     received: &mut Vec<u8>,
     body: &Body,
 ) -> Result<(), Broken> {
-    let Body::Length(length) = *body else { return Err(Broken) };
-    let mut left = usize::try_from(length).map_err(|_| Broken)?;
+    let Body::Length(length) = *body else { return Err(Broken::Lost) };
+    let mut left = usize::try_from(length).map_err(|_| Broken::Lost)?;
     loop {
         let here = left.min(received.len());
         received.drain(..here);
@@ -299,7 +335,7 @@ async fn skip_body<C: Read + Write>(
             return Ok(());
         }
         if read_more(wire, received).await? == 0 {
-            return Err(Broken);
+            return Err(Broken::Lost);
         }
     }
 }

@@ -1,11 +1,24 @@
 //! Paths: from a request target to a path on the disk and back, and text safe inside HTML.
 
-use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Write;
 
-/// The target is not one that can name a file: bad percent-encoding, NUL, a `..` in any disguise.
+use crate::text::NoMemory;
+
+/// Why a target gives no path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadPath;
+pub enum PathError {
+    /// It is not one that can name a file: bad percent-encoding, NUL, a `..` in any disguise.
+    Invalid,
+    /// There is no memory for the path.
+    NoMemory,
+}
+
+impl From<NoMemory> for PathError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
 
 /// A decoded path: absolute, single slashes, no `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,13 +32,13 @@ pub struct DiskPath {
 impl DiskPath {
     /// Decodes the path part of a target (without the query). `..` is refused and never resolved; so is what some
     /// other program would take for it, with backslashes as separators.
-    pub fn decode(target: &str) -> Result<Self, BadPath> {
+    pub fn decode(target: &str) -> Result<Self, PathError> {
         let decoded = percent_decode(target.as_bytes())?;
         let hidden = |part: &[u8]| part.split(|&b| b == b'\\').any(|piece| piece == b"..");
         if !decoded.starts_with(b"/") || decoded.contains(&0) || decoded.split(|&b| b == b'/').any(hidden) {
-            return Err(BadPath);
+            return Err(PathError::Invalid);
         }
-        let mut path = Vec::with_capacity(decoded.len());
+        let mut path = empty(decoded.len().max(1))?;
         for part in decoded.split(|&b| b == b'/').filter(|part| !part.is_empty() && *part != b".") {
             path.push(b'/');
             path.extend_from_slice(part);
@@ -38,18 +51,26 @@ impl DiskPath {
     }
 
     /// The path of `name` in this directory.
-    pub fn child(&self, name: &[u8]) -> Vec<u8> {
-        let mut path = self.path.clone();
+    pub fn child(&self, name: &[u8]) -> Result<Vec<u8>, NoMemory> {
+        let mut path = empty(self.path.len().saturating_add(1).saturating_add(name.len()))?;
+        path.extend_from_slice(&self.path);
         if !path.ends_with(b"/") {
             path.push(b'/');
         }
         path.extend_from_slice(name);
-        path
+        Ok(path)
     }
 }
 
-fn percent_decode(encoded: &[u8]) -> Result<Vec<u8>, BadPath> {
-    let mut out = Vec::with_capacity(encoded.len());
+/// Room for `bytes` bytes.
+fn empty(bytes: usize) -> Result<Vec<u8>, NoMemory> {
+    let mut empty = Vec::new();
+    empty.try_reserve_exact(bytes).map_err(|_| NoMemory)?;
+    Ok(empty)
+}
+
+fn percent_decode(encoded: &[u8]) -> Result<Vec<u8>, PathError> {
+    let mut out = empty(encoded.len())?;
     let mut rest = encoded;
     while let Some((&byte, tail)) = rest.split_first() {
         rest = tail;
@@ -57,44 +78,50 @@ fn percent_decode(encoded: &[u8]) -> Result<Vec<u8>, BadPath> {
             out.push(byte);
             continue;
         }
-        let (digits, tail) = rest.split_at_checked(2).ok_or(BadPath)?;
-        let digit = |b: u8| char::from(b).to_digit(16).ok_or(BadPath);
+        let (digits, tail) = rest.split_at_checked(2).ok_or(PathError::Invalid)?;
+        let digit = |b: u8| char::from(b).to_digit(16).ok_or(PathError::Invalid);
         let mut value = 0_u32;
         for &b in digits {
             value = (value << 4) | digit(b)?;
         }
-        out.push(u8::try_from(value).map_err(|_| BadPath)?);
+        out.push(u8::try_from(value).map_err(|_| PathError::Invalid)?);
         rest = tail;
     }
     Ok(out)
 }
 
 /// Appends `bytes` so that they are one path of a URL: everything but unreserved characters and `/` is encoded.
-pub fn percent_encode(bytes: &[u8], out: &mut String) {
-    const DIGITS: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
-    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or('0');
+/// Errors of `out` are its own business.
+pub fn percent_encode(bytes: &[u8], out: &mut impl Write) {
     for &byte in bytes {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => {
-                out.push(char::from(byte));
+                let _ = out.write_char(char::from(byte));
             }
-            _ => out.extend(['%', digit(byte >> 4), digit(byte & 15)]),
+            _ => {
+                let digit =
+                    |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0').to_ascii_uppercase();
+                let _ = ['%', digit(byte >> 4), digit(byte & 15)].map(|c| out.write_char(c));
+            }
         }
     }
 }
 
-/// Appends `bytes` as HTML text or as a quoted attribute value. What is not UTF-8 becomes U+FFFD.
-pub fn html_escape(bytes: &[u8], out: &mut String) {
-    for c in String::from_utf8_lossy(bytes).chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
+/// Appends `bytes` as HTML text or as a quoted attribute value. What is not UTF-8 becomes U+FFFD. Errors of `out` are
+/// its own business.
+pub fn html_escape(bytes: &[u8], out: &mut impl Write) {
+    for chunk in bytes.utf8_chunks() {
+        let invalid = if chunk.invalid().is_empty() { "" } else { "\u{fffd}" };
+        for c in chunk.valid().chars().chain(invalid.chars()) {
+            let _ = match c {
+                '&' => out.write_str("&amp;"),
+                '<' => out.write_str("&lt;"),
+                '>' => out.write_str("&gt;"),
+                '"' => out.write_str("&quot;"),
+                '\'' => out.write_str("&#39;"),
+                c if c.is_control() => out.write_char('\u{fffd}'),
+                c => out.write_char(c),
+            };
         }
     }
 }
@@ -103,7 +130,7 @@ pub fn html_escape(bytes: &[u8], out: &mut String) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::string::ToString;
+    use std::string::{String, ToString};
 
     fn decoded(target: &str) -> Option<(Vec<u8>, bool)> {
         DiskPath::decode(target).ok().map(|p| (p.path, p.slash))

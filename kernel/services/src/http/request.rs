@@ -1,9 +1,10 @@
 //! Reading a request head: what this server needs of it, or the status that refuses it.
 
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use httparse::{Error, Header};
 
 use super::Status;
+use crate::text;
 
 /// Most header fields in a request.
 const MAX_HEADERS: usize = 64;
@@ -126,15 +127,15 @@ fn check(head: &httparse::Request<'_, '_>) -> Result<Request, Status> {
     };
     Ok(Request {
         method,
-        path: path.to_string(),
-        query: query.to_string(),
+        path: copy(path)?,
+        query: copy(query)?,
         http_1_1,
         keep_alive: keep_alive(head.headers, http_1_1)?,
         body: body(head.headers)?,
-        range: single(head.headers, "range").filter(|_| method == Method::Get),
-        if_range: single(head.headers, "if-range"),
-        if_none_match: joined(head.headers, "if-none-match"),
-        if_modified_since: single(head.headers, "if-modified-since"),
+        range: single(head.headers, "range")?.filter(|_| method == Method::Get),
+        if_range: single(head.headers, "if-range")?,
+        if_none_match: joined(head.headers, "if-none-match")?,
+        if_modified_since: single(head.headers, "if-modified-since")?,
     })
 }
 
@@ -159,23 +160,32 @@ fn values<'a>(
 }
 
 /// The value of a field that makes sense only once; repeated or unreadable ones are as good as absent.
-fn single(headers: &[Header<'_>], name: &'static str) -> Option<String> {
+fn single(headers: &[Header<'_>], name: &'static str) -> Result<Option<String>, Status> {
     let mut values = values(headers, name);
     match (values.next(), values.next()) {
-        (Some(Ok(value)), None) => Some(value.to_string()),
-        _ => None,
+        (Some(Ok(value)), None) => copy(value).map(Some),
+        _ => Ok(None),
     }
 }
 
-fn joined(headers: &[Header<'_>], name: &'static str) -> Option<String> {
+fn joined(headers: &[Header<'_>], name: &'static str) -> Result<Option<String>, Status> {
     let mut all: Option<String> = None;
     for value in values(headers, name).flatten() {
         match &mut all {
-            Some(all) => all.extend([", ", value]),
-            None => all = Some(value.to_string()),
+            Some(all) => {
+                all.try_reserve(value.len().saturating_add(2)).map_err(|_| Status::Unavailable)?;
+                all.push_str(", ");
+                all.push_str(value);
+            }
+            None => all = Some(copy(value)?),
         }
     }
-    all
+    Ok(all)
+}
+
+/// A copy of a part of the head; without memory for it the request is refused.
+fn copy(part: &str) -> Result<String, Status> {
+    text::string(part).map_err(|_| Status::Unavailable)
 }
 
 /// RFC 9112 section 3.2: exactly one `Host` with a valid value in HTTP/1.1, at most one in HTTP/1.0.

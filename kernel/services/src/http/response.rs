@@ -1,19 +1,38 @@
 //! Writing responses: one head format, bodies of known length, and bodies made piece by piece.
 
-use alloc::string::String;
 use core::fmt::{self, Write as _};
 
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 
-use super::{Request, Stats, Status};
+use super::{FileError, Request, Stats, Status};
+use crate::text::{NoMemory, Text};
 
-/// The connection is of no more use: the peer is gone, too slow, or got a body cut short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken;
+/// The connection is of no more use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The peer is gone, or too slow.
+    Lost,
+    /// The rest of a response cannot be had: only a reset can still tell the client.
+    Cut(FileError),
+    /// There is no memory for a response, and that is all the client was told: see [`Wire::give_up`].
+    Refused,
+}
+
+impl From<NoMemory> for Broken {
+    fn from(_: NoMemory) -> Self {
+        Self::Cut(FileError::OutOfMemory)
+    }
+}
 
 /// A piece of a chunked body is sent when it has grown to this many bytes.
 const CHUNK: usize = 4 << 10;
+/// Room for a chunk and the entry of a folder that makes it full.
+const CHUNK_ROOM: usize = CHUNK + (4 << 10);
+/// Room for most heads.
+const HEAD_ROOM: usize = 320;
+/// A response that needs no memory.
+const GIVE_UP: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// The client's side of a connection, with time limit and byte counts.
 pub struct Wire<'a, C> {
@@ -33,7 +52,33 @@ impl<C: Read + Write> Wire<'_, C> {
                 self.stats.sent.add(bytes.len());
                 Ok(())
             }
-            _ => Err(Broken),
+            _ => Err(Broken::Lost),
+        }
+    }
+
+    /// Sends the head of a response.
+    pub async fn send_head(&mut self, head: Head, length: Length) -> Result<(), Broken> {
+        let (status, text) = head.finish(length);
+        self.send_first(status, &text).await
+    }
+
+    /// Sends the start of a response, if it is whole.
+    async fn send_first(&mut self, status: Status, text: &Text) -> Result<(), Broken> {
+        match text.whole() {
+            Ok(text) => {
+                self.stats.response(status);
+                self.send(text.as_bytes()).await
+            }
+            Err(NoMemory) => Err(self.give_up().await),
+        }
+    }
+
+    /// Answers a request for which there is no memory, not even for an error page.
+    pub async fn give_up(&mut self) -> Broken {
+        self.stats.response(Status::Unavailable);
+        match self.send(GIVE_UP).await {
+            Ok(()) => Broken::Refused,
+            Err(broken) => broken,
         }
     }
 
@@ -45,11 +90,12 @@ impl<C: Read + Write> Wire<'_, C> {
         body: &str,
         with_body: bool,
     ) -> Result<(), Broken> {
-        let mut text = head.field("Content-Type", mime).finish(self.stats, Length::Known(body.len() as u64));
+        let length = Length::Known(body.len() as u64);
+        let (status, mut text) = head.field("Content-Type", mime).finish(length);
         if with_body {
             text.push_str(body);
         }
-        self.send(text.as_bytes()).await
+        self.send_first(status, &text).await
     }
 }
 
@@ -67,13 +113,14 @@ pub enum Length {
 /// A response head under construction.
 pub struct Head {
     status: Status,
-    text: String,
+    text: Text,
 }
 
 impl Head {
     /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old client.
     pub fn new(status: Status, close: bool, http_1_0: bool) -> Self {
-        let mut text = String::with_capacity(320);
+        // Without memory for this, the text is cut and never sent.
+        let mut text = Text::with_capacity(HEAD_ROOM).unwrap_or_default();
         let _ = write!(text, "HTTP/1.1 {status}\r\n");
         let head = Self { status, text };
         match (close, http_1_0) {
@@ -89,17 +136,14 @@ impl Head {
         self
     }
 
-    /// Counts the response and returns its head.
-    pub fn finish(self, stats: &Stats, length: Length) -> String {
-        stats.response(self.status);
-        let mut text = match length {
+    fn finish(self, length: Length) -> (Status, Text) {
+        let Self { status, mut text } = match length {
             Length::Known(length) => self.field("Content-Length", length),
             Length::Chunked => self.field("Transfer-Encoding", "chunked"),
             Length::None => self,
-        }
-        .text;
+        };
         text.push_str("\r\n");
-        text
+        (status, text)
     }
 }
 
@@ -108,7 +152,7 @@ impl Head {
 pub struct Stream<'a, 'w, C> {
     wire: &'a mut Wire<'w, C>,
     /// What was not sent yet.
-    pub text: String,
+    pub text: Text,
     length: Length,
     with_body: bool,
 }
@@ -123,9 +167,10 @@ impl<'a, 'w, C: Read + Write> Stream<'a, 'w, C> {
     ) -> Result<Self, Broken> {
         let length = if request.http_1_1 { Length::Chunked } else { Length::None };
         let head = Head::new(Status::Ok, !keep, !request.http_1_1).field("Content-Type", mime);
-        let text = head.field("Cache-Control", "no-cache").finish(wire.stats, length);
-        wire.send(text.as_bytes()).await?;
-        Ok(Self { wire, text: String::new(), length, with_body: request.with_body() })
+        // Before the head: while it is not sent, there is still a better answer than a body cut short.
+        let Ok(text) = Text::with_capacity(CHUNK_ROOM) else { return Err(wire.give_up().await) };
+        wire.send_head(head.field("Cache-Control", "no-cache"), length).await?;
+        Ok(Self { wire, text, length, with_body: request.with_body() })
     }
 
     /// Sends what has gathered if it is enough for a chunk.
@@ -134,18 +179,21 @@ impl<'a, 'w, C: Read + Write> Stream<'a, 'w, C> {
     }
 
     async fn send(&mut self) -> Result<(), Broken> {
-        let text = core::mem::take(&mut self.text);
-        if text.is_empty() || !self.with_body {
-            return Ok(());
+        let text = self.text.whole()?;
+        if !text.is_empty() && self.with_body {
+            if self.length == Length::Chunked {
+                let mut size = heapless::String::<20>::new();
+                // 16 digits at most.
+                let _ = write!(size, "{:x}\r\n", text.len());
+                self.wire.send(size.as_bytes()).await?;
+            }
+            self.wire.send(text.as_bytes()).await?;
+            if self.length == Length::Chunked {
+                self.wire.send(b"\r\n").await?;
+            }
         }
-        if self.length != Length::Chunked {
-            return self.wire.send(text.as_bytes()).await;
-        }
-        let mut size = String::new();
-        let _ = write!(size, "{:x}\r\n", text.len());
-        self.wire.send(size.as_bytes()).await?;
-        self.wire.send(text.as_bytes()).await?;
-        self.wire.send(b"\r\n").await
+        self.text.clear();
+        Ok(())
     }
 
     /// Sends the rest and the end.

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ringfence_services::api::{DeviceInfo, Heap, QueueInfo, System};
-use ringfence_services::http::{DirEntry, FileError, Files, Kind, Limits, Metadata, Server};
+use ringfence_services::block::BlockError;
+use ringfence_services::http::{FileError, Files, Kind, Limits, Metadata, Names, Server};
 
 /// Files in memory, with faults on demand.
 #[derive(Default)]
@@ -101,8 +102,10 @@ impl Files for Tree {
             embassy_time::Timer::after_micros(delay.as_micros() as u64).await;
         }
         match self.read_fault.get() {
-            Some((from, FaultKind::Io)) if offset >= from => return Err(FileError::Io),
-            Some((from, FaultKind::Corrupt)) if offset >= from => return Err(FileError::Corrupt),
+            Some((from, FaultKind::Io)) if offset >= from => return Err(FileError::Io(BlockError::Device)),
+            Some((from, FaultKind::Corrupt)) if offset >= from => {
+                return Err(FileError::Corrupt("as asked for"));
+            }
             _ => {}
         }
         let n = node.size.saturating_sub(offset).min(buf.len() as u64) as usize;
@@ -113,12 +116,7 @@ impl Files for Tree {
         Ok(n)
     }
 
-    async fn read_dir(
-        &self,
-        dir: &TreeNode,
-        cursor: &mut u64,
-        entries: &mut Vec<DirEntry>,
-    ) -> Result<bool, FileError> {
+    async fn read_dir(&self, dir: &TreeNode, cursor: &mut u64, names: &mut Names) -> Result<bool, FileError> {
         self.check()?;
         let prefix = [&dir.path[..], if dir.path == b"/" { b"" } else { b"/" }].concat();
         let mut children = BTreeMap::new();
@@ -127,12 +125,15 @@ impl Files for Tree {
             let child = parts.next().unwrap().to_vec();
             children.insert(child, if parts.next().is_some() { Kind::Directory } else { Kind::File });
         }
-        let before = entries.len();
-        entries.extend(
-            children.into_iter().skip(*cursor as usize).take(7).map(|(name, kind)| DirEntry { name, kind }),
-        );
-        *cursor += (entries.len() - before) as u64;
-        Ok(entries.len() > before)
+        let mut left = children.into_iter().skip(*cursor as usize).take(7).peekable();
+        let more = left.peek().is_some();
+        for (name, kind) in left {
+            if !names.push(&name, kind)? {
+                break;
+            }
+            *cursor += 1;
+        }
+        Ok(more)
     }
 }
 
@@ -141,6 +142,8 @@ impl Files for Tree {
 pub struct Machine {
     pub findings: Vec<String>,
     pub many: usize,
+    /// Counters besides the usual one.
+    pub counters: Vec<(&'static str, &'static str, u64)>,
 }
 
 impl System for Machine {
@@ -186,7 +189,14 @@ impl System for Machine {
 
     fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
         emit("cache_hits_total", "Reads answered from the cache.", 7);
+        self.counters.iter().for_each(|(name, help, value)| emit(name, help, *value));
     }
+}
+
+/// Says that a test cannot run here, in the words that `xtask` reads. Not by `eprint!`, which libtest swallows.
+pub fn skip(test: &str, why: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "\ntest-skipped: {test}: {why}");
 }
 
 /// Short limits, so that tests of slowness are quick.

@@ -1,0 +1,120 @@
+//! What the log says about requests that failed, and how much.
+
+mod common;
+
+use std::cell::RefCell;
+use std::sync::Once;
+use std::time::Duration;
+
+use common::client::{Client, Then, responses};
+use common::{FaultKind, Machine, Tree, server};
+use futures::executor::block_on;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use ringfence_services::block::BlockError;
+use ringfence_services::http::{FileError, Server};
+
+thread_local! {
+    /// Each test runs on a thread of its own.
+    static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Logger;
+
+impl Log for Logger {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        assert_eq!(record.level(), Level::Warn);
+        LINES.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// The status of one request, if there was an answer, and what the log said meanwhile.
+fn ask(server: &Server<Tree, Machine>, target: &str) -> (Option<u16>, Vec<String>) {
+    static LOGGING: Once = Once::new();
+    LOGGING.call_once(|| {
+        log::set_logger(&Logger).unwrap();
+        log::set_max_level(LevelFilter::Info);
+    });
+    let request = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
+    let mut client = Client::new(request.as_bytes(), Then::Finish);
+    block_on(server.serve(&mut client, || false));
+    let is_whole = client.output.len() < 1000;
+    (is_whole.then(|| responses(&client.output, &[])[0].status), LINES.take())
+}
+
+fn site() -> Tree {
+    Tree::default().with("/dir/a b.txt", "0123456789").with_generated("/big.bin", 1_000_000)
+}
+
+fn failing(error: FileError) -> Server<Tree, Machine> {
+    let tree = site();
+    *tree.fault.borrow_mut() = Some(error);
+    server(tree)
+}
+
+#[test]
+fn a_failure_is_logged_with_its_reason() {
+    for (error, status, reason) in [
+        (FileError::Corrupt("a folder fails its checksum"), 500, "a folder fails its checksum"),
+        (FileError::Io(BlockError::Device), 500, "the disk reported an error"),
+        (FileError::Io(BlockError::Gone), 503, "the disk is gone"),
+        (FileError::Unsupported("an encrypted file"), 503, "an encrypted file"),
+        (FileError::Unavailable("There is no disk.".into()), 503, "There is no disk."),
+        (FileError::OutOfMemory, 503, "no memory"),
+    ] {
+        for target in ["/dir/", "/dir/a%20b.txt", "/"] {
+            let (got, lines) = ask(&failing(error.clone()), target);
+            assert_eq!(got, Some(status));
+            let [line] = &lines[..] else { panic!("{lines:?}") };
+            let parts = [format!(" {target}: "), status.to_string(), reason.to_string()];
+            assert!(parts.iter().all(|part| line.contains(part)), "{parts:?} are not in {line:?}");
+        }
+    }
+    // What is right, or the client's own mistake, is none.
+    let server = server(site());
+    for (target, status) in
+        [("/dir/", 200), ("/none", 404), ("/%zz", 400), ("/dir", 301), ("/metrics/x", 404)]
+    {
+        assert_eq!(ask(&server, target), (Some(status), vec![]));
+    }
+}
+
+/// A body that cannot be completed ends with a reset; only the log knows why.
+#[test]
+fn a_body_cut_short_is_logged() {
+    for (kind, reason) in
+        [(FaultKind::Io, "the disk reported an error"), (FaultKind::Corrupt, "as asked for")]
+    {
+        let server = server(site());
+        server.files().read_fault.set(Some((500_000, kind)));
+        let (status, lines) = ask(&server, "/big.bin");
+        assert_eq!((status, lines.len()), (None, 1));
+        assert!(lines[0].contains("/big.bin") && lines[0].contains("cut short") && lines[0].contains(reason));
+    }
+}
+
+/// A client that causes failures on purpose does not fill the log, and cannot write into it what it likes.
+#[test]
+fn the_log_is_not_flooded() {
+    let server = failing(FileError::Corrupt("it"));
+    let lines: Vec<_> = (0..1000).flat_map(|n| ask(&server, &format!("/{n}")).1).collect();
+    assert!((1..=10).contains(&lines.len()), "{} lines for 1,000 failures", lines.len());
+    // Later it goes on, and says what was left out.
+    std::thread::sleep(Duration::from_millis(10_100));
+    let later = ask(&server, "/later").1;
+    assert_eq!(later.len(), 2);
+    assert!(later[0].contains(&format!("{} ", 1000 - lines.len())), "{later:?}");
+    assert!(later[1].contains("/later"));
+    let (status, lines) = ask(&failing(FileError::Corrupt("it")), &format!("/\u{9b}é{}", "x".repeat(3000)));
+    assert_eq!(status, Some(500));
+    let shown: String = lines.concat().replace('…', "");
+    assert!(
+        shown.len() < 300 && shown.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()),
+        "{shown}"
+    );
+}
