@@ -11,7 +11,7 @@ use ringfence_services::fs::FileSystem;
 
 use crate::devices::Devices;
 use crate::disk::Disk;
-use crate::{executor, heap, interrupts, memory, time};
+use crate::{executor, heap, interrupts, memory};
 
 /// The file system that is served from, once it is open.
 pub type OpenedDisk = Rc<Cell<Option<&'static FileSystem<&'static Disk>>>>;
@@ -49,8 +49,7 @@ impl System for Status {
         Heap { used: usage.allocated as u64, size: usage.claimed as u64 }
     }
 
-    fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
-        emit("uptime_seconds", "Time since boot.", time::now().as_secs());
+    fn counters(&self, emit: &mut dyn FnMut(&'static str, &str, u64)) {
         emit("halts_total", "Times the processor had nothing to do.", executor::halts());
         emit("unexpected_interrupts_total", "Interrupts that no device claims.", interrupts::unexpected());
         emit("heap_allocations_total", "Allocations on the kernel heap.", heap::usage().allocations);

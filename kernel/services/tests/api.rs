@@ -71,7 +71,7 @@ fn unknown_addresses() {
 fn samples(text: &str) -> BTreeMap<String, u64> {
     let mut samples = BTreeMap::new();
     let mut families = BTreeSet::new();
-    let mut lines = text.lines().peekable();
+    let mut lines = text.lines().filter(|line| !line.contains(" is left out here: ")).peekable();
     while let Some(line) = lines.next() {
         let (family, help) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')).expect(line);
         assert!(!help.is_empty() && families.insert(family.to_string()), "{line}");
@@ -120,4 +120,52 @@ fn metrics() {
     }
     assert!(samples.contains_key("ringfence_uptime_seconds"));
     assert!(samples.keys().all(|name| name.starts_with("ringfence_")));
+}
+
+/// Whoever tells a number that has been told already, the text stays one that can be read.
+#[test]
+fn no_family_is_told_twice() {
+    let repeated = [
+        ("uptime_seconds", "Time since boot.", 77),
+        ("heap_used_bytes", "Again.", 77),
+        ("frames", "A family with labels.", 77),
+        ("queue_kicks_total", "One that comes later.", 77),
+        ("cache_hits_total", "The same source, twice.", 77),
+    ];
+    let extra = [("halts_total", "A back\\slash and\na line.", 5)];
+    let counters = [&repeated[..], &extra].concat();
+    let (_, _, body) = get(&server(Machine { counters, ..Machine::default() }), "/metrics");
+    let samples = samples(&body);
+    assert_eq!(samples["ringfence_cache_hits_total"], 7);
+    assert_eq!(samples["ringfence_heap_used_bytes"], 123);
+    assert_eq!(samples["ringfence_halts_total"], 5);
+    assert!(body.contains("# HELP ringfence_halts_total A back\\\\slash and\\na line.\n"), "{body}");
+    assert_eq!(body.matches("left out").count(), 5, "{body}");
+    // And there is an end to it.
+    let names: Vec<&'static str> = (0..500).map(|n| &*format!("n{n}").leak()).collect();
+    let counters = names.iter().map(|name| (*name, "One of many.", 1)).collect();
+    let (_, _, body) = get(&server(Machine { counters, ..Machine::default() }), "/metrics");
+    assert!(self::samples(&body).len() > 60);
+}
+
+/// Prometheus' own checker, where there is one.
+#[test]
+fn promtool_has_nothing_to_say() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else {
+        return common::skip("promtool_has_nothing_to_say", "there is no promtool here (package prometheus)");
+    };
+    let counters = vec![
+        ("uptime_seconds", "Time since boot.", 3),
+        ("halts_total", "A back\\slash and\na line.", 5),
+        ("cache_misses_total", "Page cache.", 7),
+    ];
+    let (_, _, body) = get(&server(Machine { many: 40, counters, ..Machine::default() }), "/metrics");
+    child.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    assert!(output.status.success() && said.is_empty(), "{}\n{body}", String::from_utf8_lossy(&said));
 }

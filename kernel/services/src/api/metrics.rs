@@ -4,6 +4,7 @@ use core::fmt::Write as _;
 
 use embassy_time::Instant;
 use embedded_io_async::{Read, Write};
+use heapless::Vec;
 
 use super::{DeviceInfo, QueueInfo, ROOM, System};
 use crate::http::{Broken, Request, Stats, Status, Stream, Wire};
@@ -27,14 +28,17 @@ pub(super) async fn send<S: System, C: Read + Write>(
     keep: bool,
 ) -> Result<(), Broken> {
     let mut stream = Stream::begin(wire, request, keep, "text/plain; version=0.0.4; charset=utf-8").await?;
-    http(&mut stream.text, stats);
+    let mut families = Families::default();
+    http(&mut stream.text, &mut families, stats);
     stream.pass().await?;
     room(ROOM)?;
-    memory(&mut stream.text, system);
-    system.counters(&mut |name, help, value| single(&mut stream.text, name, help, value));
-    single(&mut stream.text, "uptime_seconds", "Time since start.", Instant::now().as_secs());
+    memory(&mut stream.text, &mut families, system);
+    system.counters(&mut |name, help, value| families.single(&mut stream.text, name, help, value));
+    families.single(&mut stream.text, "uptime_seconds", "Time since start.", Instant::now().as_secs());
     for (name, help, value) in QUEUE_COUNTERS {
-        family(&mut stream.text, name, help);
+        if !families.begin(&mut stream.text, name, help) {
+            continue;
+        }
         let mut index = 0_usize;
         room(ROOM)?;
         while let Some(device) = system.device(index) {
@@ -47,28 +51,60 @@ pub(super) async fn send<S: System, C: Read + Write>(
     stream.finish().await
 }
 
-fn http(out: &mut Text, stats: &Stats) {
-    family(out, "http_requests_total", "Responses sent, by status code.");
-    for status in Status::all() {
-        let (code, count) = (status.code(), stats.responses(status));
-        let _ = writeln!(out, "ringfence_http_requests_total{{code=\"{code}\"}} {count}");
+/// The families that were told. Each may be told once only, whoever knows about it: a reader refuses all of a text
+/// that repeats one.
+#[derive(Default)]
+struct Families(Vec<&'static str, 64>);
+
+impl Families {
+    /// Writes what comes before the samples of a family; false if it has none to be written. A comment then says so.
+    fn begin(&mut self, out: &mut Text, name: &'static str, help: &str) -> bool {
+        if self.0.contains(&name) || self.0.push(name).is_err() {
+            let _ = writeln!(out, "# ringfence_{name} is left out here: a second one, or one too many");
+            return false;
+        }
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        let _ = write!(out, "# HELP ringfence_{name} ");
+        escape(out, help, false);
+        let _ = write!(out, "\n# TYPE ringfence_{name} {kind}\n");
+        true
     }
-    single(out, "http_received_bytes_total", "Bytes received from clients.", stats.received.get());
-    single(out, "http_sent_bytes_total", "Bytes sent to clients.", stats.sent.get());
-    single(out, "http_connections_total", "Connections served.", stats.connections.get());
-    single(out, "http_connections_active", "Connections open now.", stats.active.get());
+
+    fn single(&mut self, out: &mut Text, name: &'static str, help: &str, value: u64) {
+        if self.begin(out, name, help) {
+            let _ = writeln!(out, "ringfence_{name} {value}");
+        }
+    }
 }
 
-fn memory<S: System>(out: &mut Text, system: &S) {
-    family(out, "frames", "Frames of 4 KiB, by owner.");
-    for (owner, count) in system.frames() {
-        let _ = write!(out, "ringfence_frames{{owner=");
-        label(out, owner);
-        let _ = writeln!(out, "}} {count}");
+fn http(out: &mut Text, families: &mut Families, stats: &Stats) {
+    if families.begin(out, "http_requests_total", "Responses sent, by status code.") {
+        for status in Status::all() {
+            let (code, count) = (status.code(), stats.responses(status));
+            let _ = writeln!(out, "ringfence_http_requests_total{{code=\"{code}\"}} {count}");
+        }
+    }
+    for (name, help, value) in [
+        ("http_received_bytes_total", "Bytes received from clients.", stats.received.get()),
+        ("http_sent_bytes_total", "Bytes sent to clients.", stats.sent.get()),
+        ("http_connections_total", "Connections served.", stats.connections.get()),
+        ("http_connections_active", "Connections open now.", stats.active.get()),
+    ] {
+        families.single(out, name, help, value);
+    }
+}
+
+fn memory<S: System>(out: &mut Text, families: &mut Families, system: &S) {
+    if families.begin(out, "frames", "Frames of 4 KiB, by owner.") {
+        for (owner, count) in system.frames() {
+            out.push_str("ringfence_frames{owner=");
+            label(out, owner);
+            let _ = writeln!(out, "}} {count}");
+        }
     }
     let heap = system.heap();
-    single(out, "heap_used_bytes", "Kernel heap allocated now.", heap.used);
-    single(out, "heap_size_bytes", "Size of the kernel heap.", heap.size);
+    families.single(out, "heap_used_bytes", "Kernel heap allocated now.", heap.used);
+    families.single(out, "heap_size_bytes", "Size of the kernel heap.", heap.size);
 }
 
 fn queues(out: &mut Text, name: &str, device: &DeviceInfo, value: fn(&QueueInfo) -> u64) {
@@ -79,28 +115,21 @@ fn queues(out: &mut Text, name: &str, device: &DeviceInfo, value: fn(&QueueInfo)
     }
 }
 
-fn single(out: &mut Text, name: &str, help: &str, value: u64) {
-    family(out, name, help);
-    let _ = writeln!(out, "ringfence_{name} {value}");
-}
-
-fn family(out: &mut Text, name: &str, help: &str) {
-    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
-    let _ = write!(out, "# HELP ringfence_{name} {help}\n# TYPE ringfence_{name} {kind}\n");
-}
-
 /// A quoted label value.
 fn label(out: &mut Text, value: &str) {
     out.push_str("\"");
-    for c in value.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            '\n' => out.push_str("\\n"),
-            c => {
-                let _ = out.write_char(c);
-            }
-        }
-    }
+    escape(out, value, true);
     out.push_str("\"");
+}
+
+/// Text within a line; a `quoted` one may not end early.
+fn escape(out: &mut Text, text: &str, quoted: bool) {
+    for c in text.chars() {
+        let _ = match c {
+            '\\' => out.write_str("\\\\"),
+            '"' if quoted => out.write_str("\\\""),
+            '\n' => out.write_str("\\n"),
+            c => out.write_char(c),
+        };
+    }
 }

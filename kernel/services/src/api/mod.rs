@@ -77,8 +77,8 @@ pub trait System {
     fn heap(&self) -> Heap;
 
     /// Any further counters for `/metrics`: calls `emit(name, help, value)` for each, with the name without
-    /// `ringfence_` in front, ending in `_total` if the number only grows.
-    fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
+    /// `ringfence_` in front, ending in `_total` if the number only grows. What has a name already is left out.
+    fn counters(&self, emit: &mut dyn FnMut(&'static str, &str, u64)) {
         let _ = emit;
     }
 }

@@ -187,7 +187,7 @@ impl System for Machine {
         Heap { used: 123, size: 456 }
     }
 
-    fn counters(&self, emit: &mut dyn FnMut(&str, &str, u64)) {
+    fn counters(&self, emit: &mut dyn FnMut(&'static str, &str, u64)) {
         emit("cache_hits_total", "Reads answered from the cache.", 7);
         self.counters.iter().for_each(|(name, help, value)| emit(name, help, *value));
     }

@@ -1,5 +1,9 @@
 //! What the guest tells about itself: `/metrics`, `/api/devices`, `/api/memory`, and the boot log.
 
+use std::collections::HashSet;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
@@ -22,13 +26,8 @@ pub const TESTS: &[(&str, Run)] = &[
 fn metrics(kernel: &Kernel) -> Result<()> {
     let server = Server::with_disk(kernel, files_disk()?)?;
     let text = server.get("/metrics", &[])?.expect(200)?.text();
-    let samples: Vec<&str> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-    for sample in &samples {
-        let (name, value) = sample.rsplit_once(' ').with_context(|| format!("no value: {sample:?}"))?;
-        ensure!(name.starts_with("ringfence_") && value.parse::<f64>().is_ok(), "not a sample: {sample:?}");
-        let bare = name.split('{').next().unwrap_or_default();
-        ensure!(text.contains(&format!("# TYPE {bare} ")), "no type for {bare}");
-    }
+    let samples = samples(&text).with_context(|| text.clone())?;
+    promtool(&text)?;
     for part in ["request", "bytes", "kicks", "interrupts", "completions", "rejected", "frames"] {
         ensure!(samples.iter().any(|sample| sample.contains(part)), "nothing about {part} in\n{text}");
     }
@@ -43,6 +42,44 @@ fn metrics(kernel: &Kernel) -> Result<()> {
     }
     ensure!(sum(&later, "rejected") == 0.0, "QEMU's completions were rejected");
     server.finish()
+}
+
+/// The lines with numbers. Each family is described first, and told once and whole; nothing comes twice.
+fn samples(text: &str) -> Result<Vec<&str>> {
+    let (mut families, mut series, mut samples) = (HashSet::new(), HashSet::new(), Vec::new());
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let (family, _) = line
+            .strip_prefix("# HELP ")
+            .and_then(|rest| rest.split_once(' '))
+            .context("no help before it")?;
+        ensure!(families.insert(family), "{family} is told twice");
+        let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {family} ")));
+        let expected = if family.ends_with("_total") { "counter" } else { "gauge" };
+        ensure!(kind == Some(expected), "{family} is a {kind:?}");
+        while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+            let (name, value) = sample.rsplit_once(' ').with_context(|| format!("no value: {sample:?}"))?;
+            ensure!(name.split('{').next() == Some(family), "{sample:?} is not of {family}");
+            ensure!(
+                family.starts_with("ringfence_") && value.parse::<f64>().is_ok(),
+                "not a sample: {sample:?}"
+            );
+            ensure!(series.insert(name), "{name} is told twice");
+            samples.push(sample);
+        }
+    }
+    Ok(samples)
+}
+
+/// Asks Prometheus' own checker, where there is one; `host::api` says when there is none.
+fn promtool(text: &str) -> Result<()> {
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else { return Ok(()) };
+    child.stdin.take().context("no pipe")?.write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "promtool: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }
 
 fn devices(kernel: &Kernel) -> Result<()> {
