@@ -156,7 +156,10 @@ fn promtool_has_nothing_to_say() {
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let Ok(mut child) = command.spawn() else {
-        return common::skip("promtool_has_nothing_to_say", "there is no promtool here (package prometheus)");
+        return common::skip::skip(
+            "promtool_has_nothing_to_say",
+            "there is no promtool here (package prometheus)",
+        );
     };
     let counters = vec![
         ("uptime_seconds", "Time since boot.", 3),

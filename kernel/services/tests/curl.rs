@@ -1,4 +1,4 @@
-//! The server on a real TCP socket of the host, asked by curl. Without curl these tests say so and pass.
+//! The server on a real TCP socket of the host, asked by curl. Without curl these tests say that they were skipped.
 
 mod common;
 
@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use async_io::Async;
+use common::skip::skip;
 use common::{Machine, Tree, byte_at};
 use embedded_io_adapters::futures_03::FromFutures;
 use futures::AsyncReadExt;
@@ -55,10 +56,11 @@ async fn serve(server: &'static Server<Tree, Machine>, stream: Async<TcpStream>)
     }
 }
 
-fn have_curl() -> bool {
+/// Whether there is a curl; else `test` is skipped.
+fn have_curl(test: &str) -> bool {
     let found = Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !found {
-        eprintln!("skipped: there is no curl on this machine");
+        skip(test, "there is no curl on this machine");
     }
     found
 }
@@ -83,7 +85,7 @@ fn big(range: std::ops::Range<u64>) -> Vec<u8> {
 
 #[test]
 fn curl_gets_what_is_there() {
-    if !have_curl() {
+    if !have_curl("curl_gets_what_is_there") {
         return;
     }
     let base = format!("http://{}", start());
@@ -130,7 +132,7 @@ fn curl_gets_what_is_there() {
 
 #[test]
 fn slow_and_idle_clients_harm_nobody() {
-    if !have_curl() {
+    if !have_curl("slow_and_idle_clients_harm_nobody") {
         return;
     }
     let address = start();

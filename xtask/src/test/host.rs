@@ -112,6 +112,11 @@ fn run_cases(report: &Report, build: Build, cases: &[&Case], arguments: &[&str])
     let outcome = run_cargo(build, arguments, |line| {
         if let Some(started) = started_program(line) {
             program = started;
+        } else if let Some((test, why)) = skipped_test(line) {
+            let name = format!("host::{program}::{test}");
+            if waiting.remove(&name) {
+                report.skip(&name, why);
+            }
         } else if let Some((test, result)) = finished_test(line)
             && let name = format!("host::{program}::{test}")
             && waiting.remove(&name)
@@ -164,6 +169,12 @@ fn finished_test(line: &str) -> Option<(&str, Outcome)> {
     Some((kinds.iter().find_map(|kind| test.strip_suffix(kind)).unwrap_or(test), outcome))
 }
 
+/// The test and the reason in the line `test-skipped: NAME: WHY`, by which a test says that it cannot run here before
+/// it ends. libtest calls it passed.
+fn skipped_test(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("test-skipped: ")?.split_once(": ")
+}
+
 /// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of its output.
 fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
     let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
@@ -211,6 +222,14 @@ mod tests {
         ];
         for (line, name) in cases {
             assert_eq!(started_program(line).as_deref(), name, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_test_says_itself_that_it_was_skipped() {
+        assert_eq!(skipped_test("test-skipped: a::b: no curl: none"), Some(("a::b", "no curl: none")));
+        for line in ["test a ... ok", "test-skipped: a", " test-skipped: a: b"] {
+            assert_eq!(skipped_test(line), None, "{line}");
         }
     }
 

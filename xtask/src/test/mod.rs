@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -103,6 +104,7 @@ fn build(toolchain: &Toolchain) -> Result<Kernel> {
 #[derive(Default)]
 pub struct Report {
     passed: Mutex<Vec<String>>,
+    skipped: AtomicUsize,
     failed: Mutex<Vec<String>>,
 }
 
@@ -153,6 +155,7 @@ impl Report {
     /// Prints that a test cannot run here.
     pub fn skip(&self, name: &str, why: impl Display) {
         println!("skip              {name}: {why}");
+        self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The tests that ran, however they ended.
@@ -172,7 +175,30 @@ impl Report {
             println!("failed: {name}");
         }
         let passed = self.passed.into_inner().expect("printing does not panic");
-        println!("{} passed, {} failed", passed.len(), failed.len());
+        println!("{}", closing_line(passed.len(), failed.len(), self.skipped.into_inner()));
         (!failed.is_empty()).into()
+    }
+}
+
+/// The last line. Whoever reads it is told about every test.
+fn closing_line(passed: usize, failed: usize, skipped: usize) -> String {
+    let skipped = if skipped == 0 { String::new() } else { format!(", {skipped} skipped") };
+    format!("{passed} passed, {failed} failed{skipped}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closing_line_counts_what_was_skipped() {
+        let report = Report::default();
+        report.add("a", Duration::ZERO, Ok(()));
+        report.skip("b", "no program");
+        report.skip("c", "no program");
+        let passed = report.passed.lock().unwrap().len();
+        let counts = (passed, report.skipped.load(Ordering::Relaxed));
+        assert_eq!(closing_line(counts.0, 0, counts.1), "1 passed, 0 failed, 2 skipped");
+        assert_eq!(closing_line(3, 1, 0), "3 passed, 1 failed");
     }
 }

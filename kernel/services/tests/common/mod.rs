@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod peer;
+pub mod skip;
 pub mod wire;
 
 use std::cell::{Cell, RefCell};
@@ -191,12 +192,6 @@ impl System for Machine {
         emit("cache_hits_total", "Reads answered from the cache.", 7);
         self.counters.iter().for_each(|(name, help, value)| emit(name, help, *value));
     }
-}
-
-/// Says that a test cannot run here, in the words that `xtask` reads. Not by `eprint!`, which libtest swallows.
-pub fn skip(test: &str, why: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "\ntest-skipped: {test}: {why}");
 }
 
 /// Short limits, so that tests of slowness are quick.

@@ -8,10 +8,6 @@ mod disks;
 mod images;
 mod mounted;
 mod reads;
+#[path = "../common/skip.rs"]
+mod skip;
 mod support;
-
-/// Says that a test cannot run here, in the words that `xtask` reads. Not by `eprint!`, which libtest swallows.
-fn skip(test: &str, why: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "\ntest-skipped: {test}: {}", why.replace('\n', " "));
-}

@@ -162,7 +162,10 @@ fn folders_written_by_a_mounted_linux() {
     {
         let image = dir.path().join(format!("image of {block_size} {with_checksums}"));
         if let Err(why) = check(&image, dir.path(), block_size, with_checksums) {
-            return crate::skip("mounted::folders_written_by_a_mounted_linux", &format!("no mount: {why}"));
+            return crate::skip::skip(
+                "mounted::folders_written_by_a_mounted_linux",
+                &format!("no mount: {why}"),
+            );
         }
     }
 }
