@@ -2,19 +2,19 @@
 //! mix-up fails at once, and a fake device can reach exactly what was shared with it.
 
 use alloc::boxed::Box;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::alloc::{Layout, alloc_zeroed};
 use std::time::Instant;
 
 use spin::Mutex;
 
 use crate::{
-    Backing, DeviceId, DmaMemory, DmaRegistry, PAGE_SIZE, PhysAddr, Platform, PlatformError, VolatileSlice,
-    lock,
+    DeviceId, DmaMemory, DmaRegistry, MmioMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError,
+    VolatileSlice, lock,
 };
 
 /// Whether this thread holds a lock of this crate: then nothing may be allocated. For the allocators of tests.
@@ -30,13 +30,13 @@ pub fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
 /// Where the first DMA page of every host platform appears to devices.
 const FIRST_DEVICE_ADDRESS: u64 = 0x1_2345_6000;
 
-/// Zeroed, page-aligned host memory.
+/// Zeroed, page-aligned host memory. It is never freed: DMA memory is type-stable.
 struct Pages {
     start: NonNull<u8>,
-    layout: Layout,
+    len: usize,
 }
 
-// SAFETY: `Pages` is the unique owner of its allocation, which is only accessed volatile.
+// SAFETY: `Pages` is the unique owner of its bytes, which are only accessed as shared memory.
 unsafe impl Send for Pages {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Pages {}
@@ -46,52 +46,55 @@ impl Pages {
         let layout = Layout::from_size_align(len, PAGE_SIZE).ok().filter(|layout| layout.size() > 0)?;
         // SAFETY: the layout's size is not 0.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(Self { start, layout })
+        Some(Self { start, len })
+    }
+
+    fn slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: the bytes live as long as the program, and are only accessed as shared memory.
+        unsafe { VolatileSlice::new(self.start, self.len) }
     }
 }
 
-impl Drop for Pages {
+/// Memory that a fake device may be looking at. When the driver side and every device access are done with it, it goes
+/// where the next DMA memory is taken from.
+struct Lent {
+    /// `None` only while dropping.
+    pages: Option<Pages>,
+    idle: Arc<Mutex<Vec<Pages>>>,
+}
+
+impl Lent {
+    fn slice(&self) -> VolatileSlice<'_> {
+        self.pages.as_ref().map_or(VolatileSlice::empty(), Pages::slice)
+    }
+}
+
+impl Drop for Lent {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
-    }
-}
-
-// SAFETY: the allocation lives as long as `Pages` and no reference to its bytes is made.
-unsafe impl Backing for Pages {
-    fn pointer(&self) -> NonNull<u8> {
-        self.start
-    }
-    fn len(&self) -> usize {
-        self.layout.size()
-    }
-}
-
-/// Memory that the fake device can still see; freed when the driver side and every device access are done.
-#[derive(Clone)]
-struct Shared(Arc<Pages>);
-
-// SAFETY: as for `Pages`, which the `Arc` keeps alive.
-unsafe impl Backing for Shared {
-    fn pointer(&self) -> NonNull<u8> {
-        self.0.start
-    }
-    fn len(&self) -> usize {
-        self.0.layout.size()
+        self.idle.lock().extend(self.pages.take());
     }
 }
 
 struct Window {
     device_address: u64,
     device: DeviceId,
-    pages: Shared,
+    /// Kept alive by whoever uses it.
+    pages: Weak<Lent>,
+    len: usize,
+}
+
+/// A block of registers: where it is, and whether somebody has claimed it.
+struct Registers {
+    start: u64,
+    memory: HostMemory,
+    claim: Weak<()>,
 }
 
 #[derive(Default)]
 struct State {
     windows: Vec<Window>,
     next: u64,
-    registers: Vec<(u64, Shared)>,
+    registers: Vec<Registers>,
     advanced: Duration,
 }
 
@@ -99,6 +102,7 @@ struct State {
 pub struct HostPlatform {
     start: Instant,
     state: Mutex<State>,
+    idle: Arc<Mutex<Vec<Pages>>>,
     registry: DmaRegistry,
 }
 
@@ -106,7 +110,12 @@ impl HostPlatform {
     /// A platform that has given out nothing.
     #[expect(clippy::new_without_default, reason = "a clock starts here")]
     pub fn new() -> Self {
-        Self { start: Instant::now(), state: Mutex::default(), registry: DmaRegistry::new() }
+        Self {
+            start: Instant::now(),
+            state: Mutex::default(),
+            idle: Arc::default(),
+            registry: DmaRegistry::new(),
+        }
     }
 
     /// Moves the clock on, so that a test of a time limit need not wait.
@@ -117,47 +126,52 @@ impl HostPlatform {
     /// Puts a block of `len` plain bytes at physical address `start`, for `mmio_map` to find: registers without a
     /// device behind them, which the test reads and writes as the device would.
     pub fn add_registers(&self, start: u64, len: usize) -> HostMemory {
-        let pages = Shared(Arc::new(Pages::new(len.next_multiple_of(PAGE_SIZE)).unwrap()));
-        self.state.lock().registers.push((start, pages.clone()));
-        HostMemory(pages)
+        let pages = Pages::new(len.next_multiple_of(PAGE_SIZE)).unwrap();
+        let memory = HostMemory(Arc::new(Lent { pages: Some(pages), idle: Arc::default() }));
+        let block = Registers { start, memory: memory.clone(), claim: Weak::new() };
+        self.state.lock().registers.push(block);
+        memory
     }
 
     /// The bytes that `device` means by `address..address + len`, if all of them are in one block that is shared
     /// with it now.
     pub fn translate(&self, device: DeviceId, address: u64, len: usize) -> Option<HostBytes> {
-        self.collect();
         let state = self.state.lock();
         let window = state.windows.iter().find(|window| {
             window.device == device
                 && window.device_address <= address
-                && address - window.device_address < window.pages.len() as u64
+                && address - window.device_address < window.len as u64
         })?;
         let offset = (address - window.device_address) as usize;
-        let memory = HostMemory(window.pages.clone());
+        let memory = HostMemory(window.pages.upgrade()?);
         memory.slice().subslice(offset, len).ok()?;
         Some(HostBytes { memory, offset, len })
     }
 
     /// How many bytes are given out as DMA memory now.
     pub fn dma_in_use(&self) -> usize {
-        // Entries whose memory the driver side has dropped are only kept alive by this table.
-        self.collect();
-        self.state.lock().windows.iter().map(|window| window.pages.len()).sum()
+        let state = self.state.lock();
+        state.windows.iter().filter(|window| window.pages.strong_count() > 0).map(|window| window.len).sum()
     }
 
-    fn collect(&self) {
-        self.state.lock().windows.retain(|window| Arc::strong_count(&window.pages.0) > 1);
+    /// `len` bytes of memory that only devices have had.
+    fn take(&self, len: usize) -> Option<Pages> {
+        let idle = &mut *self.idle.lock();
+        let Some(at) = idle.iter().position(|pages| pages.len == len) else { return Pages::new(len) };
+        let pages = idle.swap_remove(at);
+        pages.slice().fill(0).ok()?;
+        Some(pages)
     }
 }
 
 /// A block of host memory as the fake device sees it.
-pub struct HostMemory(Shared);
+#[derive(Clone)]
+pub struct HostMemory(Arc<Lent>);
 
 impl HostMemory {
     /// All bytes.
     pub fn slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: the pages live as long as `self` and are only accessed volatile.
-        unsafe { VolatileSlice::new(self.0.pointer(), self.0.len()) }
+        self.0.slice()
     }
 }
 
@@ -175,30 +189,38 @@ impl HostBytes {
     }
 }
 
-// SAFETY: every allocation is fresh, zeroed, page-aligned host memory that lives until dropped; device addresses
-// count up and are never reused; the clock is `Instant` plus a sum of positive steps.
+// SAFETY: DMA memory is zeroed, page-aligned host memory that was never anything else and is not freed; device addresses
+// count up and are never reused. A block of registers is lent to one caller at a time. The clock is `Instant` plus a sum
+// of positive steps. The registry is this platform's own, and so is all that it lends.
 unsafe impl Platform for HostPlatform {
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.collect();
         let len = pages.get().checked_mul(PAGE_SIZE).ok_or(PlatformError::BadRange)?;
-        let pages = Shared(Arc::new(Pages::new(len).ok_or(PlatformError::OutOfMemory)?));
+        let pages = self.take(len).ok_or(PlatformError::OutOfMemory)?;
+        let start = pages.start;
+        let lent = Arc::new(Lent { pages: Some(pages), idle: self.idle.clone() });
         let mut state = self.state.lock();
+        state.windows.retain(|window| window.pages.strong_count() > 0);
         let device_address = FIRST_DEVICE_ADDRESS + state.next;
         // A gap of one page: an overrun hits nothing.
         state.next += (len + PAGE_SIZE) as u64;
-        state.windows.push(Window { device_address, device, pages: pages.clone() });
-        // SAFETY: fresh zeroed pages; `translate` maps `device_address` to exactly these bytes.
-        Ok(unsafe { DmaMemory::new(Box::new(pages), device_address) })
+        state.windows.push(Window { device_address, device, pages: Arc::downgrade(&lent), len });
+        // SAFETY: zeroed pages; `translate` maps `device_address` to exactly these bytes.
+        Ok(unsafe { DmaMemory::new(start, len, device_address, Box::new(lent)) })
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<Box<dyn Backing>, PlatformError> {
-        let state = self.state.lock();
-        let found = state.registers.iter().find(|(at, pages)| *at == start.value() && len <= pages.len());
-        match found {
-            Some((_, pages)) if Arc::strong_count(&pages.0) > 2 => Err(PlatformError::Claimed),
-            Some((_, pages)) => Ok(Box::new(pages.clone())),
-            None => Err(PlatformError::BadRange),
+    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+        let state = &mut *self.state.lock();
+        let found =
+            |block: &&mut Registers| block.start == start.value() && len <= block.memory.slice().len();
+        let block = state.registers.iter_mut().find(found).ok_or(PlatformError::BadRange)?;
+        if block.claim.strong_count() > 0 {
+            return Err(PlatformError::Claimed);
         }
+        let (claim, bytes) = (Arc::new(()), block.memory.slice());
+        block.claim = Arc::downgrade(&claim);
+        let owner = Box::new((claim, block.memory.clone()));
+        // SAFETY: the block stays where it is, and holds nothing but what stands for registers.
+        Ok(unsafe { MmioMemory::new(bytes.as_ptr(), bytes.len(), owner) })
     }
 
     fn now(&self) -> Duration {

@@ -20,6 +20,8 @@ pub(crate) enum Level {
     Registry,
     /// One device's windows and life.
     Windows,
+    /// The registers of one device that go together: a selector and what it selects.
+    Registers,
     /// Configuration space: read-modify-write, and what must not see decoding off.
     Config,
     /// What device registers are offered and claimed.
@@ -117,10 +119,15 @@ mod order {
     }
 
     pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+        struct Return;
+        impl Drop for Return {
+            fn drop(&mut self) {
+                IN_INTERRUPT.set(false);
+            }
+        }
         IN_INTERRUPT.set(true);
-        let result = handler();
-        IN_INTERRUPT.set(false);
-        result
+        let _return = Return;
+        handler()
     }
 }
 

@@ -1,11 +1,12 @@
 //! The one trait that a kernel implements to use the drivers.
 
 use alloc::boxed::Box;
+use core::fmt;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{Dma, DmaRegistry, MappedPages, Mmio, PageRange, PhysAddr};
+use crate::{Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr};
 
 /// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also what
 /// an IOMMU sees.
@@ -23,103 +24,144 @@ pub enum PlatformError {
     Claimed,
 }
 
+impl fmt::Display for PlatformError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfMemory => "out of memory",
+            Self::BadRange => "not a range that can be mapped",
+            Self::Claimed => "somebody holds it already",
+        })
+    }
+}
+
+impl core::error::Error for PlatformError {}
+
 /// What the drivers need of a kernel.
+///
+/// None of these functions is called from an interrupt handler, or while a lock of this crate is held.
 ///
 /// # Safety
 /// The drivers build their memory safety on these promises:
-/// - memory from `dma_allocate` is as [`DmaMemory::new`] demands, and is not given out again before the
-///   `DmaMemory` is dropped;
-/// - memory from `mmio_map` is device memory (never RAM) as [`Backing`] demands, mapped uncached, and each byte of
-///   it belongs to one caller until dropped;
-/// - `now` never goes backwards.
+/// - memory from `dma_allocate` is as [`DmaMemory::new`] demands, and is not given out again before the `DmaMemory` is
+///   dropped;
+/// - it is *type-stable*: what has once been DMA memory is never anything else again. After a drop it may be given out
+///   anew, to any device, but no Rust object ever lies there;
+/// - memory from `mmio_map` is as [`MmioMemory::new`] demands, and each byte of it belongs to one caller until dropped;
+/// - `now` never goes backwards;
+/// - `registry` is always the same one, and the same for all platform values through which one device, or one byte of
+///   memory, can be had.
 pub unsafe trait Platform: Sync {
     /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach. The caller owns them until drop.
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError>;
 
     /// Maps the registers at `start..start + len` (bytes; any alignment). The caller owns them until drop.
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<Box<dyn Backing>, PlatformError>;
+    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError>;
 
     /// Monotonic time since some fixed moment.
     fn now(&self) -> Duration;
 
-    /// Where the window tables of this platform's devices are kept: always the same one.
+    /// Where the window tables of the devices are kept.
     fn registry(&self) -> &DmaRegistry;
 }
 
-/// A run of mapped bytes that lives as long as this value.
-///
-/// # Safety
-/// `pointer()` must stay the same and be valid for `len()` bytes of volatile access until the value is dropped, and
-/// no Rust reference to those bytes may exist in that time.
-pub unsafe trait Backing: Send + Sync {
-    /// First byte.
-    fn pointer(&self) -> NonNull<u8>;
-    /// Length in bytes.
-    fn len(&self) -> usize;
-    /// Whether there are no bytes.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-    /// Called when the bytes go into quarantine, because a device may still write there, and when they come out. For
-    /// the platform's books.
-    fn set_quarantined(&self, quarantined: bool) {
-        let _ = quarantined;
-    }
-}
-
-/// The bytes of a mapping: not null, since a mapping of these kinds has pages, and page 0 is never among them.
-fn mapped(start: *mut u8) -> NonNull<u8> {
-    NonNull::new(start).unwrap_or(NonNull::dangling())
-}
-
-fn bytes(pages: &PageRange) -> usize {
-    pages.size_in_bytes() as usize
-}
-
-// SAFETY: the pages stay mapped where they are until the value is dropped, and the kind allows no reference to them.
-unsafe impl Backing for MappedPages<Dma> {
-    fn pointer(&self) -> NonNull<u8> {
-        mapped(self.as_ptr())
-    }
-    fn len(&self) -> usize {
-        bytes(self)
-    }
-    fn set_quarantined(&self, quarantined: bool) {
-        self.book(quarantined);
-    }
-}
-
-// SAFETY: as for `MappedPages<Dma>`.
-unsafe impl Backing for MappedPages<Mmio> {
-    fn pointer(&self) -> NonNull<u8> {
-        mapped(self.as_ptr())
-    }
-    fn len(&self) -> usize {
-        bytes(self)
-    }
-}
-
-/// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes.
+/// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes. Dropping it
+/// gives it back to the platform.
 pub struct DmaMemory {
-    backing: Box<dyn Backing>,
+    start: NonNull<u8>,
+    len: usize,
     device_address: u64,
+    /// Where it is booked.
+    frames: Option<&'static FrameAllocator>,
+    /// What else is in the same quarantine.
+    pub(crate) next: Option<Box<DmaMemory>>,
+    _owner: Box<dyn Send + Sync>,
 }
+
+// SAFETY: `start` alone keeps it from being `Send`; the bytes are shared memory, which any thread may access.
+unsafe impl Send for DmaMemory {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for DmaMemory {}
 
 impl DmaMemory {
+    /// `len` bytes from `start` on, which dropping `owner` gives back.
+    ///
     /// # Safety
-    /// - The `backing` bytes are page-aligned, zeroed, writable, and hold no Rust object now or as long as the
-    ///   device may reach them.
-    /// - To the device, the same bytes start at `device_address` and are contiguous, and
-    ///   `device_address + backing.len()` does not overflow.
-    pub unsafe fn new(backing: Box<dyn Backing>, device_address: u64) -> Self {
-        Self { backing, device_address }
+    /// - The bytes are whole 4 KiB pages, zeroed, and until `owner` is dropped they are readable and writable at `start`,
+    ///   and hold no Rust object that anybody uses.
+    /// - To the device the same bytes begin at `device_address` and are contiguous, and `device_address + len` does not
+    ///   overflow.
+    pub unsafe fn new(
+        start: NonNull<u8>,
+        len: usize,
+        device_address: u64,
+        owner: Box<dyn Send + Sync>,
+    ) -> Self {
+        Self { start, len, device_address, frames: None, next: None, _owner: owner }
     }
 
-    pub(crate) fn backing(&self) -> &dyn Backing {
-        &*self.backing
+    /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as quarantined while it
+    /// is.
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new): to the device the memory begins at `device_address`, which without an IOMMU is its
+    /// [physical address](MappedPages::physical_address).
+    pub unsafe fn from_pages(pages: MappedPages<Dma>, device_address: u64) -> Self {
+        let frames = pages.frame_allocator();
+        // `MappedPages<Dma>` is never empty, and never at address 0.
+        let start = NonNull::new(pages.as_ptr()).unwrap_or(NonNull::dangling());
+        let len = pages.size_in_bytes() as usize;
+        Self { start, len, device_address, frames, next: None, _owner: Box::new(pages) }
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     pub(crate) fn device_address(&self) -> u64 {
         self.device_address
+    }
+
+    /// Books the memory as being in quarantine, or not any more.
+    pub(crate) fn book(&self, quarantined: bool) {
+        let (from, to) =
+            if quarantined { (Owner::Dma, Owner::Quarantined) } else { (Owner::Quarantined, Owner::Dma) };
+        if let Some(frames) = self.frames {
+            frames.transfer(from, to, self.len / PAGE_SIZE);
+        }
+    }
+}
+
+/// Device registers, as the platform hands them out. Dropping it gives them back.
+pub struct MmioMemory {
+    start: NonNull<u8>,
+    len: usize,
+    _owner: Box<dyn Send + Sync>,
+}
+
+// SAFETY: `start` alone keeps it from being `Send`; device registers may be accessed from any CPU.
+unsafe impl Send for MmioMemory {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for MmioMemory {}
+
+impl MmioMemory {
+    /// `len` bytes from `start` on, which dropping `owner` gives back.
+    ///
+    /// # Safety
+    /// The bytes are device registers, never RAM, mapped uncached, and readable and writable at `start` until `owner` is
+    /// dropped. No reference to them exists in that time.
+    pub unsafe fn new(start: NonNull<u8>, len: usize, owner: Box<dyn Send + Sync>) -> Self {
+        Self { start, len, _owner: owner }
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 }

@@ -1,8 +1,7 @@
 //! Base address registers (PCI 3.0, 6.2.5.1).
 
-use ringfence_memory::PhysAddr;
-
-use super::{Function, Header};
+use super::ConfigSpace;
+use crate::PhysAddr;
 
 /// How many base address registers a device has.
 pub const BAR_COUNT: usize = 6;
@@ -28,62 +27,75 @@ pub enum Bar {
     },
 }
 
-impl Function {
-    /// Its base address registers by index; a 64-bit one sits at the lower of its two indices.
+/// Where the first one is, and where a header's type is.
+const BAR0: u16 = 0x10;
+const HEADER_TYPE: u16 = 0x0e;
+const MULTIFUNCTION: u8 = 1 << 7;
+
+impl ConfigSpace {
+    /// The function's base address registers by index; a 64-bit one sits at the lower of its two indices.
     ///
-    /// Finding the sizes turns the function's decoding off for a moment: no driver may be using it.
+    /// Their sizes are what sticks when all ones are written (PCI 3.0, 6.2.5.1), which is done while the function answers
+    /// nowhere, and undone before it answers again: no driver may be using it.
     pub fn bars(&self) -> [Option<Bar>; BAR_COUNT] {
-        let mut bars = [None; BAR_COUNT];
-        let count = match self.header {
-            Header::Device => 6,
-            Header::Bridge(_) => 2,
-            Header::Other => 0,
+        let count = match self.read_u8(HEADER_TYPE) & !MULTIFUNCTION {
+            0 => BAR_COUNT,
+            1 => 2,
+            _ => 0,
         };
-        let mut registers = 0..count;
-        while let Some(index) = registers.next() {
-            let wide = self.is_wide(index) && registers.next().is_some();
-            if let Some(slot) = bars.get_mut(usize::from(index)) {
-                *slot = self.bar(index, wide);
-            }
+        let registers: [u32; BAR_COUNT] = core::array::from_fn(|index| self.read_u32(bar(index)));
+        let masks: [u32; BAR_COUNT] = self.without_decoding(|alone| {
+            core::array::from_fn(|index| {
+                if index >= count {
+                    return 0;
+                }
+                self.write(alone, bar(index), u32::MAX);
+                let mask = self.read_u32(bar(index));
+                self.write(alone, bar(index), registers[index]);
+                mask
+            })
+        });
+        let mut bars = [None; BAR_COUNT];
+        let mut rest = 0..count;
+        while let Some(index) = rest.next() {
+            let upper = is_wide(registers[index]).then(|| rest.next()).flatten();
+            let upper = upper.map(|upper| (registers[upper], masks[upper]));
+            bars[index] = Bar::new(registers[index], masks[index], upper);
         }
         bars
     }
+}
 
-    fn bar_register(&self, index: u8) -> u32 {
-        self.config.read_u32(u16::from(index).saturating_mul(4).saturating_add(0x10))
-    }
+/// Where the register with this index is.
+const fn bar(index: usize) -> u16 {
+    BAR0 + 4 * index as u16
+}
 
-    /// Whether the register is the lower half of a 64-bit memory address.
-    fn is_wide(&self, index: u8) -> bool {
-        self.bar_register(index) & 0b111 == 0b100
-    }
+/// Whether a register is the lower half of a 64-bit memory address.
+const fn is_wide(low: u32) -> bool {
+    low & 0b111 == 0b100
+}
 
-    fn bar(&self, index: u8, wide: bool) -> Option<Bar> {
-        let low = self.bar_register(index);
-        let mask = self.config.bar_size_mask(index)?;
+impl Bar {
+    /// What the register `low` describes, of which the bits in `mask` can be set; `upper` is the same of the upper half.
+    fn new(low: u32, mask: u32, upper: Option<(u32, u32)>) -> Option<Self> {
         if mask == 0 {
             return None;
         }
         if low & 1 != 0 {
             let size = lowest_bit(u64::from(mask & !0b11)) as u32;
-            return (size != 0).then_some(Bar::Io { port: low & !0b11, size });
+            return (size != 0).then_some(Self::Io { port: low & !0b11, size });
         }
-        let kind = low >> 1 & 0b11;
-        if kind != 0 && !wide {
+        if low >> 1 & 0b11 != 0 && upper.is_none() {
             // 1 MiB of the 8086 or reserved, or half a 64-bit register.
             return None;
         }
+        let (high, high_mask) = upper.unwrap_or((0, u32::MAX));
         let flags = 0b1111;
-        let (high, high_mask) = if wide {
-            let next = index.saturating_add(1);
-            (self.bar_register(next), self.config.bar_size_mask(next)?)
-        } else {
-            (0, u32::MAX)
-        };
         let join = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low & !flags);
         let address = PhysAddr::new(join(high, low)).filter(|address| address.value() != 0);
         let size = lowest_bit(join(high_mask, mask));
-        (size != 0).then_some(Bar::Memory { address, size, prefetchable: low & 0b1000 != 0 })
+        (size != 0).then_some(Self::Memory { address, size, prefetchable: low & 0b1000 != 0 })
     }
 }
 

@@ -1,9 +1,8 @@
 //! The capability list (PCI 3.0, 6.7): a linked list that the device controls, so each place is visited once.
 
-use ringfence_memory::ConfigSpace;
+use super::ConfigSpace;
 
-use super::{Function, STATUS};
-
+const STATUS: u16 = 0x06;
 const STATUS_HAS_LIST: u16 = 1 << 4;
 const LIST_HEAD: u16 = 0x34;
 const FIRST_OFFSET: u8 = 0x40;
@@ -30,12 +29,11 @@ impl Capability {
     }
 }
 
-impl Function {
-    /// Walks its capability list.
+impl ConfigSpace {
+    /// Walks the function's capability list.
     pub fn capabilities(&self) -> Capabilities {
-        let config = self.config();
-        let next = if config.read_u16(STATUS) & STATUS_HAS_LIST != 0 { config.read_u8(LIST_HEAD) } else { 0 };
-        Capabilities { config, next, visited: 0 }
+        let next = if self.read_u16(STATUS) & STATUS_HAS_LIST != 0 { self.read_u8(LIST_HEAD) } else { 0 };
+        Capabilities { config: *self, next, visited: 0 }
     }
 }
 

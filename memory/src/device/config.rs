@@ -1,13 +1,15 @@
-//! PCI configuration space, as far as it decides what memory a device may touch: bus mastering, BAR placement and
-//! MSI messages go through opaque tokens here; everything else is plain reads and writes.
+//! PCI configuration space. It decides what memory a device may touch, and where its registers appear: nothing in it can
+//! be written but by the functions here, each for one purpose, which change no more than they say.
 
 use core::fmt;
+use core::ptr::NonNull;
 
-use crate::lock::{Level, Lock};
-use crate::{DeviceId, MmioError, MmioRegion};
+use crate::lock::{Guard, Level, Lock};
+use crate::{DeviceId, MmioMemory, PhysAddr, Platform, PlatformError};
 
-/// Held while a register is read, changed and written back: else a bit that somebody else cleared would come back.
-static READ_MODIFY_WRITE: Lock<()> = Lock::new(Level::Config, ());
+/// Held while a register is read, changed and written back (else a bit that somebody else cleared would come back), while
+/// a function does not answer at its BARs, and while that would matter.
+static ALONE: Lock<()> = Lock::new(Level::Config, ());
 
 /// A PCI function: segment, bus, device (0..=31) and function (0..=7).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,54 +67,90 @@ impl fmt::Debug for PciAddress {
 /// A way to reach configuration space: ECAM ([`Ecam`]) or the I/O ports 0xcf8/0xcfc (in the kernel).
 ///
 /// # Safety
-/// `read` and `write` must touch nothing but the configuration space of `function`. `offset` is a multiple of 4.
-/// Functions and offsets that the mechanism cannot reach read as all ones and ignore writes.
+/// `read` and `write` must touch nothing but the configuration space of `function`, and a read must return what is there.
+/// `offset` is a multiple of 4. Functions and offsets that the mechanism cannot reach read as all ones and ignore writes.
+/// They may be called by several CPUs at once, with locks of this crate held: they call nothing of it. Not from an
+/// interrupt handler.
 pub unsafe trait ConfigAccess: Sync {
     /// Reads the 32-bit register at byte `offset`.
     fn read(&self, function: PciAddress, offset: u16) -> u32;
     /// Writes the 32-bit register at byte `offset`.
-    fn write(&self, function: PciAddress, offset: u16, value: u32);
+    ///
+    /// # Safety
+    /// The caller answers for what the function then does: it may start to access memory, send messages to any address,
+    /// or answer elsewhere.
+    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32);
     /// The last bus that can be reached.
     fn last_bus(&self) -> u8;
 }
 
 /// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table announces it.
-#[derive(Debug)]
 pub struct Ecam {
-    registers: MmioRegion,
+    registers: MmioMemory,
     segment: u16,
     first_bus: u8,
     last_bus: u8,
 }
 
+/// Bytes of configuration space for each bus.
+const BUS_LEN: usize = 1 << 20;
+
 impl Ecam {
-    /// `registers` is the whole window of `first_bus..=last_bus`: 1 MiB for each bus.
-    pub fn new(registers: MmioRegion, segment: u16, first_bus: u8, last_bus: u8) -> Self {
-        Self { registers, segment, first_bus, last_bus }
+    /// Claims and maps the window of `first_bus..=last_bus`, which begins at `start`: 1 MiB for each bus.
+    ///
+    /// # Safety
+    /// It is configuration space of `segment`, as the firmware says, and nothing else.
+    ///
+    /// # Errors
+    /// As for [`Platform::mmio_map`]; [`PlatformError::BadRange`] if there is no bus.
+    pub unsafe fn new(
+        platform: &dyn Platform,
+        start: PhysAddr,
+        segment: u16,
+        first_bus: u8,
+        last_bus: u8,
+    ) -> Result<Self, PlatformError> {
+        let buses = usize::from(last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?) + 1;
+        let registers = platform.mmio_map(start, buses * BUS_LEN)?;
+        if registers.len() < buses * BUS_LEN || !registers.start().cast::<u32>().is_aligned() {
+            return Err(PlatformError::BadRange);
+        }
+        Ok(Self { registers, segment, first_bus, last_bus })
     }
 
-    fn offset(&self, function: PciAddress, offset: u16) -> Option<usize> {
+    /// The register of `function` at `offset`, which is in its 4 KiB.
+    fn register(&self, function: PciAddress, offset: u16) -> Option<NonNull<u32>> {
         let bus = function.bus.checked_sub(self.first_bus).filter(|_| function.bus <= self.last_bus)?;
-        (function.segment == self.segment && offset < 4096)
-            .then_some((bus as usize) << 20 | (function.device_function as usize) << 12 | offset as usize)
+        let in_bus = usize::from(function.device_function) << 12 | usize::from(offset & !3);
+        let at = usize::from(bus) * BUS_LEN + in_bus;
+        let there = function.segment == self.segment && offset < CONFIG_LEN;
+        // SAFETY: `new` saw that all buses are mapped, so this is in bounds.
+        there.then(|| unsafe { self.registers.start().add(at) }.cast())
     }
 }
 
-// SAFETY: `offset` stays within the 4 KiB that ECAM assigns to `function`, and `MmioRegion` checks the bounds.
+// SAFETY: `register` stays within the 4 KiB that ECAM assigns to `function`, as its masks show.
 unsafe impl ConfigAccess for Ecam {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        self.offset(function, offset).and_then(|at| self.registers.read(at).ok()).unwrap_or(u32::MAX)
+        // SAFETY: `register` is mapped as long as `registers` is owned, and aligned, since its start is.
+        self.register(function, offset).map_or(u32::MAX, |at| unsafe { at.read_volatile() })
     }
 
-    fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        if let Some(at) = self.offset(function, offset) {
-            // A window shorter than announced: the write is ignored, as the trait says.
-            let _ = self.registers.write(at, value);
+    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
+        if let Some(at) = self.register(function, offset) {
+            // SAFETY: as in `read`; the caller answers for what the device does.
+            unsafe { at.write_volatile(value) }
         }
     }
 
     fn last_bus(&self) -> u8 {
         self.last_bus
+    }
+}
+
+impl fmt::Debug for Ecam {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ecam({:04x}:{:02x}..={:02x})", self.segment, self.first_bus, self.last_bus)
     }
 }
 
@@ -156,34 +194,41 @@ impl MsiMessage {
     }
 }
 
-impl MmioRegion {
-    /// Stores `message` in the MSI-X table entry at byte `offset` of this region (PCI 3.0, 6.8.2.6 to 6.8.2.8).
-    /// The mask bit is untouched.
-    pub fn write_msi_message(&self, offset: usize, message: MsiMessage) -> Result<(), MmioError> {
-        let entry = self.part(offset, 12)?;
-        entry.write(0, message.address as u32)?;
-        entry.write(4, (message.address >> 32) as u32)?;
-        entry.write(8, message.data)
+impl MsiMessage {
+    pub(super) const fn parts(self) -> [u32; 3] {
+        [self.address as u32, (self.address >> 32) as u32, self.data]
     }
 }
 
 /// Why a configuration access was refused. Nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConfigError {
-    /// Not a multiple of the access size, or beyond the end.
-    BadOffset,
-    /// BARs and the ROM address decide where registers appear in memory: use [`ConfigSpace::bar_size_mask`].
-    Protected,
     /// The grant is for another device.
     WrongDevice,
 }
 
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WrongDevice => f.write_str("the grant is for another device"),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+/// Bytes of a function's configuration space.
+const CONFIG_LEN: u16 = 4096;
+const VENDOR: u16 = 0x00;
 const COMMAND: u16 = 0x04;
 const COMMAND_IO_MEMORY: u32 = 0b011;
+const COMMAND_MEMORY: u32 = 0b010;
 const COMMAND_BUS_MASTER: u32 = 0b100;
-const BAR0: u16 = 0x10;
+const COMMAND_INTX_DISABLE: u32 = 1 << 10;
 /// Status bits in the upper half of the command register are cleared by writing 1: write them as 0.
 const COMMAND_MASK: u32 = 0xffff;
+/// What a vendor id reads as where there is no function.
+const NOBODY: u16 = 0xffff;
 
 /// The configuration space of one function.
 #[derive(Clone, Copy)]
@@ -218,56 +263,15 @@ impl ConfigSpace {
         (self.read_u32(offset) >> ((offset & 3) * 8)) as u8
     }
 
-    /// Writes the 32-bit register at `offset`. The bus-master bit keeps its value; BARs are refused.
-    pub fn write_u32(&self, offset: u16, value: u32) -> Result<(), ConfigError> {
-        let _alone = READ_MODIFY_WRITE.lock();
-        self.write_alone(offset, value)
+    /// Lets the function answer at its memory BARs.
+    pub fn enable_memory(&self) {
+        self.change_command(|command| command | COMMAND_MEMORY);
     }
 
-    fn write_alone(&self, offset: u16, value: u32) -> Result<(), ConfigError> {
-        match offset {
-            _ if !offset.is_multiple_of(4) || offset >= 4096 => Err(ConfigError::BadOffset),
-            BAR0..0x28 | 0x30 | 0x38 => Err(ConfigError::Protected),
-            COMMAND => {
-                let keep = self.read_u32(COMMAND) & COMMAND_BUS_MASTER;
-                self.access.write(self.address, COMMAND, value & !COMMAND_BUS_MASTER | keep);
-                Ok(())
-            }
-            _ => {
-                self.access.write(self.address, offset, value);
-                Ok(())
-            }
-        }
-    }
-
-    /// Writes the 16-bit register at `offset` by rewriting the 32 bits around it.
-    pub fn write_u16(&self, offset: u16, value: u16) -> Result<(), ConfigError> {
-        if !offset.is_multiple_of(2) {
-            return Err(ConfigError::BadOffset);
-        }
-        let (word, shift) = (offset & !3, (offset & 2) * 8);
-        let _alone = READ_MODIFY_WRITE.lock();
-        // The other half of the command register holds write-1-to-clear bits: leave them alone.
-        let old = if word == COMMAND { self.read_u32(word) & COMMAND_MASK } else { self.read_u32(word) };
-        self.write_alone(word, old & !(0xffff << shift) | u32::from(value) << shift)
-    }
-
-    /// Which bits of BAR `index` (0..=5) can be set, found by writing all ones with decoding off and restoring the
-    /// old value (PCI 3.0, 6.2.5.1). The low bits are the BAR's type bits. `None` if there is no such BAR.
-    pub fn bar_size_mask(&self, index: u8) -> Option<u32> {
-        let offset = BAR0 + 4 * u16::from(index);
-        if index > 5 {
-            return None;
-        }
-        let _alone = READ_MODIFY_WRITE.lock();
-        let command = self.read_u32(COMMAND) & COMMAND_MASK;
-        let old = self.read_u32(offset);
-        self.access.write(self.address, COMMAND, command & !COMMAND_IO_MEMORY);
-        self.access.write(self.address, offset, u32::MAX);
-        let mask = self.read_u32(offset);
-        self.access.write(self.address, offset, old);
-        self.access.write(self.address, COMMAND, command);
-        Some(mask)
+    /// Lets the function raise its interrupt line, or not.
+    pub fn enable_intx(&self, enable: bool) {
+        let disable = if enable { 0 } else { COMMAND_INTX_DISABLE };
+        self.change_command(|command| command & !COMMAND_INTX_DISABLE | disable);
     }
 
     /// Lets the device master the bus.
@@ -275,17 +279,48 @@ impl ConfigSpace {
         if grant.device != self.address.id() {
             return Err(ConfigError::WrongDevice);
         }
-        let _alone = READ_MODIFY_WRITE.lock();
-        let command = self.read_u32(COMMAND) & COMMAND_MASK;
-        self.access.write(self.address, COMMAND, command | COMMAND_BUS_MASTER);
+        self.change_command(|command| command | COMMAND_BUS_MASTER);
         Ok(())
     }
 
     /// Stops the device from mastering the bus.
     pub fn disable_bus_master(&self) {
-        let _alone = READ_MODIFY_WRITE.lock();
+        self.change_command(|command| command & !COMMAND_BUS_MASTER);
+    }
+
+    fn change_command(&self, change: impl FnOnce(u32) -> u32) {
+        self.change(COMMAND, |command| change(command & COMMAND_MASK));
+    }
+
+    /// Reads, changes and writes back the register at `offset`, alone.
+    pub(super) fn change(&self, offset: u16, change: impl FnOnce(u32) -> u32) {
+        let alone = ALONE.lock();
+        self.write(&alone, offset, change(self.read_u32(offset)));
+    }
+
+    /// Calls `probe`, which may write ones to a register to learn what sticks, while the function answers nowhere.
+    pub(super) fn without_decoding<R>(&self, probe: impl FnOnce(&Guard<'_, ()>) -> R) -> R {
+        let alone = ALONE.lock();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
-        self.access.write(self.address, COMMAND, command & !COMMAND_BUS_MASTER);
+        self.write(&alone, COMMAND, command & !COMMAND_IO_MEMORY);
+        let result = probe(&alone);
+        self.write(&alone, COMMAND, command);
+        result
+    }
+
+    /// Whether `is_so`, while nobody can keep the function from answering at its memory BARs, which it does before and
+    /// after.
+    pub(super) fn while_decoding(&self, is_so: impl FnOnce() -> bool) -> bool {
+        let _alone = ALONE.lock();
+        let decodes = || self.read_u16(VENDOR) != NOBODY && self.read_u32(COMMAND) & COMMAND_MEMORY != 0;
+        decodes() && is_so() && decodes()
+    }
+
+    pub(super) fn write(&self, _alone: &Guard<'_, ()>, offset: u16, value: u32) {
+        // SAFETY: this module and its siblings, which alone can call this, write the command register (the bus-master bit by
+        // a grant), the control words of MSI-X, and base address registers, which get their old value back before the
+        // function answers again.
+        unsafe { self.access.write(self.address, offset, value) }
     }
 }
 

@@ -1,11 +1,10 @@
 //! Device registers: a claimed range, and typed registers in it that are read and written exactly once per call.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 
-use crate::{AtomicAccess, Backing, DmaAddr, DmaWindows, PhysAddr, Platform, PlatformError};
+use crate::{AtomicAccess, MmioMemory, PhysAddr, Platform, PlatformError};
 
 /// Why a register was refused. Nothing was accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,19 +13,39 @@ pub enum MmioError {
     OutOfBounds,
     /// The offset is not a multiple of the register's size.
     Misaligned,
-    /// The address belongs to another device.
-    WrongDevice,
+    /// Not a register that may be written so: it holds an address, or the device status.
+    Protected,
 }
+
+impl fmt::Display for MmioError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfBounds => "beyond the end of the registers",
+            Self::Misaligned => "not aligned",
+            Self::Protected => "not to be written so",
+        })
+    }
+}
+
+impl core::error::Error for MmioError {}
 
 /// A range of device registers that this value, and the parts cut from it, own together.
 ///
-/// The range is released when the region, its parts and its registers are all gone.
+/// Registers can be read. Writing needs `unsafe`, since what is written may be an address: the registers of virtio devices
+/// have types of their own ([`VirtioPci`](crate::VirtioPci)). The range is released when the region, its parts and its
+/// registers are all gone. Nothing here takes a lock: interrupt handlers may use it.
 #[derive(Clone)]
 pub struct MmioRegion {
-    claim: Arc<Box<dyn Backing>>,
-    offset: usize,
+    claim: Arc<MmioMemory>,
+    /// In the claim.
+    start: NonNull<u8>,
     len: usize,
 }
+
+// SAFETY: device registers may be accessed from any CPU; each access is one volatile instruction.
+unsafe impl Send for MmioRegion {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for MmioRegion {}
 
 impl MmioRegion {
     /// Claims and maps `start..start + len` from the platform.
@@ -35,7 +54,7 @@ impl MmioRegion {
         if claim.len() < len {
             Err(PlatformError::BadRange)
         } else {
-            Ok(Self { claim: Arc::new(claim), offset: 0, len })
+            Ok(Self { start: claim.start(), claim: Arc::new(claim), len })
         }
     }
 
@@ -51,67 +70,59 @@ impl MmioRegion {
 
     /// The `len` bytes that start at `offset`, sharing this region's claim.
     pub fn part(&self, offset: usize, len: usize) -> Result<Self, MmioError> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => {
-                Ok(Self { claim: self.claim.clone(), offset: self.offset + offset, len })
-            }
-            _ => Err(MmioError::OutOfBounds),
-        }
+        let end = offset.checked_add(len).filter(|&end| end <= self.len);
+        end.ok_or(MmioError::OutOfBounds)?;
+        // SAFETY: `offset` is at most the region's length.
+        let start = unsafe { self.start.add(offset) };
+        Ok(Self { claim: self.claim.clone(), start, len })
     }
 
     /// The register of type `T` at `offset`, checked once so that its use cannot fail.
     pub fn register<T: AtomicAccess>(&self, offset: usize) -> Result<Register<T>, MmioError> {
-        let part = self.part(offset, size_of::<T>())?;
-        // SAFETY: `part` lies in the claim, so its offset is within the backing's bytes.
-        let at = unsafe { self.claim.pointer().add(part.offset) }.cast::<T>();
-        if at.is_aligned() { Ok(Register { at, claim: part.claim }) } else { Err(MmioError::Misaligned) }
+        Ok(Register { at: self.at(offset)?, _claim: self.claim.clone() })
     }
 
-    /// Reads the register of type `T` at `offset`.
+    /// Reads the register of type `T` at `offset`: one volatile read, which may change device state.
+    #[inline]
     pub fn read<T: AtomicAccess>(&self, offset: usize) -> Result<T, MmioError> {
-        Ok(self.register(offset)?.read())
+        let at = self.at::<T>(offset)?;
+        // SAFETY: in bounds, aligned, and mapped as long as `claim` is.
+        Ok(unsafe { at.read_volatile() })
     }
 
-    /// Writes the register of type `T` at `offset`.
-    pub fn write<T: AtomicAccess>(&self, offset: usize, value: T) -> Result<(), MmioError> {
-        self.register(offset)?.write(value);
-        Ok(())
-    }
-
-    /// Writes a device address to a 64-bit register as two 32-bit halves, low half first (virtio 1.4, 4.1.3.1).
+    /// Writes the register of type `T` at `offset`: one volatile write.
     ///
-    /// From here on the device of `windows` may access its memory: what is dropped is quarantined until
-    /// [`DmaWindows::reset_device`] succeeds.
-    pub fn write_dma_addr(
-        &self,
-        offset: usize,
-        windows: &DmaWindows,
-        address: DmaAddr,
-    ) -> Result<(), MmioError> {
-        let high = offset.checked_add(4).ok_or(MmioError::OutOfBounds)?;
-        let (low, high) = (self.register::<u32>(offset)?, self.register::<u32>(high)?);
-        let value = windows.publish(address).ok_or(MmioError::WrongDevice)?.raw_value();
-        low.write(value as u32);
-        high.write((value >> 32) as u32);
+    /// # Safety
+    /// The caller answers for what the device does: `value` must not lead it to memory that somebody else owns.
+    #[inline]
+    pub unsafe fn write<T: AtomicAccess>(&self, offset: usize, value: T) -> Result<(), MmioError> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: as in `read`; the caller answers for the rest.
+        unsafe { at.write_volatile(value) };
         Ok(())
+    }
+
+    #[inline]
+    fn at<T>(&self, offset: usize) -> Result<NonNull<T>, MmioError> {
+        let end = offset.checked_add(size_of::<T>()).filter(|&end| end <= self.len);
+        end.ok_or(MmioError::OutOfBounds)?;
+        // SAFETY: in the region by the line above.
+        let at = unsafe { self.start.add(offset) }.cast::<T>();
+        if at.is_aligned() { Ok(at) } else { Err(MmioError::Misaligned) }
     }
 }
 
 impl fmt::Debug for MmioRegion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "MmioRegion({:?}, {} bytes)",
-            self.claim.pointer().as_ptr().wrapping_add(self.offset),
-            self.len
-        )
+        write!(f, "MmioRegion({:?}, {} bytes)", self.start, self.len)
     }
 }
 
 /// One device register; keeps its claim alive.
+#[derive(Clone)]
 pub struct Register<T> {
     at: NonNull<T>,
-    claim: Arc<Box<dyn Backing>>,
+    _claim: Arc<MmioMemory>,
 }
 
 // SAFETY: device registers may be accessed from any CPU; each access is one volatile instruction.
@@ -121,21 +132,20 @@ unsafe impl<T: AtomicAccess> Sync for Register<T> {}
 
 impl<T: AtomicAccess> Register<T> {
     /// One volatile read. Reading may change device state.
+    #[inline]
     pub fn read(&self) -> T {
-        // SAFETY: in bounds and aligned since `MmioRegion::register`; `claim` keeps it mapped.
-        unsafe { ptr::read_volatile(self.at.as_ptr()) }
+        // SAFETY: in bounds and aligned since `MmioRegion::register`; `_claim` keeps it mapped.
+        unsafe { self.at.read_volatile() }
     }
 
     /// One volatile write.
-    pub fn write(&self, value: T) {
-        // SAFETY: as in `read`.
-        unsafe { ptr::write_volatile(self.at.as_ptr(), value) }
-    }
-}
-
-impl<T> Clone for Register<T> {
-    fn clone(&self) -> Self {
-        Self { at: self.at, claim: self.claim.clone() }
+    ///
+    /// # Safety
+    /// As for [`MmioRegion::write`].
+    #[inline]
+    pub unsafe fn write(&self, value: T) {
+        // SAFETY: as in `read`; the caller answers for the rest.
+        unsafe { self.at.write_volatile(value) }
     }
 }
 

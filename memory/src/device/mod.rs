@@ -1,0 +1,21 @@
+//! Devices on the bus, as far as their registers decide what memory is touched: configuration space, base address
+//! registers, interrupt messages, and the registers of a virtio device through which it learns of its queues and is reset.
+//!
+//! Everything that is an address in a device's eyes is written by a function of this module, from a token. What is left for
+//! drivers are reads and the registers in which no address can be.
+
+mod bar;
+mod capability;
+mod config;
+mod mmio;
+mod msix;
+mod virtio_pci;
+
+pub use bar::{BAR_COUNT, Bar};
+pub use capability::{Capabilities, Capability};
+pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
+pub use mmio::{MmioError, MmioRegion, Register};
+pub use msix::MsixTable;
+pub use virtio_pci::{
+    CommonConfig, Notifier, NotifyConfig, SetQueueError, VirtioPci, VirtioPciError, common,
+};
