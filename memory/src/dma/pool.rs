@@ -1,24 +1,25 @@
 //! Equal buffers, lent by value.
 
-use alloc::sync::Arc;
-use alloc::vec::Vec;
+use alloc::boxed::Box;
 use core::fmt;
 use core::mem::ManuallyDrop;
-use core::ptr;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 
-use spin::Mutex;
-
+use super::windows::Table;
 use super::{Direction, DmaAddr, DmaError, DmaRegion, DmaWindows};
-use crate::{Bytes, DeviceId, VolatileError, VolatileSlice};
+use crate::{Bytes, VolatileError, VolatileSlice};
 
 /// Equal buffers cut from one region, lent by value.
 ///
-/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped.
+/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped. Taking and giving back
+/// takes no lock: interrupt handlers may do it while the pool exists. (After that, the last buffer to be dropped gives the
+/// memory back, which takes locks.)
 ///
 /// ```
 /// use ringfence_memory::{DeviceId, DmaPool, DmaWindows, host::HostPlatform};
 ///
-/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let pool = DmaPool::new(&windows, 4, 512)?;
 /// let mut buffer = pool.take().expect("none is lent");
 /// buffer.write_slice(b"sector", 0)?;
@@ -27,21 +28,91 @@ use crate::{Bytes, DeviceId, VolatileError, VolatileSlice};
 /// assert_eq!(pool.available(), 4);
 /// # Ok::<(), ringfence_memory::DmaError>(())
 /// ```
-#[derive(Debug)]
-pub struct DmaPool(Arc<Slots>);
+pub struct DmaPool(NonNull<Slots>);
 
+/// What a pool and its buffers share. It is freed by the pool if all buffers are home when that is dropped, else by the
+/// last buffer that comes home.
 struct Slots {
     region: DmaRegion,
     /// The region's, for speed.
     device_address: u64,
-    device: DeviceId,
+    table: *const Table,
+    direction: Direction,
     slot_len: usize,
-    free: Mutex<Vec<usize>>,
+    /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many were taken,
+    /// so that a list is not mistaken for one that looked alike. [`CLOSED`] after the pool was dropped.
+    head: AtomicU64,
+    /// The next free slot after each, in the same way.
+    next: Box<[AtomicU32]>,
+    /// After the pool was dropped: buffers out. Before: less than 0 by each that will not come home.
+    out: AtomicIsize,
 }
 
-impl fmt::Debug for Slots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes each, {} free, in {:?}", self.slot_len, self.free.lock().len(), self.region)
+/// The pool was dropped.
+const CLOSED: u64 = u64::MAX;
+
+// SAFETY: `table` alone keeps it from being `Send` and `Sync`, which is compared, never followed.
+unsafe impl Send for Slots {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Slots {}
+
+// SAFETY: it is a share in `Slots`, which is `Send` and `Sync`.
+unsafe impl Send for DmaPool {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for DmaPool {}
+
+impl Slots {
+    fn take(&self) -> Option<u32> {
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
+            let index = (head as u32).checked_sub(1)?;
+            // If somebody else takes this slot meanwhile, the exchange fails, whatever was read.
+            let next = self.next.get(index as usize)?.load(Ordering::Relaxed);
+            let new = (head >> 32).wrapping_add(1) << 32 | u64::from(next);
+            match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
+                Ok(_) => return Some(index),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Puts a slot back. `false` if the pool is gone.
+    fn give(&self, index: u32) -> bool {
+        let mut head = self.head.load(Ordering::Relaxed);
+        while head != CLOSED {
+            if let Some(next) = self.next.get(index as usize) {
+                next.store(head as u32, Ordering::Relaxed);
+            }
+            let new = head & !u64::from(u32::MAX) | u64::from(index + 1);
+            // Release: whoever takes it next sees what its last user did.
+            match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => head = now,
+            }
+        }
+        false
+    }
+
+    /// Length of a list that begins with `head`; bounded, as it may change meanwhile.
+    fn count(&self, head: u64) -> usize {
+        let follow = |at: &u32| at.checked_sub(1).and_then(|index| self.next.get(index as usize));
+        let after = |at: &u32| follow(at).map(|next| next.load(Ordering::Relaxed));
+        let list = core::iter::successors(Some(head as u32), after);
+        list.take(self.next.len() + 1).filter(|&at| at != 0).count()
+    }
+
+    /// Accounts for `change` buffers more out, the pool being gone or those never coming home; frees `this` with the last.
+    ///
+    /// # Safety
+    /// It is a share in `this` that is given up.
+    unsafe fn settle(this: NonNull<Self>, change: isize) {
+        // SAFETY: the caller's share.
+        let out = unsafe { this.as_ref() }.out.fetch_add(change, Ordering::AcqRel) + change;
+        if out == 0 {
+            // SAFETY: made by `Box::leak` in `DmaPool::new`. The pool added those that were out, each of them took itself
+            // away, and only one of these calls makes the sum 0: nobody else has a share.
+            drop(unsafe { Box::from_raw(this.as_ptr()) });
+        }
     }
 }
 
@@ -59,42 +130,89 @@ impl DmaPool {
         slot_len: usize,
         direction: Direction,
     ) -> Result<Self, DmaError> {
-        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes > 0).ok_or(DmaError::BadLength)?;
-        let region = windows.allocate_for(bytes, direction)?;
-        // Taken from the end: the first buffer lent is the first of the region.
-        let free = (0..count).rev().filter_map(|slot| slot.checked_mul(slot_len)).collect();
-        let (device_address, device) = (region.0.device_address(), region.0.table().device());
-        Ok(Self(Arc::new(Slots { region, device_address, device, slot_len, free: Mutex::new(free) })))
+        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes > 0 && bytes < u32::MAX as usize);
+        let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
+        // Taken from the beginning: the first buffer lent is the first of the region.
+        let next = (1..=count).map(|index| AtomicU32::new(if index < count { index as u32 + 1 } else { 0 }));
+        let (device_address, table) = (region.0.device_address(), core::ptr::from_ref(region.0.table()));
+        let slots = Slots {
+            region,
+            device_address,
+            table,
+            direction,
+            slot_len,
+            head: AtomicU64::new(1),
+            next: next.collect(),
+            out: AtomicIsize::new(0),
+        };
+        Ok(Self(NonNull::from(Box::leak(Box::new(slots)))))
     }
 
-    /// A buffer, with whatever its last user left in it; `None` if all are lent.
+    /// A buffer, with whatever its last user left in it; `None` if all are lent. Takes no lock.
+    #[inline]
     pub fn take(&self) -> Option<DmaBuf> {
-        let offset = self.0.free.lock().pop()?;
-        Some(DmaBuf { slots: self.0.clone(), offset })
+        let index = self.slots().take()?;
+        // Below the region's length, which is below 4 GiB.
+        let offset = (index as usize * self.slots().slot_len) as u32;
+        Some(DmaBuf { slots: self.0, index, offset })
     }
 
-    /// How many buffers can be taken now.
+    /// How many buffers can be taken now: counted one by one, for checks.
     pub fn available(&self) -> usize {
-        self.0.free.lock().len()
+        self.slots().count(self.slots().head.load(Ordering::Acquire))
     }
 
     /// Length of each buffer in bytes.
     pub fn slot_len(&self) -> usize {
-        self.0.slot_len
+        self.slots().slot_len
+    }
+
+    fn slots(&self) -> &Slots {
+        // SAFETY: the pool has a share in it.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for DmaPool {
+    fn drop(&mut self) {
+        let slots = self.slots();
+        let home = slots.count(slots.head.swap(CLOSED, Ordering::AcqRel));
+        let out = (slots.next.len() - home) as isize;
+        // SAFETY: the pool is dropped; from here on buffers see that it is.
+        unsafe { Slots::settle(self.0, out) }
+    }
+}
+
+impl fmt::Debug for DmaPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Slots { slot_len, region, .. } = self.slots();
+        write!(f, "DmaPool({slot_len} bytes each, {} free, in {region:?})", self.available())
     }
 }
 
 /// One buffer of a [`DmaPool`]: the only value through which the CPU reaches these bytes.
 pub struct DmaBuf {
-    slots: Arc<Slots>,
-    offset: usize,
+    slots: NonNull<Slots>,
+    index: u32,
+    offset: u32,
 }
 
+// SAFETY: it is a share in `Slots`, which is `Send` and `Sync`.
+unsafe impl Send for DmaBuf {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for DmaBuf {}
+
 impl DmaBuf {
+    #[inline]
+    fn slots(&self) -> &Slots {
+        // SAFETY: the buffer has a share in it until it is dropped or abandoned.
+        unsafe { self.slots.as_ref() }
+    }
+
     /// Length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.slots.slot_len
+        self.slots().slot_len
     }
 
     /// Whether the buffer has no bytes (it always has).
@@ -102,30 +220,33 @@ impl DmaBuf {
         self.len() == 0
     }
 
-    /// Where the device finds the buffer.
-    #[inline]
-    pub fn address(&self) -> DmaAddr {
-        let Slots { device_address, device, .. } = *self.slots;
-        DmaAddr { value: device_address.wrapping_add(self.offset as u64), device }
+    /// Where the device finds the buffer's first byte.
+    pub fn address(&self) -> DmaAddr<'_> {
+        let Slots { region, .. } = self.slots();
+        DmaAddr { value: self.device_address(), region: &region.0, life: region.0.table().life() }
     }
 
-    /// Where the device finds `len` bytes from `offset` on; `None` if they are not all in the buffer.
     #[inline]
-    pub fn address_of(&self, offset: usize, len: usize) -> Option<DmaAddr> {
-        offset.checked_add(len).filter(|&end| end <= self.len())?;
-        let DmaAddr { value, device } = self.address();
-        Some(DmaAddr { value: value.wrapping_add(offset as u64), device })
+    pub(super) fn device_address(&self) -> u64 {
+        self.slots().device_address.wrapping_add(self.offset.into())
     }
 
-    /// The device that may reach the buffer.
-    pub fn device(&self) -> DeviceId {
-        self.slots.device
+    #[inline]
+    pub(super) fn table(&self) -> *const Table {
+        self.slots().table
+    }
+
+    /// Which way its bytes may go.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        self.slots().direction
     }
 
     /// All of the buffer's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        self.slots.region.slice(self.offset, self.len()).unwrap_or_else(|_| VolatileSlice::empty())
+        let bytes = self.slots().region.0.slice(self.offset as usize, self.len());
+        bytes.unwrap_or_else(|_| VolatileSlice::empty())
     }
 
     /// Copies bytes out, from `offset` on.
@@ -144,14 +265,18 @@ impl DmaBuf {
     /// the rest of the region, when the pool and all its buffers are dropped.
     pub fn abandon(self) {
         let buffer = ManuallyDrop::new(self);
-        // SAFETY: `buffer` is neither used again nor dropped, so its share of the pool is moved out once.
-        drop(unsafe { ptr::read(&buffer.slots) });
+        // SAFETY: `buffer` is neither used again nor dropped.
+        unsafe { Slots::settle(buffer.slots, -1) }
     }
 }
 
 impl Drop for DmaBuf {
+    #[inline]
     fn drop(&mut self) {
-        self.slots.free.lock().push(self.offset);
+        if !self.slots().give(self.index) {
+            // SAFETY: the buffer is dropped, and is in no list.
+            unsafe { Slots::settle(self.slots, -1) }
+        }
     }
 }
 
