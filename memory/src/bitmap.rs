@@ -65,7 +65,7 @@ impl NewBitmap for () {
 /// use ringfence_memory::{Access, AtomicBitmap, Bytes, DeviceId, DmaWindows, GuestMemory, GuestMemoryRegion};
 /// use ringfence_memory::host::HostPlatform;
 ///
-/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let region = windows.allocate(3 * 4096)?;
 /// let end_of_first_page = windows.publish(region.address(4095).unwrap()).unwrap();
 /// let writable = windows.snapshot::<AtomicBitmap>(Access::WriteOnly);

@@ -59,7 +59,7 @@ impl From<Range<usize>> for DriverRange {
 /// use core::sync::atomic::Ordering;
 /// use ringfence_memory::{Bytes, DeviceId, DmaWindows, DriverMem, DriverRange, host::HostPlatform};
 ///
-/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let region = windows.allocate(4096)?;
 /// let address = windows.publish(region.address(0).unwrap()).unwrap().raw_value();
 ///

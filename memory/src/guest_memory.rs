@@ -207,7 +207,7 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
 /// ```
 /// use ringfence_memory::{Bytes, DeviceId, DmaWindows, GuestAddress, GuestMemory, host::HostPlatform};
 ///
-/// let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18));
+/// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let regions = [windows.allocate(4096)?, windows.allocate(8192)?];
 /// let memory = windows.writable();
 /// assert_eq!(memory.num_regions(), 2);

@@ -21,7 +21,7 @@ mod audit;
 mod bitmap;
 mod bits;
 mod bytes;
-mod config;
+mod device;
 mod dma;
 mod driver_mem;
 mod frames;
@@ -30,7 +30,6 @@ mod guest_memory;
 pub mod host;
 mod lock;
 mod mapping;
-mod mmio;
 mod pages;
 mod phys_map;
 mod platform;
@@ -45,10 +44,15 @@ pub use allocator::AllocError;
 pub use audit::{Finding, Report};
 pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
 pub use bytes::Bytes;
-pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
+pub use device::{
+    BAR_COUNT, Bar, Capabilities, Capability, CommonConfig, ConfigAccess, ConfigError, ConfigSpace, DmaGrant,
+    Ecam, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
+    SetQueueError, VirtioPci, VirtioPciError, common,
+};
 pub use dma::{
-    DescriptorArray, DeviceStatus, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion,
-    DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, ResetTimeout,
+    DescriptorTable, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry,
+    DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
+    SegmentArray, SegmentPairs, Split,
 };
 pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
 pub use frames::{
@@ -61,13 +65,12 @@ pub use guest_memory::{
 };
 pub use mapping::{
     AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable,
-    Kind, MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection,
-    Quarantined, Stack, TablePool,
+    Kind, MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection, Stack,
+    TablePool,
 };
-pub use mmio::{MmioError, MmioRegion, Register};
 pub use pages::{AllocatedPages, PageAllocator, PageRequest};
 pub use phys_map::{PhysMap, PhysRegion};
-pub use platform::{Backing, DeviceId, DmaMemory, Platform, PlatformError};
+pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
 pub use tlb::Cpu;
 pub use volatile::{

@@ -1,37 +1,35 @@
 //! All RAM, by physical address.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::dma::Shared;
 use crate::{
-    AddressSpace, FrameRange, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion,
-    GuestMemoryResult, MemoryRegionAddress, PAGE_SIZE, PhysAddr, RegionSlice, VirtAddr, region_offset,
+    AddressSpace, DmaRegion, FrameRange, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion,
+    GuestMemoryResult, MemoryRegionAddress, PAGE_SIZE, PhysAddr, RegionSlice, VirtAddr, VolatileSlice,
+    region_offset,
 };
 
 /// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`].
 ///
 /// Only memory that is shared with a device can be accessed through it: each shared region is a region of its own here,
 /// held until the map is dropped. Slices of all other RAM are refused, since Rust objects live there.
-pub struct PhysMap {
+pub struct PhysMap<'a> {
     /// By rising address.
-    regions: Vec<PhysRegion>,
+    regions: Vec<PhysRegion<'a>>,
 }
 
 /// A run of RAM in a [`PhysMap`].
-pub struct PhysRegion {
+pub struct PhysRegion<'a> {
     frames: FrameRange,
-    shared: Option<Arc<Shared>>,
+    shared: Option<VolatileSlice<'a>>,
 }
 
 impl AddressSpace {
-    /// The physical memory map as it is now, with the DMA regions that are shared through [`registry`](Self::registry).
+    /// The physical memory map as it is now, in which `shared` can be accessed.
     ///
     /// Allocates on the heap: one entry for each run of RAM and each region.
-    pub fn phys_map(&self) -> PhysMap {
-        let mut shared: Vec<PhysRegion> =
-            self.registry().shared().into_iter().filter_map(|it| self.locate(it)).collect();
+    pub fn phys_map<'a>(&self, shared: &[&'a DmaRegion]) -> PhysMap<'a> {
+        let mut shared: Vec<PhysRegion<'a>> = shared.iter().filter_map(|it| self.locate(it)).collect();
         shared.sort_unstable_by_key(|region| region.frames.start_address());
         let mut regions = Vec::new();
         let mut shared = shared.into_iter().peekable();
@@ -50,33 +48,33 @@ impl AddressSpace {
     }
 
     /// Where a region lies, if this address space maps it to adjacent frames.
-    fn locate(&self, shared: Arc<Shared>) -> Option<PhysRegion> {
+    fn locate<'a>(&self, shared: &'a DmaRegion) -> Option<PhysRegion<'a>> {
         let start = shared.as_volatile_slice().as_ptr().as_ptr();
         let physical = |offset| self.translate(VirtAddr::from_ptr(start.wrapping_add(offset))?);
         let first: PhysAddr = physical(0)?;
         let mut offsets = (0..shared.len()).step_by(PAGE_SIZE);
         let adjacent = offsets.all(|offset| physical(offset) == first.checked_add(offset as u64));
         let frames = FrameRange::new(first, shared.len() / PAGE_SIZE).ok().filter(|_| adjacent)?;
-        Some(PhysRegion { frames, shared: Some(shared) })
+        Some(PhysRegion { frames, shared: Some(shared.as_volatile_slice()) })
     }
 }
 
-impl GuestMemory for PhysMap {
-    type R = PhysRegion;
+impl<'m> GuestMemory for PhysMap<'m> {
+    type R = PhysRegion<'m>;
 
-    fn iter(&self) -> impl Iterator<Item = &PhysRegion> {
+    fn iter(&self) -> impl Iterator<Item = &PhysRegion<'m>> {
         self.regions.iter()
     }
 }
 
-impl PhysRegion {
+impl PhysRegion<'_> {
     /// Whether a device shares it, so that it can be accessed.
     pub fn is_shared(&self) -> bool {
         self.shared.is_some()
     }
 }
 
-impl GuestMemoryRegion for PhysRegion {
+impl GuestMemoryRegion for PhysRegion<'_> {
     type B = ();
 
     fn len(&self) -> u64 {
@@ -94,20 +92,20 @@ impl GuestMemoryRegion for PhysRegion {
     fn get_slice(&self, addr: MemoryRegionAddress, count: usize) -> GuestMemoryResult<RegionSlice<'_, Self>> {
         let offset = region_offset(self, addr)?;
         let shared = self.shared.as_ref().ok_or(GuestMemoryError::HostAddressNotAvailable)?;
-        let slice = shared.as_volatile_slice().subslice(offset, count);
+        let slice = shared.subslice(offset, count);
         slice.map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))
     }
 }
 
-crate::impl_region_bytes!(PhysRegion);
+crate::impl_region_bytes!(PhysRegion<'_>);
 
-impl fmt::Debug for PhysMap {
+impl fmt::Debug for PhysMap<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(&self.regions).finish()
     }
 }
 
-impl fmt::Debug for PhysRegion {
+impl fmt::Debug for PhysRegion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "PhysRegion({:?}, shared: {})", self.frames, self.is_shared())
     }

@@ -5,38 +5,69 @@
 //! value. A buffer moves into a queue and comes back with its completion, so no lifetime can be got wrong, and
 //! `mem::forget` only shrinks the capacity.
 //!
-//! A region that is dropped while its device may still write is *quarantined*: it goes back to the platform only
-//! after [`DmaWindows::reset_device`] has seen the device's status read 0. If that never happens it is leaked.
+//! What a device knows of memory it learns in three ways, all of them here: the addresses of a queue, written to its
+//! registers by [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) or told to a model by
+//! [`DmaWindows::publish`]; descriptors, which a [`DescriptorTable`] makes of [`Segment`]s borrowed from their owners;
+//! and nothing else: there is no way from an integer to an address.
+//!
+//! A device *lives* from one reset that was seen to the next. A region that is dropped after the device may have been
+//! told of it is *quarantined*: it goes back to the platform only when that [`Life`] has ended. If it never does, the
+//! memory is leaked.
 
 mod array;
+mod descriptors;
+mod life;
 mod pool;
 mod region;
+mod segment;
 mod snapshot;
 mod windows;
 
 use core::fmt;
 
-pub use array::{DescriptorArray, DmaArray};
+pub use array::DmaArray;
+pub use descriptors::{DescriptorTable, Packed, QueueAddresses, RingFormat, Split};
+pub use life::{Life, Quiet, ResetError};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
-pub(crate) use region::Shared;
+pub use segment::{Segment, SegmentArray, SegmentPairs};
 pub use snapshot::{DmaSnapshot, DmaWindow};
 pub use windows::{DmaRegistry, DmaWindows};
 
-use crate::{Access, DeviceId, PlatformError, Register, VolatileError};
+use crate::{Access, PlatformError, VolatileError};
+use region::Region;
 
 /// Why a DMA call was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DmaError {
     /// The platform has no memory for it.
     Platform(PlatformError),
+    /// Somebody else drives the device: its windows are in use.
+    Claimed,
     /// A length of zero, or one that overflows when rounded up.
     BadLength,
-    /// The address belongs to another device.
+    /// The address, or the memory, belongs to another device.
     WrongDevice,
+    /// The address, or the descriptor table, is of a life of the device that has ended.
+    WrongLife,
     /// The access does not fit the memory.
     Access(VolatileError),
 }
+
+impl fmt::Display for DmaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Platform(error) => write!(f, "the platform has no DMA memory: {error}"),
+            Self::Claimed => f.write_str("another driver has the device"),
+            Self::BadLength => f.write_str("no bytes, or too many"),
+            Self::WrongDevice => f.write_str("memory of another device"),
+            Self::WrongLife => f.write_str("the device was reset since"),
+            Self::Access(error) => write!(f, "outside the memory: {error:?}"),
+        }
+    }
+}
+
+impl core::error::Error for DmaError {}
 
 impl From<VolatileError> for DmaError {
     fn from(error: VolatileError) -> Self {
@@ -44,15 +75,36 @@ impl From<VolatileError> for DmaError {
     }
 }
 
-/// An address as one device uses it. Only the owners of DMA memory mint it, there is no way to build one from an
-/// integer or to read the integer out, and it is accepted only in memory and registers of the same device.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct DmaAddr {
+/// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's window to
+/// that memory is open.
+///
+/// Only the owners of DMA memory mint it, for the device's present [`Life`]; there is no way to build one from an
+/// integer or to read the integer out.
+#[derive(Clone, Copy)]
+pub struct DmaAddr<'a> {
     value: u64,
-    device: DeviceId,
+    region: &'a Region,
+    life: u64,
 }
 
-impl fmt::Debug for DmaAddr {
+impl DmaAddr<'_> {
+    /// How many bytes there are from here to the end of the region.
+    fn room(&self) -> usize {
+        let offset = self.value.wrapping_sub(self.region.device_address());
+        self.region.len().saturating_sub(offset as usize)
+    }
+}
+
+impl PartialEq for DmaAddr<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        let same = core::ptr::eq(self.region.table(), other.region.table());
+        same && (self.value, self.life) == (other.value, other.life)
+    }
+}
+
+impl Eq for DmaAddr<'_> {}
+
+impl fmt::Debug for DmaAddr<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "d:{:#x}", self.value)
     }
@@ -77,33 +129,5 @@ impl Direction {
             Self::FromDevice => access == Access::WriteOnly,
             Self::Both => true,
         }
-    }
-}
-
-/// The device status did not read 0 in time: the device may still use its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResetTimeout;
-
-/// The device status field, through which a device is reset.
-///
-/// # Safety
-/// When `read` returns 0 after `write(0)`, the device must have stopped: it accesses no memory it was told of
-/// before. A [`Register<u8>`] is one if it is the `device_status` of a virtio device (virtio 1.4, 2.4.2).
-pub unsafe trait DeviceStatus {
-    /// The status byte.
-    fn read(&self) -> u8;
-    /// Sets the status byte; 0 asks for a reset.
-    fn write(&self, value: u8);
-}
-
-// SAFETY: whoever names a register the device status vouches for it; `drivers` does so in one place, from the
-// common configuration that the device's own capability points to.
-unsafe impl DeviceStatus for Register<u8> {
-    fn read(&self) -> u8 {
-        Register::read(self)
-    }
-
-    fn write(&self, value: u8) {
-        Register::write(self, value)
     }
 }

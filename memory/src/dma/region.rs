@@ -1,17 +1,18 @@
 //! Contiguous runs of bytes that one device may reach.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
-use super::windows::Table;
-use super::{Direction, DmaAddr, DmaError};
-use crate::{Bytes, DmaMemory, VolatileError, VolatileSlice};
+use super::windows::{DmaWindows, Table};
+use super::{Direction, DmaAddr};
+use crate::{DmaMemory, VolatileError, VolatileSlice};
 
 /// The memory of a region, held by the region and by every snapshot that shows it.
 pub(crate) struct Shared {
     /// `None` only while dropping.
-    memory: Option<DmaMemory>,
+    memory: Option<Box<DmaMemory>>,
     /// Its first byte.
     start: NonNull<u8>,
     table: Arc<Table>,
@@ -20,20 +21,25 @@ pub(crate) struct Shared {
     direction: Direction,
 }
 
-// SAFETY: `start` alone keeps it from being `Send`. It is where `memory`, which is `Send`, has its bytes, and those are
-// accessed volatile only, by whichever thread.
+// SAFETY: `start` alone keeps it from being `Send`. It is where `memory`, which is `Send`, has its bytes, and
+// those are accessed as shared memory only, by whichever thread.
 unsafe impl Send for Shared {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Shared {}
 
 impl Shared {
     pub(super) fn new(memory: DmaMemory, table: Arc<Table>, direction: Direction) -> Self {
-        let (device_address, len) = (memory.device_address(), memory.backing().len());
-        let start = memory.backing().pointer();
-        Self { memory: Some(memory), start, table, device_address, len, direction }
+        let (device_address, len, start) = (memory.device_address(), memory.len(), memory.start());
+        // In a box already, so that it goes to the quarantine without an allocation.
+        let memory = Some(Box::new(memory));
+        Self { memory, start, table, device_address, len, direction }
     }
 
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
@@ -41,25 +47,11 @@ impl Shared {
         self.device_address
     }
 
-    pub(super) fn direction(&self) -> Direction {
-        self.direction
-    }
-
-    pub(super) fn table(&self) -> &Arc<Table> {
-        &self.table
-    }
-
     #[inline]
-    pub(crate) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: `Backing` promises the bytes, where they are, for as long as it lives, which is as long as `self`
-        // (only `drop` takes `memory`); `DmaMemory` promises that they hold no Rust object, and nothing in this module
-        // makes a reference.
+    pub(super) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: `DmaMemory` promises the bytes, where they are, for as long as it lives, which is as long as `self`
+        // (only `drop` takes `memory`), and that they hold no Rust object; nothing in this module makes a reference.
         unsafe { VolatileSlice::new(self.start, self.len) }
-    }
-
-    pub(super) fn address(&self, offset: usize) -> Option<DmaAddr> {
-        let value = self.device_address.checked_add(offset as u64).filter(|_| offset < self.len)?;
-        Some(DmaAddr { value, device: self.table.device() })
     }
 }
 
@@ -71,57 +63,87 @@ impl Drop for Shared {
     }
 }
 
+/// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in common.
+pub(crate) struct Region {
+    shared: Arc<Shared>,
+    /// Keeps the table claimed.
+    _windows: DmaWindows,
+}
+
+impl Region {
+    pub(super) fn new(shared: Arc<Shared>, windows: DmaWindows) -> Self {
+        Self { shared, _windows: windows }
+    }
+
+    pub(super) fn table(&self) -> &Table {
+        &self.shared.table
+    }
+
+    pub(super) fn owned_table(&self) -> &Arc<Table> {
+        &self.shared.table
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shared.len
+    }
+
+    pub(super) fn device_address(&self) -> u64 {
+        self.shared.device_address
+    }
+
+    pub(super) fn direction(&self) -> Direction {
+        self.shared.direction
+    }
+
+    #[inline]
+    pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, VolatileError> {
+        self.shared.as_volatile_slice().subslice(offset, len)
+    }
+
+    pub(super) fn address(&self, offset: usize) -> Option<DmaAddr<'_>> {
+        let value = self.device_address().checked_add(offset as u64).filter(|_| offset < self.len())?;
+        Some(DmaAddr { value, region: self, life: self.table().life() })
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        self.table().close_window(self.device_address());
+    }
+}
+
 /// A contiguous run of zeroed bytes that one device may reach; page-aligned.
 ///
-/// Not `Clone`: whoever holds the region is the only one on the driver's side to access it. Dropping it closes the
-/// device's window: later snapshots do not show it. Its memory goes back to the platform when the last snapshot is gone
-/// and the device is known to be quiet.
-pub struct DmaRegion(pub(super) Arc<Shared>);
+/// Not `Clone`: whoever holds the region, and the parts cut from it, are the only ones on the driver's side to access it.
+/// When they are all dropped the device's window closes: later snapshots do not show it. The memory goes back to the
+/// platform when the last snapshot is gone and the device is known to be quiet.
+pub struct DmaRegion(pub(super) Arc<Region>);
 
 impl DmaRegion {
     /// Length in bytes: a multiple of [`PAGE_SIZE`](crate::PAGE_SIZE).
     pub fn len(&self) -> usize {
-        self.0.len
+        self.0.len()
     }
 
     /// Always false: a region has at least one page.
     pub fn is_empty(&self) -> bool {
-        self.0.len == 0
+        self.len() == 0
     }
 
     /// What the device may do with it.
     pub fn direction(&self) -> Direction {
-        self.0.direction
+        self.0.direction()
     }
 
     /// Where the device finds the byte at `offset`; `None` beyond the end.
-    pub fn address(&self, offset: usize) -> Option<DmaAddr> {
+    pub fn address(&self, offset: usize) -> Option<DmaAddr<'_>> {
         self.0.address(offset)
     }
 
     /// All of the region's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        self.0.as_volatile_slice()
-    }
-
-    /// Stores `address` as a little-endian 64-bit field at `offset`, for this region's own device only.
-    pub fn write_dma_addr(&self, offset: usize, address: DmaAddr) -> Result<(), DmaError> {
-        if address.device != self.0.table.device() {
-            return Err(DmaError::WrongDevice);
-        }
-        Ok(self.as_volatile_slice().write_obj(address.value.to_le(), offset)?)
-    }
-
-    #[inline]
-    pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, VolatileError> {
-        self.as_volatile_slice().subslice(offset, len)
-    }
-}
-
-impl Drop for DmaRegion {
-    fn drop(&mut self) {
-        self.0.table.close_window(self.0.device_address);
+        self.0.shared.as_volatile_slice()
     }
 }
 

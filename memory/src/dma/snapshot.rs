@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
-use super::Shared;
+use super::region::Shared;
 use crate::{
     Access, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
     MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
@@ -18,12 +18,17 @@ use crate::{
 pub struct DmaSnapshot<B: NewBitmap = ()> {
     /// By rising address.
     windows: Vec<DmaWindow<B>>,
+    /// While it exists a model's reset is not proved.
+    _view: Option<Arc<()>>,
 }
 
 impl<B: NewBitmap> DmaSnapshot<B> {
-    pub(super) fn new(regions: impl Iterator<Item = Arc<Shared>>, access: Access) -> Self {
-        let window = |shared: Arc<Shared>| DmaWindow { bitmap: B::with_len(shared.len()), shared, access };
-        Self { windows: regions.map(window).collect() }
+    /// The memory can be reached if there is a `view`.
+    pub(super) fn new(regions: Vec<Arc<Shared>>, access: Access, view: Option<Arc<()>>) -> Self {
+        let open = view.is_some();
+        let window =
+            |shared: Arc<Shared>| DmaWindow { bitmap: B::with_len(shared.len()), shared, access, open };
+        Self { windows: regions.into_iter().map(window).collect(), _view: view }
     }
 }
 
@@ -51,6 +56,8 @@ impl<B: NewBitmap> fmt::Debug for DmaSnapshot<B> {
 pub struct DmaWindow<B: NewBitmap = ()> {
     shared: Arc<Shared>,
     access: Access,
+    /// Whether the memory can be reached.
+    open: bool,
     bitmap: B,
 }
 
@@ -71,6 +78,9 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
 
     fn get_slice(&self, addr: MemoryRegionAddress, count: usize) -> GuestMemoryResult<RegionSlice<'_, Self>> {
         let offset = region_offset(self, addr)?;
+        if !self.open {
+            return Err(GuestMemoryError::HostAddressNotAvailable);
+        }
         let slice = self.shared.as_volatile_slice().restrict(self.access).subslice(offset, count);
         let slice = slice.map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))?;
         Ok(slice.with_bitmap(self.bitmap.slice_at(offset)))

@@ -1,19 +1,22 @@
 //! The table of what one device may reach, and the register of all such tables.
 
+use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroUsize;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use super::{DeviceStatus, Direction, DmaAddr, DmaError, DmaRegion, DmaSnapshot, ResetTimeout, Shared};
-use crate::lock::{Level, Lock};
+use super::region::{Region, Shared};
+use super::{Direction, DmaAddr, DmaError, DmaRegion, DmaSnapshot, Life, Quiet, ResetError};
+use crate::lock::{Guard, Level, Lock};
 use crate::{Access, DeviceId, DmaMemory, GuestAddress, NewBitmap, PAGE_SIZE, Platform, VirtAddr};
 
-/// All window tables of a platform: one for each device that a driver ever asked for. A table stays, so that what is in
-/// quarantine can still be released by the device's next driver.
+/// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be released by
+/// the device's next driver.
 pub struct DmaRegistry {
+    /// By device.
     tables: Lock<Vec<Arc<Table>>>,
     /// Live [`DmaRegion`]s, counted apart from the tables.
     regions: AtomicUsize,
@@ -36,14 +39,26 @@ impl DmaRegistry {
         Self { tables: Lock::new(Level::Registry, Vec::new()), regions: AtomicUsize::new(0) }
     }
 
-    fn table(&self, platform: &'static dyn Platform, device: DeviceId) -> Arc<Table> {
-        let mut tables = self.tables.lock();
-        if let Some(table) = tables.iter().find(|table| table.device == device) {
-            return table.clone();
-        }
-        let table = Arc::new(Table { platform, device, state: Lock::new(Level::Windows, State::default()) });
-        tables.push(table.clone());
-        table
+    /// The table of a device, which nobody else has from here on.
+    fn claim(
+        &self,
+        platform: &'static dyn Platform,
+        device: DeviceId,
+        kind: Kind,
+    ) -> Result<Arc<Table>, DmaError> {
+        let new = Arc::new(Table::new(platform, device, kind));
+        let found = with_room(
+            &self.tables,
+            |tables| tables,
+            |tables| match tables.binary_search_by_key(&(device, kind), |table| (table.device, table.kind)) {
+                Ok(at) => tables[at].clone(),
+                Err(at) => {
+                    tables.insert(at, new.clone());
+                    new.clone()
+                }
+            },
+        );
+        if found.claimed.swap(true, Ordering::Acquire) { Err(DmaError::Claimed) } else { Ok(found) }
     }
 
     /// Counts regions and windows, and shows each page of each window to `page`. `dead` is told of windows without a
@@ -56,30 +71,21 @@ impl DmaRegistry {
         let mut seen = WindowAudit { regions: self.regions.load(Ordering::Relaxed), windows: 0, pages: 0 };
         for table in self.tables.lock().iter() {
             for window in &table.state.lock().windows {
-                let region = window.region.upgrade();
-                let Some(region) = region.filter(|region| region.device_address() == window.device_address)
-                else {
+                if window.shared.strong_count() == 0 {
                     dead(table.device);
                     continue;
-                };
+                }
                 seen.windows += 1;
-                let start = region.as_volatile_slice().as_ptr();
-                for offset in (0..region.len()).step_by(PAGE_SIZE) {
+                for offset in (0..window.len).step_by(PAGE_SIZE) {
                     seen.pages += 1;
-                    if let Some(at) = VirtAddr::from_ptr(start.as_ptr().wrapping_add(offset)) {
+                    if let Some(at) = window.start.checked_add(offset).and_then(|at| VirtAddr::new(at as u64))
+                    {
                         page(at);
                     }
                 }
             }
         }
         seen
-    }
-
-    /// The memory of all open windows.
-    pub(crate) fn shared(&self) -> Vec<Arc<Shared>> {
-        let tables = self.tables.lock();
-        let states = tables.iter().map(|table| table.state.lock());
-        states.flat_map(|state| state.regions(|_| true).collect::<Vec<_>>()).collect()
     }
 }
 
@@ -91,25 +97,62 @@ impl Default for DmaRegistry {
 
 impl fmt::Debug for DmaRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.tables.lock().iter().map(|table| DmaWindows(table.clone()))).finish()
+        write!(f, "DmaRegistry({} devices)", self.tables.lock().len())
     }
+}
+
+/// Calls `then` when the list in `lock` has room for one more, and never allocates while the lock is held.
+fn with_room<S, T, R>(
+    lock: &Lock<S>,
+    list: impl Fn(&mut S) -> &mut Vec<T>,
+    then: impl FnOnce(&mut S) -> R,
+) -> R {
+    let mut larger = Vec::new();
+    loop {
+        let mut state = lock.lock();
+        let full = list(&mut state);
+        if full.len() == full.capacity() {
+            let len = full.len();
+            if larger.capacity() <= len {
+                drop(state);
+                larger = Vec::with_capacity((2 * len).max(8));
+                continue;
+            }
+            larger.append(full);
+            core::mem::swap(full, &mut larger);
+        }
+        let result = then(&mut state);
+        drop(state);
+        return result;
+    }
+}
+
+/// What is on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// A device on a bus, which knows no memory but by what its registers and descriptors say.
+    Bus,
+    /// A device model in this program, which reaches memory through views of the table.
+    Model,
 }
 
 /// What one device may reach: its regions, and those that wait for the device to be quiet.
 ///
-/// There is one table for each device of a platform; this is a handle to it, and cloning gives another. As seen from
-/// the device it is memory at guest addresses: [`readable`](Self::readable) and [`writable`](Self::writable).
+/// There is one table for each device of a platform, and one owner of it: this is a handle, cloning gives another, and
+/// while there are handles or regions nobody else gets one. For a model the table is also the model's memory:
+/// [`readable`](Self::readable) and [`writable`](Self::writable).
 ///
 /// ```
-/// use ringfence_memory::{Bytes, DeviceId, Direction, DmaWindows, host::HostPlatform};
+/// use ringfence_memory::{Bytes, DeviceId, Direction, DmaError, DmaWindows, host::HostPlatform};
 ///
 /// let platform = Box::leak(Box::new(HostPlatform::new()));
-/// let windows = DmaWindows::new(platform, DeviceId(0x18));
+/// let windows = DmaWindows::for_model(platform, DeviceId(0x18))?;
+/// assert_eq!(DmaWindows::for_model(platform, DeviceId(0x18)).unwrap_err(), DmaError::Claimed);
 /// let region = windows.allocate_for(100, Direction::ToDevice)?;
 /// region.as_volatile_slice().write_slice(b"to the device", 8)?;
 ///
 /// // The device's side: it was told an address, and reads what is there.
-/// let address = windows.publish(region.address(8).unwrap()).unwrap();
+/// let address = windows.publish(region.address(8).unwrap())?;
 /// let mut seen = [0; 13];
 /// windows.readable().read_slice(&mut seen, address).unwrap();
 /// assert_eq!(&seen, b"to the device");
@@ -118,52 +161,87 @@ impl fmt::Debug for DmaRegistry {
 /// // The device may still use it: until it was reset, the memory is not reused.
 /// drop(region);
 /// assert_eq!(windows.usage(), (0, 4096));
-/// # Ok::<(), ringfence_memory::DmaError>(())
+/// windows.reset_model().expect("nobody looks");
+/// assert_eq!(windows.usage(), (0, 0));
+/// # Ok::<(), DmaError>(())
 /// ```
 #[derive(Clone)]
-pub struct DmaWindows(Arc<Table>);
+pub struct DmaWindows(Arc<Claim>);
+
+/// The right to a table, shared by handles and regions.
+struct Claim(Arc<Table>);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.claimed.store(false, Ordering::Release);
+    }
+}
 
 pub(crate) struct Table {
     platform: &'static dyn Platform,
     device: DeviceId,
+    kind: Kind,
+    claimed: AtomicBool,
+    /// The state's, to be read without its lock.
+    life: AtomicU64,
     state: Lock<State>,
 }
 
-#[derive(Default)]
 struct State {
-    /// Whether the device was given an address since the last proof that it is quiet.
-    live: bool,
+    /// Whether the device may have been told of memory in this life.
+    told: bool,
+    /// Counts what the device was told.
+    tellings: u64,
+    /// Counts the lives that have ended.
+    life: u64,
+    /// By rising address.
     windows: Vec<Window>,
-    /// Regions whose memory was not given back, whether or not their window is still open.
-    held: usize,
-    quarantine: Vec<DmaMemory>,
+    /// Bytes of open windows.
+    open: usize,
+    quarantine: Option<Box<DmaMemory>>,
+    quarantined: usize,
     /// Counts openings and closings of windows.
     generation: u64,
-    /// Counts resets of the device that were seen.
-    resets: u64,
+    /// Shared with every view of a model.
+    views: Arc<()>,
 }
 
 struct Window {
     device_address: u64,
-    region: Weak<Shared>,
-}
-
-impl State {
-    fn regions(&self, wanted: impl Fn(Direction) -> bool) -> impl Iterator<Item = Arc<Shared>> {
-        let regions = self.windows.iter().filter_map(|window| window.region.upgrade());
-        regions.filter(move |region| wanted(region.direction()))
-    }
+    start: usize,
+    len: usize,
+    direction: Direction,
+    shared: Weak<Shared>,
 }
 
 impl DmaWindows {
-    /// The table of `device`.
-    pub fn new(platform: &'static dyn Platform, device: DeviceId) -> Self {
-        Self(platform.registry().table(platform, device))
+    /// Claims the table of `device`, which is on a bus.
+    ///
+    /// # Errors
+    /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
+    pub fn new(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
+        let table = platform.registry().claim(platform, device, Kind::Bus)?;
+        Ok(Self(Arc::new(Claim(table))))
+    }
+
+    /// Claims a table for a device model in this program, which goes by `device` among models: it is no device's on a
+    /// bus, whatever the number, and no register will take its addresses.
+    ///
+    /// # Errors
+    /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
+    pub fn for_model(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
+        let table = platform.registry().claim(platform, device, Kind::Model)?;
+        Ok(Self(Arc::new(Claim(table))))
     }
 
     /// The device that this table is for.
     pub fn device(&self) -> DeviceId {
-        self.0.device
+        self.table().device
+    }
+
+    /// The life that the device is in.
+    pub fn life(&self) -> Life {
+        Life { table: self.table().clone(), number: self.table().life() }
     }
 
     /// A new region of at least `len` bytes (rounded up to pages), zeroed, owned by the caller, that the device may
@@ -175,21 +253,28 @@ impl DmaWindows {
     /// The same, for one direction only.
     pub fn allocate_for(&self, len: usize, direction: Direction) -> Result<DmaRegion, DmaError> {
         let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
-        let platform = self.0.platform;
-        let memory = platform.dma_allocate(self.0.device, pages).map_err(DmaError::Platform)?;
-        let shared = Arc::new(Shared::new(memory, self.0.clone(), direction));
-        let window = Window { device_address: shared.device_address(), region: Arc::downgrade(&shared) };
-        let mut state = self.0.state.lock();
-        state.held += 1;
-        // Room for everything that is out, so that dropping never allocates.
-        let held = state.held;
-        let room = held.saturating_sub(state.quarantine.len());
-        state.quarantine.reserve(room);
-        let at = state.windows.partition_point(|other| other.device_address < window.device_address);
-        state.windows.insert(at, window);
-        state.generation += 1;
-        platform.registry().regions.fetch_add(1, Ordering::Relaxed);
-        Ok(DmaRegion(shared))
+        let table = self.table();
+        let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
+        let shared = Arc::new(Shared::new(memory, table.clone(), direction));
+        let window = Window {
+            device_address: shared.device_address(),
+            start: shared.start().addr().get(),
+            len: shared.len(),
+            direction,
+            shared: Arc::downgrade(&shared),
+        };
+        with_room(
+            &table.state,
+            |state| &mut state.windows,
+            |state| {
+                let at = state.windows.partition_point(|other| other.device_address < window.device_address);
+                state.open += window.len;
+                state.windows.insert(at, window);
+                state.generation += 1;
+            },
+        );
+        table.platform.registry().regions.fetch_add(1, Ordering::Relaxed);
+        Ok(DmaRegion(Arc::new(Region::new(shared, self.clone()))))
     }
 
     /// What the device may read now. A range of this view cannot be written through it.
@@ -202,106 +287,213 @@ impl DmaWindows {
         self.snapshot(Access::WriteOnly)
     }
 
-    /// The windows that the device may use as `access` says, as they are now, with new dirty bitmaps of kind `B`.
+    /// The windows that the device may use as `access` says, as they are now, with new dirty bitmaps of kind `B`. The
+    /// memory can be reached through it if the device is a [model](Self::for_model); of a device on a bus it only tells
+    /// the addresses, for an IOMMU.
     ///
     /// The snapshot holds the regions: their memory stays until it is dropped.
     pub fn snapshot<B: NewBitmap>(&self, access: Access) -> DmaSnapshot<B> {
-        let state = self.0.state.lock();
-        DmaSnapshot::new(state.regions(|direction| direction.allows(access)), access)
+        let mut regions = Vec::new();
+        let view = loop {
+            let state = self.table().state.lock();
+            if regions.capacity() < state.windows.len() {
+                let wanted = state.windows.len();
+                drop(state);
+                regions = Vec::with_capacity(wanted);
+                continue;
+            }
+            let windows = state.windows.iter().filter(|window| window.direction.allows(access));
+            regions.extend(windows.filter_map(|window| window.shared.upgrade()));
+            break state.views.clone();
+        };
+        let view = (self.table().kind == Kind::Model).then_some(view);
+        DmaSnapshot::new(regions, access, view)
     }
 
     /// Changes whenever a window is opened or closed: a snapshot of the same generation is still accurate.
     pub fn generation(&self) -> u64 {
-        self.0.state.lock().generation
+        self.table().state.lock().generation
     }
 
-    /// Writes 0 to the device status and waits up to `limit` for it to read 0 (virtio 1.4, 2.4.2 and 4.1.4.3.2).
-    /// Then the device holds no buffer, and the quarantine is released.
-    pub fn reset_device(&self, status: &dyn DeviceStatus, limit: Duration) -> Result<(), ResetTimeout> {
-        let start = self.0.platform.now();
-        status.write(0);
-        while status.read() != 0 {
-            if self.0.platform.now().saturating_sub(start) > limit {
-                return Err(ResetTimeout);
-            }
-            core::hint::spin_loop();
+    /// Ends the life of a device model: it must have forgotten what it was told. The proof is that nobody holds a view of
+    /// its memory, so that nothing can reach what it was given.
+    ///
+    /// # Errors
+    /// [`ResetError::Timeout`] while a view exists, [`ResetError::WrongDevice`] if the device is on a bus.
+    pub fn reset_model(&self) -> Result<Quiet, ResetError> {
+        let table = self.table();
+        if table.kind != Kind::Model {
+            return Err(ResetError::WrongDevice);
         }
-        let quiet = {
-            let mut state = self.0.state.lock();
-            state.live = false;
-            state.resets += 1;
-            state.held = state.held.saturating_sub(state.quarantine.len());
-            core::mem::take(&mut state.quarantine)
-        };
-        // Outside the lock: this calls the platform.
-        for memory in quiet {
-            memory.backing().set_quarantined(false);
+        let state = table.state.lock();
+        if Arc::strong_count(&state.views) > 1 {
+            return Err(ResetError::Timeout);
         }
-        Ok(())
-    }
-
-    /// How often the device was seen reset: [`reset_device`](Self::reset_device) succeeded. Tells a proof of a reset
-    /// from one of an earlier life of the device.
-    pub fn resets(&self) -> u64 {
-        self.0.state.lock().resets
+        Ok(table.end_life(state))
     }
 
     /// The platform's monotonic clock, for time limits.
     pub fn now(&self) -> Duration {
-        self.0.platform.now()
+        self.table().platform.now()
     }
 
-    /// Bytes of this device's live regions, and bytes in quarantine.
+    /// Bytes of this device's open windows, and bytes in quarantine.
     pub fn usage(&self) -> (usize, usize) {
-        let state = self.0.state.lock();
-        let live = state.regions(|_| true).map(|region| region.len()).sum();
-        (live, state.quarantine.iter().map(|memory| memory.backing().len()).sum())
+        let state = self.table().state.lock();
+        (state.open, state.quarantined)
     }
 
-    /// Tells a device model an address, as [`MmioRegion::write_dma_addr`](crate::MmioRegion::write_dma_addr) tells a
-    /// real device: the ways in which a [`DmaAddr`] becomes a number, from which there is no way back. `None` if it is
-    /// another device's.
+    /// Tells a device model an address, as [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) tells a device
+    /// its queues: the way in which a [`DmaAddr`] becomes a number, from which there is no way back.
     ///
-    /// From here on what is dropped is quarantined until [`reset_device`](Self::reset_device) succeeds.
-    pub fn publish(&self, address: DmaAddr) -> Option<GuestAddress> {
-        if address.device != self.0.device {
-            return None;
+    /// From here on what is dropped is quarantined until the device's life has ended.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if it is another device's or this one is not a model, [`DmaError::WrongLife`].
+    pub fn publish(&self, address: DmaAddr<'_>) -> Result<GuestAddress, DmaError> {
+        if self.table().kind != Kind::Model {
+            return Err(DmaError::WrongDevice);
         }
-        self.0.state.lock().live = true;
-        Some(GuestAddress(address.value))
+        self.tell([address], |[address]| GuestAddress(address))
+    }
+
+    /// Calls `write`, which tells the device these addresses, if they are its own and of this life; books it before.
+    pub(crate) fn tell<const N: usize, R>(
+        &self,
+        addresses: [DmaAddr<'_>; N],
+        write: impl FnOnce([u64; N]) -> R,
+    ) -> Result<R, DmaError> {
+        let table = self.table();
+        if addresses.iter().any(|address| !core::ptr::eq(address.region.table(), Arc::as_ptr(table))) {
+            return Err(DmaError::WrongDevice);
+        }
+        let mut state = table.state.lock();
+        if addresses.iter().any(|address| address.life != state.life) {
+            return Err(DmaError::WrongLife);
+        }
+        state.tell();
+        Ok(write(addresses.map(|address| address.value)))
+    }
+
+    /// Ends the device's life if `is_quiet`, which is asked while nobody can tell the device anything, and if it was told
+    /// nothing since there were `tellings`.
+    pub(crate) fn end_life_if(
+        &self,
+        tellings: u64,
+        is_quiet: impl FnOnce() -> bool,
+    ) -> Result<Quiet, ResetError> {
+        let state = self.table().state.lock();
+        if state.tellings == tellings && is_quiet() {
+            Ok(self.table().end_life(state))
+        } else {
+            Err(ResetError::Timeout)
+        }
+    }
+
+    pub(crate) fn tellings(&self) -> u64 {
+        self.table().state.lock().tellings
+    }
+
+    /// Whether these are the windows of `device` on a bus, by this registry.
+    pub(crate) fn are_of(&self, device: DeviceId, registry: &DmaRegistry) -> bool {
+        let table = self.table();
+        let same = core::ptr::eq(table.platform.registry(), registry);
+        same && table.kind == Kind::Bus && table.device == device
+    }
+
+    pub(super) fn table(&self) -> &Arc<Table> {
+        &self.0.0
     }
 }
 
 impl fmt::Debug for DmaWindows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (live, quarantined) = self.usage();
-        write!(f, "DmaWindows({:?}, {live} bytes live, {quarantined} quarantined)", self.0.device)
+        let (open, quarantined) = self.usage();
+        write!(f, "DmaWindows({:?}, {open} bytes open, {quarantined} quarantined)", self.device())
+    }
+}
+
+impl State {
+    fn tell(&mut self) {
+        self.told = true;
+        self.tellings += 1;
     }
 }
 
 impl Table {
+    fn new(platform: &'static dyn Platform, device: DeviceId, kind: Kind) -> Self {
+        let state = State {
+            told: false,
+            tellings: 0,
+            life: 0,
+            windows: Vec::new(),
+            open: 0,
+            quarantine: None,
+            quarantined: 0,
+            generation: 0,
+            views: Arc::new(()),
+        };
+        let (claimed, life) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { platform, device, kind, claimed, life, state: Lock::new(Level::Windows, state) }
+    }
+
     pub(super) fn device(&self) -> DeviceId {
         self.device
+    }
+
+    pub(super) fn life(&self) -> u64 {
+        self.life.load(Ordering::Relaxed)
+    }
+
+    /// The device may be told, from here on, of memory that it is not told of by [`DmaWindows::tell`]: there is a
+    /// descriptor table. Says in which life.
+    pub(super) fn open_descriptors(&self) -> u64 {
+        let mut state = self.state.lock();
+        state.tell();
+        state.life
     }
 
     /// The region at `device_address` was dropped.
     pub(super) fn close_window(&self, device_address: u64) {
         let mut state = self.state.lock();
-        state.windows.retain(|window| window.device_address != device_address);
-        state.generation += 1;
+        if let Ok(at) = state.windows.binary_search_by_key(&device_address, |window| window.device_address) {
+            let window = state.windows.remove(at);
+            state.open -= window.len;
+            state.generation += 1;
+        }
+        drop(state);
         self.platform.registry().regions.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Nobody on this side holds the memory any more; the device may.
-    pub(super) fn give_back(&self, memory: DmaMemory) {
+    pub(super) fn give_back(&self, mut memory: Box<DmaMemory>) {
         let mut state = self.state.lock();
-        if state.live {
-            memory.backing().set_quarantined(true);
-            state.quarantine.push(memory);
+        if state.told {
+            memory.book(true);
+            state.quarantined += memory.len();
+            memory.next = state.quarantine.take();
+            state.quarantine = Some(memory);
         } else {
-            state.held -= 1;
+            // Outside the lock: this calls the platform.
             drop(state);
             drop(memory);
         }
+    }
+
+    /// The device holds nothing any more that it was told of.
+    fn end_life(self: &Arc<Self>, mut state: Guard<'_, State>) -> Quiet {
+        let ended = Life { table: self.clone(), number: state.life };
+        state.life += 1;
+        self.life.store(state.life, Ordering::Relaxed);
+        state.told = false;
+        state.quarantined = 0;
+        let mut quarantine = state.quarantine.take();
+        // Outside the lock: this calls the platform.
+        drop(state);
+        while let Some(mut memory) = quarantine {
+            quarantine = memory.next.take();
+            memory.book(false);
+        }
+        Quiet { ended }
     }
 }

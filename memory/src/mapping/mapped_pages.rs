@@ -9,7 +9,6 @@ use crate::range::{FrameRange, PageRange};
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -394,36 +393,9 @@ impl MappedPages<Dma> {
         }
     }
 
-    /// Takes the memory out of use while a device may still write there. It stays mapped and is not reused.
-    pub fn quarantine(self) -> Quarantined {
-        self.book(true);
-        Quarantined(ManuallyDrop::new(self))
-    }
-
-    /// Books the frames as being in quarantine, or not any more.
-    pub(crate) fn book(&self, quarantined: bool) {
-        let (from, to) =
-            if quarantined { (Owner::Dma, Owner::Quarantined) } else { (Owner::Quarantined, Owner::Dma) };
-        if let Some(space) = self.space {
-            space.frames().transfer(from, to, self.pages.size_in_pages());
-        }
-    }
-}
-
-/// DMA memory that a device may still write. Dropping it changes nothing: the memory is lost then.
-#[must_use = "the memory is lost unless it is released"]
-#[derive(Debug)]
-pub struct Quarantined(ManuallyDrop<MappedPages<Dma>>);
-
-impl Quarantined {
-    /// The memory, to be used again.
-    ///
-    /// # Safety
-    /// No device can write there any more: its reset was seen to be complete, or its grant was revoked.
-    pub unsafe fn release(self) -> MappedPages<Dma> {
-        let pages = ManuallyDrop::into_inner(self.0);
-        pages.book(false);
-        pages
+    /// Where the frames are booked.
+    pub(crate) fn frame_allocator(&self) -> Option<&'static crate::FrameAllocator> {
+        self.space.map(AddressSpace::frames)
     }
 }
 

@@ -12,7 +12,7 @@ pub use borrowed::{
     BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
 };
 pub use claims::ClaimError;
-pub use mapped_pages::{AccessError, Dma, Kind, MappedPages, Mmio, Private, Quarantined};
+pub use mapped_pages::{AccessError, Dma, Kind, MappedPages, Mmio, Private};
 pub use mapper::Mapper;
 pub use pool::TablePool;
 pub use pte::Protection;

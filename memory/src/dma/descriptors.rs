@@ -1,0 +1,366 @@
+//! Descriptors: the one place where the address of a buffer is written to memory that a device follows.
+
+use alloc::sync::Arc;
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering;
+
+use super::region::Region;
+use super::segment::Segment;
+use super::windows::Table;
+use super::{Direction, DmaAddr, DmaArray, DmaError, DmaWindows, Life};
+use crate::{AtomicAccess, VolatileError};
+
+mod sealed {
+    pub trait RingFormat {
+        /// Whether it is the packed one.
+        const PACKED: bool;
+        /// Where in the second half of a descriptor its flags begin.
+        const FLAGS: u32;
+        /// Bytes of the driver area and of the device area of a queue with so many descriptors.
+        fn areas(size: usize) -> [usize; 2];
+    }
+}
+
+/// How the second half of a descriptor is laid out: [`Split`] or [`Packed`]. Closed, since the two flags that decide what
+/// an address is must be where the device looks for them.
+pub trait RingFormat: sealed::RingFormat {}
+impl<F: sealed::RingFormat> RingFormat for F {}
+
+/// Length, flags, next (virtio 1.4, 2.7.5).
+#[derive(Debug)]
+pub enum Split {}
+
+/// Length, buffer id, flags (virtio 1.4, 2.8.13).
+#[derive(Debug)]
+pub enum Packed {}
+
+impl sealed::RingFormat for Split {
+    const PACKED: bool = false;
+    const FLAGS: u32 = 32;
+    /// Flags, index, entries or elements, and an event index (2.7.6, 2.7.8).
+    fn areas(size: usize) -> [usize; 2] {
+        [6 + 2 * size, 6 + 8 * size]
+    }
+}
+
+impl sealed::RingFormat for Packed {
+    const PACKED: bool = true;
+    const FLAGS: u32 = 48;
+    /// Event suppression structures (2.8.14).
+    fn areas(_: usize) -> [usize; 2] {
+        [4, 4]
+    }
+}
+
+/// The largest size of a queue (2.7, 2.8).
+const MAX_QUEUE_SIZE: u16 = 1 << 15;
+
+/// Bytes of a descriptor.
+const DESCRIPTOR_LEN: usize = 16;
+
+/// Flags, in both formats.
+const WRITE: u64 = 1 << 1;
+const INDIRECT: u64 = 1 << 2;
+
+/// A table of descriptors: of a queue, or one that descriptors of a queue refer to. It owns its memory, and no other way
+/// leads to it but these methods, so that what a device follows was made of [`Segment`]s: borrowed from their owner at that
+/// moment, in its length and direction.
+///
+/// A table belongs to the [`Life`](super::Life) in which it was made. From then on, and until that life has ended, what is
+/// dropped of the device's memory is quarantined, since a descriptor may name it; later the device is not told of the
+/// table any more.
+pub struct DescriptorTable<F: RingFormat> {
+    /// Two for each descriptor.
+    words: NonNull<u64>,
+    count: usize,
+    life: u64,
+    /// Keeps `words` valid.
+    region: Arc<Region>,
+    /// The region's, for speed: compared, never followed.
+    table: *const Table,
+    /// A descriptor that is not written yet, neither half: its address must not stand beside what was there before.
+    held: Option<Held>,
+    format: PhantomData<F>,
+}
+
+#[derive(Clone, Copy)]
+struct Held {
+    index: usize,
+    address: u64,
+    rest: u64,
+}
+
+// SAFETY: like `VolatileSlice`, it gives atomic access only, to memory that holds no Rust object; racing accesses are the
+// case it exists for. `table` is compared, never followed.
+unsafe impl<F: RingFormat> Send for DescriptorTable<F> {}
+// SAFETY: as for `Send`.
+unsafe impl<F: RingFormat> Sync for DescriptorTable<F> {}
+
+impl<F: RingFormat> DescriptorTable<F> {
+    /// The bits of a descriptor's second half that are the caller's: not the length, nor what the address is.
+    const FREE: u64 = !(u32::MAX as u64 | (WRITE | INDIRECT) << F::FLAGS);
+
+    /// A table of `count` descriptors, all zero, followed by room for `more` bytes.
+    ///
+    /// # Errors
+    /// As for [`DmaWindows::allocate_for`].
+    pub fn new(
+        windows: &DmaWindows,
+        count: usize,
+        more: usize,
+        direction: Direction,
+    ) -> Result<Self, DmaError> {
+        let len = count.checked_mul(DESCRIPTOR_LEN).filter(|&len| len > 0).ok_or(DmaError::BadLength)?;
+        let region = windows.allocate_for(len.checked_add(more).ok_or(DmaError::BadLength)?, direction)?.0;
+        let words = region.slice(0, len)?.as_ptr().cast::<u64>();
+        let (table, life) = (ptr::from_ref(region.table()), region.table().open_descriptors());
+        Ok(Self { words, count, life, region, table, held: None, format: PhantomData })
+    }
+
+    /// The `count` values that follow the descriptors directly.
+    ///
+    /// # Errors
+    /// As for [`DmaRegion::array`](super::DmaRegion::array).
+    pub fn array_after<T: AtomicAccess>(&self, count: usize) -> Result<DmaArray<T>, DmaError> {
+        DmaArray::new(&self.region, self.count.wrapping_mul(DESCRIPTOR_LEN), count)
+    }
+
+    /// Number of descriptors.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Always false: a table has at least one descriptor.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Where the device finds the table: an address of the life in which it was made.
+    pub fn address(&self) -> DmaAddr<'_> {
+        DmaAddr { value: self.region.device_address(), region: &self.region, life: self.life }
+    }
+
+    /// The addresses of a queue whose descriptors are all of these.
+    ///
+    /// # Errors
+    /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split), and both areas are long
+    /// enough for so many: what the device reads and writes there is within the regions of `driver` and `device`.
+    pub fn queue<'a>(
+        &'a self,
+        driver: DmaAddr<'a>,
+        device: DmaAddr<'a>,
+    ) -> Result<QueueAddresses<'a>, DmaError> {
+        let most = |size: &u16| *size <= MAX_QUEUE_SIZE && (F::PACKED || size.is_power_of_two());
+        let size = u16::try_from(self.count).ok().filter(most).ok_or(DmaError::BadLength)?;
+        let [driver_len, device_len] = F::areas(self.count);
+        if driver.room() < driver_len || device.room() < device_len {
+            return Err(DmaError::BadLength);
+        }
+        Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
+    }
+
+    /// Writes the descriptor at `index`: of `segment`, with the flags and other fields that `bits` has where they are in
+    /// its second half (which is written last, in one access). What the length, WRITE and INDIRECT are is not the
+    /// caller's; those bits are ignored. Panics if `order` is not one for stores.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if the segment is another device's memory, [`DmaError::Access`] beyond the end.
+    #[inline]
+    pub fn store(
+        &self,
+        index: usize,
+        segment: &Segment<'_>,
+        bits: u64,
+        order: Ordering,
+    ) -> Result<(), DmaError> {
+        self.check(segment)?;
+        Ok(self.put(index, segment.address, Self::rest(segment, bits), order)?)
+    }
+
+    /// Writes the descriptors of a chain one after the other from `index` on, of segments and bits as for
+    /// [`store`](Self::store); but keeps the first for [`store_held`](Self::store_held), unless another is kept already.
+    ///
+    /// # Errors
+    /// As for [`store`](Self::store). Then nothing was written.
+    #[inline(always)]
+    pub fn hold<const N: usize>(
+        &mut self,
+        index: usize,
+        chain: [(&Segment<'_>, u64); N],
+    ) -> Result<(), DmaError> {
+        if chain.iter().any(|(segment, _)| !ptr::eq(segment.table, self.table)) {
+            return Err(DmaError::WrongDevice);
+        }
+        if N > self.count || index > self.count.wrapping_sub(N) {
+            return Err(VolatileError::OutOfBounds.into());
+        }
+        let (words, is_held) = (self.words, self.held.is_some());
+        for (place, (segment, bits)) in chain.into_iter().enumerate().rev() {
+            let rest = Self::rest(segment, bits);
+            // SAFETY: `index + N` is not beyond the end, as was just seen, so all are in the memory that `region` keeps, and
+            // aligned.
+            unsafe {
+                if place > 0 || is_held {
+                    let [first, second] = descriptor(words, index.wrapping_add(place));
+                    u64::store(first, segment.address.to_le(), Ordering::Relaxed);
+                    u64::store(second, rest.to_le(), Ordering::Relaxed);
+                } else {
+                    self.held = Some(Held { index, address: segment.address, rest });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is held, if something is; the second half of it last, in one access. Panics if `order` is not one for
+    /// stores.
+    ///
+    /// # Errors
+    /// None that a caller could cause.
+    #[inline]
+    pub fn store_held(&mut self, order: Ordering) -> Result<bool, DmaError> {
+        let Some(Held { index, address, rest }) = self.held.take() else { return Ok(false) };
+        self.put(index, address, rest, order)?;
+        Ok(true)
+    }
+
+    /// Writes a descriptor at `index` that refers to the `count` descriptors of `table` from `first` on; or keeps it, if
+    /// `hold` says so, as [`hold`](Self::hold) does.
+    ///
+    /// # Errors
+    /// As for [`store`](Self::store); [`DmaError::WrongLife`] if this table or that one is of a life that has ended.
+    pub fn store_indirect(
+        &mut self,
+        index: usize,
+        (table, first, count): (&Self, usize, usize),
+        bits: u64,
+        hold: bool,
+    ) -> Result<(), DmaError> {
+        if !ptr::eq(self.table, table.table) {
+            return Err(DmaError::WrongDevice);
+        }
+        if self.life != table.life {
+            return Err(DmaError::WrongLife);
+        }
+        let end = first.checked_add(count).filter(|&end| end <= table.count && count > 0);
+        end.filter(|_| index < self.count).ok_or(VolatileError::OutOfBounds)?;
+        let offset = first.wrapping_mul(DESCRIPTOR_LEN) as u64;
+        let address = table.region.device_address().wrapping_add(offset);
+        // A table is shorter than 4 GiB: a queue has at most 32,768 descriptors, and so have its chains.
+        let len = u32::try_from(count.wrapping_mul(DESCRIPTOR_LEN)).map_err(|_| DmaError::BadLength)?;
+        let rest = u64::from(len) | bits & Self::FREE | INDIRECT << F::FLAGS;
+        if hold && self.held.is_none() {
+            self.held = Some(Held { index, address, rest });
+        } else {
+            self.put(index, address, rest, Ordering::Relaxed)?;
+        }
+        Ok(())
+    }
+
+    /// Writes zeros to all descriptors, and forgets what is held.
+    pub fn clear(&mut self) {
+        self.held = None;
+        for index in 0..self.count {
+            // In bounds.
+            let _ = self.put(index, 0, 0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `segment` is memory of this table's device.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if not.
+    #[inline]
+    pub fn check(&self, segment: &Segment<'_>) -> Result<(), DmaError> {
+        let same = ptr::eq(segment.table, self.table);
+        if same { Ok(()) } else { Err(DmaError::WrongDevice) }
+    }
+
+    /// The second half of the descriptor at `index`, in one access; `None` beyond the end. Panics if `order` is not one for
+    /// loads.
+    #[inline]
+    pub fn load_rest(&self, index: usize, order: Ordering) -> Option<u64> {
+        let [_, at] = self.at(index).ok()?;
+        // SAFETY: in the memory that `region` keeps, and aligned.
+        Some(u64::from_le(unsafe { u64::load(at, order) }))
+    }
+
+    #[inline]
+    fn rest(segment: &Segment<'_>, bits: u64) -> u64 {
+        let write = if segment.writable { WRITE << F::FLAGS } else { 0 };
+        u64::from(segment.len) | bits & Self::FREE | write
+    }
+
+    #[inline]
+    fn put(&self, index: usize, address: u64, rest: u64, order: Ordering) -> Result<(), VolatileError> {
+        let [first, second] = self.at(index)?;
+        // SAFETY: both in the memory that `region` keeps, and aligned.
+        unsafe {
+            u64::store(first, address.to_le(), Ordering::Relaxed);
+            u64::store(second, rest.to_le(), order);
+        }
+        Ok(())
+    }
+
+    /// Both halves of the descriptor at `index`.
+    #[inline]
+    fn at(&self, index: usize) -> Result<[NonNull<u64>; 2], VolatileError> {
+        if index >= self.count {
+            return Err(VolatileError::OutOfBounds);
+        }
+        // SAFETY: as was just seen.
+        Ok(unsafe { descriptor(self.words, index) })
+    }
+}
+
+/// Both halves of the descriptor at `index` of those that begin at `words`.
+///
+/// # Safety
+/// There is one.
+#[inline]
+unsafe fn descriptor(words: NonNull<u64>, index: usize) -> [NonNull<u64>; 2] {
+    // SAFETY: there are two words for each descriptor.
+    let first = unsafe { words.add(index.wrapping_mul(2)) };
+    // SAFETY: as above.
+    [first, unsafe { first.add(1) }]
+}
+
+/// Where the parts of a queue are (virtio 1.4, 2.6), and how large it is: its descriptors, which are a
+/// [`DescriptorTable`], the driver area and the device area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueAddresses<'a> {
+    pub(crate) addresses: [DmaAddr<'a>; 3],
+    size: u16,
+    packed: bool,
+}
+
+impl<'a> QueueAddresses<'a> {
+    /// The life of the device in which it can be told of them: that in which the descriptors were made.
+    pub fn life(&self) -> Life {
+        let [DmaAddr { region, life: number, .. }, ..] = self.addresses;
+        Life { table: region.owned_table().clone(), number }
+    }
+
+    /// The three of them, in this order.
+    pub fn addresses(&self) -> [DmaAddr<'a>; 3] {
+        self.addresses
+    }
+
+    /// Number of descriptors: 1 to 32,768.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Whether it is a packed ring.
+    pub fn is_packed(&self) -> bool {
+        self.packed
+    }
+}
+
+impl<F: RingFormat> fmt::Debug for DescriptorTable<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DescriptorTable({:?}, {} descriptors)", self.address(), self.count)
+    }
+}
