@@ -1,0 +1,540 @@
+//! The registers of a device on the bus: what can be written to them, and what proves a reset.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use ringfence_memory::host::HostPlatform;
+use ringfence_memory::*;
+use support::*;
+
+/// Tells the device of a ring that is dropped then: its memory is in quarantine.
+fn told(card: &Card, virtio: &VirtioPci, windows: &DmaWindows) -> usize {
+    card.negotiate(virtio, windows, 0);
+    let ring = Ring::new(windows, 16);
+    virtio.common.set_queue(windows, 0, &ring.addresses()).unwrap();
+    assert_ne!(card.told(common::QUEUE_DESC), 0);
+    drop(ring);
+    let (open, quarantined) = windows.usage();
+    assert_eq!(open, 0);
+    quarantined
+}
+
+#[test]
+fn a_queue_is_told_where_it_is_and_nothing_else() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    card.negotiate(&virtio, &windows, 0);
+    let ring = Ring::new(&windows, 16);
+    virtio.common.set_queue(&windows, 2, &ring.addresses()).unwrap();
+    let at =
+        [common::QUEUE_DESC, common::QUEUE_DRIVER, common::QUEUE_DEVICE].map(|register| card.told(register));
+    ring.driver.as_volatile_slice().write_obj(*b"available", 0).unwrap();
+    let seen = card.platform.translate(card.address.id(), at[1], 9).unwrap();
+    assert_eq!(seen.slice().read_obj(0), Ok(*b"available"));
+    assert_eq!(at.map(|at| card.platform.translate(card.address.id(), at, 256).is_some()), [true; 3]);
+    assert_eq!(card.told(0x38), 0, "nothing behind them");
+    let field = |offset| virtio.common.read_queue::<u16>(2, offset).unwrap();
+    let fields = [common::QUEUE_SELECT, common::QUEUE_SIZE, common::QUEUE_ENABLE].map(field);
+    assert_eq!(fields, [2, 16, 1]);
+    // Not while it is in use, nor one that there is not.
+    let more = Ring::new(&windows, 16);
+    assert_eq!(virtio.common.set_queue(&windows, 2, &more.addresses()), Err(SetQueueError::Unavailable));
+    card.forget_queue();
+    assert_eq!(virtio.common.set_queue(&windows, QUEUES, &more.addresses()), Err(SetQueueError::Unavailable));
+    assert_eq!(card.told(common::QUEUE_DESC), 0);
+}
+
+/// How far the device goes is decided by the size that it is told: no queue is larger than its table and its areas.
+#[test]
+fn a_queue_ends_where_its_memory_does() {
+    let windows = Card::new().windows();
+    let (page, two) = (windows.allocate(4096).unwrap(), windows.allocate(4097).unwrap());
+    let table = |count| DescriptorTable::<Split>::new(&windows, count, 0, Direction::ToDevice).unwrap();
+    // 6 + 2 n bytes and 6 + 8 n.
+    for (size, driver, device, fits) in [
+        (256, 0, 0, true),
+        (512, 0, 0, false),
+        (2048, 0, 0, false),
+        (1, 4096 - 8, 4096 - 14, true),
+        (1, 4096 - 7, 4096 - 14, false),
+        (1, 4096 - 8, 4096 - 13, false),
+        (3, 0, 0, false),
+        (0x1_0000, 0, 0, false),
+    ] {
+        let table = table(size);
+        let queue = table.queue(page.address(driver).unwrap(), page.address(device).unwrap());
+        let expected = if fits { Ok(size as u16) } else { Err(DmaError::BadLength) };
+        assert_eq!(queue.map(|queue| queue.size()), expected, "{size} descriptors");
+    }
+    let (table, at) = (table(512), |offset| two.address(offset).unwrap());
+    for (driver, device, fits) in [
+        (0, 8192 - 6 - 8 * 512, true),
+        (0, 8192 - 5 - 8 * 512, false),
+        (8192 - 6 - 2 * 512, 0, true),
+        (8192 - 5 - 2 * 512, 0, false),
+    ] {
+        assert_eq!(table.queue(at(driver), at(device)).is_ok(), fits, "{driver} {device}");
+    }
+    let packed = |count| DescriptorTable::<Packed>::new(&windows, count, 0, Direction::Both).unwrap();
+    for (size, at, fits) in [(7, 4092, true), (7, 4093, false), (0x8000, 0, true), (0x8001, 0, false)] {
+        let table = packed(size);
+        let queue = table.queue(page.address(at).unwrap(), page.address(0).unwrap());
+        assert_eq!(queue.is_ok_and(|queue| queue.is_packed()), fits, "{size} descriptors");
+        assert_eq!(table.queue(page.address(0).unwrap(), page.address(at).unwrap()).is_ok(), fits);
+    }
+}
+
+/// A ring is told to a device that will read it as it was written: else what is a length or an index to the one were a flag
+/// to the other.
+#[test]
+fn a_queue_has_the_format_that_was_negotiated() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let common = &virtio.common;
+    let wrong = Err(SetQueueError::WrongFormat);
+    let area = windows.allocate(4096).unwrap();
+    let split = || {
+        let ring = Ring::new(&windows, 4);
+        common.set_queue(&windows, 0, &ring.addresses())
+    };
+    let packed = || {
+        let table = DescriptorTable::<Packed>::new(&windows, 4, 0, Direction::Both).unwrap();
+        let queue = table.queue(area.address(0).unwrap(), area.address(8).unwrap()).unwrap();
+        common.set_queue(&windows, 0, &queue)
+    };
+    // What somebody else told the device, before us, is not known.
+    card.set_status(0x0f);
+    assert!(common.set_driver_features(0));
+    common.set_status(0x0b);
+    assert_eq!(split(), wrong);
+    common.reset(&windows, LIMIT).unwrap();
+    assert!(common.set_driver_features(0));
+    common.set_status(3);
+    assert_eq!(split(), wrong, "not final");
+    common.set_status(FEATURES_OK);
+    assert!(!common.set_driver_features(RING_PACKED), "final");
+    assert_eq!(card.registers.slice().read_obj::<u32>(common::DRIVER_FEATURE), Ok(0));
+    assert_eq!((packed(), split()), (wrong, Ok(())));
+    card.negotiate(&virtio, &windows, RING_PACKED);
+    assert_eq!((split(), packed()), (wrong, Ok(())));
+    card.forget_queue();
+    // Nobody is there, so nobody was asked to reset.
+    card.poke(0, u32::MAX);
+    assert_eq!(common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    card.poke(0, 0x1042_1af4);
+    assert_eq!(packed(), Ok(()));
+    card.forget_queue();
+    // The device was asked, and not seen to do it: what it knows is not known.
+    let reads = AtomicUsize::new(0);
+    *card.on_read.lock().unwrap() = Some(Box::new(move |card, offset| {
+        if offset == COMMAND && reads.fetch_add(1, Ordering::Relaxed) == 2 {
+            card.poke(0, u32::MAX);
+        }
+    }));
+    assert_eq!(common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    *card.on_read.lock().unwrap() = None;
+    card.poke(0, 0x1042_1af4);
+    common.set_status(0x0b);
+    assert_eq!((packed(), split()), (wrong, wrong));
+    card.negotiate(&virtio, &windows, RING_PACKED);
+    assert_eq!(packed(), Ok(()));
+}
+
+/// Registers that go together are accessed together, from however many threads.
+#[test]
+fn selectors_and_what_they_select() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    card.negotiate(&virtio, &windows, 0);
+    let ring = Ring::new(&windows, 16);
+    thread::scope(|scope| {
+        for index in 0..2 {
+            let common = &virtio.common;
+            scope.spawn(move || {
+                for _ in 0..20_000 {
+                    assert_eq!(common.read_queue::<u16>(index, common::QUEUE_SELECT), Ok(index));
+                }
+            });
+        }
+        for _ in 0..2_000 {
+            virtio.common.set_queue(&windows, 2, &ring.addresses()).unwrap();
+            card.registers.slice().write_obj(0_u16, COMMON + common::QUEUE_ENABLE).unwrap();
+        }
+    });
+}
+
+/// O13: no number that safe code has becomes an address, a size, or a status that takes something back.
+#[test]
+fn numbers_do_not_reach_what_decides_about_memory() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let common = &virtio.common;
+    card.negotiate(&virtio, &windows, 0);
+    card.registers.slice().write_obj([0xa5_u8; 0x20], COMMON + common::QUEUE_SIZE).unwrap();
+    let queue = || card.registers.slice().read_obj::<[u8; 0x20]>(COMMON + common::QUEUE_SIZE).unwrap();
+    let before = queue();
+    common.set_status(0);
+    common.set_status(FEATURES_OK);
+    assert_eq!((common.status(), card.status()), (0x0b, 0x0b));
+    common.set_status(4);
+    assert_eq!(card.status(), 0x0f, "bits are set, none is cleared");
+    assert!(!common.set_driver_features(u64::MAX));
+    assert_eq!(common.device_features(), 0);
+    assert_eq!(common.set_config_vector(3), Ok(3));
+    assert_eq!(queue(), before);
+    assert_eq!(common.set_queue_vector(1, 2), Ok(2));
+    let mut expected = before;
+    expected[2..4].copy_from_slice(&2_u16.to_le_bytes());
+    assert_eq!(queue(), expected, "the vector, and nothing else");
+    common.reset_queue(1).unwrap();
+    assert_eq!(card.registers.slice().read_obj::<u16>(COMMON + common::QUEUE_RESET), Ok(1));
+    assert_eq!(common.read::<u8>(0x1000), Err(MmioError::OutOfBounds));
+    assert_eq!(common.read_queue::<u32>(0, usize::MAX), Err(MmioError::OutOfBounds));
+    assert_eq!(common.read_queue::<u32>(0, 2), Err(MmioError::Misaligned));
+}
+
+#[test]
+fn a_reset_is_proved_by_the_devices_own_status() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let life = windows.life();
+    card.set_status(0x0f);
+    let held = told(card, &virtio, &windows);
+    assert!(held >= 3 * 4096);
+    let quiet = virtio.common.reset(&windows, LIMIT).unwrap();
+    assert!(quiet.ends(&life) && !quiet.ends(&windows.life()));
+    assert_eq!((windows.usage(), card.platform.dma_in_use()), ((0, 0), 0));
+    assert_eq!(card.status(), 0);
+    // Again, from 0: the status is set before it is cleared.
+    told(card, &virtio, &windows);
+    let again = virtio.common.reset(&windows, LIMIT).unwrap();
+    assert!(again.ends(&life), "the lives before are over, too");
+    assert_eq!(windows.usage(), (0, 0));
+    let stranger = Card::on(card.platform, 2).windows();
+    assert!(!again.ends(&stranger.life()));
+}
+
+/// O2: the registers of another device, or another structure, prove nothing. There is no way to name one.
+#[test]
+fn another_devices_reset_proves_nothing() {
+    let card = Card::new();
+    let other = Card::on(card.platform, 2);
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let held = told(card, &virtio, &windows);
+    let (foreign, wrong) = (other.virtio(), Err(SetQueueError::Dma(DmaError::WrongDevice)));
+    assert_eq!(foreign.common.reset(&windows, LIMIT).unwrap_err(), ResetError::WrongDevice);
+    let (theirs, ours) = (other.windows(), Ring::new(&windows, 4));
+    assert_eq!(foreign.common.set_queue(&theirs, 0, &ours.addresses()), wrong);
+    assert_eq!(foreign.common.set_queue(&windows, 0, &ours.addresses()), wrong);
+    assert_eq!((other.told(common::QUEUE_DESC), windows.usage().1), (0, held));
+    // The same id on another platform, and as a model.
+    let elsewhere = Card::new();
+    assert_eq!(elsewhere.address, card.address);
+    assert_eq!(elsewhere.virtio().common.reset(&windows, LIMIT).unwrap_err(), ResetError::WrongDevice);
+    let model = DmaWindows::for_model(card.platform, card.address.id()).unwrap();
+    assert_eq!(virtio.common.reset(&model, LIMIT).unwrap_err(), ResetError::WrongDevice);
+    let ring = Ring::new(&model, 4);
+    assert_eq!(virtio.common.set_queue(&model, 0, &ring.addresses()), wrong);
+    assert_eq!(virtio.common.set_queue(&windows, 0, &ring.addresses()), wrong);
+}
+
+/// O3: a status that reads 0 because nobody answers.
+#[test]
+fn decoding_turned_off_proves_nothing() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    card.set_status(0x0f);
+    let held = told(card, &virtio, &windows);
+    card.poke(COMMAND, BUS_MASTER);
+    assert_eq!(card.status(), 0);
+    assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    // The same in the middle: it decodes when it is asked, and not when the answer comes.
+    card.poke(COMMAND, BUS_MASTER | MEMORY);
+    card.set_status(0x0f);
+    let reads = AtomicUsize::new(0);
+    *card.on_read.lock().unwrap() = Some(Box::new(move |card, offset| {
+        if offset == COMMAND && reads.fetch_add(1, Ordering::Relaxed) == 2 {
+            card.poke(COMMAND, BUS_MASTER);
+        }
+    }));
+    assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    *card.on_read.lock().unwrap() = None;
+    assert_eq!(windows.usage(), (0, held));
+    card.poke(COMMAND, BUS_MASTER | MEMORY);
+    virtio.common.reset(&windows, LIMIT).unwrap();
+    assert_eq!(windows.usage(), (0, 0));
+}
+
+/// Sizing the BARs turns decoding off: while a proof is made nobody can do that.
+#[test]
+fn sizing_beside_a_reset() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    thread::scope(|scope| {
+        let sizes = scope.spawn(|| (0..300).for_each(|_| assert!(card.config().bars()[0].is_some())));
+        while !sizes.is_finished() {
+            card.set_status(0x0f);
+            let held = told(card, &virtio, &windows);
+            // The card is stuck: whenever it decodes its status is something else.
+            *card.on_read.lock().unwrap() = Some(Box::new(|card, offset| {
+                if offset == COMMAND && card.status() == 0 {
+                    thread::yield_now();
+                }
+            }));
+            let proof = virtio.common.reset(&windows, LIMIT);
+            assert_eq!(windows.usage(), (0, if proof.is_ok() { 0 } else { held }));
+            while windows.usage().1 > 0 && virtio.common.reset(&windows, LIMIT).is_err() {}
+        }
+    });
+}
+
+#[test]
+fn a_device_that_is_stuck_or_gone_proves_nothing() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let held = told(card, &virtio, &windows);
+    // All ones, as from an empty slot.
+    card.set_status(0xff);
+    assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    card.set_status(0x0f);
+    card.poke(0, u32::MAX);
+    assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    card.poke(0, 0x1042_1af4);
+    // The device takes its time: longer than the limit.
+    card.set_status(0x0f);
+    let done = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while done.load(Ordering::Acquire) == 0 {
+                card.set_status(0x40);
+            }
+        });
+        let start = std::time::Instant::now();
+        let proof = virtio.common.reset(&windows, LIMIT);
+        assert!(start.elapsed() < Duration::from_secs(5));
+        done.store(1, Ordering::Release);
+        // It may have read 0 between two of the device's writes: then it was a reset.
+        assert_eq!(windows.usage(), (0, if proof.is_ok() { 0 } else { held }));
+    });
+}
+
+/// O6: what a device is told while its reset is waited for is not of the life that ends.
+#[test]
+fn a_queue_told_meanwhile_undoes_the_proof() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    card.set_status(0x0f);
+    let held = told(card, &virtio, &windows);
+    card.forget_queue();
+    let (ring, mine) = (Ring::new(&windows, 16), windows.clone());
+    let common: &'static CommonConfig = &Box::leak(Box::new(virtio)).common;
+    let mut ring = Some(ring);
+    *card.on_read.lock().unwrap() = Some(Box::new(move |_, offset| {
+        // On another CPU, between the reset's beginning and its end: here, when the register is looked at first.
+        if offset == COMMAND
+            && let Some(ring) = ring.take()
+        {
+            let mine = mine.clone();
+            thread::spawn(move || {
+                common.set_queue(&mine, 1, &ring.addresses()).unwrap();
+                drop(ring);
+            })
+            .join()
+            .unwrap();
+        }
+    }));
+    assert_eq!(common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
+    assert!(windows.usage().1 > held, "the new ring is in quarantine as well");
+    *card.on_read.lock().unwrap() = None;
+    common.reset(&windows, LIMIT).unwrap();
+    assert_eq!(windows.usage(), (0, 0));
+}
+
+/// An address, and a table, of a life that has ended are told no more.
+#[test]
+fn what_is_of_another_life_is_refused() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    card.negotiate(&virtio, &windows, 0);
+    let old = Ring::new(&windows, 16);
+    let addresses = old.addresses();
+    virtio.common.set_queue(&windows, 0, &addresses).unwrap();
+    let before = card.told(common::QUEUE_DESC);
+    card.negotiate(&virtio, &windows, 0);
+    for stale in [addresses, old.addresses()] {
+        let result = virtio.common.set_queue(&windows, 0, &stale);
+        assert_eq!(result, Err(SetQueueError::Dma(DmaError::WrongLife)));
+    }
+    let new = Ring::new(&windows, 16);
+    let mixed = new.descriptors.queue(addresses.addresses()[1], new.device.address(0).unwrap()).unwrap();
+    let result = virtio.common.set_queue(&windows, 0, &mixed);
+    assert_eq!(result, Err(SetQueueError::Dma(DmaError::WrongLife)));
+    assert_eq!(card.told(common::QUEUE_DESC), 0, "nothing was written");
+    virtio.common.set_queue(&windows, 0, &new.addresses()).unwrap();
+    assert_ne!(card.told(common::QUEUE_DESC), before);
+}
+
+/// O20: whoever revokes has the last word.
+#[test]
+fn a_revoked_bus_master_bit_stays_away() {
+    let card = Card::new();
+    let (config, virtio) = (card.config(), card.virtio());
+    config.enable_bus_master(&card.grant()).unwrap();
+    let command = || config.read_u32(COMMAND);
+    thread::scope(|scope| {
+        let noise = scope.spawn(|| {
+            for round in 0..2000 {
+                config.enable_intx(round % 2 == 0);
+                config.enable_memory();
+                config.bars();
+                assert!(virtio.msix.as_ref().unwrap().enable(round % 2 == 0));
+            }
+        });
+        while !noise.is_finished() {
+            config.enable_bus_master(&card.grant()).unwrap();
+            config.disable_bus_master();
+            assert_eq!(command() & BUS_MASTER, 0, "it came back");
+        }
+    });
+    let stranger = unsafe { DmaGrant::without_iommu(DeviceId(0x77)) };
+    assert_eq!(config.enable_bus_master(&stranger), Err(ConfigError::WrongDevice));
+    assert_eq!(command() & (BUS_MASTER | MEMORY), MEMORY);
+}
+
+/// What is written to configuration space is the command register, the BARs' own values and MSI-X's control: no other
+/// word, whatever is called.
+#[test]
+fn nothing_else_is_written_to_configuration_space() {
+    let card = Card::new();
+    let (config, virtio) = (card.config(), card.virtio());
+    let bar = config.read_u32(0x10);
+    config.bars();
+    config.enable_memory();
+    config.enable_intx(true);
+    config.enable_bus_master(&card.grant()).unwrap();
+    config.disable_bus_master();
+    config.capabilities().for_each(drop);
+    let msix = virtio.msix.unwrap();
+    assert!(msix.enable(true) && msix.enable(false));
+    let written = card.written.lock().unwrap().clone();
+    let control = 0x90;
+    for (offset, value) in &written {
+        match *offset {
+            COMMAND => assert_eq!(value & 0xffff_0000, 0, "status bits are cleared by ones"),
+            0x10..0x28 => {}
+            offset => assert_eq!(offset, control, "{value:#x}"),
+        }
+    }
+    assert_eq!(config.read_u32(0x10), bar);
+    assert!(written.iter().any(|(offset, _)| *offset == control));
+}
+
+#[test]
+fn messages_come_from_the_kernel_and_go_to_their_entry() {
+    let card = Card::new();
+    card.registers.slice().write_obj([0xdead_0000_u32; 15], MSIX).unwrap();
+    let msix = card.virtio().msix.unwrap();
+    assert_eq!(msix.size(), VECTORS);
+    let masked =
+        |entry: usize| card.registers.slice().read_obj::<u32>(MSIX + 16 * entry + 12).unwrap() & 1 != 0;
+    assert_eq!([0, 1, 2, 3].map(masked), [true; 4], "what was left there is not sent");
+    assert!(msix.enable(true));
+    assert_eq!([0, 1, 2, 3].map(masked), [true; 4]);
+    let message = unsafe { MsiMessage::new(0x1_fee0_1000, 0x41) };
+    msix.set(VECTORS - 1, message).unwrap();
+    let entry: [u32; 4] = card.registers.slice().read_obj(MSIX + 16 * usize::from(VECTORS - 1)).unwrap();
+    assert_eq!(entry, [0xfee0_1000, 1, 0x41, 0]);
+    assert_eq!(msix.set(VECTORS, message), Err(MmioError::OutOfBounds));
+    assert_eq!(msix.set(u16::MAX, message), Err(MmioError::OutOfBounds));
+    assert_eq!(card.registers.slice().read_obj::<u32>(MSIX + 16 * 4), Ok(0));
+}
+
+/// Structures that lie across each other: what is notified must not be where addresses are.
+#[test]
+fn structures_that_overlap_are_refused() {
+    for (at, offset) in
+        [(0x7c + 8, 0_u32), (0x7c + 8, 0x34), (0x7c + 8, MSIX as u32), (0x7c + 8, MSIX as u32 + 0x30)]
+    {
+        let card = Card::new();
+        card.poke(at, offset);
+        let found = VirtioPci::new(card.platform, card.config()).unwrap_err();
+        assert_eq!(found, VirtioPciError::MissingCapability(2), "the notify structure at {offset:#x}");
+    }
+    // A table of messages across the common structure is not used at all.
+    let card = Card::new();
+    card.poke(0x94, COMMON as u32);
+    assert!(card.virtio().msix.is_none());
+}
+
+/// O27: registers are one caller's at a time.
+#[test]
+fn registers_are_checked_and_claimed_once() {
+    let host: &HostPlatform = platform();
+    let device = host.add_registers(BAR, 4096);
+    let start = PhysAddr::new(BAR).unwrap();
+    let region = MmioRegion::map(host, start, 4096).unwrap();
+    assert_eq!(MmioRegion::map(host, start, 4096).unwrap_err(), PlatformError::Claimed);
+    drop(host.add_registers(BAR + 0x1000, 4096));
+    let second = PhysAddr::new(BAR + 0x1000).unwrap();
+    let claim = host.mmio_map(second, 4096).unwrap();
+    assert_eq!(
+        host.mmio_map(second, 4096).err(),
+        Some(PlatformError::Claimed),
+        "nobody looks at it, but it is taken"
+    );
+    drop(claim);
+    host.mmio_map(second, 4096).unwrap();
+    assert_eq!(region.read::<u32>(4094).unwrap_err(), MmioError::OutOfBounds);
+    assert_eq!(region.read::<u32>(2).unwrap_err(), MmioError::Misaligned);
+    assert_eq!(region.read::<u32>(usize::MAX - 1).unwrap_err(), MmioError::OutOfBounds);
+    assert_eq!(region.part(4090, 7).unwrap_err(), MmioError::OutOfBounds);
+    assert_eq!(region.part(usize::MAX, 2).unwrap_err(), MmioError::OutOfBounds);
+    let part = region.part(0x10, 4).unwrap();
+    assert_eq!((part.len(), part.is_empty()), (4, false));
+    assert_eq!(unsafe { part.write(4, 0_u8) }, Err(MmioError::OutOfBounds));
+    assert!(region.part(4096, 0).unwrap().is_empty());
+    unsafe { part.write(0, 0x1234_5678_u32) }.unwrap();
+    assert_eq!(region.read::<u16>(0x12), Ok(0x1234));
+    let register = part.register::<u32>(0).unwrap();
+    drop((region, part));
+    unsafe { register.write(0xdead_beef) };
+    assert_eq!((register.read(), device.slice().read_obj::<u32>(0x10)), (0xdead_beef, Ok(0xdead_beef)));
+    assert_eq!(
+        MmioRegion::map(host, start, 4096).unwrap_err(),
+        PlatformError::Claimed,
+        "a register keeps the claim"
+    );
+    drop(register);
+    MmioRegion::map(host, start, 4096).unwrap();
+}
+
+/// O29: a window of configuration space ends where its buses do.
+#[test]
+fn ecam_stays_in_its_window() {
+    let host: &'static HostPlatform = platform();
+    let window = host.add_registers(BAR, 2 << 20);
+    let start = PhysAddr::new(BAR).unwrap();
+    let ecam = unsafe { Ecam::new(host, start, 0, 4, 5) }.unwrap();
+    assert_eq!(ecam.last_bus(), 5);
+    for (bus, device, function, offset) in [(4, 0, 0, 0), (4, 31, 7, 4092), (5, 3, 1, 0x40), (5, 31, 7, 4092)]
+    {
+        let address = PciAddress::new(0, bus, device, function).unwrap();
+        let at =
+            usize::from(bus - 4) << 20 | usize::from(device) << 15 | usize::from(function) << 12 | offset;
+        unsafe { ecam.write(address, offset as u16, 0xc0de_0000 | at as u32 & 0xffff) };
+        assert_eq!(window.slice().read_obj::<u32>(at), Ok(0xc0de_0000 | at as u32 & 0xffff));
+        assert_eq!(ecam.read(address, offset as u16), 0xc0de_0000 | at as u32 & 0xffff);
+    }
+    for (segment, bus, offset) in [(0, 3, 0), (0, 6, 0), (1, 4, 0), (0, 4, 4096), (0, 5, u16::MAX)] {
+        let address = PciAddress::new(segment, bus, 0, 0).unwrap();
+        unsafe { ecam.write(address, offset, 7) };
+        assert_eq!(ecam.read(address, offset), u32::MAX);
+    }
+    drop(ecam);
+    assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 6) }.err(), Some(PlatformError::BadRange));
+    assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 3) }.err(), Some(PlatformError::BadRange));
+}
