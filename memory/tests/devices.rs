@@ -40,28 +40,6 @@ fn dma_memory_never_becomes_private() {
 }
 
 #[test]
-fn quarantined_memory_stays_away_until_released() {
-    let system = System::small();
-    let dma = system.space.allocate_dma(FrameRequest::new(8)).unwrap();
-    let physical = dma.physical_address();
-    let quarantined = dma.quarantine();
-    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
-    system.check();
-    let mut taken = Vec::new();
-    while let Ok(dma) = system.space.allocate_dma(FrameRequest::new(8)) {
-        assert_ne!(dma.physical_address(), physical);
-        taken.push(dma);
-    }
-    system.check();
-    drop(unsafe { quarantined.release() });
-    assert_eq!(system.space.allocate_dma(FrameRequest::new(8)).unwrap().physical_address(), physical);
-    let lost = taken.pop().unwrap().quarantine();
-    drop(lost);
-    assert_eq!(system.space.frames().count(Owner::Quarantined), 8);
-    system.check();
-}
-
-#[test]
 fn registers_are_claimed_once_each() {
     let system = System::small();
     let before = system.state();

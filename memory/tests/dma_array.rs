@@ -1,7 +1,6 @@
 //! Arrays and descriptors in DMA memory: checked once, and then at each index.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::time::Duration;
 
 use proptest::prelude::*;
 use ringfence_memory::host::HostPlatform;
@@ -15,12 +14,7 @@ fn platform() -> &'static HostPlatform {
 }
 
 fn windows() -> DmaWindows {
-    DmaWindows::new(platform(), DEVICE)
-}
-
-/// The number that the device is told.
-fn number(windows: &DmaWindows, address: DmaAddr) -> u64 {
-    windows.publish(address).unwrap().raw_value()
+    DmaWindows::for_model(platform(), DEVICE).unwrap()
 }
 
 fn out_of_bounds<T>(result: Result<T, DmaError>) -> bool {
@@ -60,26 +54,6 @@ fn arrays_lie_in_their_region_and_are_aligned() {
 }
 
 #[test]
-fn descriptors_lie_in_their_region() {
-    let region = windows().allocate(PAGE).unwrap();
-    let descriptors = DescriptorArray::new(&region, 0, PAGE / 16).unwrap();
-    assert_eq!((descriptors.len(), descriptors.is_empty()), (256, false));
-    assert!(DescriptorArray::new(&region, 16, 0).unwrap().is_empty());
-    assert!(misaligned(DescriptorArray::new(&region, 4, 1)));
-    for (offset, count) in [
-        (0, 257),
-        (16, 256),
-        (PAGE, 1),
-        (PAGE - 8, 1),
-        (0, usize::MAX),
-        (0, usize::MAX / 2 + 1),
-        (0, usize::MAX / 16 + 1),
-    ] {
-        assert!(out_of_bounds(DescriptorArray::new(&region, offset, count)), "{count} from {offset}");
-    }
-}
-
-#[test]
 fn nothing_beyond_the_end() {
     let windows = windows();
     let region = windows.allocate(PAGE).unwrap();
@@ -87,104 +61,264 @@ fn nothing_beyond_the_end() {
     region.as_volatile_slice().fill(0xa5).unwrap();
     for index in [3, 4, 1000, usize::MAX / 4, usize::MAX / 4 + 1, usize::MAX] {
         assert_eq!((array.load(index, Relaxed), array.store(index, 0, Relaxed)), (None, None), "{index}");
-        assert!(array.address_of(index, 1).is_none());
+        assert!(array.address(index).is_none());
     }
-    for (index, count) in [(0, 4), (2, 2), (1, usize::MAX), (usize::MAX, 2)] {
-        assert!(array.address_of(index, count).is_none(), "{count} from {index}");
-    }
-    let descriptors = DescriptorArray::new(&region, 32, 2).unwrap();
-    for index in [2, 3, 1000, usize::MAX / 2, usize::MAX / 2 + 1, usize::MAX] {
-        assert!(out_of_bounds(descriptors.store_rest(index, 0, Relaxed)), "{index}");
-        assert!(out_of_bounds(descriptors.store_address(index, region.address(0).unwrap())));
-        assert!(descriptors.address(index).is_none());
+    // O23: nothing begins at the end.
+    for (index, count) in [(0, 4), (2, 2), (1, usize::MAX), (usize::MAX, 2), (3, 0), (0, 0), (3, 1)] {
+        assert!(array.segment(index, count, true).is_none(), "{count} from {index}");
     }
     let mut bytes = [0; PAGE];
     region.as_volatile_slice().read_slice(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [0xa5; PAGE], "a refused store left no trace");
-}
-
-#[test]
-fn a_descriptor_as_the_device_reads_it() {
-    let host = platform();
-    let windows = DmaWindows::new(host, DEVICE);
-    let (ring, buffer) = (windows.allocate(PAGE).unwrap(), windows.allocate(PAGE).unwrap());
-    let descriptors = DescriptorArray::new(&ring, 64, 4).unwrap();
-    descriptors.store_address(2, buffer.address(0x123).unwrap()).unwrap();
-    descriptors.store_rest(2, 0x0807_0605_0403_0201, Release).unwrap();
-    let at = number(&windows, descriptors.address(2).unwrap());
-    assert_eq!(at, number(&windows, ring.address(0).unwrap()) + 64 + 2 * 16);
-    let seen: [u8; 16] = host.translate(DEVICE, at, 16).unwrap().slice().read_obj(0).unwrap();
-    assert_eq!(seen[..8], number(&windows, buffer.address(0x123).unwrap()).to_le_bytes());
-    assert_eq!(seen[8..], [1, 2, 3, 4, 5, 6, 7, 8]);
-    let mut all = [0; PAGE];
-    ring.as_volatile_slice().read_slice(&mut all, 0).unwrap();
-    all[64 + 2 * 16..][..16].fill(0);
-    assert_eq!(all, [0; PAGE], "and nothing else was written");
-}
-
-#[test]
-fn another_devices_address_is_refused() {
-    let host = platform();
-    let (ours, theirs) = (DmaWindows::new(host, DEVICE), DmaWindows::new(host, DeviceId(9)));
-    let (region, other) = (ours.allocate(PAGE).unwrap(), theirs.allocate(PAGE).unwrap());
-    let descriptors = DescriptorArray::new(&region, 0, 4).unwrap();
-    let foreign = other.array::<u64>(0, 4).unwrap();
-    for address in [other.address(0).unwrap(), foreign.address_of(1, 2).unwrap()] {
-        assert_eq!(descriptors.store_address(0, address), Err(DmaError::WrongDevice));
-        assert_eq!(descriptors.store_address(4, address), Err(DmaError::WrongDevice));
+    let buffer = DmaPool::new(&windows, 2, 64).unwrap().take().unwrap();
+    for (offset, len) in [(0, 0), (64, 0), (0, 65), (63, 2), (usize::MAX, 1), (1, usize::MAX)] {
+        assert!(buffer.segment(offset, len, false).is_none(), "{len} from {offset}");
     }
-    assert_eq!(region.as_volatile_slice().read_obj::<u64>(0), Ok(0), "nothing was written");
-    assert_eq!(ours.publish(foreign.address_of(0, 1).unwrap()), None);
-    let own = region.array::<u64>(0, 4).unwrap().address_of(0, 4).unwrap();
-    assert_eq!(descriptors.store_address(0, own), Ok(()));
+    assert!(buffer.segment(63, 1, true).is_some_and(|last| last.len() == 1 && last.is_writable()));
+}
+
+/// O11: a segment goes the way that its memory is for.
+#[test]
+fn segments_have_a_direction() {
+    let windows = windows();
+    for (direction, read, write) in [
+        (Direction::ToDevice, true, false),
+        (Direction::FromDevice, false, true),
+        (Direction::Both, true, true),
+    ] {
+        let pool = DmaPool::new_for(&windows, 1, 64, direction).unwrap();
+        let (buffer, region) = (pool.take().unwrap(), windows.allocate_for(PAGE, direction).unwrap());
+        let array = region.array::<u64>(0, 8).unwrap();
+        for (writable, allowed) in [(false, read), (true, write)] {
+            assert_eq!(buffer.segment(0, 64, writable).is_some(), allowed, "{direction:?}");
+            assert_eq!(array.segment(0, 8, writable).is_some(), allowed, "{direction:?}");
+            assert_eq!(array.segments(2, writable).is_some(), allowed);
+        }
+    }
 }
 
 #[test]
-fn memory_lives_as_long_as_the_array_but_its_window_as_long_as_the_region() {
+fn equal_segments_fill_their_array() {
+    let windows = windows();
+    let region = windows.allocate_for(PAGE, Direction::ToDevice).unwrap();
+    let array = region.array::<u64>(64, 7).unwrap();
+    let statuses = windows.allocate_for(PAGE, Direction::FromDevice).unwrap().array::<u8>(8, 5).unwrap();
+    let (read, written) = (array.segments(2, false).unwrap(), statuses.segments(1, true).unwrap());
+    assert!(array.segments(0, false).is_none() && array.segments(8, false).is_none());
+    let pairs = SegmentPairs::new(&read, &written).unwrap();
+    assert_eq!((pairs.count(), pairs.segment_lens()), (3, [16, 1]));
+    assert!(pairs.get(3).is_none() && pairs.get(usize::MAX).is_none());
+    let both = windows.allocate(PAGE).unwrap().array::<u8>(0, 5).unwrap();
+    let stranger = DmaWindows::for_model(platform(), DEVICE).unwrap().allocate(PAGE).unwrap();
+    let stranger = stranger.array::<u8>(0, 5).unwrap().segments(1, true).unwrap();
+    for (first, second) in [
+        (&written, &read),
+        (&read, &read),
+        (&both.segments(1, true).unwrap(), &written),
+        (&read, &both.segments(1, false).unwrap()),
+        (&read, &stranger),
+    ] {
+        assert!(SegmentPairs::new(first, second).is_none(), "{first:?} {second:?}");
+    }
+    let table = DescriptorTable::<Split>::new(&windows, 4, 0, Direction::ToDevice).unwrap();
+    let starts = [array.address(0).unwrap(), statuses.address(0).unwrap()];
+    let [reads, writes] = starts.map(|start| windows.publish(start).unwrap().raw_value());
+    for index in 0..3 {
+        let [first, last] = pairs.get(index).unwrap();
+        table.store(0, &first, 0, Relaxed).unwrap();
+        table.store(1, &last, 0, Relaxed).unwrap();
+        assert_eq!(descriptor(&windows, &table, 0), (reads + 16 * index as u64, 16));
+        assert_eq!(descriptor(&windows, &table, 1), (writes + index as u64, 1 | 2 << 32));
+    }
+    // They own what they lead to.
+    drop((region, array, read));
+    assert_eq!(windows.usage().1, 0);
+    drop(pairs);
+    assert_eq!(windows.usage().1, PAGE);
+}
+
+/// A descriptor as the device reads it: its two halves.
+fn descriptor<F: RingFormat>(windows: &DmaWindows, table: &DescriptorTable<F>, index: usize) -> (u64, u64) {
+    let start = windows.publish(table.address()).unwrap();
+    let halves: [u64; 2] = windows.readable().read_obj(GuestAddress(start.0 + 16 * index as u64)).unwrap();
+    (u64::from_le(halves[0]), u64::from_le(halves[1]))
+}
+
+/// O13: the length is the segment's, and what the address is no bit of the caller's decides.
+#[test]
+fn a_descriptor_says_what_its_segment_is() {
+    fn check<F: RingFormat>(windows: &DmaWindows, flags: u32) {
+        let mut table = DescriptorTable::<F>::new(windows, 4, 0, Direction::ToDevice).unwrap();
+        assert_eq!((table.len(), table.is_empty()), (4, false));
+        let pool = DmaPool::new(windows, 1, 512).unwrap();
+        let buffer = pool.take().unwrap();
+        let at = windows.publish(buffer.address()).unwrap().raw_value();
+        let (write, indirect) = (2_u64 << flags, 4_u64 << flags);
+        let free = !(u64::from(u32::MAX) | write | indirect);
+        for writable in [false, true] {
+            let segment = buffer.segment(100, 300, writable).unwrap();
+            let expected = 300 | free | if writable { write } else { 0 };
+            table.store(2, &segment, u64::MAX, Release).unwrap();
+            assert_eq!(descriptor(windows, &table, 2), (at + 100, expected));
+            assert_eq!(table.load_rest(2, Acquire), Some(expected));
+            table.store(2, &segment, 0, Release).unwrap();
+            assert_eq!(descriptor(windows, &table, 2), (at + 100, expected & !free));
+            // The same held back.
+            table.clear();
+            assert_eq!(descriptor(windows, &table, 2), (0, 0));
+            assert!(!table.store_held(Release).unwrap());
+            table.hold(1, [(&segment, u64::MAX)]).unwrap();
+            assert_eq!(descriptor(windows, &table, 1), (0, 0), "neither half");
+            assert_eq!(table.store_held(Release), Ok(true));
+            assert_eq!(descriptor(windows, &table, 1), (at + 100, expected));
+            assert_eq!(table.store_held(Release), Ok(false));
+        }
+        let segment = buffer.segment(0, 1, false).unwrap();
+        for index in [4, 5, 1000, usize::MAX / 2, usize::MAX / 2 + 1, usize::MAX] {
+            assert!(out_of_bounds(table.store(index, &segment, 0, Relaxed)), "{index}");
+            assert!(out_of_bounds(table.hold(index, [(&segment, 0)])));
+            assert_eq!(table.load_rest(index, Relaxed), None);
+        }
+        assert!(
+            out_of_bounds(table.hold(3, [(&segment, 0); 2]))
+                && out_of_bounds(table.hold(0, [(&segment, 0); 5]))
+        );
+        assert_eq!(table.store_held(Relaxed), Ok(false), "nothing is held of what was refused");
+        // Of a chain only the first is held, and of two chains that of the first.
+        table.clear();
+        table.hold(0, [(&segment, 0), (&segment, 1 << 63)]).unwrap();
+        table.hold(2, [(&segment, 0)]).unwrap();
+        let lens = [0, 1, 2].map(|index| descriptor(windows, &table, index).1 as u32);
+        assert_eq!(lens, [0, 1, 1]);
+        table.clear();
+        assert_eq!(table.store_held(Relaxed), Ok(false), "forgotten");
+    }
+    /// What was held goes with its own address, whatever was written in its place meanwhile.
+    fn pairs<F: RingFormat>(windows: &DmaWindows) {
+        let mut table = DescriptorTable::<F>::new(windows, 4, 0, Direction::ToDevice).unwrap();
+        let indirect = DescriptorTable::<F>::new(windows, 4, 0, Direction::ToDevice).unwrap();
+        let pool = DmaPool::new(windows, 2, 512).unwrap();
+        let (long, short) = (pool.take().unwrap(), pool.take().unwrap());
+        let (long, short) = (long.segment(0, 512, false).unwrap(), short.segment(511, 1, false).unwrap());
+        table.store(1, &long, 0, Relaxed).unwrap();
+        let its_own = descriptor(windows, &table, 1);
+        table.hold(0, [(&long, 0)]).unwrap();
+        table.store(0, &short, 0, Relaxed).unwrap();
+        table.store_held(Release).unwrap();
+        assert_eq!(descriptor(windows, &table, 0), its_own);
+        table.store_indirect(0, (&indirect, 0, 4), 0, false).unwrap();
+        let refers = descriptor(windows, &table, 0);
+        table.hold(0, [(&short, 0)]).unwrap();
+        assert_eq!(descriptor(windows, &table, 0), refers, "no address beside another's length");
+        table.store_held(Release).unwrap();
+        table.store_indirect(0, (&indirect, 0, 4), 0, true).unwrap();
+        table.store(0, &short, 0, Relaxed).unwrap();
+        table.store_held(Release).unwrap();
+        assert_eq!(descriptor(windows, &table, 0), refers);
+    }
+    let windows = windows();
+    check::<Split>(&windows, 32);
+    check::<Packed>(&windows, 48);
+    pairs::<Split>(&windows);
+    pairs::<Packed>(&windows);
+}
+
+#[test]
+fn a_table_refers_to_its_own_devices_tables_of_its_own_life() {
     let host = platform();
-    let windows = DmaWindows::new(host, DEVICE);
+    let (ours, theirs) = (windows(), DmaWindows::for_model(host, DeviceId(9)).unwrap());
+    let table =
+        |windows, count| DescriptorTable::<Split>::new(windows, count, 0, Direction::ToDevice).unwrap();
+    let (mut ring, indirect, foreign) = (table(&ours, 4), table(&ours, 8), table(&theirs, 8));
+    assert_eq!(ring.store_indirect(0, (&foreign, 0, 1), 0, false), Err(DmaError::WrongDevice));
+    for (first, count) in [(0, 0), (8, 0), (0, 9), (7, 2), (8, 1), (usize::MAX, 2), (2, usize::MAX)] {
+        assert!(
+            out_of_bounds(ring.store_indirect(0, (&indirect, first, count), 0, false)),
+            "{count} from {first}"
+        );
+    }
+    assert!(out_of_bounds(ring.store_indirect(4, (&indirect, 0, 1), 0, false)));
+    assert!(out_of_bounds(ring.store_indirect(4, (&indirect, 0, 1), 0, true)));
+    assert_eq!(descriptor(&ours, &ring, 0), (0, 0), "nothing was written");
+    ring.store_indirect(0, (&indirect, 2, 3), u64::MAX, false).unwrap();
+    let at = ours.publish(indirect.address()).unwrap().raw_value();
+    let free = !(u64::from(u32::MAX) | 6 << 32);
+    assert_eq!(descriptor(&ours, &ring, 0), (at + 32, 48 | free | 4 << 32));
+    ring.store_indirect(1, (&indirect, 0, 8), 0, true).unwrap();
+    assert_eq!(descriptor(&ours, &ring, 1), (0, 0));
+    ring.store_held(Release).unwrap();
+    assert_eq!(descriptor(&ours, &ring, 1), (at, 128 | 4 << 32));
+    // What was written before the reset may be stale: a ring of the new life leads to no such table.
+    ours.reset_model().unwrap();
+    let mut new = table(&ours, 4);
+    assert_eq!(new.store_indirect(0, (&indirect, 0, 1), 0, false), Err(DmaError::WrongLife));
+    assert_eq!(ring.store_indirect(0, (&table(&ours, 1), 0, 1), 0, false), Err(DmaError::WrongLife));
+    assert_eq!(ours.publish(ring.address()), Err(DmaError::WrongLife));
+    assert_eq!(ours.publish(indirect.address()), Err(DmaError::WrongLife));
+    assert!(ours.publish(new.address()).is_ok());
+}
+
+#[test]
+fn another_devices_memory_is_refused() {
+    let host = platform();
+    let ours = DmaWindows::for_model(host, DEVICE).unwrap();
+    let strangers = [
+        DmaWindows::for_model(host, DeviceId(9)).unwrap(),
+        DmaWindows::for_model(platform(), DEVICE).unwrap(),
+        DmaWindows::new(host, DEVICE).unwrap(),
+    ];
+    let mut table = DescriptorTable::<Packed>::new(&ours, 4, 0, Direction::Both).unwrap();
+    for theirs in &strangers {
+        let buffer = DmaPool::new(theirs, 1, 64).unwrap().take().unwrap();
+        let segment = buffer.segment(0, 64, true).unwrap();
+        assert_eq!(table.check(&segment), Err(DmaError::WrongDevice));
+        assert_eq!(table.store(0, &segment, 0, Relaxed), Err(DmaError::WrongDevice));
+        assert_eq!(table.hold(0, [(&segment, 0)]), Err(DmaError::WrongDevice));
+        let array = theirs.allocate(64).unwrap().array::<u8>(0, 64).unwrap();
+        assert_eq!(table.check(&array.segment(0, 1, true).unwrap()), Err(DmaError::WrongDevice));
+    }
+    assert_eq!(table.store_held(Relaxed), Ok(false));
+    assert_eq!(descriptor(&ours, &table, 0), (0, 0), "nothing was written");
+}
+
+/// Room behind the descriptors, for an available ring.
+#[test]
+fn what_follows_the_descriptors() {
+    let windows = windows();
+    let table = DescriptorTable::<Split>::new(&windows, 256, 518, Direction::ToDevice).unwrap();
+    let after = table.array_after::<u16>(3).unwrap();
+    assert!(out_of_bounds(table.array_after::<u16>(PAGE / 2 + 1)));
+    after.store(0, 0x1234, Relaxed).unwrap();
+    let area = windows.allocate(4096).unwrap();
+    let queue = table.queue(after.address(0).unwrap(), area.address(0).unwrap()).unwrap();
+    let [desc, driver, _] = queue.addresses();
+    let (desc, driver) = (windows.publish(desc).unwrap(), windows.publish(driver).unwrap());
+    assert_eq!(driver.0, desc.0 + 16 * 256);
+    assert_eq!(windows.readable().read_obj::<u16>(driver), Ok(0x1234));
+    drop(table);
+    drop(area);
+    assert_eq!(windows.usage(), (2 * PAGE, PAGE), "the array owns it too");
+}
+
+/// O5: memory and its window last as long as anything that could name them.
+#[test]
+fn an_array_keeps_the_window_open() {
+    let host = platform();
+    let windows = DmaWindows::for_model(host, DEVICE).unwrap();
     let region = windows.allocate(PAGE).unwrap();
-    let (array, descriptors) =
-        (region.array::<u32>(0, 4).unwrap(), DescriptorArray::new(&region, 64, 1).unwrap());
+    let (array, other) = (region.array::<u32>(0, 4).unwrap(), region.array::<u8>(64, 1).unwrap());
     array.store(1, 77, Release).unwrap();
-    let address = GuestAddress(host_address(host, &windows, &region));
+    let address = windows.publish(region.address(0).unwrap()).unwrap();
+    drop((region, other));
+    assert_eq!(windows.usage(), (PAGE, 0));
     assert!(windows.readable().check_range(address, PAGE) && windows.writable().check_range(address, PAGE));
-
-    drop(region);
-    assert_eq!(windows.usage().0, 0, "no live region");
-    assert!(!windows.readable().address_in_range(address), "the window is closed");
-    assert!(!windows.writable().address_in_range(address));
-    assert_eq!(host.dma_in_use(), PAGE, "the memory is still there");
     assert_eq!(array.load(1, Acquire), Some(77));
-    array.store(2, 78, Release).unwrap();
+    assert_eq!(windows.publish(array.address(0).unwrap()), Ok(address));
     drop(array);
-    assert_eq!((host.dma_in_use(), windows.usage().1), (PAGE, 0), "the other array holds it too");
-    descriptors.store_rest(0, 5, Relaxed).unwrap();
-    drop(descriptors);
-    // The device was told the address: without a reset nobody else may have the memory.
+    assert!(!windows.readable().address_in_range(address), "the window is closed");
     assert_eq!((host.dma_in_use(), windows.usage()), (PAGE, (0, PAGE)));
-    let status = Reset(std::cell::Cell::new(4));
-    windows.reset_device(&status, Duration::ZERO).unwrap();
+    windows.reset_model().unwrap();
     assert_eq!((host.dma_in_use(), windows.usage()), (0, (0, 0)));
-}
-
-fn host_address(host: &HostPlatform, windows: &DmaWindows, region: &DmaRegion) -> u64 {
-    let address = number(windows, region.address(0).unwrap());
-    assert!(host.translate(DEVICE, address, region.len()).is_some());
-    address
-}
-
-/// A device that resets at once.
-struct Reset(std::cell::Cell<u8>);
-
-// SAFETY: there is no device that could go on.
-unsafe impl DeviceStatus for Reset {
-    fn read(&self) -> u8 {
-        self.0.get()
-    }
-    fn write(&self, value: u8) {
-        self.0.set(value);
-    }
 }
 
 #[test]

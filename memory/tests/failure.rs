@@ -9,8 +9,6 @@ use ringfence_memory::*;
 use std::alloc::{GlobalAlloc, Layout, System as Heap};
 use std::any::Any;
 use std::cell::Cell;
-use std::num::NonZeroUsize;
-use std::time::Duration;
 
 thread_local! {
     static HEAP_IS_FULL: Cell<bool> = const { Cell::new(false) };
@@ -284,29 +282,8 @@ fn unmap_into_parts_without_heap() {
     system.check();
 }
 
-/// DMA memory for drivers, out of the machine's address space.
-pub struct SystemPlatform(&'static AddressSpace);
-
-unsafe impl Platform for SystemPlatform {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        let memory = self.0.allocate_dma(FrameRequest::new(pages.get()));
-        let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
-        let address = memory.physical_address().value();
-        Ok(unsafe { DmaMemory::new(Box::new(memory), address) })
-    }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<Box<dyn Backing>, PlatformError> {
-        Err(PlatformError::BadRange)
-    }
-    fn now(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn registry(&self) -> &DmaRegistry {
-        self.0.registry()
-    }
-}
-
 fn windows(system: &System) -> DmaWindows {
-    DmaWindows::new(Box::leak(Box::new(SystemPlatform(system.space))), DeviceId(8))
+    system.model()
 }
 
 #[test]
@@ -370,7 +347,11 @@ fn forgetting_any_guard() {
         ),
         (
             "quarantined",
-            |s| drop(s.space.allocate_dma(FrameRequest::new(3)).unwrap().quarantine()),
+            |s| {
+                let windows = s.model();
+                let region = windows.allocate(3 * 4096).unwrap();
+                windows.publish(region.address(0).unwrap()).unwrap();
+            },
             Owner::Quarantined,
             3,
             3,

@@ -24,9 +24,9 @@ unsafe impl Platform for Kernel {
         let memory = self.0.allocate_dma(FrameRequest::new(pages.get()));
         let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
         let address = memory.physical_address().value() + BUS;
-        Ok(unsafe { DmaMemory::new(Box::new(memory), address) })
+        Ok(unsafe { DmaMemory::from_pages(memory, address) })
     }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<Box<dyn Backing>, PlatformError> {
+    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
         Err(PlatformError::BadRange)
     }
     fn now(&self) -> Duration {
@@ -130,7 +130,7 @@ fn addresses_of_any_guest() {
 
 #[test]
 fn addresses_of_windows() {
-    let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DEVICE);
+    let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let regions = [1, 3, 2].map(|pages| windows.allocate(pages * 4096).unwrap());
     let start = |region: &DmaRegion| windows.publish(region.address(0).unwrap()).unwrap().0;
     let ranges: Vec<_> = regions.iter().map(|region| (start(region), region.len() as u64)).collect();
@@ -236,7 +236,7 @@ proptest! {
 
 #[test]
 fn a_view_serves_its_direction_alone() {
-    let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DEVICE);
+    let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let make = |direction| windows.allocate_for(4096, direction).unwrap();
     let regions = [make(Direction::ToDevice), make(Direction::FromDevice), make(Direction::Both)];
     let address = |region: &DmaRegion| windows.publish(region.address(0).unwrap()).unwrap();
@@ -268,7 +268,7 @@ fn a_view_serves_its_direction_alone() {
 
 #[test]
 fn ranges_translate_as_fuchsia_says() {
-    let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DEVICE);
+    let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let region = windows.allocate(8192).unwrap();
     let start = windows.publish(region.address(0).unwrap()).unwrap().0 as usize;
     let view = windows.writable();
@@ -325,7 +325,7 @@ fn values_and_arrays() {
 /// The device wrote exactly the pages that were lent for it.
 #[test]
 fn windows_record_what_a_device_writes() {
-    let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DEVICE);
+    let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let region = windows.allocate(4 * 4096).unwrap();
     let at = windows.publish(region.address(4095).unwrap()).unwrap();
     let view = windows.snapshot::<AtomicBitmap>(Access::WriteOnly);
@@ -340,7 +340,7 @@ fn windows_record_what_a_device_writes() {
 #[test]
 fn a_snapshot_is_frozen_and_keeps_its_regions() {
     let host = Box::leak(Box::new(HostPlatform::new()));
-    let windows = DmaWindows::new(host, DEVICE);
+    let windows = DmaWindows::for_model(host, DEVICE).unwrap();
     let region = windows.allocate(4096).unwrap();
     let at = windows.publish(region.address(0).unwrap()).unwrap();
     region.as_volatile_slice().write_obj(7_u8, 0).unwrap();
@@ -351,50 +351,80 @@ fn a_snapshot_is_frozen_and_keeps_its_regions() {
     drop((region, later));
     assert_eq!(windows.readable().num_regions(), 0, "closed for whoever asks now");
     assert_eq!(before.read_obj::<u8>(at), Ok(7), "but not pulled away");
-    windows.reset_device(&Obedient, Duration::ZERO).unwrap();
-    assert_eq!(
-        (windows.usage(), host.dma_in_use()),
-        ((0, 0), 4096),
-        "held by the snapshot, not in quarantine"
-    );
+    assert_eq!(windows.reset_model().unwrap_err(), ResetError::Timeout, "somebody looks at the memory");
+    assert_eq!((windows.usage(), host.dma_in_use()), ((0, 4096), 8192), "held by the snapshot");
     drop(before);
-    assert_eq!(host.dma_in_use(), 0);
+    assert_eq!((windows.usage(), host.dma_in_use()), ((0, 8192), 8192), "the device was told of something");
+    windows.reset_model().unwrap();
+    assert_eq!((windows.usage(), host.dma_in_use()), ((0, 0), 0));
 }
 
-/// A device that is quiet as soon as it is told to.
-struct Obedient;
-
-unsafe impl DeviceStatus for Obedient {
-    fn read(&self) -> u8 {
-        0
-    }
-    fn write(&self, _: u8) {}
-}
-
-/// Whoever asks for a device's windows gets the same ones: else an address from one table, told to the device through
-/// another, would be unknown to the table that decides what is quarantined.
+/// Only one driver at a time has a device's windows, and the next one gets the same table: else an address from one
+/// table, told to the device through another, would be unknown to the table that decides what is quarantined.
 #[test]
-fn a_device_has_one_table() {
+fn a_device_has_one_table_and_one_owner() {
     let host = Box::leak(Box::new(HostPlatform::new()));
-    let (one, other) = (DmaWindows::new(host, DEVICE), DmaWindows::new(host, DEVICE));
+    for claim in [DmaWindows::new, DmaWindows::for_model] {
+        let (one, stranger) = (claim(host, DEVICE).unwrap(), claim(host, DeviceId(77)).unwrap());
+        assert_eq!(claim(host, DEVICE).unwrap_err(), DmaError::Claimed);
+        let (region, life) = (one.allocate(4096).unwrap(), one.life());
+        drop(one.clone());
+        drop(one);
+        assert_eq!(claim(host, DEVICE).unwrap_err(), DmaError::Claimed, "its memory is somebody's");
+        let array = region.array::<u8>(0, 1).unwrap();
+        drop(region);
+        assert_eq!(claim(host, DEVICE).unwrap_err(), DmaError::Claimed, "a part of it is");
+        drop(array);
+        let next = claim(host, DEVICE).unwrap();
+        assert_eq!(next.life(), life);
+        assert_ne!(next.life(), stranger.life());
+    }
+    assert_ne!(
+        DmaWindows::new(host, DEVICE).unwrap().life(),
+        DmaWindows::for_model(host, DEVICE).unwrap().life(),
+        "a model is no device on a bus"
+    );
+}
+
+#[test]
+fn the_next_driver_finds_what_is_left() {
+    let host = Box::leak(Box::new(HostPlatform::new()));
+    let one = DmaWindows::for_model(host, DEVICE).unwrap();
     let region = one.allocate(4096).unwrap();
-    other.publish(region.address(0).unwrap()).unwrap();
+    one.publish(region.address(0).unwrap()).unwrap();
     drop(region);
-    assert_eq!((one.usage(), other.usage()), ((0, 4096), (0, 4096)));
-    drop((one, other));
-    let next = DmaWindows::new(host, DEVICE);
-    assert_eq!(next.usage(), (0, 4096), "the next driver finds what is left");
-    next.reset_device(&Obedient, Duration::ZERO).unwrap();
+    assert_eq!(one.usage(), (0, 4096));
+    drop(one);
+    let next = DmaWindows::for_model(host, DEVICE).unwrap();
+    assert_eq!(next.usage(), (0, 4096));
+    next.reset_model().unwrap();
     assert_eq!((next.usage(), host.dma_in_use()), ((0, 0), 0));
-    let stranger = DmaWindows::new(host, DeviceId(77)).allocate(1).unwrap();
-    assert!(next.publish(stranger.address(0).unwrap()).is_none());
+    let stranger = DmaWindows::for_model(host, DeviceId(77)).unwrap().allocate(1).unwrap();
+    assert_eq!(next.publish(stranger.address(0).unwrap()), Err(DmaError::WrongDevice));
+}
+
+/// What a device on a bus may reach, nobody in this program reaches in its place.
+#[test]
+fn a_bus_device_has_no_stand_in() {
+    let host = Box::leak(Box::new(HostPlatform::new()));
+    let windows = DmaWindows::new(host, DEVICE).unwrap();
+    let region = windows.allocate(4096).unwrap();
+    assert_eq!(windows.publish(region.address(0).unwrap()), Err(DmaError::WrongDevice));
+    assert_eq!(windows.reset_model().unwrap_err(), ResetError::WrongDevice);
+    for view in [windows.readable(), windows.writable()] {
+        let start = view.iter().next().unwrap().start_addr();
+        assert!(view.check_range(start, 4096), "an IOMMU can be told the addresses");
+        assert_eq!(view.read_obj::<u8>(start), Err(GuestMemoryError::HostAddressNotAvailable));
+        assert_eq!(view.write_obj(1_u8, start), Err(GuestMemoryError::HostAddressNotAvailable));
+        assert!(view.translate(DriverRange(start.0 as usize..start.0 as usize + 1)).is_none());
+    }
 }
 
 #[test]
 fn quarantined_frames_have_their_own_owner() {
     let (system, kernel) = machine();
     let count = |owner| system.space.frames().count(owner);
-    let windows = DmaWindows::new(kernel, DEVICE);
+    let windows = DmaWindows::for_model(kernel, DEVICE).unwrap();
     let (idle, region) = (count(Owner::DmaIdle), windows.allocate(3 * 4096).unwrap());
     let snapshot = windows.writable();
     windows.publish(region.address(0).unwrap()).unwrap();
@@ -405,7 +435,7 @@ fn quarantined_frames_have_their_own_owner() {
     system.check();
     let others: Vec<_> = std::iter::from_fn(|| windows.allocate(4096).ok()).collect();
     assert!(!others.is_empty() && count(Owner::Quarantined) == 3);
-    windows.reset_device(&Obedient, Duration::ZERO).unwrap();
+    windows.reset_model().unwrap();
     assert_eq!(count(Owner::Quarantined), 0);
     drop(others);
     assert!(count(Owner::DmaIdle) >= idle + 3 && count(Owner::Dma) == 0);
@@ -415,7 +445,7 @@ fn quarantined_frames_have_their_own_owner() {
 #[test]
 fn the_audit_compares_windows_with_regions() {
     let (system, kernel) = machine();
-    let windows = DmaWindows::new(kernel, DEVICE);
+    let windows = DmaWindows::for_model(kernel, DEVICE).unwrap();
     let regions = [windows.allocate(4096).unwrap(), windows.allocate(2 * 4096).unwrap()];
     assert_eq!(system.space.audit().windows, (2, 3));
     system.check();
@@ -439,12 +469,12 @@ fn the_audit_compares_windows_with_regions() {
 #[test]
 fn the_physical_map_refuses_what_is_not_shared() {
     let (system, kernel) = machine();
-    let ram: u64 = system.space.phys_map().iter().map(|region| region.len()).sum();
+    let ram: u64 = system.space.phys_map(&[]).iter().map(|region| region.len()).sum();
     assert_eq!(ram, system.space.frames().total() as u64 * PAGE);
     let private = system.space.allocate(1, Protection::ReadWrite).unwrap();
-    let windows = DmaWindows::new(kernel, DEVICE);
+    let windows = DmaWindows::for_model(kernel, DEVICE).unwrap();
     let regions = [1, 2, 1].map(|pages| windows.allocate(pages * 4096).unwrap());
-    let map = system.space.phys_map();
+    let map = system.space.phys_map(&regions.each_ref());
     assert_eq!(map.iter().map(|region| region.len()).sum::<u64>(), ram, "the same RAM, cut up");
     assert_eq!(map.iter().filter(|region| region.is_shared()).count(), 3);
     let at = |region: &DmaRegion| GuestAddress(windows.publish(region.address(0).unwrap()).unwrap().0 - BUS);
@@ -468,8 +498,6 @@ fn the_physical_map_refuses_what_is_not_shared() {
     }
     let past = GuestAddress(map.last_addr().0 + 1);
     assert_eq!(map.read_obj::<u8>(past), Err(GuestMemoryError::InvalidGuestAddress(past)));
-    drop(regions);
-    assert_eq!(system.space.frames().count(Owner::Dma), 4, "the map holds what it shows");
-    drop(map);
-    assert_eq!(system.space.frames().count(Owner::Dma), 0);
+    let strangers = system.space.phys_map(&[]);
+    assert_eq!(strangers.read_obj::<u8>(GuestAddress(at(&regions[0]).0)), refused, "nobody lent it");
 }

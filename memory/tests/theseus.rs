@@ -442,18 +442,23 @@ fn flaw_12_registers_claimed_at_will() {
 #[test]
 fn flaw_13_device_address_outlives_its_memory() {
     let system = System::small();
-    let dma = system.space.allocate_dma(FrameRequest::new(4)).unwrap();
-    let physical = dma.physical_address();
+    let windows = system.model();
+    let region = windows.allocate(4 * 4096).unwrap();
+    let at = VirtAddr::from_ptr(region.as_volatile_slice().as_ptr().as_ptr()).unwrap();
+    let physical = system.space.translate(at).unwrap();
+    windows.publish(region.address(0).unwrap()).unwrap();
+    drop(region);
     // What a device may still write does not serve anybody else, not even other devices.
-    let quarantined = dma.quarantine();
     let held: Vec<_> = std::iter::from_fn(|| system.space.allocate_dma(FrameRequest::new(1)).ok()).collect();
     let range = FrameRange::new(physical, 4).unwrap();
     assert!(held.iter().all(|other| !range.contains_address(other.physical_address())));
     assert!(
         system.space.frames().allocate(FrameRequest { at: Some(physical), ..FrameRequest::new(1) }).is_err()
     );
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 4);
     system.check();
-    drop(unsafe { quarantined.release() });
+    windows.reset_model().unwrap();
+    assert_eq!(system.space.frames().count(Owner::Quarantined), 0);
     assert_eq!(system.space.allocate_dma(FrameRequest::new(4)).unwrap().physical_address(), physical);
 }
 

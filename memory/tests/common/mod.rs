@@ -4,9 +4,11 @@
 #![allow(dead_code, clippy::undocumented_unsafe_blocks)]
 
 use ringfence_memory::*;
+use std::num::NonZeroUsize;
 use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 pub const PAGE: u64 = 4096;
 const GIB: u64 = 1 << 30;
@@ -336,6 +338,11 @@ impl System {
         self.machine.assert_coherent();
     }
 
+    /// The windows of a device model whose memory is the machine's.
+    pub fn model(&self) -> DmaWindows {
+        DmaWindows::for_model(Box::leak(Box::new(SystemPlatform(self.space))), DeviceId(8)).unwrap()
+    }
+
     /// Every word of every page table in use, with its address.
     pub fn tables(&self) -> Vec<(u64, u64)> {
         fn collect(machine: &Machine, table: u64, level: u32, words: &mut Vec<(u64, u64)>) {
@@ -367,5 +374,26 @@ impl System {
             self.space.pages().free_pages(),
             report.tables,
         )
+    }
+}
+
+/// DMA memory for drivers, out of the machine's address space.
+pub struct SystemPlatform(pub &'static AddressSpace);
+
+unsafe impl Platform for SystemPlatform {
+    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+        let memory = self.0.allocate_dma(FrameRequest::new(pages.get()));
+        let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
+        let address = memory.physical_address().value();
+        Ok(unsafe { DmaMemory::from_pages(memory, address) })
+    }
+    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
+        Err(PlatformError::BadRange)
+    }
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+    fn registry(&self) -> &DmaRegistry {
+        self.0.registry()
     }
 }
