@@ -11,9 +11,9 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
-use crate::virtio::{Device, DeviceType, Error, QueueOptions, Quiet, Transport, features};
+use crate::virtio::{Device, DeviceType, Error, QueueOptions, Transport, features};
 
 use request::Controls;
 
@@ -146,8 +146,8 @@ impl<T: Transport> BlockControl<T> {
     /// Resets the device for good. With the proof, what its queues still hold can be used again.
     ///
     /// # Errors
-    /// [`ResetTimeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used again.
-    pub fn shut_down(&mut self) -> Result<Quiet, ResetTimeout> {
+    /// [`ResetError::Timeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used again.
+    pub fn shut_down(&mut self) -> Result<Quiet, ResetError> {
         self.device.shut_down()
     }
 
@@ -179,8 +179,8 @@ impl<T: Transport> Block<T> {
         windows: DmaWindows,
         options: &Options,
     ) -> Result<Self, Error> {
-        let mut device = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
-        device.negotiate(FEATURES | options.features & features::QUEUES)?;
+        let offer = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
+        let mut device = offer.negotiate(FEATURES | options.features & features::QUEUES)?;
         let geometry = read_geometry(&device)?;
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));
         let available = available_queues(&device)?;

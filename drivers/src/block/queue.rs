@@ -4,7 +4,9 @@ use core::sync::atomic::Ordering;
 
 use super::request::{Controls, InFlight, Request, RequestError};
 use super::{Done, Geometry, Ticket};
-use crate::virtio::{Counters, DriverOk, Notify, Queue, QueueError, Quiet};
+use ringfence_memory::Quiet;
+
+use crate::virtio::{Counters, DriverOk, Notify, Queue, QueueError};
 
 /// One request queue. It shares nothing that is written with the device's other queues, so each CPU can have its own.
 pub struct BlockQueue<N>(Queue<InFlight, N>);
@@ -78,7 +80,7 @@ impl<N: Notify> BlockQueue<N> {
         }
         match self.0.submit(InFlight::new(request)) {
             Ok(slot) => Ok(Ticket(slot)),
-            Err((error, request)) => Err((error.into(), request.into_request())),
+            Err((error, request)) => Err((request.refused(error), request.into_request())),
         }
     }
 

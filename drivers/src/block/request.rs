@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaRegion, DmaWindows};
+use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaWindows, Segment, SegmentArray};
 
 use super::{Geometry, ID_LEN, SECTOR_SIZE};
-use crate::virtio::{Buffers, Completion, Error, Part, QueueError, QueueShape};
+use crate::virtio::{Buffers, Completion, Error, QueueError, QueueShape, sealed};
 
 /// Something to do, with the buffer to do it with.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub enum RequestError {
     ReadOnly,
     /// The buffer is memory of another device.
     WrongDevice,
+    /// The buffer is not for this direction.
+    WrongDirection,
     /// The device has no such command.
     Unsupported,
     /// The device reports an input or output error.
@@ -141,8 +143,8 @@ pub(super) struct Controls {
     /// By slot.
     headers: DmaArray<u64>,
     statuses: DmaArray<u8>,
-    /// Keep the device's windows open.
-    _regions: [DmaRegion; 2],
+    /// The same as segments.
+    frames: [SegmentArray; 2],
     pub(super) geometry: Geometry,
     /// The most bytes of a request: less than 4 GiB.
     longest: u64,
@@ -161,10 +163,13 @@ impl Controls {
         let words = shape.slots.saturating_mul(HEADER_WORDS);
         let headers = windows.allocate_for(words.saturating_mul(size_of::<u64>()), Direction::ToDevice)?;
         let statuses = windows.allocate_for(shape.slots, Direction::FromDevice)?;
+        let (headers, statuses) = (headers.array(0, words)?, statuses.array(0, shape.slots)?);
+        let frames = headers.segments(HEADER_WORDS, false).zip(statuses.segments(1, true));
+        let (first, last) = frames.ok_or(Error::BadConfig)?;
         Ok(Self {
-            headers: headers.array(0, words)?,
-            statuses: statuses.array(0, shape.slots)?,
-            _regions: [headers, statuses],
+            headers,
+            statuses,
+            frames: [first, last],
             geometry,
             longest: u64::from(geometry.segment_size).saturating_mul(geometry.segments.into()).min(LONGEST),
             sectors,
@@ -234,6 +239,14 @@ impl InFlight {
         }
     }
 
+    /// Why the queue refused it.
+    #[cold]
+    pub(super) fn refused(&self, error: QueueError) -> RequestError {
+        let wrong = if self.kind == Kind::Out { Direction::FromDevice } else { Direction::ToDevice };
+        let is_wrong = self.buffer.as_ref().is_some_and(|buffer| buffer.direction() == wrong);
+        if is_wrong { RequestError::WrongDirection } else { error.into() }
+    }
+
     /// The request as it was.
     pub(super) fn into_request(self) -> Request {
         let (sector, len) = (self.sector, self.len as usize);
@@ -258,20 +271,22 @@ impl InFlight {
     }
 }
 
+impl sealed::Sealed for InFlight {}
+
 impl Buffers for InFlight {
     type Context = Controls;
 
+    const FRAMED: bool = true;
+
     /// Header and status.
-    fn frame(controls: &Controls, slot: u16) -> Option<(Part, Part)> {
-        let slot = usize::from(slot);
-        let header = Part::readable_values(&controls.headers, slot.checked_mul(HEADER_WORDS)?, HEADER_WORDS)?;
-        Some((header, Part::writable_values(&controls.statuses, slot, 1)?))
+    fn frames(controls: &Controls) -> Option<[&SegmentArray; 2]> {
+        Some(controls.frames.each_ref())
     }
 
     #[inline]
-    fn only(&self, controls: &Controls) -> Option<Part> {
+    fn only<'a>(&'a self, controls: &'a Controls) -> Option<Segment<'a>> {
         let buffer = self.buffer.as_ref().filter(|_| self.len <= controls.geometry.segment_size)?;
-        Part::new(buffer, 0, self.len as usize, self.kind != Kind::Out)
+        buffer.segment(0, self.len as usize, self.kind != Kind::Out)
     }
 
     fn count(&self, controls: &Controls) -> u16 {
@@ -280,12 +295,12 @@ impl Buffers for InFlight {
         self.len.div_ceil(most).try_into().unwrap_or(u16::MAX)
     }
 
-    fn part(&self, controls: &Controls, index: u16) -> Option<Part> {
+    fn segment<'a>(&'a self, controls: &'a Controls, index: u16) -> Option<Segment<'a>> {
         let most = controls.geometry.segment_size;
         // Both are below 4 GiB.
         let start = (u64::from(most).wrapping_mul(index.into())) as usize;
         let len = (self.len as usize).checked_sub(start)?.min(most as usize);
-        Part::new(self.buffer.as_ref()?, start, len, self.kind != Kind::Out)
+        self.buffer.as_ref()?.segment(start, len, self.kind != Kind::Out)
     }
 
     #[inline]

@@ -14,7 +14,9 @@ use core::task::{Context, Poll, Waker};
 use slab::Slab;
 
 use super::{BlockQueue, CallResult, Done, Geometry, Request, RequestError};
-use crate::virtio::{Counters, Hybrid, Notify, QueueError, Quiet};
+use ringfence_memory::Quiet;
+
+use crate::virtio::{Counters, Hybrid, Notify, QueueError};
 
 /// A request in the ring, until its task has what came of it and the device is done with it.
 enum Flight {

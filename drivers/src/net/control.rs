@@ -3,12 +3,10 @@
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ringfence_memory::{Direction, DmaArray, DmaRegion, DmaWindows};
+use ringfence_memory::{Direction, DmaArray, DmaWindows, Quiet, Segment, SegmentArray};
 
 use super::{STATUS, STATUS_LINK_UP};
-use crate::virtio::{
-    Buffers, Device, DriverOk, Error, Part, Queue, QueueOptions, Quiet, Transport, features,
-};
+use crate::virtio::{Buffers, Device, DriverOk, Error, Queue, QueueOptions, Transport, features, sealed};
 
 /// How long the device may take to answer a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
@@ -28,31 +26,32 @@ pub(super) struct SetPairs(u16);
 pub(super) struct Memory {
     command: DmaArray<u8>,
     answer: DmaArray<u8>,
-    /// Keep the device's windows open.
-    _regions: [DmaRegion; 2],
+    /// The same as segments.
+    frames: [SegmentArray; 2],
 }
 
 impl Memory {
     fn new(windows: &DmaWindows) -> Result<Self, Error> {
-        let command = windows.allocate_for(COMMAND_LEN, Direction::ToDevice)?;
-        let answer = windows.allocate_for(1, Direction::FromDevice)?;
-        Ok(Self {
-            command: command.array(0, COMMAND_LEN)?,
-            answer: answer.array(0, 1)?,
-            _regions: [command, answer],
-        })
+        let command = windows.allocate_for(COMMAND_LEN, Direction::ToDevice)?.array(0, COMMAND_LEN)?;
+        let answer = windows.allocate_for(1, Direction::FromDevice)?.array(0, 1)?;
+        let frames = command.segments(COMMAND_LEN, false).zip(answer.segments(1, true));
+        let (first, last) = frames.ok_or(Error::BadConfig)?;
+        Ok(Self { command, answer, frames: [first, last] })
     }
 }
+
+impl sealed::Sealed for SetPairs {}
 
 impl Buffers for SetPairs {
     type Context = Memory;
 
-    fn frame(memory: &Memory, _: u16) -> Option<(Part, Part)> {
-        let command = Part::readable_values(&memory.command, 0, COMMAND_LEN)?;
-        Some((command, Part::writable_values(&memory.answer, 0, 1)?))
+    const FRAMED: bool = true;
+
+    fn frames(memory: &Memory) -> Option<[&SegmentArray; 2]> {
+        Some(memory.frames.each_ref())
     }
 
-    fn only(&self, _: &Memory) -> Option<Part> {
+    fn only<'a>(&'a self, _: &'a Memory) -> Option<Segment<'a>> {
         None
     }
 

@@ -10,7 +10,7 @@ use core::ops::{Deref, DerefMut};
 
 use ringfence_memory::{DmaGrant, DmaWindows};
 
-use crate::virtio::{Device, DeviceType, Error, Transport, features};
+use crate::virtio::{Device, DeviceType, Error, Offer, Transport, features};
 
 pub use control::NetControl;
 pub use pair::{NetPair, RxPacket, TxPacket};
@@ -83,12 +83,13 @@ impl<T: Transport> Net<T> {
         windows: DmaWindows,
         options: &Options,
     ) -> Result<Self, Error> {
-        let mut device = Device::begin(transport, DeviceType::NET, grant, windows)?;
-        let mtu = offered_mtu(&device)?;
-        let most = offered_pairs(&device, options.pairs)?;
+        let offer = Device::begin(transport, DeviceType::NET, grant, windows)?;
+        let mtu = offered_mtu(&offer)?;
+        let most = offered_pairs(&offer, options.pairs)?;
         let several = if most > 1 { SEVERAL } else { 0 };
         let with_mtu = mtu.map_or(0, |_| features::net::MTU);
-        device.negotiate(FEATURES | several | with_mtu | queue_features(&device, options.features))?;
+        let wanted = FEATURES | several | with_mtu | queue_features(&offer, options.features);
+        let mut device = offer.negotiate(wanted)?;
         let mac = read_mac(&device)?;
         let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size);
         let first = set_up(0)?;
@@ -175,35 +176,31 @@ impl<T: Transport> Drop for Net<T> {
 }
 
 /// Which of the `wanted` features of queues to accept.
-fn queue_features<T: Transport>(device: &Device<T>, wanted: u64) -> u64 {
+fn queue_features<T: Transport>(offer: &Offer<T>, wanted: u64) -> u64 {
     let wanted = wanted & features::QUEUES;
     // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it goes on with
     // the next ones without moving the position from which on it wants to be notified, so the driver stays silent.
-    if device.offered() & wanted & features::RING_PACKED != 0 {
-        wanted & !features::EVENT_IDX
-    } else {
-        wanted
-    }
+    if offer.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
 }
 
 /// How many pairs the device has, if several are `wanted`; 1 if it says a number that cannot be.
-fn offered_pairs<T: Transport>(device: &Device<T>, wanted: u16) -> Result<u16, Error> {
+fn offered_pairs<T: Transport>(offer: &Offer<T>, wanted: u16) -> Result<u16, Error> {
     /// 5.1.4.1 allows one more, but then the control queue's number (5.1.2) would not be one of 16 bits.
     const MOST: u16 = 0x7fff;
-    if wanted <= 1 || device.offered() & SEVERAL != SEVERAL {
+    if wanted <= 1 || offer.offered() & SEVERAL != SEVERAL {
         return Ok(1);
     }
-    let pairs = device.config(MAX_PAIRS)?;
+    let pairs = offer.config(MAX_PAIRS)?;
     Ok(if (1..=MOST).contains(&pairs) { pairs } else { 1 })
 }
 
 /// The MTU that the device wants, if it is one that our buffers can carry. Otherwise the feature must not be
 /// accepted (5.1.4.2).
-fn offered_mtu<T: Transport>(device: &Device<T>) -> Result<Option<u16>, Error> {
-    if device.offered() & features::net::MTU == 0 {
+fn offered_mtu<T: Transport>(offer: &Offer<T>) -> Result<Option<u16>, Error> {
+    if offer.offered() & features::net::MTU == 0 {
         return Ok(None);
     }
-    let mtu = device.config(MTU)?;
+    let mtu = offer.config(MTU)?;
     Ok(Some(mtu).filter(|mtu| (LEAST_MTU..=DEFAULT_MTU).contains(mtu)))
 }
 

@@ -3,12 +3,11 @@
 use alloc::vec::Vec;
 use core::iter;
 
-use ringfence_memory::{Direction, DmaBuf, DmaPool, VolatileError};
+use ringfence_memory::{Direction, DmaBuf, DmaPool, Quiet, Segment, VolatileError};
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
-    Buffers, Counters, Device, DriverOk, Error, Notify, Part, Queue, QueueError, QueueOptions, Quiet,
-    Transport,
+    Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport, sealed,
 };
 
 /// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send, and
@@ -71,6 +70,8 @@ impl TxPacket {
     }
 }
 
+impl sealed::Sealed for RxPacket {}
+
 /// In the receive queue.
 impl Buffers for RxPacket {
     type Context = ();
@@ -79,8 +80,8 @@ impl Buffers for RxPacket {
     const SAME_AGAIN: bool = true;
 
     #[inline]
-    fn only(&self, (): &()) -> Option<Part> {
-        Part::writable(&self.buffer, HEADER_AT, BUFFER_LEN - HEADER_AT)
+    fn only<'a>(&'a self, (): &'a ()) -> Option<Segment<'a>> {
+        self.buffer.segment(HEADER_AT, BUFFER_LEN - HEADER_AT, true)
     }
 
     #[inline]
@@ -93,13 +94,15 @@ impl Buffers for RxPacket {
     }
 }
 
+impl sealed::Sealed for TxPacket {}
+
 /// In the transmit queue.
 impl Buffers for TxPacket {
     type Context = ();
 
     #[inline]
-    fn only(&self, (): &()) -> Option<Part> {
-        Part::readable(&self.buffer, HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN))
+    fn only<'a>(&'a self, (): &'a ()) -> Option<Segment<'a>> {
+        self.buffer.segment(HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN), false)
     }
 
     #[inline]

@@ -1,25 +1,16 @@
-//! PCI functions: finding them, their base address registers, capabilities and interrupts.
-//!
-//! Own code rather than the `pci_types` crate: its configuration-access trait has `unsafe` methods, which this
-//! crate may not implement, and it writes base address registers, which only `memory` may.
+//! PCI functions: finding them and naming them. What is written to their configuration space is in
+//! [`ConfigSpace`](ringfence_memory::ConfigSpace), since it decides what memory they touch.
 
-mod bar;
-mod capability;
-mod msix;
 mod names;
 
 use core::fmt;
 
 use ringfence_memory::{ConfigAccess, ConfigSpace, PciAddress};
 
-pub use bar::{BAR_COUNT, Bar};
-pub use capability::{Capabilities, Capability};
-pub use msix::{MsixCapability, MsixTable};
+pub use ringfence_memory::{BAR_COUNT, Bar, Capabilities, Capability};
 
 const VENDOR: u16 = 0x00;
 const DEVICE: u16 = 0x02;
-const COMMAND: u16 = 0x04;
-const STATUS: u16 = 0x06;
 const REVISION: u16 = 0x08;
 const HEADER_TYPE: u16 = 0x0e;
 const SECONDARY_BUS: u16 = 0x19;
@@ -28,9 +19,6 @@ const SUBSYSTEM: u16 = 0x2e;
 const INTERRUPT_LINE: u16 = 0x3c;
 const INTERRUPT_PIN: u16 = 0x3d;
 
-const COMMAND_IO: u16 = 1 << 0;
-const COMMAND_MEMORY: u16 = 1 << 1;
-const COMMAND_INTERRUPT_DISABLE: u16 = 1 << 10;
 const MULTIFUNCTION: u8 = 1 << 7;
 /// What a vendor id reads as where there is no function.
 const NOBODY: u16 = 0xffff;
@@ -110,25 +98,14 @@ impl Function {
         names::name(self)
     }
 
-    /// Lets the function answer at its memory BARs.
-    pub fn enable_memory(&self) {
-        let command = self.config.read_u16(COMMAND);
-        // Cannot fail: the offset is aligned and not protected.
-        let _ = self.config.write_u16(COMMAND, command | COMMAND_MEMORY);
+    /// Its base address registers: see [`ConfigSpace::bars`].
+    pub fn bars(&self) -> [Option<Bar>; BAR_COUNT] {
+        self.config.bars()
     }
 
-    /// Stops the function from answering at any BAR, until [`enable_memory`](Self::enable_memory): then finding the
-    /// BARs' sizes changes nothing that a hypervisor would have to act upon.
-    pub fn disable_decoding(&self) {
-        let command = self.config.read_u16(COMMAND) & !(COMMAND_IO | COMMAND_MEMORY);
-        let _ = self.config.write_u16(COMMAND, command);
-    }
-
-    /// Lets the function raise its interrupt line, or not.
-    pub fn enable_intx(&self, enable: bool) {
-        let command = self.config.read_u16(COMMAND) & !COMMAND_INTERRUPT_DISABLE;
-        let disable = if enable { 0 } else { COMMAND_INTERRUPT_DISABLE };
-        let _ = self.config.write_u16(COMMAND, command | disable);
+    /// Walks its capability list.
+    pub fn capabilities(&self) -> Capabilities {
+        self.config.capabilities()
     }
 
     /// The input of the interrupt controller that firmware says the function's line is wired to, and the pin

@@ -1,88 +1,47 @@
 //! What goes into a queue, and how it is told in descriptors.
 
-use alloc::vec::Vec;
-
-use ringfence_memory::{AtomicAccess, DmaAddr, DmaArray, DmaBuf, DmaError};
+use ringfence_memory::{DmaError, Segment, SegmentArray, SegmentPairs};
 
 use super::QueueError;
 
-/// A piece of memory for the device to read or to write: not empty, and shorter than 4 GiB by at least 256 KiB.
-#[derive(Clone, Copy, Debug)]
-pub struct Part {
-    pub(super) address: DmaAddr,
-    pub(super) len: u32,
-    pub(super) writable: bool,
+/// Keeps [`Buffers`] among the types of this crate.
+pub(crate) mod sealed {
+    pub trait Sealed {}
 }
 
-impl Part {
-    /// `len` bytes from `offset` on, for the device to read. `None` beyond the end of the buffer.
-    #[inline]
-    pub fn readable(buffer: &DmaBuf, offset: usize, len: usize) -> Option<Self> {
-        Self::new(buffer, offset, len, false)
-    }
-
-    /// `len` bytes from `offset` on, for the device to write. `None` beyond the end of the buffer.
-    #[inline]
-    pub fn writable(buffer: &DmaBuf, offset: usize, len: usize) -> Option<Self> {
-        Self::new(buffer, offset, len, true)
-    }
-
-    /// `len` bytes from `offset` on, for the device to write or to read. `None` beyond the end of the buffer.
-    #[inline]
-    pub fn new(buffer: &DmaBuf, offset: usize, len: usize, writable: bool) -> Option<Self> {
-        let address = buffer.address_of(offset, len)?;
-        Some(Self { address, len: checked(len)?, writable })
-    }
-
-    /// `count` values of an array from `index` on, for the device to read. `None` beyond the end.
-    #[inline]
-    pub fn readable_values<T: AtomicAccess>(array: &DmaArray<T>, index: usize, count: usize) -> Option<Self> {
-        let len = checked(count.checked_mul(size_of::<T>())?)?;
-        Some(Self { address: array.address_of(index, count)?, len, writable: false })
-    }
-
-    /// `count` values of an array from `index` on, for the device to write. `None` beyond the end.
-    #[inline]
-    pub fn writable_values<T: AtomicAccess>(array: &DmaArray<T>, index: usize, count: usize) -> Option<Self> {
-        Some(Self { writable: true, ..Self::readable_values(array, index, count)? })
-    }
-}
-
-/// The length of a part, if it can be one.
-#[inline]
-fn checked(len: usize) -> Option<u32> {
-    // Neither 0 nor too long.
-    if len.wrapping_sub(1) < LONGEST as usize { Some(len as u32) } else { None }
-}
-
-/// What can be put in a queue: a value that owns every buffer that it tells the device about.
+/// What can be put in a queue: a value that owns every buffer that it tells the device about, and shares none with
+/// anybody. Closed, since nothing but reading it shows that a type is like this; [`BufferList`](super::BufferList) is one
+/// for everybody.
 ///
-/// A chain is the [frame](Self::frame) of its slot, if slots have one, around the value's own parts.
-pub trait Buffers {
+/// A chain is the [frame](Self::frames) of its slot, if slots have one, around the value's own segments.
+pub trait Buffers: sealed::Sealed {
     /// What belongs to the queue as a whole: memory for headers, say. `()` if nothing does.
     type Context;
 
-    /// Whether a value that goes [again](super::Queue::renew) has the same part as before, so that it need not be told
+    /// Whether a value that goes again in its slot has the same segment as before, so that it need not be told
     /// anew. Then its buffer must not be exchanged meanwhile.
     const SAME_AGAIN: bool = false;
 
-    /// The first part of every chain in `slot`, for the device to read, and the last, for it to write. Asked once, when
-    /// the queue is set up. The lengths are the same for all slots, or none has a frame.
-    fn frame(_context: &Self::Context, _slot: u16) -> Option<(Part, Part)> {
+    /// Whether slots can have [frames](Self::frames).
+    const FRAMED: bool = false;
+
+    /// The first segments of the chains of all slots, for the device to read, and the last, for it to write. Asked once,
+    /// when the queue is set up, of values that can be [framed](Self::FRAMED).
+    fn frames(_context: &Self::Context) -> Option<[&SegmentArray; 2]> {
         None
     }
 
-    /// Its own part, if there is exactly one.
-    fn only(&self, context: &Self::Context) -> Option<Part>;
+    /// Its own segment, if there is exactly one.
+    fn only<'a>(&'a self, context: &'a Self::Context) -> Option<Segment<'a>>;
 
-    /// How many parts of its own it has. Asked if there is not exactly one.
+    /// How many segments of its own it has. Asked if there is not exactly one.
     fn count(&self, context: &Self::Context) -> u16 {
         self.only(context).is_some().into()
     }
 
-    /// The part with this index; `None` if there is none. Readable parts come before writable ones. Asked if there is not
+    /// The segment with this index; `None` if there is none. Readable ones come before writable ones. Asked if there is not
     /// exactly one.
-    fn part(&self, context: &Self::Context, index: u16) -> Option<Part> {
+    fn segment<'a>(&'a self, context: &'a Self::Context, index: u16) -> Option<Segment<'a>> {
         if index == 0 { self.only(context) } else { None }
     }
 
@@ -95,7 +54,8 @@ pub trait Buffers {
     /// The fewest bytes that the device must have written for a completion to be true.
     fn least_written(&self) -> u32;
 
-    /// Gives up the buffers while the device may still use them: [`DmaBuf::abandon`] for each.
+    /// Gives up the buffers while the device may still use them: [`DmaBuf::abandon`](ringfence_memory::DmaBuf::abandon) for
+    /// each.
     fn abandon(self);
 }
 
@@ -134,76 +94,82 @@ impl From<DmaError> for QueueError {
     }
 }
 
-impl<B: Buffers> Entry<'_, B> {
-    /// Writes a chain of any number of parts, with those of `frame` at most `most`: calls `write` with the place of each,
+impl<'a, B: Buffers> Entry<'a, B> {
+    /// Writes a chain of any number of segments, with those of `frame` at most `most`: calls `write` with the place of each,
     /// and whether more follow.
     #[inline]
-    pub(super) fn write(
+    pub(super) fn write<'s>(
         self,
-        frame: Option<&(Part, Part)>,
+        frame: Option<[Segment<'s>; 2]>,
         most: u16,
-        mut write: impl FnMut(u16, &Part, bool) -> Result<(), QueueError>,
-    ) -> Result<Chain, QueueError> {
+        mut write: impl FnMut(u16, &Segment<'s>, bool) -> Result<(), QueueError>,
+    ) -> Result<Chain, QueueError>
+    where
+        'a: 's,
+    {
         let Self { buffers, context, slot } = self;
         let framed = u16::from(frame.is_some());
         let own = buffers.count(context);
         let count = own.checked_add(2_u16.wrapping_mul(framed)).filter(|count| (1..=most).contains(count));
         let count = count.ok_or(QueueError::BadChain)?;
         let (mut total, mut writable, mut place) = (0_u32, 0_u32, 0_u16);
-        let mut put = |part: &Part| {
+        let mut put = |segment: &Segment<'s>| {
             // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB (2.7.5).
-            total = total.saturating_add(part.len);
-            if total == u32::MAX || writable > 0 && !part.writable {
+            total = total.saturating_add(segment.len());
+            if total == u32::MAX || writable > 0 && !segment.is_writable() {
                 return Err(QueueError::BadChain);
             }
-            if part.writable {
-                writable = writable.wrapping_add(part.len);
+            if segment.is_writable() {
+                writable = writable.wrapping_add(segment.len());
             }
             let more = place.wrapping_add(1) < count;
-            write(place, part, more)?;
+            write(place, segment, more)?;
             place = place.wrapping_add(1);
             Ok(())
         };
-        frame.map_or(Ok(()), |(first, _)| put(first))?;
-        (0..own).try_for_each(|index| put(&buffers.part(context, index).ok_or(QueueError::BadChain)?))?;
-        frame.map_or(Ok(()), |(_, last)| put(last))?;
+        frame.map_or(Ok(()), |[first, _]| put(&first))?;
+        (0..own)
+            .try_for_each(|index| put(&buffers.segment(context, index).ok_or(QueueError::BadChain)?))?;
+        frame.map_or(Ok(()), |[_, last]| put(&last))?;
         Ok(Chain { count, writable, id: slot })
     }
 }
 
-/// The frames of a queue's slots.
+/// The frames of a queue's slots: the first segments, and the last.
 #[derive(Debug, Default)]
-pub(super) struct Frames {
-    /// By slot.
-    pub(super) list: Vec<(Part, Part)>,
-    /// Lengths of the first parts and of the last.
-    pub(super) lens: Option<(u32, u32)>,
-}
+pub(super) struct Frames(Option<SegmentPairs>);
 
 impl Frames {
     /// The frames of `slots` slots.
     ///
     /// # Errors
-    /// [`QueueError::BadChain`] if they are not as [`Buffers::frame`] says.
+    /// [`QueueError::BadChain`] if they are not as [`Buffers::frames`] says.
     pub(super) fn new<B: Buffers>(context: &B::Context, slots: usize) -> Result<Self, QueueError> {
-        let list: Vec<_> = (0..slots).map_while(|slot| B::frame(context, slot as u16)).collect();
-        let lens = list.first().map(|(first, last)| (first.len, last.len));
-        let fits = |(first, last): &(Part, Part)| {
-            let small = first.len <= FRAME_LONGEST && last.len <= FRAME_LONGEST;
-            small && !first.writable && last.writable && Some((first.len, last.len)) == lens
-        };
-        let complete = list.is_empty() || list.len() == slots;
-        if complete && list.iter().all(fits) { Ok(Self { list, lens }) } else { Err(QueueError::BadChain) }
+        let Some([first, last]) = B::frames(context).filter(|_| B::FRAMED) else { return Ok(Self(None)) };
+        let pairs = SegmentPairs::new(first, last).filter(|pairs| {
+            pairs.count() >= slots && pairs.segment_lens().iter().all(|&len| len <= FRAME_LONGEST)
+        });
+        Ok(Self(Some(pairs.ok_or(QueueError::BadChain)?)))
+    }
+
+    /// Whether slots have frames.
+    #[inline]
+    pub(super) fn are_there(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Length of the last segments; 0 without.
+    pub(super) fn last_len(&self) -> u32 {
+        self.0.as_ref().map_or(0, |pairs| pairs.segment_lens()[1])
     }
 
     /// The frame of `slot`.
-    #[inline]
-    pub(super) fn get(&self, slot: u16) -> Option<&(Part, Part)> {
-        self.list.get(usize::from(slot))
+    #[inline(always)]
+    pub(super) fn get(&self, slot: u16) -> Option<[Segment<'_>; 2]> {
+        let Self(Some(pairs)) = self else { return None };
+        pairs.get(slot.into())
     }
 }
 
-/// The most bytes of each part of a frame.
+/// The most bytes of each segment of a frame, so that with any other a chain is less than 4 GiB (2.7.5).
 const FRAME_LONGEST: u32 = 1 << 16;
-/// The most bytes of a part, so that with a frame it is less than 4 GiB (2.7.5).
-const LONGEST: u32 = u32::MAX - 4 * FRAME_LONGEST;

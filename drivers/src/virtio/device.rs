@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, ConfigError, DeviceId, DmaError, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{AtomicAccess, ConfigError, DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
 
 use super::queue::NewQueue;
-use super::{Buffers, DeviceType, Error, Queue, QueueOptions, Transport, features, status};
+use super::{Buffers, DeviceType, Error, Queue, QueueError, QueueOptions, Transport, features, status};
 
 /// How long a device may take to reset: it may have to finish what it is doing first.
 pub const RESET_LIMIT: Duration = Duration::from_secs(2);
@@ -16,11 +16,9 @@ const MAX_QUEUE_SIZE: u16 = 1 << 15;
 /// How often a changing configuration is read again.
 const CONFIG_ATTEMPTS: usize = 16;
 
-/// Proof that the driver has set DRIVER_OK of this device: its queues may notify from now on (3.1.1).
-pub struct DriverOk(pub(super) DeviceId);
-
-/// Proof that this device was seen quiet, and how often it was until then: it held no buffers any more.
-pub struct Quiet(pub(super) DeviceId, pub(super) u64);
+/// Proof that the driver has set DRIVER_OK in this life of the device: its queues may notify from now on (3.1.1).
+#[derive(Debug)]
+pub struct DriverOk(pub(super) Life);
 
 /// What a queue turned out to be, before the device knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,11 +38,15 @@ pub struct Device<T: Transport> {
     windows: DmaWindows,
     offered: u64,
     features: u64,
-    /// What the device status should be.
+    /// The life that the driver has the device for.
+    life: Life,
+    /// What the device status should be; 0 after the device was shut down.
     status: u8,
-    /// Whether the device was shut down.
-    quiet: bool,
 }
+
+/// A device that a driver has taken, and that waits for it to choose among what it offers.
+#[derive(Debug)]
+pub struct Offer<T: Transport>(Device<T>);
 
 impl<T: Transport> Device<T> {
     /// Resets the device, tells it that there is a driver for it, lets it master the bus, and reads what it offers.
@@ -53,7 +55,7 @@ impl<T: Transport> Device<T> {
         kind: DeviceType,
         grant: &DmaGrant,
         windows: DmaWindows,
-    ) -> Result<Self, Error> {
+    ) -> Result<Offer<T>, Error> {
         if transport.device_type() != kind {
             return Err(Error::WrongType);
         }
@@ -63,15 +65,63 @@ impl<T: Transport> Device<T> {
         if transport.status() == status::GONE {
             return Err(Error::Gone);
         }
-        transport.reset(&windows, RESET_LIMIT)?;
-        let mut device = Self { transport, windows, offered: 0, features: 0, status: 0, quiet: false };
+        reset(&mut transport, &windows, RESET_LIMIT)?;
+        let life = windows.life();
+        let mut device = Self { transport, windows, offered: 0, features: 0, life, status: 0 };
         device.advance(status::ACKNOWLEDGE)?;
         device.advance(status::DRIVER)?;
         device.transport.start(grant)?;
         device.offered = device.transport.device_features();
-        Ok(device)
+        Ok(Offer(device))
+    }
+}
+
+/// Resets the device: what it was told of in its present life, and in those before, is its no more.
+fn reset<T: Transport>(
+    transport: &mut T,
+    windows: &DmaWindows,
+    limit: Duration,
+) -> Result<Quiet, ResetError> {
+    let life = windows.life();
+    let quiet = transport.reset(windows, limit)?;
+    // A proof about something else proves nothing here.
+    if quiet.ends(&life) { Ok(quiet) } else { Err(ResetError::WrongDevice) }
+}
+
+impl<T: Transport> Offer<T> {
+    /// The features that the device offers (bits 0..=63).
+    pub fn offered(&self) -> u64 {
+        self.0.offered
     }
 
+    /// Reads the configuration field at `offset`. Before the negotiation that is for features which depend on it (2.5.3).
+    pub fn config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+        self.0.config(offset)
+    }
+
+    /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a grant,
+    /// ACCESS_PLATFORM are always implemented.
+    ///
+    /// # Errors
+    /// Any; the device is left reset and marked as failed.
+    pub fn negotiate(self, implemented: u64) -> Result<Device<T>, Error> {
+        let Self(mut device) = self;
+        let implemented = implemented | features::VERSION_1 | features::ACCESS_PLATFORM;
+        let features = features::select(device.offered, implemented);
+        if features & features::VERSION_1 == 0 {
+            return Err(Error::MissingFeature(features::VERSION_1));
+        }
+        device.transport.set_driver_features(features);
+        device.advance(status::FEATURES_OK).map_err(|error| match error {
+            Error::StatusRefused(_) => Error::FeaturesRefused,
+            other => other,
+        })?;
+        device.features = features;
+        Ok(device)
+    }
+}
+
+impl<T: Transport> Device<T> {
     /// The features that the device offers (bits 0..=63).
     pub fn offered(&self) -> u64 {
         self.offered
@@ -87,24 +137,10 @@ impl<T: Transport> Device<T> {
         &self.windows
     }
 
-    /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a grant,
-    /// ACCESS_PLATFORM are always implemented.
-    pub fn negotiate(&mut self, implemented: u64) -> Result<u64, Error> {
-        let implemented = implemented | features::VERSION_1 | features::ACCESS_PLATFORM;
-        let features = features::select(self.offered, implemented);
-        if features & features::VERSION_1 == 0 {
-            return Err(Error::MissingFeature(features::VERSION_1));
-        }
-        self.transport.set_driver_features(features);
-        self.advance(status::FEATURES_OK).map_err(|error| match error {
-            Error::StatusRefused(_) => Error::FeaturesRefused,
-            other => other,
-        })?;
-        self.features = features;
-        Ok(features)
-    }
-
     /// Sets queue `index` up, with at least `least` descriptors. `context` makes what its chains have in common.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] after [`driver_ok`](Self::driver_ok) or [`shut_down`](Self::shut_down), or any other.
     pub fn queue<B: Buffers>(
         &mut self,
         index: u16,
@@ -112,6 +148,7 @@ impl<T: Transport> Device<T> {
         least: u16,
         context: impl FnOnce(&QueueShape) -> Result<B::Context, Error>,
     ) -> Result<Queue<B, T::Notifier>, Error> {
+        self.expect(status::FEATURES_OK)?;
         let limit = self.transport.queue_max_size(index).min(options.size).min(MAX_QUEUE_SIZE);
         let packed = self.features & features::RING_PACKED != 0;
         let power = || 1_u16.checked_shl(limit.checked_ilog2().unwrap_or(0)).unwrap_or(0);
@@ -121,35 +158,57 @@ impl<T: Transport> Device<T> {
         }
         let queue = NewQueue::new(&self.windows, size, options, self.features)?;
         let context = context(&QueueShape { slots: queue.slot_count(), parts: queue.parts() })?;
-        let notifier = self.transport.set_up_queue(&self.windows, &queue.setup(index)?)?;
-        let life = (self.windows.device(), self.windows.resets());
+        let setup = queue.setup(index)?;
+        // If somebody else has ended the device's life it is not the driver's.
+        let life = setup.addresses.life();
+        let notifier = self.transport.set_up_queue(&self.windows, &setup)?;
         Ok(Queue::new(queue, life, index, notifier, context)?)
     }
 
     /// Resets a queue of this device in which nothing is in flight, and sets it up again as if new.
     ///
     /// # Errors
+    /// [`Error::WrongState`] before [`driver_ok`](Self::driver_ok) and after [`shut_down`](Self::shut_down),
     /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something is in flight,
-    /// [`DmaError::WrongDevice`] if it is another device's queue: then nothing was done. After any other the queue is of no more use.
+    /// [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue of another device or of an earlier life of this one: then nothing was done.
+    /// After any other the queue is broken.
     pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
+        self.expect(status::DRIVER_OK)?;
         if self.features & features::RING_RESET == 0 {
             return Err(Error::MissingFeature(features::RING_RESET));
         }
-        if queue.device() != self.windows.device() {
-            return Err(DmaError::WrongDevice.into());
+        if *queue.life() != self.life {
+            return Err(DmaError::WrongLife.into());
+        }
+        if queue.is_broken() {
+            return Err(QueueError::Broken.into());
         }
         if queue.in_flight() != 0 {
             return Err(Error::Busy);
         }
         let Self { transport, windows, .. } = self;
-        transport.reset_queue(windows, queue.index(), RESET_LIMIT)?;
-        queue.restart(|setup| transport.set_up_queue(windows, setup))
+        let index = queue.index();
+        queue.restart(|setup| {
+            transport.reset_queue(windows, index, RESET_LIMIT)?;
+            transport.set_up_queue(windows, setup)
+        })
     }
 
     /// Tells the device to start.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if it was told before, or shut down.
     pub fn driver_ok(&mut self) -> Result<DriverOk, Error> {
+        self.expect(status::FEATURES_OK)?;
         self.advance(status::DRIVER_OK)?;
-        Ok(DriverOk(self.windows.device()))
+        Ok(DriverOk(self.life.clone()))
+    }
+
+    /// Whether `bit`, FEATURES_OK or DRIVER_OK, is what the driver set last.
+    fn expect(&self, bit: u8) -> Result<(), Error> {
+        const BOTH: u8 = status::FEATURES_OK | status::DRIVER_OK;
+        let expected = if bit == status::DRIVER_OK { BOTH } else { bit };
+        if self.status & BOTH == expected { Ok(()) } else { Err(Error::WrongState) }
     }
 
     /// Whether the device is still there and in order. An MMIO read: after a configuration interrupt or when
@@ -189,16 +248,19 @@ impl<T: Transport> Device<T> {
         })
     }
 
-    /// Resets the device. On success nothing that it was given is in its hands any more.
-    pub fn shut_down(&mut self) -> Result<Quiet, ResetTimeout> {
+    /// Resets the device. On success nothing that it was given is in its hands any more. In any case the driver is done
+    /// with it.
+    ///
+    /// # Errors
+    /// As for [`Transport::reset`]: then its memory stays in quarantine. It can be tried again.
+    pub fn shut_down(&mut self) -> Result<Quiet, ResetError> {
         // An unplugged device will not answer however long one waits.
         let gone = self.transport.status() == status::GONE;
         let limit = if gone { Duration::ZERO } else { RESET_LIMIT };
-        let result = self.transport.reset(&self.windows, limit);
+        self.status = 0;
+        let result = reset(&mut self.transport, &self.windows, limit);
         self.transport.stop();
-        result?;
-        self.quiet = true;
-        Ok(Quiet(self.windows.device(), self.windows.resets()))
+        result
     }
 
     /// Sets one more status bit and reads it back.
@@ -206,18 +268,20 @@ impl<T: Transport> Device<T> {
         let before = self.status;
         self.status |= bit;
         self.transport.set_status(self.status);
-        self.check().inspect_err(|_| self.status = before)
+        // Not 0: the device is still to be reset, and marked as failed.
+        self.check().inspect_err(|_| self.status = before.max(status::ACKNOWLEDGE))
     }
 }
 
 impl<T: Transport> Drop for Device<T> {
     fn drop(&mut self) {
-        if !self.quiet {
+        let failed = self.status & status::DRIVER_OK == 0;
+        if self.status != 0 {
             // Without proof the memory stays in quarantine: nothing more can be done.
             let _ = self.shut_down();
-        }
-        if self.status & status::DRIVER_OK == 0 {
-            self.transport.set_status(status::FAILED);
+            if failed {
+                self.transport.set_status(status::FAILED);
+            }
         }
     }
 }

@@ -132,12 +132,12 @@ impl<B: Buffers> Flights<B> {
         if self.in_order.is_none()
             && ring.is_usual(slot)
             && let Some(place) = self.places.get_mut(usize::from(slot))
-            && let Some(part) = buffers.only(&self.context)
+            && let Some(segment) = buffers.only(&self.context)
         {
             if buffers.prepare(&self.context, slot).is_none() {
                 return Err((QueueError::Broken, buffers));
             }
-            match ring.add_usual(slot, &part) {
+            match ring.add_usual::<B>(slot, &segment) {
                 Ok(chain) => self.free = place.fill(buffers, chain, self.submitted),
                 Err(error) => return Err((error, buffers)),
             }
@@ -267,7 +267,7 @@ impl<B: Buffers> Flights<B> {
         let added =
             buffers.prepare(&self.context, slot).ok_or(QueueError::Broken).and_then(|()| {
                 match buffers.only(&self.context) {
-                    Some(part) if ring.is_usual(slot) => ring.add_usual(slot, &part),
+                    Some(segment) if ring.is_usual(slot) => ring.add_usual::<B>(slot, &segment),
                     _ => ring.add_any(Entry { buffers, context: &self.context, slot }, others),
                 }
             });

@@ -1,5 +1,6 @@
 //! The virtio core: transports, feature negotiation, and virtqueues.
 
+mod buffer_list;
 mod chain;
 mod device;
 pub mod device_side;
@@ -17,12 +18,14 @@ mod transport;
 
 use core::fmt;
 
-use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetTimeout};
+use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
 
 use crate::pci::Function;
 
-pub use chain::{Buffers, Part};
-pub use device::{Device, DriverOk, QueueShape, Quiet, RESET_LIMIT};
+pub use buffer_list::{BufferFrames, BufferList};
+pub use chain::Buffers;
+pub(crate) use chain::sealed;
+pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT};
 pub use hybrid::Hybrid;
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
@@ -135,6 +138,9 @@ pub enum Error {
     Timeout,
     /// Requests are in flight.
     Busy,
+    /// The device is not in the state for this: queues are set up before DRIVER_OK, and nothing is done after it was shut
+    /// down.
+    WrongState,
 }
 
 macro_rules! from {
@@ -146,9 +152,22 @@ macro_rules! from {
         }
     )*};
 }
-impl From<ResetTimeout> for Error {
-    fn from(_: ResetTimeout) -> Self {
-        Self::ResetTimeout
+impl From<ResetError> for Error {
+    fn from(error: ResetError) -> Self {
+        match error {
+            ResetError::Timeout => Self::ResetTimeout,
+            ResetError::WrongDevice => Self::Dma(DmaError::WrongDevice),
+        }
+    }
+}
+
+impl From<VirtioPciError> for Error {
+    fn from(error: VirtioPciError) -> Self {
+        match error {
+            VirtioPciError::MissingCapability(kind) => Self::MissingCapability(kind),
+            VirtioPciError::Platform(error) => Self::Platform(error),
+            VirtioPciError::Mmio(error) => Self::Mmio(error),
+        }
     }
 }
 
@@ -160,10 +179,10 @@ impl fmt::Display for Error {
             Self::WrongType => f.write_str("not the device that the driver is for"),
             Self::LegacyOnly => f.write_str("legacy interface only"),
             Self::MissingCapability(kind) => write!(f, "virtio structure {kind} is missing or malformed"),
-            Self::Platform(error) => write!(f, "its registers cannot be claimed: {error:?}"),
-            Self::Mmio(error) => write!(f, "a register is not where the device says: {error:?}"),
-            Self::Config(error) => write!(f, "configuration space refused: {error:?}"),
-            Self::Dma(error) => write!(f, "no DMA memory: {error:?}"),
+            Self::Platform(error) => write!(f, "its registers cannot be claimed: {error}"),
+            Self::Mmio(error) => write!(f, "a register is not where the device says: {error}"),
+            Self::Config(error) => write!(f, "configuration space refused: {error}"),
+            Self::Dma(error) => write!(f, "no DMA memory: {error}"),
             Self::ResetTimeout => f.write_str("does not reset in time"),
             Self::Gone => f.write_str("unplugged"),
             Self::NeedsReset => f.write_str("failed and needs a reset"),
@@ -178,6 +197,7 @@ impl fmt::Display for Error {
             Self::Queue(error) => write!(f, "a queue failed: {error:?}"),
             Self::Timeout => f.write_str("no answer in time"),
             Self::Busy => f.write_str("requests are in flight"),
+            Self::WrongState => f.write_str("not in this state of the device"),
         }
     }
 }

@@ -6,18 +6,16 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DescriptorArray, Direction, DmaAddr, DmaArray, DmaRegion, DmaWindows, fence};
+use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence};
 
-use super::chain::{Buffers, Chain, Entry, Frames, Part};
+use super::chain::{Buffers, Chain, Entry, Frames};
 use super::ring::{Layout, Ring, Used};
 use super::split::need_event;
-use super::tables::{DESCRIPTOR_LEN, Tables};
+use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
 /// Flags of a descriptor, where they are in its second half (2.8.13).
 const NEXT: u64 = 1 << 48;
-const WRITE: u64 = 2 << 48;
-const INDIRECT: u64 = 4 << 48;
 const AVAIL: u64 = 1 << 55;
 const USED: u64 = 1 << 63;
 /// Where the buffer id is in it.
@@ -77,25 +75,14 @@ fn id(slot: u16) -> u64 {
     u64::from(slot) << ID_SHIFT
 }
 
-/// The length and flags of a part.
-#[inline]
-fn rest(part: &Part) -> u64 {
-    u64::from(part.len) | if part.writable { WRITE } else { 0 }
-}
-
 #[derive(Debug)]
 pub(super) struct PackedRing {
-    /// The descriptors, which both sides write.
-    ring: DmaRegion,
+    /// Which both sides write. Of the first one since the last [`publish`](Ring::publish) the second half is held back.
+    descriptors: DescriptorTable<Packed>,
     /// Our event suppression structure, and the device's.
-    driver: DmaRegion,
-    device: DmaRegion,
-    descriptors: DescriptorArray,
-    /// The ring as 64-bit words: two for each descriptor.
-    words: DmaArray<u64>,
     driver_event: DmaArray<u32>,
     device_event: DmaArray<u32>,
-    tables: Option<Tables>,
+    tables: Option<Tables<Packed>>,
     layout: Layout,
     frames: Frames,
     /// Before this index a chain of one own part is written in the usual way: within the frame, if slots have one.
@@ -107,9 +94,7 @@ pub(super) struct PackedRing {
     used: Place,
     /// Free descriptors in the ring.
     free: u16,
-    /// The first descriptor since the last [`publish`](Ring::publish), which lacks its second half, and how many there
-    /// are.
-    held: Option<(u16, u64)>,
+    /// Descriptors since then.
     added: u16,
 }
 
@@ -117,18 +102,14 @@ impl PackedRing {
     /// A ring of `layout.size` descriptors.
     pub(super) fn new(windows: &DmaWindows, layout: Layout, event_index: bool) -> Result<Self, Error> {
         let size = usize::from(layout.size);
-        let ring = windows.allocate_for(size.saturating_mul(DESCRIPTOR_LEN), Direction::Both)?;
+        let descriptors = DescriptorTable::new(windows, size, 0, Direction::Both)?;
         let driver = windows.allocate_for(size_of::<u32>(), Direction::ToDevice)?;
         let device = windows.allocate_for(size_of::<u32>(), Direction::FromDevice)?;
         let tables = (layout.tables() > 0).then(|| Tables::new(windows, layout.slots, layout.parts));
         Ok(Self {
-            descriptors: DescriptorArray::new(&ring, 0, size)?,
-            words: ring.array(0, size.saturating_mul(2))?,
+            descriptors,
             driver_event: driver.array(0, 1)?,
             device_event: device.array(0, 1)?,
-            ring,
-            driver,
-            device,
             tables: tables.transpose()?,
             layout,
             frames: Frames::default(),
@@ -138,7 +119,6 @@ impl PackedRing {
             available: Place::START,
             used: Place::START,
             free: layout.size,
-            held: None,
             added: 0,
         })
     }
@@ -149,81 +129,61 @@ impl PackedRing {
         self.tables.is_none() || self.free.wrapping_sub(others) >= self.layout.parts
     }
 
-    /// Writes any chain at all, but for the second half of its first descriptor, which is returned; `others` slots are
-    /// free besides.
-    fn write_any<B: Buffers>(&self, entry: Entry<'_, B>, others: u16) -> Result<(Chain, u64), QueueError> {
+    /// Writes any chain at all; `others` slots are free besides.
+    fn write_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
         let (slot, start) = (entry.slot, self.available);
         if !self.is_room(others) {
             let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
-            let (chain, table, len) = tables.write(slot, entry, &self.frames, |part, _| rest(part))?;
-            self.descriptors.store_address(start.index.into(), table)?;
-            return Ok((chain, u64::from(len) | INDIRECT | id(slot) | start.available));
+            let (chain, first, count) = tables.write(slot, entry, &self.frames, |_| 0)?;
+            let (at, bits) = (start.index.into(), id(slot) | start.available);
+            self.descriptors.store_indirect(at, (&tables.descriptors, first, count), bits, true)?;
+            return Ok(chain);
         }
-        let mut first = 0;
-        let chain = entry.write(self.frames.get(slot), self.layout.parts, |place, part, more| {
-            let at = start.after(place, self.layout.size);
-            let rest = rest(part) | id(slot) | at.available | if more { NEXT } else { 0 };
-            self.descriptors.store_address(at.index.into(), part.address)?;
-            if place > 0 {
-                return self.store_rest(at.index, rest, Ordering::Relaxed);
+        let Self { descriptors, frames, layout, .. } = self;
+        let frame = frames.get(slot);
+        // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for another.
+        entry.write(frame, layout.parts, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        let mut first = None;
+        let chain = entry.write(frame, layout.parts, |place, segment, more| {
+            let at = start.after(place, layout.size);
+            let bits = id(slot) | at.available | if more { NEXT } else { 0 };
+            if place == 0 {
+                first = Some((*segment, bits));
+                return Ok(());
             }
-            first = rest;
-            Ok(())
-        });
-        Ok((chain.inspect_err(|_| self.clear())?, first))
-    }
-
-    /// Writes a chain of one part within a frame where the ring does not wrap, as [`add_any`](Self::add_any) does.
-    #[inline]
-    fn add_framed(
-        &self,
-        part: &Part,
-        slot: u16,
-        (first, last): &(Part, Part),
-    ) -> Result<(Chain, u64), QueueError> {
-        let Place { index, available } = self.available;
-        let common = id(slot) | available;
-        let (second, third) = (index.wrapping_add(1), index.wrapping_add(2));
-        // What the device may come to first is written last.
-        self.store(third, last, u64::from(last.len) | WRITE | common)?;
-        self.store(second, part, rest(part) | NEXT | common)?;
-        self.descriptors.store_address(index.into(), first.address)?;
-        let own = if part.writable { part.len } else { 0 };
-        let chain = Chain { count: 3, writable: own.wrapping_add(last.len), id: slot };
-        Ok((chain, u64::from(first.len) | NEXT | common))
-    }
-
-    /// Ends the writing of a chain with the second half of its first descriptor.
-    #[inline]
-    fn add_first(&mut self, chain: Chain, first: u64) -> Result<Chain, QueueError> {
-        let start = self.available;
-        // The device looks no further than the first of all those that it was not told of.
-        match self.held {
-            None => self.held = Some((start.index, first)),
-            Some(_) => self.store_rest(start.index, first, Ordering::Relaxed)?,
-        }
-        self.available = start.after(chain.count, self.layout.size);
-        self.free = self.free.wrapping_sub(chain.count);
-        self.added = self.added.wrapping_add(chain.count);
+            Ok(descriptors.store(at.index.into(), segment, bits, Ordering::Relaxed)?)
+        })?;
+        // What the device may come to first is written last; it looks no further than the first of all those that it was
+        // not told of.
+        let (segment, bits) = first.ok_or(QueueError::BadChain)?;
+        descriptors.hold(start.index.into(), [(&segment, bits)])?;
         Ok(chain)
     }
 
-    #[inline]
-    fn store(&self, at: u16, part: &Part, rest: u64) -> Result<(), QueueError> {
-        self.descriptors.store_address(at.into(), part.address)?;
-        self.store_rest(at, rest, Ordering::Relaxed)
+    /// Writes a chain of one segment within a frame where the ring does not wrap, as [`add_any`](Ring::add_any) does.
+    #[inline(always)]
+    fn write_framed<B: Buffers>(&mut self, segment: &Segment<'_>, slot: u16) -> Result<Chain, QueueError> {
+        let Self { descriptors, frames, available: start, .. } = self;
+        if !B::FRAMED || !frames.are_there() {
+            let writable = if segment.is_writable() { segment.len() } else { 0 };
+            descriptors.hold(start.index.into(), [(segment, id(slot) | start.available)])?;
+            return Ok(Chain { count: 1, writable, id: slot });
+        }
+        let Some([first, last]) = frames.get(slot) else { return Err(QueueError::Broken) };
+        let common = id(slot) | start.available;
+        let chain = [(&first, NEXT | common), (segment, NEXT | common), (&last, common)];
+        descriptors.hold(start.index.into(), chain)?;
+        let own = if segment.is_writable() { segment.len() } else { 0 };
+        Ok(Chain { count: 3, writable: own.wrapping_add(last.len()), id: slot })
     }
 
-    /// Makes the descriptors after the first free one, which may have been written, unavailable again.
-    #[cold]
-    fn clear(&self) {
-        let mut place = self.available;
-        for _ in 1..self.layout.parts.min(self.free) {
-            place = place.after(1, self.layout.size);
-            let unavailable = if place.wrap() { 0 } else { AVAIL | USED };
-            // Cannot fail, as in `store_rest`.
-            let _ = self.store_rest(place.index, unavailable, Ordering::Relaxed);
-        }
+    /// Goes on behind a chain that was written.
+    #[inline]
+    fn added(&mut self, chain: Chain) -> Chain {
+        self.available = self.available.after(chain.count, self.layout.size);
+        self.free = self.free.wrapping_sub(chain.count);
+        self.added = self.added.wrapping_add(chain.count);
+        chain
     }
 
     /// Whether the last `added` descriptors include the one at `position`.
@@ -234,32 +194,20 @@ impl PackedRing {
         let event = if (position & WRAP != 0) == wrap { index } else { index.wrapping_sub(self.layout.size) };
         need_event(event, new, new.wrapping_sub(added))
     }
-
-    // All places are in the ring by construction: an error would be a bug here, and makes the queue useless.
-    #[inline]
-    fn store_rest(&self, index: u16, rest: u64, order: Ordering) -> Result<(), QueueError> {
-        Ok(self.descriptors.store_rest(index.into(), rest, order)?)
-    }
 }
 
 impl Ring for PackedRing {
-    fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
-        let address = |address: Option<DmaAddr>| address.ok_or(Error::BadConfig);
-        Ok(QueueSetup {
-            index,
-            size: self.layout.size,
-            descriptors: address(self.ring.address(0))?,
-            driver: address(self.driver.address(0))?,
-            device: address(self.device.address(0))?,
-        })
+    fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
+        let driver = self.driver_event.address(0).ok_or(Error::BadConfig)?;
+        let device = self.device_event.address(0).ok_or(Error::BadConfig)?;
+        let addresses = self.descriptors.queue(driver, device)?;
+        Ok(QueueSetup { index, addresses })
     }
 
     fn rewind(&mut self) -> Result<(), QueueError> {
         (self.available, self.used) = (Place::START, Place::START);
-        (self.free, self.held, self.added) = (self.layout.size, None, 0);
-        for index in 0..self.words.len() {
-            self.words.store(index, 0, Ordering::Relaxed).ok_or(QueueError::Broken)?;
-        }
+        (self.free, self.added) = (self.layout.size, 0);
+        self.descriptors.clear();
         self.device_event.store(0, ENABLE, Ordering::Relaxed).ok_or(QueueError::Broken)?;
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
@@ -270,10 +218,10 @@ impl Ring for PackedRing {
 
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
         // A frame must not wrap, nor take descriptors that others need.
-        self.usual_end = match frames.lens {
-            None => self.layout.size,
-            Some(_) if self.tables.is_none() && self.layout.parts > 2 => self.layout.size.saturating_sub(2),
-            Some(_) => 0,
+        self.usual_end = match frames.are_there() {
+            false => self.layout.size,
+            true if self.tables.is_none() && self.layout.parts > 2 => self.layout.size.saturating_sub(2),
+            true => 0,
         };
         self.frames = frames;
         Ok(())
@@ -285,27 +233,22 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError> {
-        if let Some(frame) = self.frames.get(slot) {
-            let (chain, first) = self.add_framed(part, slot, frame).inspect_err(|_| self.clear())?;
-            return self.add_first(chain, first);
-        }
-        let start = self.available;
-        self.descriptors.store_address(start.index.into(), part.address)?;
-        let writable = if part.writable { part.len } else { 0 };
-        self.add_first(Chain { count: 1, writable, id: slot }, rest(part) | id(slot) | start.available)
+    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+        let chain = self.write_framed::<B>(segment, slot)?;
+        Ok(self.added(chain))
     }
 
     #[inline(never)]
     fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let (chain, first) = self.write_any(entry, others)?;
-        self.add_first(chain, first)
+        let chain = self.write_any(entry, others)?;
+        Ok(self.added(chain))
     }
 
     fn publish(&mut self) -> Result<bool, QueueError> {
-        let Some((index, rest)) = self.held.take() else { return Ok(false) };
         // Release: all else is written before the descriptor that leads the device to it (2.8.21.1).
-        self.store_rest(index, rest, Ordering::Release)?;
+        if !self.descriptors.store_held(Ordering::Release)? {
+            return Ok(false);
+        }
         let added = core::mem::take(&mut self.added);
         // The device either sees that, or we see what it wrote before it went to sleep (2.8.21.3.1).
         fence(Ordering::SeqCst);
@@ -325,9 +268,9 @@ impl Ring for PackedRing {
 
     #[inline]
     fn used(&self) -> Result<Option<Used>, QueueError> {
-        let at = usize::from(self.used.index).wrapping_mul(2).wrapping_add(1);
         // Acquire: buffers are read after the flags that cover them. The id and the length come with the flags.
-        let rest = self.words.load(at, Ordering::Acquire).map(u64::from_le).ok_or(QueueError::Broken)?;
+        let rest = self.descriptors.load_rest(self.used.index.into(), Ordering::Acquire);
+        let rest = rest.ok_or(QueueError::Broken)?;
         let used = Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: rest as u32 };
         Ok(self.used.is_used(rest).then_some(used))
     }

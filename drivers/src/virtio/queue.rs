@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use ringfence_memory::{DeviceId, DmaWindows};
+use ringfence_memory::{DmaWindows, Life, Quiet};
 
 use super::chain::{Buffers, Frames};
 use super::flights::Flights;
@@ -10,7 +10,7 @@ use super::in_order::InOrder;
 use super::packed::PackedRing;
 use super::ring::{Layout, Ring};
 use super::split::SplitRing;
-use super::{DriverOk, Error, Notify, QueueSetup, Quiet, features};
+use super::{DriverOk, Error, Notify, QueueSetup, features};
 
 /// Why a queue refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,9 +111,8 @@ pub struct Queue<B: Buffers, N> {
     flights: Flights<B>,
     format: Format,
     layout: Layout,
-    device: DeviceId,
-    /// How often the device was reset before it knew the queue.
-    resets: u64,
+    /// The life of the device in which it knows the queue.
+    life: Life,
     index: u16,
     notifier: N,
     started: bool,
@@ -150,7 +149,7 @@ impl NewQueue {
         Ok(Self { format, layout, in_order })
     }
 
-    pub(super) fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
+    pub(super) fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         with_ring!(&self.format, ring => ring.setup(index))
     }
 
@@ -177,7 +176,7 @@ impl NewQueue {
 impl<B: Buffers, N: Notify> Queue<B, N> {
     pub(super) fn new(
         new: NewQueue,
-        (device, resets): (DeviceId, u64),
+        life: Life,
         index: u16,
         notifier: N,
         context: B::Context,
@@ -193,8 +192,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             flights,
             format,
             layout,
-            device,
-            resets,
+            life,
             index,
             notifier,
             started: false,
@@ -205,9 +203,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         })
     }
 
-    /// Allows the queue to notify its device.
+    /// Allows the queue to notify its device, if it was started in the life that the queue is of.
     pub fn start(&mut self, started: &DriverOk) {
-        self.started |= started.0 == self.device;
+        self.started |= started.0 == self.life;
     }
 
     /// What all chains have in common.
@@ -215,9 +213,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         &self.flights.context
     }
 
-    /// The device that it belongs to.
-    pub(super) fn device(&self) -> DeviceId {
-        self.device
+    /// The life of its device that it belongs to.
+    pub(super) fn life(&self) -> &Life {
+        &self.life
     }
 
     /// Its number among the device's queues.
@@ -284,7 +282,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 
     /// Tells the device about everything submitted since the last call: one store, at most one notification, and
-    /// none before the device was started.
+    /// none before the device was started or after it was reset.
     pub fn kick(&mut self) {
         if self.flights.broken {
             return;
@@ -295,7 +293,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             Ok(wanted) => self.owed_kick |= wanted,
             Err(_) => _ = self.flights.break_off(),
         }
-        if self.owed_kick && self.started {
+        // After a reset the device is not to be notified before the next DRIVER_OK (3.1.1).
+        if self.owed_kick && self.started && self.life.is_present() {
             self.owed_kick = false;
             self.kicks = self.kicks.wrapping_add(1);
             self.notifier.notify(with_ring!(&self.format, ring => ring.position()));
@@ -351,7 +350,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// # Errors
     /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is dropped.
     #[inline]
-    pub fn renew(
+    pub(crate) fn renew(
         &mut self,
         mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
     ) -> Result<usize, QueueError> {
@@ -392,23 +391,29 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         look!(self, ring, flights, rejected => flights.next_used(ring).map(|used| used.is_some()))
     }
 
-    /// Starts over after the device has reset this queue: nothing may be in flight. `set_up` makes the new notifier.
+    /// Starts over: nothing may be in flight. `set_up` has the device reset the queue and makes the new notifier. If it
+    /// fails the queue is broken.
     pub(super) fn restart(
         &mut self,
-        set_up: impl FnOnce(&QueueSetup) -> Result<N, Error>,
+        set_up: impl FnOnce(&QueueSetup<'_>) -> Result<N, Error>,
     ) -> Result<(), Error> {
-        with_ring!(&mut self.format, ring => ring.rewind())?;
-        self.flights.published = self.flights.submitted;
+        let (flights, index) = (&mut self.flights, self.index);
+        flights.published = flights.submitted;
         self.owed_kick = false;
-        let setup = with_ring!(&self.format, ring => ring.setup(self.index))?;
-        self.notifier = set_up(&setup)?;
+        let restarted = with_ring!(&mut self.format, ring => {
+            ring.rewind().map_err(Error::from).and_then(|()| set_up(&ring.setup(index)?))
+        });
+        self.notifier = restarted.inspect_err(|_| _ = flights.break_off())?;
         Ok(())
     }
 
-    /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None if another device
-    /// was, or this one only before the queue was made.
+    /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None unless `quiet` ends the
+    /// life that the queue is of.
     pub fn reclaim(&mut self, quiet: &Quiet) -> impl Iterator<Item = B> {
-        let is_ours = quiet.0 == self.device && quiet.1 > self.resets;
-        is_ours.then(|| self.flights.drain()).into_iter().flatten()
+        quiet.ends(&self.life).then(|| self.flights.drain()).into_iter().flatten()
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

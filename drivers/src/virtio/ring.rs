@@ -3,7 +3,9 @@
 
 use alloc::vec::Vec;
 
-use super::chain::{Buffers, Chain, Entry, Frames, Part};
+use ringfence_memory::Segment;
+
+use super::chain::{Buffers, Chain, Entry, Frames};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
 /// How slots share the descriptors.
@@ -57,7 +59,7 @@ pub(super) struct Used {
 /// A virtqueue's memory, as the driver uses it.
 pub(super) trait Ring {
     /// What the device is to know of it.
-    fn setup(&self, index: u16) -> Result<QueueSetup, Error>;
+    fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error>;
 
     /// As if new: nothing was published and nothing used. What was asked about interrupts still holds.
     fn rewind(&mut self) -> Result<(), QueueError>;
@@ -68,13 +70,13 @@ pub(super) trait Ring {
     /// Learns the frames of the slots. Called once, before anything is added.
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError>;
 
-    /// Whether a chain in `slot` with one part of its own can be written by [`add_usual`](Self::add_usual) now.
+    /// Whether a chain in `slot` with one segment of its own can be written by [`add_usual`](Self::add_usual) now.
     fn is_usual(&self, slot: u16) -> bool;
 
-    /// Writes a chain whose own part is `part`; the device is not told. On failure nothing is taken.
-    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError>;
+    /// Writes a chain whose own segment is `segment`; the device is not told. On failure nothing is taken.
+    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError>;
 
-    /// Makes the chain that was in `slot` last, and that nothing but its part describes, available again as it is; the
+    /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again as it is; the
     /// device is not told. `false` if it must be written anew.
     fn add_again(&mut self, _slot: u16) -> Result<bool, QueueError> {
         Ok(false)

@@ -9,11 +9,11 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DescriptorArray, Direction, DmaAddr, DmaArray, DmaRegion, DmaWindows, fence};
+use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
-use super::chain::{Buffers, Chain, Entry, Frames, Part};
+use super::chain::{Buffers, Chain, Entry, Frames};
 use super::ring::{Layout, Ring, Used};
-use super::tables::{DESCRIPTOR_LEN, Tables};
+use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
 const AVAILABLE_LEN: usize = 2;
@@ -27,9 +27,8 @@ const ENTRIES: usize = 2;
 /// Where the used ring begins: not at 0, so that its elements are aligned to their 8 bytes.
 const USED_AT: usize = 4;
 
+/// In the second half of a descriptor.
 const NEXT: u64 = 1 << 32;
-const WRITE: u64 = 2 << 32;
-const INDIRECT: u64 = 4 << 32;
 /// In the available ring's flags: no interrupts, please. In the used ring's: no notifications, please.
 const SUPPRESS: u16 = 1;
 /// How far ahead of the used index that was last seen `used_event` is put when no interrupts are wanted: until the next
@@ -41,26 +40,22 @@ pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-/// The second half of a descriptor; `next` is the one after it in its chain.
+/// What says in the second half of a descriptor that `next` is the one after it in its chain.
 #[inline]
-fn rest(part: &Part, next: Option<u16>) -> u64 {
-    let link = next.map_or(0, |next| NEXT | u64::from(next) << 48);
-    u64::from(part.len) | if part.writable { WRITE } else { 0 } | link
+fn link(next: Option<u16>) -> u64 {
+    next.map_or(0, |next| NEXT | u64::from(next) << 48)
 }
 
 #[derive(Debug)]
 pub(super) struct SplitRing {
-    /// Descriptor table and available ring, which the device can only read.
-    driver: DmaRegion,
-    /// Used ring, which the device can only write.
-    device: DmaRegion,
-    descriptors: DescriptorArray,
+    /// Which the device can only read, as the available ring.
+    descriptors: DescriptorTable<Split>,
     /// Flags, index, entries and `used_event`.
     available_ring: DmaArray<u16>,
-    /// Flags, index, elements and `avail_event`, as 16-bit values.
+    /// Flags, index, elements and `avail_event`, as 16-bit values, which the device can only write.
     used_ring: DmaArray<u16>,
     used_elements: DmaArray<u64>,
-    tables: Option<Tables>,
+    tables: Option<Tables<Split>>,
     layout: Layout,
     /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front of the
     /// second, and the last to its last one.
@@ -68,7 +63,7 @@ pub(super) struct SplitRing {
     /// Chains of one own part in slots before this one are written in the usual way: within the frame, if slots have one.
     usual_end: u16,
     framed: bool,
-    /// Length of the frames' last part; 0 without.
+    /// Length of the frames' last segment; 0 without.
     last_len: u32,
     mask: u16,
     /// With IN_ORDER descriptors are taken in the order of the table (2.7.9): this one is the next.
@@ -95,23 +90,19 @@ impl SplitRing {
         in_order: bool,
     ) -> Result<Self, Error> {
         let size = usize::from(layout.size);
-        let available_at = size.saturating_mul(DESCRIPTOR_LEN);
         // Both rings are followed by an event index of 2 bytes.
         let ring_len = |len| size.saturating_mul(len).saturating_add(RING_HEADER + 2);
-        let driver_len = available_at.saturating_add(ring_len(AVAILABLE_LEN));
-        let driver = windows.allocate_for(driver_len, Direction::ToDevice)?;
+        let descriptors = DescriptorTable::new(windows, size, ring_len(AVAILABLE_LEN), Direction::ToDevice)?;
         let device_len = ring_len(USED_LEN).saturating_add(USED_AT);
         let device = windows.allocate_for(device_len, Direction::FromDevice)?;
         // In order any chain may need one.
         let count = if in_order { layout.slots } else { layout.tables() };
         let tables = (layout.tables() > 0).then(|| Tables::new(windows, count, layout.parts)).transpose()?;
         Ok(Self {
-            descriptors: DescriptorArray::new(&driver, 0, size)?,
-            available_ring: driver.array(available_at, size.saturating_add(ENTRIES + 1))?,
+            available_ring: descriptors.array_after(size.saturating_add(ENTRIES + 1))?,
+            descriptors,
             used_ring: device.array(USED_AT, ring_len(USED_LEN) / 2)?,
             used_elements: device.array(USED_AT + RING_HEADER, size)?,
-            driver,
-            device,
             tables,
             layout,
             frames: Frames::default(),
@@ -148,20 +139,24 @@ impl SplitRing {
     }
 
     /// Writes a chain to the table at `index`, and a descriptor of that at `head`.
-    fn add_table<B: Buffers>(&self, entry: Entry<'_, B>, index: u16, head: u16) -> Result<Chain, QueueError> {
+    fn add_table<B: Buffers>(
+        &mut self,
+        entry: Entry<'_, B>,
+        index: u16,
+        head: u16,
+    ) -> Result<Chain, QueueError> {
         let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
-        let (chain, table, len) = tables.write(index, entry, &self.frames, rest)?;
-        self.descriptors.store_address(head.into(), table)?;
-        self.descriptors.store_rest(head.into(), u64::from(len) | INDIRECT, Ordering::Relaxed)?;
+        let (chain, first, count) = tables.write(index, entry, &self.frames, link)?;
+        self.descriptors.store_indirect(head.into(), (&tables.descriptors, first, count), 0, false)?;
         Ok(Chain { id: head, ..chain })
     }
 
     /// Writes a chain to the descriptors from `head` on; the table goes on at its start.
     fn add_run<B: Buffers>(&self, entry: Entry<'_, B>, head: u16) -> Result<Chain, QueueError> {
         let frame = self.frames.get(entry.slot);
-        let chain = entry.write(frame, self.layout.parts, |place, part, more| {
+        let chain = entry.write(frame, self.layout.parts, |place, segment, more| {
             let at = head.wrapping_add(place) & self.mask;
-            self.store(at, part, rest(part, more.then_some(at.wrapping_add(1) & self.mask)))
+            self.store(at, segment, more.then_some(at.wrapping_add(1) & self.mask))
         })?;
         Ok(Chain { id: head, ..chain })
     }
@@ -182,9 +177,8 @@ impl SplitRing {
     }
 
     #[inline]
-    fn store(&self, at: u16, part: &Part, rest: u64) -> Result<(), QueueError> {
-        self.descriptors.store_address(at.into(), part.address)?;
-        Ok(self.descriptors.store_rest(at.into(), rest, Ordering::Relaxed)?)
+    fn store(&self, at: u16, segment: &Segment<'_>, next: Option<u16>) -> Result<(), QueueError> {
+        Ok(self.descriptors.store(at.into(), segment, link(next), Ordering::Relaxed)?)
     }
 
     fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
@@ -209,16 +203,11 @@ impl SplitRing {
 }
 
 impl Ring for SplitRing {
-    fn setup(&self, index: u16) -> Result<QueueSetup, Error> {
-        let available_at = usize::from(self.layout.size).saturating_mul(DESCRIPTOR_LEN);
-        let address = |address: Option<DmaAddr>| address.ok_or(Error::BadConfig);
-        Ok(QueueSetup {
-            index,
-            size: self.layout.size,
-            descriptors: address(self.driver.address(0))?,
-            driver: address(self.driver.address(available_at))?,
-            device: address(self.device.address(USED_AT))?,
-        })
+    fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
+        let driver = self.available_ring.address(0).ok_or(Error::BadConfig)?;
+        let device = self.used_ring.address(0).ok_or(Error::BadConfig)?;
+        let addresses = self.descriptors.queue(driver, device)?;
+        Ok(QueueSetup { index, addresses })
     }
 
     fn rewind(&mut self) -> Result<(), QueueError> {
@@ -238,18 +227,18 @@ impl Ring for SplitRing {
 
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
         self.frames = frames;
-        if self.frames.lens.is_none() {
+        if !self.frames.are_there() {
             return Ok(());
         }
         if self.layout.parts < 2 {
             return Err(QueueError::BadChain);
         }
         self.framed = true;
-        self.last_len = self.frames.lens.map_or(0, |(_, last)| last);
+        self.last_len = self.frames.last_len();
         for slot in (0..self.usual_end).step_by(self.layout.parts.into()) {
-            let (first, last) = self.frames.get(slot).ok_or(QueueError::Broken)?;
-            self.store(slot, first, rest(first, Some(slot.wrapping_add(1))))?;
-            self.store(self.end(slot), last, rest(last, None))?;
+            let [first, last] = self.frames.get(slot).ok_or(QueueError::Broken)?;
+            self.store(slot, &first, Some(slot.wrapping_add(1)))?;
+            self.store(self.end(slot), &last, None)?;
         }
         if self.layout.parts == 2 {
             self.usual_end = 0;
@@ -263,12 +252,15 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn add_usual(&mut self, slot: u16, part: &Part) -> Result<Chain, QueueError> {
-        // A frame is there already; the part goes in between.
-        let (at, next, count) =
-            if self.framed { (slot.wrapping_add(1), Some(self.end(slot)), 3) } else { (slot, None, 1) };
-        self.store(at, part, rest(part, next))?;
-        let own = if part.writable { part.len } else { 0 };
+    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+        // A frame is there already; the segment goes in between.
+        let (at, next, count) = if B::FRAMED && self.framed {
+            (slot.wrapping_add(1), Some(self.end(slot)), 3)
+        } else {
+            (slot, None, 1)
+        };
+        self.store(at, segment, next)?;
+        let own = if segment.is_writable() { segment.len() } else { 0 };
         self.add_available(slot)?;
         Ok(Chain { count, writable: own.wrapping_add(self.last_len), id: slot })
     }

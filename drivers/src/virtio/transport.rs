@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, DmaAddr, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, QueueAddresses, Quiet, ResetError};
 
 use super::{DeviceType, Error};
 
@@ -26,17 +26,12 @@ pub mod status {
 
 /// A queue's index, size and its three addresses (2.6, 4.1.4.3).
 #[derive(Clone, Copy, Debug)]
-pub struct QueueSetup {
+pub struct QueueSetup<'a> {
     /// Which queue.
     pub index: u16,
-    /// Number of descriptors.
-    pub size: u16,
-    /// Descriptor table, or packed ring.
-    pub descriptors: DmaAddr,
-    /// What the driver writes: the available ring, or the driver event suppression structure.
-    pub driver: DmaAddr,
-    /// What the device writes: the used ring, or the device event suppression structure.
-    pub device: DmaAddr,
+    /// How large it is, and where: the descriptor table, or packed ring; what the driver writes: the available ring, or the driver event suppression
+    /// structure; and what the device writes: the used ring, or the device event suppression structure.
+    pub addresses: QueueAddresses<'a>,
 }
 
 /// Tells a device that one of its queues has new buffers.
@@ -64,8 +59,9 @@ pub trait Transport {
     /// Writes the device status; `status` is not 0 (see [`reset`](Transport::reset)).
     fn set_status(&mut self, status: u8);
 
-    /// Resets the device and proves it quiet with [`DmaWindows::reset_device`], within `limit`.
-    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout>;
+    /// Resets the device within `limit`. The proof is that of [`CommonConfig::reset`](ringfence_memory::CommonConfig::reset)
+    /// or, for a model, of [`DmaWindows::reset_model`].
+    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError>;
 
     /// Lets the device access memory and send interrupts. Called after a reset; configuration-change interrupts
     /// are set up here, since a reset undoes them.
@@ -89,8 +85,10 @@ pub trait Transport {
     /// The largest size that queue `index` can have; 0 if there is no such queue.
     fn queue_max_size(&mut self, index: u16) -> u16;
 
-    /// Sets the queue's registers, its interrupt among them, reads them back, and enables it.
-    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Self::Notifier, Error>;
+    /// Sets the queue's registers, its interrupt among them, reads them back, and enables it. Addresses are told by
+    /// [`CommonConfig::set_queue`](ringfence_memory::CommonConfig::set_queue) or, to a model, by [`DmaWindows::publish`].
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>)
+    -> Result<Self::Notifier, Error>;
 
     /// Resets queue `index` alone and waits for that, up to `limit` by the clock of `windows`; then it can be set up again.
     /// Called only with [`RING_RESET`](super::features::RING_RESET), and when the queue is idle: it proves nothing about
