@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Done, Geometry, Request, RequestError, Ticket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
-use ringfence_memory::{DmaBuf, DmaPool};
+use ringfence_memory::{DeviceId, DmaBuf, DmaPool, DmaWindows};
 use support::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
 use support::{Chain, DeviceRing, Fake, FakeTransport, grant};
 
@@ -183,7 +183,7 @@ fn what_no_device_should_see() {
 #[test]
 fn another_devices_buffer_is_refused() {
     let (mut ours, theirs) = (bench(), bench());
-    let windows = ringfence_memory::DmaWindows::new(theirs.fake.platform, ringfence_memory::DeviceId(99));
+    let windows = DmaWindows::for_model(theirs.fake.platform, DeviceId(99)).unwrap();
     let foreign = DmaPool::new(&windows, 1, 512).unwrap().take().unwrap();
     let request = Request::Read { sector: 0, buffer: foreign, len: 512 };
     assert_eq!(ours.block.submit(request).unwrap_err().0, RequestError::WrongDevice);

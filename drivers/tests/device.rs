@@ -4,10 +4,11 @@ mod support;
 
 use ringfence_drivers::block::Block;
 use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Error, Part, QueueOptions, RESET_LIMIT, features,
+    BufferList, Device, DeviceType, Error, Offer, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{DmaPool, Platform};
-use support::{Event, Fake, grant, platform};
+use support::bench::no_frames;
+use support::{Event, Fake, FakeTransport, grant, platform};
 
 const KIND: DeviceType = DeviceType(42);
 
@@ -15,17 +16,20 @@ fn fake(offered: u64) -> Fake {
     Fake::new(KIND, offered, vec![0; 16], &[8, 8])
 }
 
-fn begin(fake: &Fake) -> Result<Device<support::FakeTransport>, Error> {
+fn begin(fake: &Fake) -> Result<Offer<FakeTransport>, Error> {
     Device::begin(fake.transport(), KIND, &grant(), fake.windows())
 }
 
 #[test]
 fn the_whole_sequence() {
     let fake = fake(features::VERSION_1 | features::ACCESS_PLATFORM | 1 << 28 | 1 << 34 | 0b101);
-    let mut device = begin(&fake).unwrap();
-    assert_eq!(device.negotiate(0b011), Ok(features::VERSION_1 | features::ACCESS_PLATFORM | 1));
-    let ring =
-        device.queue::<Nothing>(0, &QueueOptions { size: 8, chains: 8, parts: 1 }, 1, |_| Ok(())).unwrap();
+    let offer = begin(&fake).unwrap();
+    assert_eq!(offer.offered(), fake.model().offered);
+    let mut device = offer.negotiate(0b011).unwrap();
+    assert_eq!(device.features(), features::VERSION_1 | features::ACCESS_PLATFORM | 1);
+    assert_eq!(device.offered(), fake.model().offered);
+    let options = QueueOptions { size: 8, chains: 8, parts: 1 };
+    let ring = device.queue::<BufferList>(0, &options, 1, no_frames).unwrap();
     device.driver_ok().unwrap();
     assert!(device.check().is_ok());
     drop(device);
@@ -45,21 +49,6 @@ fn the_whole_sequence() {
     assert_eq!(fake.model().events, expected);
 }
 
-struct Nothing;
-
-impl Buffers for Nothing {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        None
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-    fn abandon(self) {}
-}
-
 #[test]
 fn a_driver_that_gives_up_says_so() {
     let fake = fake(features::VERSION_1);
@@ -72,11 +61,7 @@ fn every_status_bit_is_read_back() {
     for bit in [1, 2, 8, 4] {
         let fake = fake(features::VERSION_1);
         fake.model().refused_status = bit;
-        let result = begin(&fake).and_then(|mut device| {
-            device.negotiate(0)?;
-            device.driver_ok()?;
-            Ok(())
-        });
+        let result = begin(&fake).and_then(|offer| offer.negotiate(0)?.driver_ok()).map(drop);
         let expected = if bit == 8 { Error::FeaturesRefused } else { Error::StatusRefused(bit) };
         assert_eq!(result, Err(expected));
         assert_eq!(fake.model().status & 128, 128);
@@ -86,9 +71,9 @@ fn every_status_bit_is_read_back() {
 #[test]
 fn without_version_1_nothing_works() {
     let fake = fake(0b111);
-    let mut device = begin(&fake).unwrap();
-    assert_eq!(device.negotiate(0b111), Err(Error::MissingFeature(features::VERSION_1)));
-    drop(device);
+    let result = begin(&fake).unwrap().negotiate(0b111);
+    assert_eq!(result.map(drop), Err(Error::MissingFeature(features::VERSION_1)));
+    assert_eq!(fake.model().status, 128, "FAILED");
     assert!(!fake.model().events.iter().any(|event| matches!(event, Event::Features(_))));
 }
 
@@ -107,8 +92,7 @@ fn wrong_gone_stuck_and_failed_devices() {
     assert!(fake.platform.now() - start < 2 * RESET_LIMIT, "the wait is bounded");
     fake.model().stuck = false;
 
-    let mut device = begin(&fake).unwrap();
-    device.negotiate(0).unwrap();
+    let mut device = begin(&fake).unwrap().negotiate(0).unwrap();
     device.driver_ok().unwrap();
     fake.model().status |= 64;
     assert_eq!(device.check(), Err(Error::NeedsReset));
@@ -121,7 +105,7 @@ fn wrong_gone_stuck_and_failed_devices() {
 #[test]
 fn a_64_bit_field_is_never_torn() {
     let fake = fake(features::VERSION_1);
-    let device = begin(&fake).unwrap();
+    let device = begin(&fake).unwrap().negotiate(0).unwrap();
     // Each look flips every bit: a torn read would mix the two halves.
     fake.model().config = vec![0x55; 16];
     fake.model().flips = 0xff;

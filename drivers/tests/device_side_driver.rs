@@ -8,43 +8,12 @@ use std::collections::VecDeque;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::{self, Position, QueueMemory};
 use ringfence_drivers::virtio::device_side::ring::{Device as UsedRing, Driver as AvailableRing};
-use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueOptions, features};
-use ringfence_memory::{DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DriverMem, DriverRange};
+use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueOptions, features};
+use ringfence_memory::{DeviceRange, DmaPool, DmaSnapshot, DriverMem, DriverRange};
+use support::bench::no_frames;
 use support::{Fake, grant};
 
 const LEN: usize = 32;
-
-struct Item {
-    number: u64,
-    readable: usize,
-    buffers: Vec<DmaBuf>,
-}
-
-impl Buffers for Item {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        self.buffers.len() as u16
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        let index = usize::from(index);
-        let buffer = self.buffers.get(index)?;
-        if index < self.readable { Part::readable(buffer, 0, LEN) } else { Part::writable(buffer, 0, LEN) }
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.buffers.into_iter().for_each(DmaBuf::abandon);
-    }
-}
 
 fn range(view: &DmaSnapshot, address: u64, len: usize) -> DeviceRange<'_> {
     view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in a window")
@@ -57,10 +26,10 @@ fn requests_and_answers() {
     const SIZE: u16 = 8;
     let fake = Fake::new(DeviceType(42), features::VERSION_1, vec![], &[SIZE]);
     let windows = fake.windows();
-    let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-    device.negotiate(0).unwrap();
+    let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+    let mut device = offer.negotiate(0).unwrap();
     let options = QueueOptions { size: u16::MAX, chains: 2, parts: 4 };
-    let mut driver = device.queue::<Item>(0, &options, 1, |_| Ok(())).unwrap();
+    let mut driver = device.queue::<BufferList>(0, &options, 1, no_frames).unwrap();
     driver.start(&device.driver_ok().unwrap());
     let at = fake.model().queues[0];
     let pool = DmaPool::new(&windows, 16, LEN).unwrap();
@@ -80,7 +49,8 @@ fn requests_and_answers() {
                 buffer.write_slice(&[number as u8 ^ index as u8; LEN], 0).unwrap();
             }
             sent.push_back((number, readable, writable));
-            driver.submit(Item { number, readable, buffers }).map_err(|(error, _)| error).unwrap();
+            let to_write = buffers.split_off(readable);
+            driver.submit(BufferList::new(number, buffers, to_write, 0)).unwrap();
             number += 1;
         }
         number += 1;
@@ -118,12 +88,12 @@ fn requests_and_answers() {
         drop(queue);
         assert!(sent.is_empty(), "all were found");
         done += driver
-            .reap(|completion, ()| {
+            .reap(|completion, _| {
                 let item = completion.buffers;
-                let (written, byte) = expected.remove(&item.number).expect("answered once");
+                let (written, byte) = expected.remove(&item.name()).expect("answered once");
                 assert_eq!(completion.written, Some(written as u32));
                 let mut data = Vec::new();
-                for buffer in &item.buffers[item.readable..] {
+                for buffer in item.buffers()[1] {
                     let mut part = [0; LEN];
                     buffer.read_slice(&mut part, 0).unwrap();
                     data.extend(part);

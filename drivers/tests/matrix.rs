@@ -8,7 +8,6 @@ mod support;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use fake_queue::{NotificationCounter, RingMemory};
 use proptest::prelude::*;
@@ -16,13 +15,15 @@ use proptest::sample::Index;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue};
 use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, features,
+    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, features,
 };
-use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaPool, DmaRegion, DmaSnapshot, DmaWindows};
+use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a part at most.
 const LEN: usize = 16;
+/// Parts that a frame adds to each chain: a header and a status.
+const FRAME: usize = 2;
 
 /// Which features are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,68 +54,6 @@ impl Mode {
             (self.data, features::NOTIFICATION_DATA),
         ];
         bits.iter().filter(|bit| bit.0).map(|bit| bit.1).sum()
-    }
-}
-
-struct Item {
-    number: u64,
-    readable: Vec<(DmaBuf, usize)>,
-    writable: Vec<(DmaBuf, usize)>,
-}
-
-/// A header and a status for each slot, if chains have them.
-struct Frames(Option<(DmaArray<u64>, DmaArray<u8>, [DmaRegion; 2])>);
-
-impl Frames {
-    /// Parts that they add to each chain.
-    const PARTS: usize = 2;
-
-    fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
-        let headers = windows.allocate_for(8 * slots, Direction::ToDevice)?;
-        let statuses = windows.allocate_for(slots, Direction::FromDevice)?;
-        Ok(Self(Some((headers.array(0, slots)?, statuses.array(0, slots)?, [headers, statuses]))))
-    }
-}
-
-impl Buffers for Item {
-    type Context = Frames;
-
-    fn frame(Frames(frames): &Frames, slot: u16) -> Option<(Part, Part)> {
-        let ((headers, statuses, _), slot) = (frames.as_ref()?, usize::from(slot));
-        Some((Part::readable_values(headers, slot, 1)?, Part::writable_values(statuses, slot, 1)?))
-    }
-
-    /// The header is the chain's number.
-    fn prepare(&self, Frames(frames): &Frames, slot: u16) -> Option<()> {
-        let Some((headers, ..)) = frames else { return Some(()) };
-        headers.store(slot.into(), self.number.to_le(), Relaxed)
-    }
-
-    fn only(&self, frames: &Frames) -> Option<Part> {
-        if self.count(frames) == 1 { self.part(frames, 0) } else { None }
-    }
-
-    fn count(&self, _: &Frames) -> u16 {
-        (self.readable.len() + self.writable.len()) as u16
-    }
-
-    fn part(&self, _: &Frames, index: u16) -> Option<Part> {
-        let index = usize::from(index);
-        match self.readable.get(index) {
-            Some((buffer, len)) => Part::readable(buffer, 0, *len),
-            None => {
-                let (buffer, len) = self.writable.get(index - self.readable.len())?;
-                Part::writable(buffer, 0, *len)
-            }
-        }
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.readable.into_iter().chain(self.writable).for_each(|(buffer, _)| buffer.abandon());
     }
 }
 
@@ -166,6 +105,8 @@ struct Sent {
 struct Answer {
     number: u64,
     written: usize,
+    /// Lengths of what it could be written to.
+    writable: Vec<usize>,
 }
 
 /// Counts of chains since the start of the ring. Each is at most the one before it.
@@ -188,7 +129,7 @@ struct Rig {
     frame: usize,
     fake: Fake,
     device: Device<FakeTransport>,
-    driver: Queue<Item, FakeNotifier>,
+    driver: Queue<BufferList, FakeNotifier>,
     pools: [DmaPool; 2],
     views: &'static [DmaSnapshot; 2],
     side: &'static DeviceQueue<'static, NotificationCounter>,
@@ -228,11 +169,12 @@ impl Rig {
         let offered = mode.features() | features::VERSION_1;
         let fake = Fake::new(DeviceType(42), offered, vec![], &[options.size]);
         let windows = fake.windows();
-        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        assert_eq!(device.negotiate(features::QUEUES), Ok(offered));
+        let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(features::QUEUES).unwrap();
+        assert_eq!(device.features(), offered);
         assert_eq!(fake.model().accepted, offered, "all of it is in use");
-        let driver = device.queue::<Item>(0, &options, 1, |shape| {
-            if framed { Frames::new(&windows, shape.slots) } else { Ok(Frames(None)) }
+        let driver = device.queue::<BufferList>(0, &options, 1, |shape| {
+            if framed { BufferFrames::new(&windows, shape) } else { Ok(BufferFrames::default()) }
         });
         let mut driver = driver.unwrap();
         driver.start(&device.driver_ok().unwrap());
@@ -249,7 +191,7 @@ impl Rig {
         Self {
             mode,
             parts: options.parts.into(),
-            frame: if framed { Frames::PARTS } else { 0 },
+            frame: if framed { FRAME } else { 0 },
             fake,
             device,
             driver,
@@ -301,17 +243,20 @@ impl Rig {
         let parts = readable.len() + writable.len() + self.frame;
         let room = self.driver.in_flight() < self.driver.depth();
         let number = self.number;
-        let take = |pool: usize, lens: &[usize]| -> Vec<(DmaBuf, usize)> {
-            lens.iter().map_while(|&len| Some((self.pools[pool].take()?, len))).collect()
+        let take = |pool: usize, lens: &[usize]| -> Vec<DmaBuf> {
+            lens.iter().map_while(|_| self.pools[pool].take()).collect()
         };
-        let mut item = Item { number, readable: take(0, readable), writable: take(1, writable) };
-        if item.readable.len() + item.writable.len() + self.frame != parts {
+        let [mut to_read, to_write] = [take(0, readable), take(1, writable)];
+        if to_read.len() + to_write.len() + self.frame != parts {
             assert!(!room || parts > self.parts);
             return false;
         }
-        for (buffer, len) in &mut item.readable {
-            buffer.write_slice(&vec![byte(number); *len], 0).unwrap();
+        for (buffer, &len) in to_read.iter_mut().zip(readable) {
+            buffer.write_slice(&vec![byte(number); len], 0).unwrap();
         }
+        let lens = readable.iter().chain(writable);
+        let item =
+            BufferList::new(number, to_read, to_write, 0).with_parts(lens.map(|&len| 0..len).collect());
         let slot = self.driver.next_slot();
         assert_eq!(slot.is_some(), room);
         match self.driver.submit(item) {
@@ -330,7 +275,8 @@ impl Rig {
                 true
             }
             Err((error, item)) => {
-                assert_eq!(item.number, number, "given back");
+                assert_eq!(item.name(), number, "given back");
+                assert_eq!(item.buffers().map(<[_]>::len), [readable.len(), writable.len()]);
                 assert_eq!(error, if room { QueueError::BadChain } else { QueueError::Full });
                 assert!(!room || parts == 0 || parts > self.parts);
                 false
@@ -400,8 +346,8 @@ impl Rig {
         let Sent { number, readable, writable } = sent;
         let (mut input, mut data) = (ReadableChain::new(chain, &self.views[0]), vec![0; readable]);
         if self.frame > 0 {
-            let mut header = [0; 8];
-            assert_eq!((input.read(&mut header), u64::from_le_bytes(header)), (Ok(8), number));
+            let mut header = [0; 16];
+            assert_eq!((input.read(&mut header), u128::from_le_bytes(header)), (Ok(16), number.into()));
         }
         assert_eq!(input.remaining().unwrap().bytes, readable);
         assert_eq!(input.read(&mut data), Ok(readable));
@@ -412,7 +358,7 @@ impl Rig {
         assert_eq!(output.remaining().unwrap().bytes, room);
         let written = part.map_or(room, |part| part.index(room + 1));
         assert_eq!(output.write(&vec![!byte(number); written]), Ok(written));
-        let answer = Answer { number, written };
+        let answer = Answer { number, written, writable };
         if self.mode.in_order {
             self.waiting.insert(turn, answer);
         } else {
@@ -466,20 +412,25 @@ impl Rig {
                 assert!(self.answers.is_empty(), "a completion was not found");
                 return count;
             };
-            let Answer { number, written } = self.answers.pop_front().expect("a completion out of nothing");
-            assert_eq!(completion.buffers.number, number);
+            let Answer { number, written, writable } =
+                self.answers.pop_front().expect("a completion out of nothing");
+            assert_eq!(completion.buffers.name(), number);
             assert_eq!(Some(completion.slot), self.slots.remove(&number));
             assert!(self.occupied.remove(&completion.slot));
             assert_eq!(completion.written, Some(written as u32));
             let mut left = written;
-            for (buffer, len) in &completion.buffers.writable {
-                let (mut bytes, now) = ([0; LEN], left.min(*len));
+            let to_write = completion.buffers.buffers()[1];
+            assert_eq!(to_write.len() + self.frame / FRAME, writable.len());
+            for (buffer, &len) in to_write.iter().zip(&writable) {
+                let (mut bytes, now) = ([0; LEN], left.min(len));
                 buffer.read_slice(&mut bytes[..now], 0).unwrap();
                 assert!(bytes[..now].iter().all(|&found| found == !byte(number)), "what the device wrote");
                 left -= now;
             }
-            if let (Frames(Some((_, statuses, _))), 1) = (self.driver.context(), left) {
-                assert_eq!(statuses.load(completion.slot.into(), Relaxed), Some(!byte(number)));
+            let status = self.driver.context().status(completion.slot);
+            assert_eq!(status.is_some(), self.frame > 0);
+            if left == 1 {
+                assert_eq!(status, Some(!byte(number)));
             }
             self.count.reaped += 1;
         }

@@ -5,10 +5,10 @@ mod support;
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
-use ringfence_drivers::pci::{Bar, Capability, Header, MsixCapability, enumerate};
+use ringfence_drivers::pci::{Bar, Capability, Header, enumerate};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::DeviceType;
-use ringfence_memory::{ConfigAccess, PciAddress, PhysAddr};
+use ringfence_memory::{ConfigAccess, PciAddress, PhysAddr, VirtioPci};
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
 
 const MULTIFUNCTION: u8 = 0x80;
@@ -130,7 +130,7 @@ fn nothing_and_everything() {
                 _ => 0,
             }
         }
-        fn write(&self, _: PciAddress, _: u16, _: u32) {}
+        unsafe fn write(&self, _: PciAddress, _: u16, _: u32) {}
         fn last_bus(&self) -> u8 {
             255
         }
@@ -146,7 +146,7 @@ fn nothing_and_everything() {
         fn read(&self, _: PciAddress, _: u16) -> u32 {
             0x0080_0000
         }
-        fn write(&self, _: PciAddress, _: u16, _: u32) {}
+        unsafe fn write(&self, _: PciAddress, _: u16, _: u32) {}
         fn last_bus(&self) -> u8 {
             255
         }
@@ -222,16 +222,6 @@ fn capability_lists() {
 }
 
 #[test]
-fn msix_capability() {
-    let mut function = plain();
-    function.capabilities(&[(0x11, [&[0x02, 0x80][..], &[0x01, 0x08, 0, 0], &[0x04, 0x10, 0, 0]].concat())]);
-    let config = FakeConfig::leak([(address(0, 0, 0), function)]);
-    let found = MsixCapability::find(&enumerate(config, 0).next().unwrap()).unwrap();
-    assert_eq!((found.size, found.table_bar, found.table_offset), (3, 1, 0x800));
-    assert_eq!((found.pending_bar, found.pending_offset, found.table_len()), (4, 0x1000, 48));
-}
-
-#[test]
 fn virtio_ids() {
     let kind = |device: u16, subsystem: u16| {
         let mut function = FakeFunction::new(0x1af4, device, [0, 0, 0], 0);
@@ -300,10 +290,13 @@ proptest! {
             let before = *config.reads.lock().unwrap();
             prop_assert!(function.capabilities().count() <= 48);
             function.bars();
-            let _ = (MsixCapability::find(&function), probe(&function), function.name(), function.interrupt_line());
-            function.enable_intx(false);
-            function.enable_memory();
+            let _ = (probe(&function), function.name(), function.interrupt_line());
+            function.config().enable_intx(false);
+            function.config().enable_memory();
             prop_assert!(*config.reads.lock().unwrap() - before < 2000);
+            // There are no registers.
+            prop_assert!(VirtioPci::new(support::platform(), function.config()).is_err());
+            prop_assert!(*config.reads.lock().unwrap() - before < 5000);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::pci::{Function, enumerate};
 use ringfence_drivers::virtio::{
-    Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
+    BufferList, Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
 };
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
-use support::bench::{Item, no_frames};
+use support::bench::no_frames;
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
 use support::{DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
 
@@ -35,6 +36,7 @@ struct Card {
     function: Function,
     registers: HostMemory,
     msix: HostMemory,
+    windows: OnceLock<DmaWindows>,
 }
 
 fn qemu_capabilities() -> Vec<(u8, Vec<u8>)> {
@@ -60,7 +62,8 @@ fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
     let platform = platform();
     let registers = platform.add_registers(BAR4, 0x4000);
     let msix = platform.add_registers(BAR1.into(), 0x1000);
-    let card = Card { platform, config, function: enumerate(config, 0).next().unwrap(), registers, msix };
+    let function = enumerate(config, 0).next().unwrap();
+    let card = Card { platform, config, function, registers, msix, windows: OnceLock::new() };
     assert_eq!(card.function.address().id(), ID);
     // Feature bits 0 and 32, since both halves read from the same place.
     card.put32(COMMON + 0x04, 1);
@@ -88,7 +91,7 @@ impl Card {
         PciTransport::new(self.platform, &self.function)
     }
     fn windows(&self) -> DmaWindows {
-        DmaWindows::new(self.platform, ID)
+        self.windows.get_or_init(|| DmaWindows::new(self.platform, ID).unwrap()).clone()
     }
     fn block(&self) -> Result<Block<PciTransport>, Error> {
         Block::new(self.transport()?, &grant(), self.windows())
@@ -171,6 +174,28 @@ fn msix_vectors_are_set_read_back_and_shared() {
     }
 }
 
+/// The table is where the capability says, and as long; what is around it is left alone.
+#[test]
+fn the_msix_table_is_where_it_should_be() {
+    let mut list = qemu_capabilities();
+    // Enabled by firmware; 3 entries at 0x800.
+    list[0].1 = [&[0x02, 0x80][..], &[0x01, 0x08, 0, 0], &[0x04, 0x10, 0, 0]].concat();
+    let card = card(&list);
+    card.msix.slice().fill(0xee).unwrap();
+    let mut transport = card.transport().unwrap();
+    assert_eq!(transport.msix_vectors(), 3);
+    transport.use_msix(&messages(3)).unwrap();
+    let mut bytes = vec![0; 0x1000];
+    card.msix.slice().read_slice(&mut bytes, 0).unwrap();
+    let expected: Vec<u8> = (0..3_u32)
+        // The reserved bits of the last word stay.
+        .flat_map(|vector| [0xfee0_0000, 7, 0x40 + vector, 0xeeee_eeee])
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    assert_eq!(&bytes[0x800..0x830], expected);
+    assert!(bytes[..0x800].iter().chain(&bytes[0x830..]).all(|&byte| byte == 0xee));
+}
+
 #[test]
 fn the_interrupt_line() {
     let card = card(&qemu_capabilities());
@@ -207,7 +232,7 @@ fn a_grant_for_another_device() {
     let result = Block::new(card.transport().unwrap(), &other, card.windows());
     assert!(matches!(result.map(drop), Err(Error::Config(_))));
     assert_eq!(card.command() & BUS_MASTER, 0);
-    let windows = DmaWindows::new(card.platform, ringfence_memory::DeviceId(1));
+    let windows = DmaWindows::new(card.platform, ringfence_memory::DeviceId(1)).unwrap();
     let result = Block::new(card.transport().unwrap(), &grant(), windows);
     assert!(result.is_err(), "memory of another device");
 }
@@ -282,14 +307,24 @@ fn malformed_capabilities() {
     assert_eq!(with(2, 4, NOTIFY as u32, 0x1000, None).0, Err(Error::MissingCapability(2)), "too short");
     assert_eq!(with(2, 4, NOTIFY as u32 + 1, 0x100, Some(4)).0, Err(Error::MissingCapability(2)));
     assert_eq!(with(3, 4, ISR as u32, 0, None).0, Err(Error::MissingCapability(3)));
-    // One structure on top of another is the device's own business.
+    // One structure on top of another is the device's own business, unless notifications would be addresses.
     assert_eq!(with(4, 4, COMMON as u32, 0x4000, None), (Ok(()), Ok(())));
+    let refused = Err(Error::MissingCapability(2));
+    assert_eq!(with(2, 4, COMMON as u32 + 0xffe, 0x1000, Some(4)).0, refused, "the common configuration");
+    assert_eq!(with(2, 1, 0x2e, 0x800, Some(4)).0, refused, "the MSI-X table");
+    assert_eq!(with(2, 1, 0x30, 0x800, Some(4)).0, Ok(()), "behind it");
     // An MSI-X table that is not in its BAR: no MSI-X.
     for table in [[0x01, 0x10, 0, 0], [0x07, 0, 0, 0], [0x00, 0, 0, 0], [0xf9, 0xff, 0xff, 0xff]] {
         let mut list = qemu_capabilities();
         list[0].1[2..6].copy_from_slice(&table);
         let transport = card(&list).transport().unwrap();
         assert_eq!(transport.msix_vectors(), 0);
+    }
+    // One across the common configuration: none either, since its entries are addresses to others.
+    for (table, vectors) in [(0xff8_u32, 0), (0x1000, 3)] {
+        let mut list = qemu_capabilities();
+        list[0].1[2..6].copy_from_slice(&(table | 4).to_le_bytes());
+        assert_eq!(card(&list).transport().unwrap().msix_vectors(), vectors, "at {table:#x}");
     }
 }
 
@@ -419,11 +454,11 @@ fn notifications_with_data() {
         card.put16(COMMON + 0x12, 4);
         card.put16(QUEUE_SIZE, 4);
         let windows = card.windows();
-        let mut device =
+        let offer =
             Device::begin(card.transport().unwrap(), DeviceType::BLOCK, &grant(), windows.clone()).unwrap();
-        device.negotiate(wanted).unwrap();
+        let mut device = offer.negotiate(wanted).unwrap();
         let options = QueueOptions { size: 4, chains: 4, parts: 1 };
-        let mut queue = device.queue::<Item>(3, &options, 1, no_frames).unwrap();
+        let mut queue = device.queue::<BufferList>(3, &options, 1, no_frames).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let mut ring = {
             let addresses = QUEUE_ADDRESSES.map(|offset| card.get64(offset));
@@ -434,7 +469,7 @@ fn notifications_with_data() {
             for _ in 0..rounds {
                 card.registers.slice().subslice(NOTIFY, 0x1000).unwrap().fill(0xff).unwrap();
                 let writable = vec![pool.take().unwrap()];
-                queue.submit(Item { name: 0, readable: vec![], writable, least: 0 }).unwrap();
+                queue.submit(BufferList::new(0, vec![], writable, 0)).unwrap();
                 assert_eq!(
                     card.registers.slice().read_obj::<u32>(doorbell),
                     Ok(u32::MAX),

@@ -2,9 +2,9 @@
 
 mod support;
 
-use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueError, QueueOptions, features};
-use ringfence_memory::{DmaBuf, DmaPool};
-use support::bench::{BUFFER_LEN, Bench, FORMATS, Item, Shape, no_frames};
+use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueError, QueueOptions, features};
+use ringfence_memory::{DeviceId, DmaPool, DmaWindows};
+use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_frames};
 use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, RING_PACKED, grant};
 
 #[test]
@@ -17,7 +17,7 @@ fn round_trip_with_data() {
         bench.ring.complete(chain.head, 6);
         let completion = bench.queue.pop().unwrap().unwrap();
         let mut answer = [0; 6];
-        completion.buffers.writable[0].read_slice(&mut answer, 0).unwrap();
+        completion.buffers.buffers()[1][0].read_slice(&mut answer, 0).unwrap();
         assert_eq!((&answer, completion.written), (b"answer", Some(6)));
         // The device writes late: only the copy counts, and the buffer is ours to read any time.
         bench.ring.write(&chain.segments[1], b"laughs");
@@ -59,13 +59,12 @@ fn sizes_are_legal_and_within_both_limits() {
     for (max, size, split, packed) in cases {
         for (format, expected) in [(0, split), (RING_PACKED, packed)] {
             let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[max]);
-            let mut device =
-                Device::begin(fake.transport(), DeviceType(42), &grant(), fake.windows()).unwrap();
-            device.negotiate(format).unwrap();
+            let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), fake.windows()).unwrap();
+            let mut device = offer.negotiate(format).unwrap();
             let wish = QueueOptions { size, chains: u16::MAX, parts: 1 };
-            let queue = device.queue::<Item>(0, &wish, 1, no_frames);
+            let queue = device.queue::<BufferList>(0, &wish, 1, no_frames);
             assert_eq!(queue.map(|queue| queue.size()).map_err(|_| ()), expected, "max {max}, wish {size}");
-            assert!(device.queue::<Item>(1, &wish, 1, no_frames).is_err(), "there is no queue 1");
+            assert!(device.queue::<BufferList>(1, &wish, 1, no_frames).is_err(), "there is no queue 1");
         }
     }
 }
@@ -98,12 +97,12 @@ fn no_kick_before_driver_ok() {
     for format in FORMATS {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]);
         let windows = fake.windows();
-        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        device.negotiate(format).unwrap();
+        let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(format).unwrap();
         let wish = QueueOptions { size: 8, chains: 8, parts: 1 };
-        let mut queue = device.queue::<Item>(0, &wish, 1, no_frames).unwrap();
+        let mut queue = device.queue::<BufferList>(0, &wish, 1, no_frames).unwrap();
         let pool = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
-        let item = Item { name: 1, readable: vec![], writable: vec![pool.take().unwrap()], least: 0 };
+        let item = BufferList::new(1, vec![], vec![pool.take().unwrap()], 0);
         queue.submit(item).unwrap();
         queue.kick();
         assert_eq!((fake.kicks(0), fake.ring(0).pending()), (0, 1), "published, not notified");
@@ -141,15 +140,15 @@ fn bad_chains_come_back() {
         assert_eq!(bench.submit(0, 0), Err(QueueError::BadChain));
         assert_eq!(bench.submit(3, 2), Err(QueueError::BadChain), "longer than the ring");
         bench.check();
-        let windows =
-            ringfence_memory::DmaWindows::new(support::platform(), ringfence_memory::DeviceId(ID.0 + 1));
+        let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
         let pool = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         // First, and after one that is in order.
         for ours in [0, 1, 2, 3] {
-            let mut item = bench.item(ours, 0).unwrap();
-            item.readable.push(pool.take().unwrap());
+            let [mut readable, _] = bench.item(ours, 0).unwrap().into_buffers();
+            readable.push(pool.take().unwrap());
+            let item = BufferList::new(0, readable, vec![], 0);
             let (error, item) = bench.queue.submit(item).unwrap_err();
-            assert_eq!((error, item.readable.len()), (QueueError::WrongDevice, ours + 1));
+            assert_eq!((error, item.buffers()[0].len()), (QueueError::WrongDevice, ours + 1));
         }
         bench.check();
         bench.queue.kick();
@@ -166,10 +165,10 @@ fn bad_chains_come_back() {
         assert_eq!(bench.ring.take().unwrap().segments.len(), 4);
         assert_eq!(bench.ring.pending(), 0);
         let buffer = pool.take().unwrap();
-        assert!(Part::readable(&buffer, 1, BUFFER_LEN).is_none());
-        assert!(Part::writable(&buffer, usize::MAX, 2).is_none());
-        assert!(Part::writable(&buffer, BUFFER_LEN, 0).is_none());
-        assert!(Part::readable(&buffer, 0, 0).is_none());
+        assert!(buffer.segment(1, BUFFER_LEN, false).is_none());
+        assert!(buffer.segment(usize::MAX, 2, true).is_none());
+        assert!(buffer.segment(BUFFER_LEN, 0, true).is_none());
+        assert!(buffer.segment(0, 0, false).is_none());
     }
 }
 
@@ -178,14 +177,13 @@ fn a_refused_part_within_a_frame() {
     for format in FORMATS {
         let shape = Shape { features: format, size: 16, chains: 4, parts: 4, framed: true };
         let mut bench = Bench::with(shape);
-        let windows =
-            ringfence_memory::DmaWindows::new(support::platform(), ringfence_memory::DeviceId(ID.0 + 1));
+        let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
         let foreign = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         // In each slot, and with something else in front or not.
         for round in 0..40 {
             let ours = round % 2;
-            let mut item = bench.item(ours, 0).unwrap();
-            item.writable.push(foreign.take().unwrap());
+            let [readable, _] = bench.item(ours, 0).unwrap().into_buffers();
+            let item = BufferList::new(0, readable, vec![foreign.take().unwrap()], 0);
             assert_eq!(bench.queue.submit(item).unwrap_err().0, QueueError::WrongDevice);
             // A chain that is shorter, and one as long.
             for count in [0, 1, 2] {
@@ -205,82 +203,35 @@ fn a_refused_part_within_a_frame() {
     }
 }
 
-/// What no driver should put into a queue, of two parts: how, and the buffer.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    /// A readable part after a writable one.
-    Order,
-    /// An empty part at this place in the buffer.
-    Empty(usize),
-    /// Only one of the two is there.
-    Missing,
-    /// It cannot be prepared.
-    Unprepared,
-}
-
-struct Odd(DmaBuf, Fault);
-
-impl Buffers for Odd {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        None
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        2
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        match (index, self.1) {
-            (0, Fault::Order) => Part::writable(&self.0, 0, 8),
-            (0, _) | (1, Fault::Order | Fault::Unprepared) => Part::readable(&self.0, 0, 8),
-            (1, Fault::Empty(at)) => Part::readable(&self.0, at, 0),
-            _ => None,
-        }
-    }
-
-    fn prepare(&self, (): &(), _: u16) -> Option<()> {
-        (!matches!(self.1, Fault::Unprepared)).then_some(())
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.0.abandon();
-    }
-}
-
+/// Parts that are not in their buffer, or are empty. What only a faulty `Buffers` of the crate could say is tried in
+/// `src/virtio/queue_tests.rs`.
 #[test]
 fn odd_chains_come_back() {
     for format in FORMATS {
-        let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]);
-        let windows = fake.windows();
-        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        device.negotiate(format).unwrap();
-        let wish = QueueOptions { size: 8, chains: 8, parts: 2 };
-        let mut queue = device.queue::<Odd>(0, &wish, 1, |_| Ok(())).unwrap();
-        queue.start(&device.driver_ok().unwrap());
-        let pool = DmaPool::new(&windows, 2, BUFFER_LEN).unwrap();
-        let faults = [
-            Fault::Order,
-            Fault::Empty(0),
-            Fault::Empty(8),
-            Fault::Empty(BUFFER_LEN),
-            Fault::Missing,
-            Fault::Unprepared,
-        ];
-        for fault in faults {
-            let (error, back) = queue.submit(Odd(pool.take().unwrap(), fault)).unwrap_err();
-            let expected =
-                if matches!(fault, Fault::Unprepared) { QueueError::Broken } else { QueueError::BadChain };
-            assert_eq!((error, back.0.len()), (expected, BUFFER_LEN), "{fault:?}");
-            queue.kick();
-            assert_eq!((fake.ring(0).pending(), fake.kicks(0)), (0, 0), "{fault:?}");
+        let mut bench = Bench::new(format, 8, 2);
+        let backwards = std::ops::Range { start: 9, end: 8 };
+        let odd =
+            [0..0, 8..8, BUFFER_LEN..BUFFER_LEN, 1..BUFFER_LEN + 1, usize::MAX - 1..usize::MAX, backwards];
+        for (readable, part) in
+            [1, 2, 0].into_iter().flat_map(|readable| odd.clone().map(|part| (readable, part)))
+        {
+            let item = bench.item(readable, 2 - readable).unwrap();
+            let item = item.with_parts(vec![0..8, part.clone()]);
+            let (error, back) = bench.queue.submit(item).unwrap_err();
+            assert_eq!((error, back.name()), (QueueError::BadChain, bench.names), "{part:?}");
+            bench.queue.kick();
+            assert_eq!((bench.ring.pending(), bench.fake.kicks(0)), (0, 0), "{part:?}");
         }
-        assert_eq!((queue.in_flight(), queue.depth(), pool.available()), (0, 4, 2));
+        bench.check();
+        let item = bench.item(1, 1).unwrap().with_parts(vec![3..4, 8..BUFFER_LEN]);
+        bench.inside.insert(item.name(), 2);
+        bench.queue.submit(item).unwrap();
+        bench.queue.kick();
+        let chain = bench.ring.take().unwrap();
+        assert_eq!(
+            chain.segments.iter().map(|part| part.len).collect::<Vec<_>>(),
+            [1, BUFFER_LEN as u32 - 8]
+        );
     }
 }
 
@@ -370,10 +321,9 @@ fn a_used_index_that_jumps() {
 #[test]
 fn a_used_index_that_jumps_breaks_the_queue_whoever_looks() {
     type Look = fn(&mut Bench) -> bool;
-    let looks: [(&str, Look); 4] = [
+    let looks: [(&str, Look); 3] = [
         ("pop", |bench| bench.queue.pop().is_err()),
         ("reap", |bench| bench.reap().is_err()),
-        ("renew", |bench| bench.queue.renew(|_, _, _| panic!("nothing came back")).is_err()),
         ("enable_interrupts", |bench| bench.queue.enable_interrupts()),
     ];
     for features in [0, EVENT_IDX, IN_ORDER, EVENT_IDX | IN_ORDER] {
@@ -443,9 +393,9 @@ fn a_length_that_cannot_be() {
         FORMATS.into_iter().flat_map(|format| cases.map(|case| (format, case)))
     {
         let mut bench = Bench::new(format, 8, 2);
-        let mut item = bench.item(1, 1).unwrap();
-        item.least = least;
-        bench.inside.insert(item.name, 2);
+        let [readable, writable] = bench.item(1, 1).unwrap().into_buffers();
+        let item = BufferList::new(bench.names, readable, writable, least);
+        bench.inside.insert(item.name(), 2);
         bench.queue.submit(item).unwrap();
         bench.queue.kick();
         let chain = bench.ring.take().unwrap();
@@ -463,7 +413,7 @@ fn a_reset_gives_back_what_was_in_flight() {
         let (mut bench, _) = Bench::one_in_flight(format, 8);
         assert_eq!(bench.pool.available(), bench.buffers - 2);
         let quiet = bench.device.shut_down().unwrap();
-        let names: Vec<_> = bench.queue.reclaim(&quiet).map(|item| item.name).collect();
+        let names: Vec<_> = bench.queue.reclaim(&quiet).map(|item| item.name()).collect();
         assert_eq!(names, [1]);
         assert_eq!(bench.pool.available(), bench.buffers);
         assert_eq!(bench.submit(1, 0), Err(QueueError::Broken), "a queue ends with its device");

@@ -3,9 +3,11 @@
 
 mod support;
 
-use ringfence_drivers::virtio::{Device, DeviceType, Error, Queue, QueueOptions, RESET_LIMIT, features};
+use ringfence_drivers::virtio::{
+    BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, RESET_LIMIT, features,
+};
 use ringfence_memory::{DeviceId, DmaError, DmaPool, Platform};
-use support::bench::{Bench, FORMATS, Item, Shape, no_frames};
+use support::bench::{Bench, FORMATS, Shape, no_frames};
 use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
 
 /// Each format without and with the other features that a ring's memory depends on.
@@ -137,13 +139,14 @@ fn a_queue_that_does_not_reset() {
         let start = bench.fake.platform.now();
         assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Timeout));
         assert!(bench.fake.platform.now() - start < 2 * RESET_LIMIT, "the wait is bounded");
-        // Whatever the device does now, what is inside stays inside.
-        let _ = bench.submit(1, 1);
+        assert!(bench.queue.is_broken());
+        assert_eq!(bench.submit(1, 1), Err(QueueError::Broken));
+        let kicks = bench.fake.kicks(0);
         bench.queue.kick();
+        assert_eq!((bench.fake.kicks(0), bench.reap()), (kicks, Err(QueueError::Broken)));
         bench.check();
-        let held = bench.queue.occupied() * 2;
         drop(bench.queue);
-        assert_eq!(bench.pool.available(), bench.buffers - held);
+        assert_eq!(bench.pool.available(), bench.buffers, "nothing went in");
     }
 }
 
@@ -165,7 +168,7 @@ fn a_queue_of_another_device_is_not_reset() {
         theirs.submit(1, 1).unwrap();
         theirs.queue.kick();
         let refused = theirs.device.reset_queue(&mut ours.queue);
-        assert_eq!(refused, Err(Error::Dma(DmaError::WrongDevice)));
+        assert_eq!(refused, Err(Error::Dma(DmaError::WrongLife)));
         assert_eq!((ours.resets(), theirs.resets()), (0, 0));
         ours.run(2);
     }
@@ -200,8 +203,7 @@ fn a_proof_of_an_earlier_life() {
     for format in FORMATS {
         let mut before = Bench::new(format, 8, 3);
         let stale = [before.device.shut_down().unwrap(), before.device.shut_down().unwrap()];
-        let fake = Fake { platform: before.fake.platform, model: before.fake.model.clone(), id: ID };
-        drop(before);
+        let Bench { fake, .. } = before;
         let shape = Shape { features: format, size: 8, chains: 2, parts: 3, framed: false };
         let mut bench = Bench::on(fake, shape);
         bench.submit(1, 1).unwrap();
@@ -223,17 +225,14 @@ fn another_device_that_was_started_proves_nothing() {
             .map(|id| Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[8]).with_id(id));
         let mut devices = fakes.each_ref().map(|fake| {
             let begun = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), fake.windows());
-            let mut device = begun.unwrap();
-            device.negotiate(format).unwrap();
-            device
+            begun.unwrap().negotiate(format).unwrap()
         });
         let options = QueueOptions { size: 8, chains: 4, parts: 2 };
-        let mut queue = devices[0].queue::<Item>(0, &options, 1, no_frames).unwrap();
+        let mut queue = devices[0].queue::<BufferList>(0, &options, 1, no_frames).unwrap();
         let pool = DmaPool::new(&fakes[0].windows(), 4, 64).unwrap();
         let submit = |queue: &mut Queue<_, _>| {
             let writable = vec![pool.take().unwrap()];
-            let item = Item { name: 0, readable: vec![], writable, least: 0 };
-            queue.submit(item).unwrap();
+            queue.submit(BufferList::new(0, vec![], writable, 0)).unwrap();
             queue.kick();
         };
         let theirs = devices[1].driver_ok().unwrap();

@@ -140,8 +140,8 @@ fn run(shape: Shape, steps: Vec<Step>, hostile: bool) {
                     bench.queue.pop().map(|done| {
                         done.into_iter()
                             .map(|done| {
-                                assert!(inside.remove(&done.buffers.name).is_some());
-                                (done.buffers.name, done.written)
+                                assert!(inside.remove(&done.buffers.name()).is_some());
+                                (done.buffers.name(), done.written)
                             })
                             .collect()
                     })

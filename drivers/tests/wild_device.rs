@@ -47,8 +47,8 @@ fn a_batch_beyond_the_used_index() {
         bench.ring.lie(covered);
         for name in 1..=covered {
             let completion = bench.queue.pop().unwrap().unwrap();
-            assert_eq!((completion.buffers.name, completion.written), (name.into(), Some(64)));
-            bench.inside.remove(&completion.buffers.name);
+            assert_eq!((completion.buffers.name(), completion.written), (name.into(), Some(64)));
+            bench.inside.remove(&completion.buffers.name());
         }
         assert_eq!(bench.queue.pop().map(drop), Err(QueueError::Broken));
         bench.check();
@@ -156,8 +156,8 @@ proptest! {
                 }
                 Step::Pop => match bench.queue.pop() {
                     Ok(done) => back.extend(done.map(|done| {
-                        assert!(bench.inside.remove(&done.buffers.name).is_some());
-                        (done.buffers.name, done.written)
+                        assert!(bench.inside.remove(&done.buffers.name()).is_some());
+                        (done.buffers.name(), done.written)
                     })),
                     Err(error) => assert_eq!(error, QueueError::Broken),
                 },

@@ -1,12 +1,12 @@
 //! A queue with a device model on its other end.
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 
 use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Error, Part, Queue, QueueError, QueueOptions, QueueShape, features,
+    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueShape,
+    features,
 };
-use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaPool, DmaRegion, DmaWindows};
+use ringfence_memory::DmaPool;
 
 use super::{Chain, DeviceRing, Fake, FakeNotifier, FakeTransport, RING_PACKED};
 
@@ -14,72 +14,8 @@ pub const BUFFER_LEN: usize = 64;
 /// The split and the packed format.
 pub const FORMATS: [u64; 2] = [0, RING_PACKED];
 
-/// A value with buffers of its own, and a name to know it by.
-#[derive(Debug)]
-pub struct Item {
-    pub name: u64,
-    pub readable: Vec<DmaBuf>,
-    pub writable: Vec<DmaBuf>,
-    pub least: u32,
-}
-
-/// A header and a status for each slot, if chains are to have such.
-#[derive(Default)]
-pub struct Frames(Option<(DmaArray<u64>, DmaArray<u8>, [DmaRegion; 2])>);
-
-impl Frames {
-    fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
-        let headers = windows.allocate_for(16 * slots, Direction::ToDevice)?;
-        let statuses = windows.allocate_for(slots, Direction::FromDevice)?;
-        Ok(Self(Some((headers.array(0, 2 * slots)?, statuses.array(0, slots)?, [headers, statuses]))))
-    }
-}
-
-impl Buffers for Item {
-    type Context = Frames;
-
-    fn frame(Frames(frames): &Frames, slot: u16) -> Option<(Part, Part)> {
-        let (headers, statuses, _) = frames.as_ref()?;
-        let slot = usize::from(slot);
-        Some((Part::readable_values(headers, 2 * slot, 2)?, Part::writable_values(statuses, slot, 1)?))
-    }
-
-    fn only(&self, frames: &Frames) -> Option<Part> {
-        if self.count(frames) == 1 { self.part(frames, 0) } else { None }
-    }
-
-    fn count(&self, _: &Frames) -> u16 {
-        (self.readable.len() + self.writable.len()) as u16
-    }
-
-    fn part(&self, _: &Frames, index: u16) -> Option<Part> {
-        let index = usize::from(index);
-        match self.readable.get(index) {
-            Some(buffer) => Part::readable(buffer, 0, buffer.len()),
-            None => self
-                .writable
-                .get(index - self.readable.len())
-                .and_then(|buffer| Part::writable(buffer, 0, buffer.len())),
-        }
-    }
-
-    /// The header is the item's name.
-    fn prepare(&self, Frames(frames): &Frames, slot: u16) -> Option<()> {
-        let Some((headers, ..)) = frames else { return Some(()) };
-        headers.store(2 * usize::from(slot), self.name, Ordering::Relaxed)
-    }
-
-    fn least_written(&self) -> u32 {
-        self.least
-    }
-
-    fn abandon(self) {
-        self.readable.into_iter().chain(self.writable).for_each(DmaBuf::abandon);
-    }
-}
-
-pub fn no_frames(_: &QueueShape) -> Result<Frames, Error> {
-    Ok(Frames::default())
+pub fn no_frames(_: &QueueShape) -> Result<BufferFrames, Error> {
+    Ok(BufferFrames::default())
 }
 
 /// A ring of `size` descriptors for chains of up to `parts`.
@@ -96,7 +32,7 @@ pub struct Shape {
 pub struct Bench {
     pub fake: Fake,
     pub device: Device<FakeTransport>,
-    pub queue: Queue<Item, FakeNotifier>,
+    pub queue: Queue<BufferList, FakeNotifier>,
     pub ring: DeviceRing,
     pub pool: DmaPool,
     pub buffers: usize,
@@ -119,13 +55,12 @@ impl Bench {
     pub fn on(fake: Fake, shape: Shape) -> Self {
         let Shape { features, size, chains, parts, framed } = shape;
         let windows = fake.windows();
-        let mut device =
-            Device::begin(fake.transport(), DeviceType(42), &fake.grant(), windows.clone()).unwrap();
-        device.negotiate(features).unwrap();
+        let offer = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(features).unwrap();
         let options = QueueOptions { size: u16::MAX, chains, parts };
         let context = |shape: &QueueShape| {
             assert_eq!(shape.parts, parts.min(size));
-            if framed { Frames::new(&windows, shape.slots) } else { Ok(Frames::default()) }
+            if framed { BufferFrames::new(&windows, shape) } else { Ok(BufferFrames::default()) }
         };
         let mut queue = device.queue(0, &options, 1, context).unwrap();
         assert_eq!(queue.size(), size);
@@ -138,16 +73,16 @@ impl Bench {
         Self { fake, device, queue, ring, pool, buffers, names: 0, inside: HashMap::new() }
     }
 
-    pub fn item(&mut self, readable: usize, writable: usize) -> Option<Item> {
+    pub fn item(&mut self, readable: usize, writable: usize) -> Option<BufferList> {
         let take = |count| (0..count).map(|_| self.pool.take()).collect::<Option<Vec<_>>>();
         let (readable, writable) = (take(readable)?, take(writable)?);
         self.names += 1;
-        Some(Item { name: self.names, readable, writable, least: 0 })
+        Some(BufferList::new(self.names, readable, writable, 0))
     }
 
     pub fn submit(&mut self, readable: usize, writable: usize) -> Result<u16, QueueError> {
         let item = self.item(readable, writable).ok_or(QueueError::Full)?;
-        let (name, next, in_flight) = (item.name, self.queue.next_slot(), self.queue.in_flight());
+        let (name, next, in_flight) = (item.name(), self.queue.next_slot(), self.queue.in_flight());
         match self.queue.submit(item) {
             Ok(slot) => {
                 assert_eq!(Some(slot), next, "the slot that was announced");
@@ -156,7 +91,7 @@ impl Bench {
                 Ok(slot)
             }
             Err((error, item)) => {
-                let after = (item.name, self.queue.next_slot(), self.queue.in_flight());
+                let after = (item.name(), self.queue.next_slot(), self.queue.in_flight());
                 assert_eq!(after, (name, next, in_flight), "the item comes back, nothing is taken");
                 Err(error)
             }
@@ -173,10 +108,10 @@ impl Bench {
         let (mut back, inside) = (Vec::new(), &mut self.inside);
         let result = self.queue.reap(|completion, _| {
             assert!(
-                inside.remove(&completion.buffers.name).is_some(),
+                inside.remove(&completion.buffers.name()).is_some(),
                 "came back without having been inside"
             );
-            back.push((completion.buffers.name, completion.written));
+            back.push((completion.buffers.name(), completion.written));
         });
         result.map(|count| {
             assert_eq!(count, back.len());

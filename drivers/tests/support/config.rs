@@ -104,7 +104,7 @@ unsafe impl ConfigAccess for FakeConfig {
         words.and_then(|words| words.get(usize::from(offset / 4)).copied()).unwrap_or(u32::MAX)
     }
 
-    fn write(&self, function: PciAddress, offset: u16, value: u32) {
+    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
         let mut functions = self.functions.lock().unwrap();
         let Some(function) = functions.get_mut(&function) else { return };
         let at = usize::from(offset / 4);

@@ -31,7 +31,7 @@ impl Arena {
 
     pub fn new(len: usize) -> Self {
         let platform: &'static HostPlatform = Box::leak(Box::new(HostPlatform::new()));
-        let region = DmaWindows::new(platform, DeviceId(7)).allocate(len).unwrap();
+        let region = DmaWindows::new(platform, DeviceId(7)).unwrap().allocate(len).unwrap();
         Self { region, next: Cell::new(Self::BASE) }
     }
 

@@ -7,14 +7,13 @@ pub mod config;
 pub mod disk;
 pub mod ring;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport};
-use ringfence_memory::host::HostPlatform;
-use ringfence_memory::{
-    AtomicAccess, DeviceId, DeviceStatus, DmaGrant, DmaWindows, MmioRegion, PhysAddr, ResetTimeout,
-};
+use ringfence_memory::host::{HostMemory, HostPlatform};
+use ringfence_memory::{AtomicAccess, Bytes, DeviceId, DmaGrant, DmaWindows, Quiet, ResetError};
 
 pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
@@ -86,6 +85,7 @@ pub struct Fake {
     pub platform: &'static HostPlatform,
     pub model: Arc<Mutex<Model>>,
     pub id: DeviceId,
+    windows: OnceLock<DmaWindows>,
 }
 
 impl Fake {
@@ -117,7 +117,7 @@ impl Fake {
             stuck_queues: false,
             flips: 0,
         };
-        Self { platform, model: Arc::new(Mutex::new(model)), id: ID }
+        Self { platform, model: Arc::new(Mutex::new(model)), id: ID, windows: OnceLock::new() }
     }
 
     /// The same, at another place on the bus.
@@ -130,15 +130,14 @@ impl Fake {
     }
 
     pub fn transport(&self) -> FakeTransport {
-        // A scratch register, because only a register can take an address.
-        const AT: u64 = 0xfee0_0000;
-        drop(self.platform.add_registers(AT, 4096));
-        let scratch = MmioRegion::map(self.platform, PhysAddr::new(AT).unwrap(), 4096).unwrap();
+        let scratch = self.platform.add_registers(0xfee0_0000, 4096);
         FakeTransport { platform: self.platform, model: self.model.clone(), scratch }
     }
 
+    /// The device's windows, which the fake claims with the first call.
     pub fn windows(&self) -> DmaWindows {
-        DmaWindows::new(self.platform, self.id)
+        let claim = || DmaWindows::for_model(self.platform, self.id).expect("nobody else has it");
+        self.windows.get_or_init(claim).clone()
     }
 
     pub fn model(&self) -> MutexGuard<'_, Model> {
@@ -162,25 +161,16 @@ impl Fake {
 pub struct FakeTransport {
     platform: &'static HostPlatform,
     model: Arc<Mutex<Model>>,
-    scratch: MmioRegion,
+    /// Where bytes become any integer.
+    scratch: HostMemory,
 }
 
 impl FakeTransport {
     fn model(&self) -> MutexGuard<'_, Model> {
         self.model.lock().unwrap()
     }
-}
 
-// SAFETY: once the model's status is 0 its queues are forgotten; a stuck one never says 0.
-unsafe impl DeviceStatus for FakeTransport {
-    fn read(&self) -> u8 {
-        if self.model().stuck {
-            self.platform.advance(Duration::from_millis(300));
-        }
-        self.status()
-    }
-
-    fn write(&self, value: u8) {
+    fn write_status(&self, value: u8) {
         let mut model = self.model();
         model.events.push(Event::Status(value));
         if model.stuck {
@@ -210,11 +200,16 @@ impl Transport for FakeTransport {
 
     fn set_status(&mut self, status: u8) {
         assert_ne!(status, 0, "resets go through `reset`");
-        DeviceStatus::write(self, status);
+        self.write_status(status);
     }
 
-    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout> {
-        windows.reset_device(self, limit)
+    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError> {
+        self.write_status(0);
+        if self.status() != 0 {
+            self.platform.advance(limit + Duration::from_millis(1));
+            return Err(ResetError::Timeout);
+        }
+        windows.reset_model()
     }
 
     fn start(&mut self, _: &DmaGrant) -> Result<(), Error> {
@@ -252,22 +247,18 @@ impl Transport for FakeTransport {
             model.config.iter_mut().for_each(|byte| *byte ^= flips);
         }
         drop(model);
-        // Any integer, from plain memory.
-        self.scratch.write_bytes(2048, &bytes);
-        Ok(self.scratch.read(2048)?)
+        self.scratch.slice().write_slice(&bytes, 0).unwrap();
+        Ok(self.scratch.slice().load(0, Ordering::Relaxed).unwrap())
     }
 
     fn queue_max_size(&mut self, index: u16) -> u16 {
         self.model().queues.get(usize::from(index)).map_or(0, |queue| queue.max)
     }
 
-    fn set_up_queue(&mut self, windows: &DmaWindows, setup: &QueueSetup) -> Result<FakeNotifier, Error> {
-        let mut addresses = [0_u64; 3];
-        for (number, address) in addresses.iter_mut().zip([setup.descriptors, setup.driver, setup.device]) {
-            self.scratch.write_dma_addr(0, windows, address)?;
-            *number = self.scratch.read(0)?;
-        }
-        let [descriptors, driver, device] = addresses;
+    fn set_up_queue(&mut self, windows: &DmaWindows, setup: &QueueSetup<'_>) -> Result<FakeNotifier, Error> {
+        let [descriptors, driver, device] = setup.addresses.addresses();
+        let tell = |address| windows.publish(address).map(|address| address.0);
+        let (descriptors, driver, device) = (tell(descriptors)?, tell(driver)?, tell(device)?);
         let mut model = self.model();
         let (status, accepted) = (model.status, model.accepted);
         let queue = &mut model.queues[usize::from(setup.index)];
@@ -279,14 +270,20 @@ impl Transport for FakeTransport {
         );
         assert_eq!(queue.size, 0, "queue {} is in use", setup.index);
         assert!(
-            setup.size > 0 && setup.size <= queue.max && setup.size <= 1 << 15,
+            setup.addresses.size() > 0
+                && setup.addresses.size() <= queue.max
+                && setup.addresses.size() <= 1 << 15,
             "{} descriptors",
-            setup.size
+            setup.addresses.size()
         );
-        assert!(accepted & RING_PACKED != 0 || setup.size.is_power_of_two(), "{} descriptors", setup.size);
+        assert!(
+            accepted & RING_PACKED != 0 || setup.addresses.size().is_power_of_two(),
+            "{} descriptors",
+            setup.addresses.size()
+        );
         *queue = FakeQueue {
             max: queue.max,
-            size: setup.size,
+            size: setup.addresses.size(),
             descriptors,
             driver,
             device,
@@ -310,16 +307,6 @@ impl Transport for FakeTransport {
         *queue = FakeQueue { max: queue.max, reset: true, ..FakeQueue::default() };
         assert!(windows.usage().0 > 0, "the rings are still there");
         Ok(())
-    }
-}
-
-trait WriteBytes {
-    fn write_bytes(&self, offset: usize, bytes: &[u8]);
-}
-
-impl WriteBytes for MmioRegion {
-    fn write_bytes(&self, offset: usize, bytes: &[u8]) {
-        bytes.iter().enumerate().for_each(|(at, byte)| self.write(offset + at, *byte).unwrap());
     }
 }
 
