@@ -17,50 +17,17 @@ use loom::thread;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::Position;
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
-use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, Queue, QueueOptions};
+use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
 use ringfence_memory::{DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DmaWindows};
+use support::bench::no_frames;
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a question and of its answer.
 const LEN: usize = 4;
 
-struct Item {
-    question: DmaBuf,
-    answer: DmaBuf,
-}
-
-impl Buffers for Item {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        None
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        2
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        match index {
-            0 => Part::readable(&self.question, 0, LEN),
-            1 => Part::writable(&self.answer, 0, LEN),
-            _ => None,
-        }
-    }
-
-    fn least_written(&self) -> u32 {
-        LEN as u32
-    }
-
-    fn abandon(self) {
-        self.question.abandon();
-        self.answer.abandon();
-    }
-}
-
 struct Rig {
-    queue: Queue<Item, FakeNotifier>,
+    queue: Queue<BufferList, FakeNotifier>,
     pool: DmaPool,
     fake: Fake,
     side: Side,
@@ -84,10 +51,11 @@ impl Rig {
         let size = if features & RING_PACKED != 0 { 3 } else { 2 };
         let fake = Fake::new(DeviceType(42), VERSION_1 | features, vec![], &[size]);
         let windows = fake.windows();
-        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        assert_eq!(device.negotiate(features), Ok(VERSION_1 | features));
+        let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(features).unwrap();
+        assert_eq!(device.features(), VERSION_1 | features);
         let options = QueueOptions { size, chains: 1, parts: 2 };
-        let mut queue = device.queue(0, &options, size, |_| Ok(())).unwrap();
+        let mut queue = device.queue(0, &options, size, no_frames).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let pool = DmaPool::new(&windows, 2, LEN).unwrap();
         let registers = fake.model().queues[0];
@@ -110,9 +78,10 @@ impl Rig {
 
     /// The driver asks.
     fn ask(&mut self, question: u32) {
-        let mut item = Item { question: self.pool.take().unwrap(), answer: self.pool.take().unwrap() };
-        item.question.write_slice(&question.to_le_bytes(), 0).unwrap();
-        assert!(self.queue.submit(item).is_ok());
+        let [mut to_read, to_write] = [(); 2].map(|()| self.pool.take().unwrap());
+        to_read.write_slice(&question.to_le_bytes(), 0).unwrap();
+        let chain = BufferList::new(0, vec![to_read], vec![to_write], LEN as u32);
+        assert!(self.queue.submit(chain).is_ok());
         self.queue.kick();
     }
 
@@ -121,7 +90,7 @@ impl Rig {
         let completion = self.queue.pop().unwrap()?;
         assert_eq!(completion.written, Some(LEN as u32));
         let mut answer = [0; LEN];
-        completion.buffers.answer.read_slice(&mut answer, 0).unwrap();
+        completion.buffers.buffers()[1][0].read_slice(&mut answer, 0).unwrap();
         Some(u32::from_le_bytes(answer))
     }
 }

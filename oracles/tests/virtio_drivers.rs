@@ -303,7 +303,7 @@ const MODES: [u64; 4] = [0, INDIRECT_DESC, EVENT_IDX, INDIRECT_DESC | EVENT_IDX]
 
 impl Bench {
     fn new(features: u64, seed: u64) -> Self {
-        let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), ID);
+        let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), ID).unwrap();
         let machine = Machine { windows: windows.clone(), shared: BTreeMap::new(), spare: Vec::new() };
         *MACHINE.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine);
         let disk = Disk {

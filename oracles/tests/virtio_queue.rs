@@ -16,9 +16,10 @@ use common::iommu::{Faults, Memory, memory};
 use common::noise;
 use proptest::prelude::*;
 use ringfence_drivers::virtio::{
-    Buffers, Completion, Device, DeviceType, Part, Queue, QueueError, QueueOptions, features,
+    BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, features,
 };
-use ringfence_memory::{Bytes as _, Direction, DmaBuf, DmaPool, DmaWindows};
+use ringfence_memory::{Bytes as _, Direction, DmaPool, DmaWindows};
+use support::bench::no_frames;
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 use virtio_queue::{DescriptorChain, Queue as TheirQueue, QueueT, Reader, Writer};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory, Permissions};
@@ -32,66 +33,25 @@ const MODES: [u64; 4] =
 /// Where a part lies in its buffer: offset and length.
 type Span = (usize, usize);
 
-#[derive(Debug)]
-struct Item {
-    name: u64,
-    parts: Vec<(DmaBuf, Span)>,
-    /// The parts from this one on are for the device to write.
-    writable_from: usize,
-}
-
-impl Item {
-    fn writable_len(&self) -> usize {
-        self.parts[self.writable_from..].iter().map(|(_, (_, len))| len).sum()
-    }
-}
-
-impl Buffers for Item {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        if self.parts.len() == 1 { self.part(&(), 0) } else { None }
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        self.parts.len() as u16
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        let index = usize::from(index);
-        let (buffer, (offset, len)) = self.parts.get(index)?;
-        if index < self.writable_from {
-            Part::readable(buffer, *offset, *len)
-        } else {
-            Part::writable(buffer, *offset, *len)
-        }
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.parts.into_iter().for_each(|(buffer, _)| buffer.abandon());
-    }
-}
-
 /// What the device should find in a chain.
 struct Sent {
     name: u64,
     readable: Vec<u8>,
     /// Length of each part, and whether it is writable.
     shape: Vec<(u32, bool)>,
+    /// Where the writable parts are in their buffers.
+    writable: Vec<Span>,
 }
 
 /// What the device did with a chain, and the driver should see.
 struct Done {
     name: u64,
     written: Vec<u8>,
+    writable: Vec<Span>,
 }
 
 struct Bench {
-    queue: Queue<Item, FakeNotifier>,
+    queue: Queue<BufferList, FakeNotifier>,
     pool: DmaPool,
     fake: Fake,
     windows: DmaWindows,
@@ -122,11 +82,12 @@ impl Bench {
     fn with_buffers(size: u16, features: u64, direction: Direction) -> Self {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | features, vec![], &[size]);
         let windows = fake.windows();
-        let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        assert_eq!(device.negotiate(features::QUEUES), Ok(features::VERSION_1 | features));
+        let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(features::QUEUES).unwrap();
+        assert_eq!(device.features(), features::VERSION_1 | features);
         let parts = PARTS.min(size);
         let options = QueueOptions { size: u16::MAX, chains: u16::MAX, parts };
-        let mut queue = device.queue(0, &options, parts, |_| Ok(())).unwrap();
+        let mut queue = device.queue(0, &options, parts, no_frames).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let depth = if features & features::INDIRECT_DESC != 0 && parts > 1 { size } else { size / parts };
         assert_eq!((queue.size(), queue.depth()), (size, depth));
@@ -181,7 +142,7 @@ impl Bench {
     fn submit(&mut self, readable: &[Span], writable: &[Span]) -> Result<u16, QueueError> {
         self.names += 1;
         let name = self.names;
-        let mut item = Item { name, parts: Vec::new(), writable_from: readable.len() };
+        let (mut buffers, mut spans) = ([Vec::new(), Vec::new()], Vec::new());
         let (mut bytes, mut shape) = (Vec::new(), Vec::new());
         for (index, &span) in readable.iter().chain(writable).enumerate() {
             let (buffer, (offset, len)) = (self.pool.take().ok_or(QueueError::Full)?, span);
@@ -192,10 +153,13 @@ impl Bench {
                 bytes.extend(data);
             }
             shape.push((len as u32, is_writable));
-            item.parts.push((buffer, span));
+            buffers[usize::from(is_writable)].push(buffer);
+            spans.push(offset..offset + len);
         }
+        let [to_read, to_write] = buffers;
+        let item = BufferList::new(name, to_read, to_write, 0).with_parts(spans);
         let number = self.queue.submit(item).map_err(|(error, _)| error)?;
-        self.sent.push_back(Sent { name, readable: bytes, shape });
+        self.sent.push_back(Sent { name, readable: bytes, shape, writable: writable.to_vec() });
         Ok(number)
     }
 
@@ -229,27 +193,27 @@ impl Bench {
             assert_eq!(interrupt, self.used_event == Some(old));
         }
         self.interrupts += usize::from(interrupt);
-        self.done.push_back(Done { name: sent.name, written: data });
+        self.done.push_back(Done { name: sent.name, written: data, writable: sent.writable });
     }
 
     fn reap(&mut self) -> usize {
         let done = &mut self.done;
-        let mut check = |completion: Completion<Item>| {
-            let Done { name, written } = done.pop_front().expect("a completion out of nothing");
-            assert_eq!(completion.buffers.name, name);
+        let mut check = |completion: Completion<BufferList>| {
+            let Done { name, written, writable } = done.pop_front().expect("a completion out of nothing");
+            assert_eq!(completion.buffers.name(), name);
             assert_eq!(completion.written, Some(written.len() as u32));
             let mut data = Vec::new();
-            let (_, writable) = completion.buffers.parts.split_at(completion.buffers.writable_from);
-            for (buffer, (offset, len)) in writable {
-                let mut part = vec![0; *len];
-                buffer.as_volatile_slice().read_slice(&mut part, *offset).unwrap();
+            let [_, to_write] = completion.buffers.buffers();
+            assert_eq!(to_write.len(), writable.len());
+            for (buffer, (offset, len)) in to_write.iter().zip(writable) {
+                let mut part = vec![0; len];
+                buffer.as_volatile_slice().read_slice(&mut part, offset).unwrap();
                 data.extend(part);
             }
-            assert_eq!(data.len(), completion.buffers.writable_len());
             assert!(data[..written.len()] == written[..], "what was written to {name}");
         };
         // One look may show only what an earlier one has found.
-        let reaps = std::iter::repeat_with(|| self.queue.reap(|completion, ()| check(completion)).unwrap());
+        let reaps = std::iter::repeat_with(|| self.queue.reap(|completion, _| check(completion)).unwrap());
         let count = reaps.take_while(|&count| count > 0).sum();
         assert_eq!(self.faults.take(), []);
         count
@@ -460,15 +424,24 @@ fn the_wrong_direction_is_a_fault() {
         [(Direction::ToDevice, Permissions::Write), (Direction::FromDevice, Permissions::Read)]
     {
         let mut bench = Bench::with_buffers(4, 0, direction);
-        bench.submit(&[(0, 100)], &[(0, 50)]).unwrap();
+        // The driver does not even tell of it.
+        assert_eq!(bench.submit(&[(0, 100)], &[(0, 50)]), Err(QueueError::BadChain));
+        let (allowed, wrong): (&[&[Span]; 2], &[&[Span]; 2]) = match refused {
+            Permissions::Write => (&[&[(0, 100)], &[]], &[&[], &[(0, 50)]]),
+            _ => (&[&[], &[(0, 50)]], &[&[(0, 100)], &[]]),
+        };
+        assert_eq!(bench.submit(wrong[0], wrong[1]), Err(QueueError::BadChain));
+        bench.submit(allowed[0], allowed[1]).unwrap();
         bench.queue.kick();
         let chain = bench.theirs.pop_descriptor_chain(bench.memory.clone()).unwrap();
-        let (read, write) = (Reader::new(&*bench.memory, chain.clone()), Writer::new(&*bench.memory, chain));
-        assert_eq!(
-            (read.is_err(), write.is_err()),
-            (refused == Permissions::Read, refused == Permissions::Write)
-        );
-        let faults: Vec<_> = bench.faults.take().iter().map(|fault| (fault.1, fault.2)).collect();
-        assert_eq!(faults, [(if refused == Permissions::Read { 100 } else { 50 }, refused)]);
+        let descriptors: Vec<_> = chain.collect();
+        let is_writable = refused == Permissions::Read;
+        assert_eq!((descriptors.len(), descriptors[0].is_write_only()), (1, is_writable));
+        // A device that does it all the same.
+        let (at, len) = (descriptors[0].addr(), descriptors[0].len() as usize);
+        let (bytes, mut to) = (vec![1; len], vec![0; len]);
+        assert_eq!(bench.memory.read_slice(&mut to, at).is_err(), refused == Permissions::Read);
+        assert_eq!(bench.memory.write_slice(&bytes, at).is_err(), refused == Permissions::Write);
+        assert_eq!(bench.faults.take(), [(at.0, len, refused)]);
     }
 }

@@ -11,11 +11,12 @@ use std::ptr::NonNull;
 use ringfence_drivers::virtio::device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
 use ringfence_drivers::virtio::device_side::ring::{Device, Driver, Used};
 use ringfence_drivers::virtio::{
-    Buffers, Device as Bringup, DeviceType, Part, Queue, QueueOptions, features, status,
+    BufferList, Device as Bringup, DeviceType, Queue, QueueOptions, features, status,
 };
 use ringfence_memory::{
     Access, DeviceId, DeviceRange, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
 };
+use support::bench::no_frames;
 use support::{Fake, FakeNotifier, grant, platform};
 use virtio_spec::virtq::{self, AvailF, DescF, UsedF};
 use virtio_spec::{DeviceStatus, F, RingEventFlags, blk, net, pvirtq};
@@ -23,7 +24,7 @@ use virtio_spec::{DeviceStatus, F, RingEventFlags, blk, net, pvirtq};
 const SIZES: [u16; 5] = [1, 2, 8, 256, 32768];
 
 fn region(len: usize) -> DmaRegion {
-    DmaWindows::new(platform(), DeviceId(1)).allocate(len).unwrap()
+    DmaWindows::new(platform(), DeviceId(1)).unwrap().allocate(len).unwrap()
 }
 
 fn part(region: &DmaRegion, offset: usize, len: usize, access: Access) -> DeviceRange<'_> {
@@ -65,34 +66,8 @@ fn sizes_and_alignments() {
 }
 
 /// A chain of one part to read and one to write.
-struct Item(DmaBuf);
-
-impl Buffers for Item {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        None
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        2
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        match index {
-            0 => Part::readable(&self.0, 0, 10),
-            1 => Part::writable(&self.0, 16, 20),
-            _ => None,
-        }
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.0.abandon();
-    }
+fn chain([to_read, to_write]: [DmaBuf; 2]) -> BufferList {
+    BufferList::new(0, vec![to_read], vec![to_write], 0).with_parts(vec![0..10, 16..36])
 }
 
 #[test]
@@ -100,12 +75,12 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
     for size in [2, 8, 256] {
         let fake = Fake::new(DeviceType(42), features::VERSION_1, vec![], &[size]);
         let windows = fake.windows();
-        let mut device = Bringup::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-        device.negotiate(0).unwrap();
+        let offer = Bringup::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(0).unwrap();
         let options = QueueOptions { size, chains: size, parts: 2 };
-        let mut queue: Queue<Item, FakeNotifier> = device.queue(0, &options, size, |_| Ok(())).unwrap();
+        let mut queue: Queue<BufferList, FakeNotifier> = device.queue(0, &options, size, no_frames).unwrap();
         queue.start(&device.driver_ok().unwrap());
-        let pool = DmaPool::new(&windows, usize::from(size), 64).unwrap();
+        let pool = DmaPool::new(&windows, 2 * usize::from(size), 64).unwrap();
         let registers = fake.model().queues[0];
         let ring = fake.ring(0);
         let desc_bytes = ring.memory(registers.descriptors, 16 * usize::from(size));
@@ -117,9 +92,9 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
         let avail = virtq::Avail::from_ptr(bytes(&avail_bytes.slice(), 0, avail_len)).unwrap();
         let used = virtq::Used::from_ptr(bytes(&used_bytes.slice(), 0, used_len), true).unwrap();
         for round in 0..3 * size {
-            let buffer = pool.take().unwrap();
-            let address = windows.publish(buffer.address()).unwrap().0;
-            let head = queue.submit(Item(buffer)).unwrap_or_else(|_| panic!("full"));
+            let buffers = [(); 2].map(|()| pool.take().unwrap());
+            let addresses = buffers.each_ref().map(|buffer| windows.publish(buffer.address()).unwrap().0);
+            let head = queue.submit(chain(buffers)).unwrap();
             queue.kick();
             // SAFETY: nobody writes to the ring meanwhile, and both are as large as their layout says.
             let (index, entry, flags) = unsafe {
@@ -133,11 +108,11 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
                 unsafe { at.read() }
             };
             let first = descriptor(head);
-            assert_eq!((first.addr.to_ne(), first.len.to_ne(), first.flags), (address, 10, DescF::NEXT));
+            assert_eq!((first.addr.to_ne(), first.len.to_ne(), first.flags), (addresses[0], 10, DescF::NEXT));
             let second = descriptor(first.next.to_ne());
             assert_eq!(
                 (second.addr.to_ne(), second.len.to_ne(), second.flags),
-                (address + 16, 20, DescF::WRITE)
+                (addresses[1] + 16, 20, DescF::WRITE)
             );
 
             // The device, with their structures.
@@ -154,7 +129,7 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
         // SAFETY: as above.
         unsafe { &mut *used.as_ptr() }.flags = UsedF::NO_NOTIFY;
         let kicks = fake.kicks(0);
-        assert!(queue.submit(Item(pool.take().unwrap())).is_ok());
+        assert!(queue.submit(chain([(); 2].map(|()| pool.take().unwrap()))).is_ok());
         queue.kick();
         assert_eq!(fake.kicks(0), kicks);
     }

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use hyperlight_common::virtq::{BufferChain, RingConsumer};
 use ringfence_drivers::virtio::features::{EVENT_IDX, RING_PACKED, VERSION_1};
-use ringfence_drivers::virtio::{Buffers, Device, DeviceType, Part, QueueError, QueueOptions};
+use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueError, QueueOptions};
 use ringfence_memory::host::{HostBytes, HostPlatform};
-use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, VolatileError};
+use ringfence_memory::{Bytes, Direction, DmaPool, VolatileError};
 
 use crate::common::noise;
+use crate::support::bench::no_frames;
 use crate::support::{self, Fake, grant};
 use crate::{Interrupts, Memory, SLOT, Shared, Step, layout, polled};
 
@@ -57,52 +58,17 @@ impl Shared for Behind {
     }
 }
 
-/// What our driver submits.
-struct Item {
-    number: u64,
-    readable: Vec<(DmaBuf, usize)>,
-    writable: Vec<(DmaBuf, usize)>,
-}
-
-impl Buffers for Item {
-    type Context = ();
-
-    fn only(&self, (): &()) -> Option<Part> {
-        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
-    }
-
-    fn count(&self, (): &()) -> u16 {
-        (self.readable.len() + self.writable.len()) as u16
-    }
-
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        let index = usize::from(index);
-        if let Some((buffer, len)) = self.readable.get(index) {
-            return Part::readable(buffer, 0, *len);
-        }
-        let (buffer, len) = self.writable.get(index - self.readable.len())?;
-        Part::writable(buffer, 0, *len)
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.readable.into_iter().chain(self.writable).for_each(|(buffer, _)| buffer.abandon());
-    }
-}
-
 /// Runs `steps` on a ring of `size` descriptors.
 pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
     let offered = VERSION_1 | RING_PACKED | features;
     let fake = Fake::new(DeviceType(42), offered, vec![], &[size]);
     let windows = fake.windows();
-    let mut device = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
-    assert_eq!(device.negotiate(RING_PACKED | EVENT_IDX), Ok(offered));
+    let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
+    let mut device = offer.negotiate(RING_PACKED | EVENT_IDX).unwrap();
+    assert_eq!(device.features(), offered);
     let parts = size.min(6);
     let options = QueueOptions { size, chains: size, parts };
-    let mut queue = device.queue::<Item>(0, &options, parts, |_| Ok(())).unwrap();
+    let mut queue = device.queue::<BufferList>(0, &options, parts, no_frames).unwrap();
     queue.start(&device.driver_ok().unwrap());
     let buffers = usize::from(queue.depth() * parts);
     let [to_device, from_device] = [Direction::ToDevice, Direction::FromDevice]
@@ -113,7 +79,7 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
     let mut theirs = RingConsumer::new(layout(Behind::BASE, size), Memory(behind));
 
     let (mut number, mut submitted, mut held) = (0_u64, VecDeque::new(), Vec::new());
-    let mut returned: VecDeque<(u64, Vec<u8>)> = VecDeque::new();
+    let mut returned: VecDeque<(u64, Vec<u8>, Vec<usize>)> = VecDeque::new();
     let (mut wanted, mut busy, mut asleep) = (Interrupts::All, false, false);
     let finish = (0..=64).map(|_| Step::Take).chain((0..64).map(|_| Step::Return(0, 7)));
     for step in steps.into_iter().chain(finish).chain([Step::Reap]) {
@@ -126,15 +92,17 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                 number += 1;
                 let bytes = noise(number, readable.iter().sum());
                 let mut rest = &bytes[..];
-                let mut item = Item { number, readable: Vec::new(), writable: Vec::new() };
-                for len in readable {
+                let mut to_read = Vec::new();
+                for &len in &readable {
                     let (now, later) = rest.split_at(len);
                     let mut buffer = to_device.take().unwrap();
                     buffer.write_slice(now, 0).unwrap();
-                    item.readable.push((buffer, len));
+                    to_read.push(buffer);
                     rest = later;
                 }
-                item.writable = writable.iter().map(|&len| (from_device.take().unwrap(), len)).collect();
+                let to_write = writable.iter().map(|_| from_device.take().unwrap()).collect();
+                let lens = readable.iter().chain(&writable).map(|&len| 0..len).collect();
+                let item = BufferList::new(number, to_read, to_write, 0).with_parts(lens);
                 let id = queue.submit(item).map_err(|(error, _)| error).unwrap();
                 fake.model().events.clear();
                 queue.kick();
@@ -160,7 +128,7 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                         chain.writables().iter().map(|part| part.len as usize).eq(writable.iter().copied())
                     );
                     asleep = false;
-                    held.push((id, number, chain));
+                    held.push((id, number, writable, chain));
                 }
                 None => {
                     assert_eq!(submitted.len(), 0);
@@ -171,7 +139,8 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                 }
             },
             Step::Return(which, part) if !held.is_empty() => {
-                let (id, number, chain): (u16, u64, BufferChain) = held.swap_remove(which % held.len());
+                let (id, number, writable, chain): (u16, u64, Vec<usize>, BufferChain) =
+                    held.swap_remove(which % held.len());
                 let room: usize = chain.writables().iter().map(|part| part.len as usize).sum();
                 let data = noise(!number, part % (room + 1));
                 let mut rest = &data[..];
@@ -189,16 +158,18 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                         assert!(interrupt || !returned.is_empty() || chain.len() == usize::from(size));
                     }
                 }
-                returned.push_back((number, data));
+                returned.push_back((number, data, writable));
             }
             Step::Reap => {
-                let reaped = queue.reap(|completion, ()| {
-                    let (number, data) = returned.pop_front().expect("used out of nothing");
-                    assert_eq!(completion.buffers.number, number);
+                let reaped = queue.reap(|completion, _| {
+                    let (number, data, writable) = returned.pop_front().expect("used out of nothing");
+                    assert_eq!(completion.buffers.name(), number);
                     assert_eq!(completion.written, Some(data.len() as u32));
                     let mut found = Vec::new();
-                    for (buffer, len) in &completion.buffers.writable {
-                        let mut part = vec![0; *len];
+                    let [_, to_write] = completion.buffers.buffers();
+                    assert_eq!(to_write.len(), writable.len());
+                    for (buffer, len) in to_write.iter().zip(writable) {
+                        let mut part = vec![0; len];
                         buffer.read_slice(&mut part, 0).unwrap();
                         found.extend(part);
                     }

@@ -151,7 +151,7 @@ fn handle<N: DriverNotify>(
 /// Runs `steps` on a ring of `size` descriptors.
 pub fn behind_a_producer(size: u16, features: u64, steps: Vec<Step>) {
     let platform: &'static HostPlatform = Box::leak(Box::new(HostPlatform::new()));
-    let windows = DmaWindows::new(platform, DeviceId(3));
+    let windows = DmaWindows::for_model(platform, DeviceId(3)).unwrap();
     let n = usize::from(size);
     let ring = Rc::new(Block::new(&windows, 16 * n + 8, Direction::Both));
     let blocks = [Direction::ToDevice, Direction::FromDevice]
