@@ -33,8 +33,12 @@ fn mmio(registers: &MappedPages<Mmio>) {
     let _ = <MappedPages<Mmio> as Clone>::clone(registers); //~ E0277 mmio
 }
 
-fn quarantined(memory: &Quarantined) {
-    let _ = <Quarantined as Clone>::clone(memory); //~ E0277 quarantined
+fn dma_memory(memory: &DmaMemory) {
+    let _ = <DmaMemory as Clone>::clone(memory); //~ E0277 dma_memory
+}
+
+fn mmio_memory(registers: &MmioMemory) {
+    let _ = <MmioMemory as Clone>::clone(registers); //~ E0277 mmio_memory
 }
 
 fn stack(stack: &Stack) {
@@ -55,6 +59,18 @@ fn pool(pool: &DmaPool) {
 
 fn buffer(buffer: &DmaBuf) {
     let _ = <DmaBuf as Clone>::clone(buffer); //~ E0277 buffer
+}
+
+fn array(array: &DmaArray<u64>) {
+    let _ = <DmaArray<u64> as Clone>::clone(array); //~ E0277 array
+}
+
+fn descriptors(table: &DescriptorTable<Split>) {
+    let _ = <DescriptorTable<Split> as Clone>::clone(table); //~ E0277 descriptors
+}
+
+fn proof_of_a_reset(quiet: &Quiet) {
+    let _ = <Quiet as Clone>::clone(quiet); //~ E0277 proof_of_a_reset
 }
 
 fn grant(grant: &DmaGrant) {

@@ -1,4 +1,6 @@
 //! The kind of memory, the state of frames and the protection cannot be made up.
+use core::sync::atomic::Ordering::Relaxed;
+
 use ringfence_memory::*;
 use zerocopy::FromBytes;
 
@@ -94,23 +96,23 @@ fn another_mapper(space: &'static AddressSpace) {
     let _ = space.mapper(); //~ E0624 another_mapper
 }
 
-fn device_address_from_integer() -> DmaAddr {
+fn device_address_from_integer() -> DmaAddr<'static> {
     DmaAddr::from(0x1000_u64) //~ E0308 device_address_from_integer
 }
 
-fn device_address_from_physical(address: PhysAddr) -> DmaAddr {
+fn device_address_from_physical(address: PhysAddr) -> DmaAddr<'static> {
     address.into() //~ E0277 device_address_from_physical
 }
 
-fn device_address_cast() -> DmaAddr {
-    0x1000_u64 as DmaAddr //~ E0605 device_address_cast
+fn device_address_cast() -> DmaAddr<'static> {
+    0x1000_u64 as DmaAddr<'static> //~ E0605 device_address_cast
 }
 
-fn device_address_from_bytes() -> DmaAddr {
+fn device_address_from_bytes() -> DmaAddr<'static> {
     DmaAddr::read_from_bytes(&[0; 16]).unwrap() //~ E0599 device_address_from_bytes
 }
 
-fn device_address_to_integer(address: DmaAddr) -> u64 {
+fn device_address_to_integer(address: DmaAddr<'_>) -> u64 {
     address.value //~ E0616 device_address_to_integer
 }
 
@@ -155,8 +157,76 @@ fn bus_master(device: DeviceId) {
     let _ = DmaGrant::without_iommu(device); //~ E0133 bus_master
 }
 
-fn quarantine_ended(memory: Quarantined) {
-    let _ = memory.release(); //~ E0133 quarantine_ended
+fn memory_for_a_device(memory: MappedPages<Dma>) {
+    let _ = DmaMemory::from_pages(memory); //~ E0133 memory_for_a_device
+}
+
+fn any_memory_for_a_device(start: core::ptr::NonNull<u8>, owner: Box<dyn Send + Sync>) {
+    let _ = DmaMemory::new(start, 4096, 0x1000, owner); //~ E0133 any_memory_for_a_device
+}
+
+fn any_memory_as_registers(start: core::ptr::NonNull<u8>, owner: Box<dyn Send + Sync>) {
+    let _ = MmioMemory::new(start, 4096, owner); //~ E0133 any_memory_as_registers
+}
+
+fn register_written(register: &Register<u32>) {
+    register.write(0x1000); //~ E0133 register_written
+}
+
+fn region_written(registers: &MmioRegion) {
+    let _ = registers.write(0x20, 0x1000_u32); //~ E0133 region_written
+}
+
+fn configuration_anywhere(platform: &dyn Platform, start: PhysAddr) {
+    let _ = Ecam::new(platform, start, 0, 0, 0); //~ E0133 configuration_anywhere
+}
+
+fn configuration_written(access: &dyn ConfigAccess, function: PciAddress) {
+    access.write(function, 0x54, 0x1000); //~ E0133 configuration_written
+}
+
+fn configuration_word(config: &ConfigSpace) {
+    let _ = config.write_u32(0x54, 0x1000); //~ E0599 configuration_word
+}
+
+fn configuration_changed(config: &ConfigSpace) {
+    config.change(0x04, |command| command | 0b100); //~ E0624 configuration_changed
+}
+
+fn message_to_anywhere() {
+    let _ = MsiMessage::new(0x1000, 0x41); //~ E0133 message_to_anywhere
+}
+
+fn address_in_a_ring(region: &DmaRegion, address: DmaAddr<'_>) {
+    let _ = region.write_dma_addr(0, address); //~ E0599 address_in_a_ring
+}
+
+fn descriptor_of_an_integer(table: &DescriptorTable<Split>) {
+    let _ = table.store(0, &(0x1000_u64, 16_u32), 0, Relaxed); //~ E0308 descriptor_of_an_integer
+}
+
+fn descriptor_of_another_format(table: &mut DescriptorTable<Split>, other: &DescriptorTable<Packed>) {
+    let _ = table.store_indirect(0, (other, 0, 1), 0, false); //~ E0308 descriptor_of_another_format
+}
+
+fn descriptors_as_memory(table: &DescriptorTable<Split>) {
+    let _ = table.as_volatile_slice(); //~ E0599 descriptors_as_memory
+}
+
+fn segment_of_a_region(region: &DmaRegion) {
+    let _ = region.segment(0, 16, true); //~ E0599 segment_of_a_region
+}
+
+fn segment_made_longer(segment: &mut Segment<'_>) {
+    segment.len = u32::MAX; //~ E0616 segment_made_longer
+}
+
+fn proof_of_nothing(life: Life) -> Quiet {
+    life.into() //~ E0277 proof_of_nothing
+}
+
+fn life_by_number(life: &mut Life) {
+    life.number = 0; //~ E0616 life_by_number
 }
 
 fn main() {}

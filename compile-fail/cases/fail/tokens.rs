@@ -1,4 +1,5 @@
 //! A token is used once, and what is seen in memory does not outlive it.
+use ringfence_drivers::virtio::{Offer, PciTransport};
 use ringfence_memory::*;
 
 fn pages_twice(space: &'static AddressSpace, pages: AllocatedPages) {
@@ -56,9 +57,15 @@ fn mapping_after_borrow(memory: MappedPages<Private>) {
     let _ = memory.flags(); //~ E0382 mapping_after_borrow
 }
 
-fn quarantined(memory: MappedPages<Dma>) {
-    let _lost = memory.quarantine();
-    let _ = memory.physical_address(); //~ E0382 quarantined
+fn given_to_a_device(memory: MappedPages<Dma>) {
+    // SAFETY: never called.
+    let _given = unsafe { DmaMemory::from_pages(memory) };
+    let _ = memory.physical_address(); //~ E0382 given_to_a_device
+}
+
+fn negotiated_twice(offer: Offer<PciTransport>) {
+    let _ = offer.negotiate(0);
+    let _ = offer.negotiate(1); //~ E0382 negotiated_twice
 }
 
 fn buffer_in_flight(buffer: DmaBuf, submit: impl FnOnce(DmaBuf)) {
@@ -117,6 +124,42 @@ fn window_outlives_buffer(buffer: DmaBuf) {
     let bytes = buffer.as_volatile_slice();
     drop(buffer); //~ E0505 window_outlives_buffer
     let _ = bytes.len();
+}
+
+fn address_outlives_region(region: DmaRegion, windows: &DmaWindows) {
+    let address = region.address(0);
+    drop(region); //~ E0505 address_outlives_region
+    let _ = address.map(|address| windows.publish(address));
+}
+
+fn address_outlives_buffer(buffer: DmaBuf, windows: &DmaWindows) {
+    let address = buffer.address();
+    drop(buffer); //~ E0505 address_outlives_buffer
+    let _ = windows.publish(address);
+}
+
+fn segment_outlives_buffer(buffer: DmaBuf, table: &DescriptorTable<Split>) {
+    let segment = buffer.segment(0, 16, true);
+    drop(buffer); //~ E0505 segment_outlives_buffer
+    let _ = segment.map(|segment| table.check(&segment));
+}
+
+fn segment_outlives_array(array: DmaArray<u64>, table: &DescriptorTable<Split>) {
+    let segment = array.segment(0, 2, true);
+    drop(array); //~ E0505 segment_outlives_array
+    let _ = segment.map(|segment| table.check(&segment));
+}
+
+fn segment_outlives_segments(segments: SegmentArray, table: &DescriptorTable<Split>) {
+    let segment = segments.get(0);
+    drop(segments); //~ E0505 segment_outlives_segments
+    let _ = segment.map(|segment| table.check(&segment));
+}
+
+fn queue_outlives_descriptors(table: DescriptorTable<Split>, area: DmaAddr<'_>) {
+    let addresses = table.queue(area, area);
+    drop(table); //~ E0505 queue_outlives_descriptors
+    let _ = addresses.addresses();
 }
 
 fn address_space_on_the_stack(space: AddressSpace) {

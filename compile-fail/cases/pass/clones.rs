@@ -9,7 +9,7 @@ fn _range_of_a_token(memory: &MappedPages<Private>) -> PageRange {
     **memory
 }
 
-fn _addresses(physical: PhysAddr, device: DmaAddr) -> [(PhysAddr, DmaAddr); 2] {
+fn _addresses<'a>(physical: PhysAddr, device: DmaAddr<'a>) -> [(PhysAddr, DmaAddr<'a>); 2] {
     [(physical, device); 2]
 }
 

@@ -16,13 +16,34 @@ fn _device(space: &'static AddressSpace) -> Result<PhysAddr, MapError> {
     Ok(memory.physical_address())
 }
 
-fn _address(region: &DmaRegion) -> Option<DmaAddr> {
+fn _address(region: &DmaRegion) -> Option<DmaAddr<'_>> {
     region.address(0)
 }
 
-fn _quarantine(memory: MappedPages<Dma>) -> MappedPages<Dma> {
+fn _memory(memory: MappedPages<Dma>) -> DmaMemory {
     // SAFETY: never called.
-    unsafe { memory.quarantine().release() }
+    unsafe { DmaMemory::from_pages(memory) }
+}
+
+fn _written(register: &Register<u32>, registers: &MmioRegion) -> Result<(), MmioError> {
+    // SAFETY: never called.
+    unsafe {
+        register.write(1);
+        registers.write(0x20, 1_u32)
+    }
+}
+
+fn _configuration(config: &ConfigSpace, grant: &DmaGrant) -> Result<(), ConfigError> {
+    config.enable_memory();
+    config.enable_bus_master(grant)
+}
+
+fn _segment(region: &DmaRegion) -> Result<Option<u32>, DmaError> {
+    Ok(region.array::<u64>(0, 2)?.segment(0, 2, true).map(|segment| segment.len()))
+}
+
+fn _queue<'a>(table: &'a DescriptorTable<Packed>, area: DmaAddr<'a>) -> QueueAddresses<'a> {
+    table.queue(area, area)
 }
 
 fn main() {}

@@ -32,4 +32,16 @@ fn _buffer(buffer: DmaBuf, submit: impl FnOnce(DmaBuf)) {
     submit(buffer);
 }
 
+fn _publish(windows: &DmaWindows, region: DmaRegion) -> Option<GuestAddress> {
+    let told = windows.publish(region.address(0)?).ok();
+    drop(region);
+    told
+}
+
+fn _store(table: &DescriptorTable<Split>, buffer: DmaBuf) -> Option<DmaBuf> {
+    let order = core::sync::atomic::Ordering::Relaxed;
+    table.store(0, &buffer.segment(0, 16, true)?, 0, order).ok()?;
+    Some(buffer)
+}
+
 fn main() {}
