@@ -10,7 +10,7 @@ use ringfence_drivers::net::{self, Net, Phy};
 use ringfence_drivers::pci::{self, Bar, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::{DeviceType, Error, PciTransport, features};
-use ringfence_memory::{ConfigAccess, DmaGrant, DmaWindows, Ecam, FrameRange, MmioRegion, PhysAddr};
+use ringfence_memory::{ConfigAccess, DmaGrant, DmaWindows, Ecam, FrameRange, PhysAddr};
 use ringfence_services::api::{DeviceInfo, QueueInfo};
 
 use crate::acpi;
@@ -191,8 +191,8 @@ pub fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
         let buses = u64::from(ecam.last_bus - ecam.first_bus) + 1;
         let start = PhysAddr::new(ecam.base)?.checked_add(u64::from(ecam.first_bus) << 20)?;
         offer(start, buses << 20);
-        let registers = MmioRegion::map(&KERNEL, start, (buses << 20) as usize).ok()?;
-        Some(Ecam::new(registers, ecam.segment, ecam.first_bus, ecam.last_bus))
+        // SAFETY: the firmware's MCFG table says that configuration space of these buses of the segment is there.
+        unsafe { Ecam::new(&KERNEL, start, ecam.segment, ecam.first_bus, ecam.last_bus) }.ok()
     });
     match ecam {
         Some(ecam) => Box::leak(Box::new(ecam)),
@@ -200,7 +200,7 @@ pub fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
     }
 }
 
-/// Puts registers on offer to be claimed. What is RAM, or was offered before, is not: then claiming it fails.
+/// Puts registers on offer to be claimed. What is RAM, or was offered before, is not.
 fn offer(start: PhysAddr, len: u64) {
     if let Ok(frames) = FrameRange::from_phys_addr(start, len) {
         // SAFETY: firmware says that these are the registers of a function or the configuration space, and drivers
@@ -220,7 +220,21 @@ pub fn bring_up<D>(
     queues: u16,
     new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
 ) -> Result<(D, DeviceInterrupts, DmaWindows), Error> {
-    function.disable_decoding();
+    let windows = DmaWindows::new(&KERNEL, function.address().id())?;
+    let (driver, interrupts) = bring_up_with(&windows, function, queues, new)?;
+    Ok((driver, interrupts, windows))
+}
+
+/// The same for somebody who has the device's windows already.
+///
+/// # Errors
+/// As for [`bring_up`].
+pub fn bring_up_with<D>(
+    windows: &DmaWindows,
+    function: &Function,
+    queues: u16,
+    new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
+) -> Result<(D, DeviceInterrupts), Error> {
     for bar in function.bars().into_iter().flatten() {
         if let Bar::Memory { address: Some(start), size, .. } = bar {
             offer(start, size);
@@ -231,13 +245,12 @@ pub fn bring_up<D>(
     // Under a hypervisor it is the hypervisor's own.
     let grant = unsafe { DmaGrant::without_iommu(id) };
     let attempt = |line_only| {
-        let windows = DmaWindows::new(&KERNEL, id);
         let mut transport = PciTransport::new(&KERNEL, function)?;
         let interrupts = match line_only {
             true => DeviceInterrupts::line(&mut transport, function),
             false => DeviceInterrupts::set_up(&mut transport, function, queues),
         };
-        Ok((new(transport, &grant, windows.clone())?, interrupts, windows))
+        Ok((new(transport, &grant, windows.clone())?, interrupts))
     };
     match attempt(false) {
         Err(Error::NoVector) => attempt(true),

@@ -6,8 +6,8 @@ use core::ptr::NonNull;
 use core::time::Duration;
 
 use ringfence_memory::{
-    Backing, ClaimError, ConfigAccess, DeviceId, DmaMemory, DmaRegistry, FrameRange, FrameRequest,
-    MappedPages, Mmio, PciAddress, PhysAddr, Platform, PlatformError,
+    ClaimError, ConfigAccess, DeviceId, DmaMemory, DmaRegistry, FrameRange, FrameRequest, MmioMemory,
+    PciAddress, PhysAddr, Platform, PlatformError,
 };
 use spin::Mutex;
 use x86_64::instructions::port::Port;
@@ -21,26 +21,37 @@ pub struct Kernel;
 /// The one [`Kernel`].
 pub static KERNEL: Kernel = Kernel;
 
-// SAFETY: DMA memory comes from the address space's arena: fresh frames, zeroed, mapped once and lent to one owner; a
-// device address is a physical address, since there is no IOMMU. Registers come from ranges that were offered as such
-// and are claimed once. The clock is the TSC, which never goes backwards.
+// SAFETY: promise by promise:
+// - `dma_allocate` hands out pages of the address space's DMA arena as they are lent to one owner, the `DmaMemory`, and
+//   they are not lent again before it is dropped;
+// - that arena is type-stable: frames that were in it once go back to it, when their owner is dropped, and nowhere else;
+// - `mmio_map` hands out ranges that `claim_mmio` gives to one owner each: no page of one is given to another before, and
+//   a caller has the whole pages, so each byte is its own;
+// - `now` is the TSC, of one processor, which never goes backwards;
+// - `registry` is that of the one address space, and `Kernel` has no state: all its values are the same platform.
 unsafe impl Platform for Kernel {
     fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         let request = FrameRequest::new(pages.get());
         let memory = memory::space().allocate_dma(request).map_err(|_| PlatformError::OutOfMemory)?;
         let address = memory.physical_address().value();
-        // SAFETY: the arena zeroes what it lends, nothing refers to it, and it is contiguous from `address` on.
-        Ok(unsafe { DmaMemory::new(Box::new(memory), address) })
+        // SAFETY: this kernel programs no IOMMU, so what devices use are physical addresses.
+        Ok(unsafe { DmaMemory::from_pages(memory, address) })
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<Box<dyn Backing>, PlatformError> {
+    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
         let range = FrameRange::from_phys_addr(start, len as u64).map_err(|_| PlatformError::BadRange)?;
         let pages = memory::space().claim_mmio(range).map_err(|error| match error {
             ClaimError::AlreadyClaimed => PlatformError::Claimed,
             ClaimError::Map(_) => PlatformError::OutOfMemory,
             _ => PlatformError::BadRange,
         })?;
-        Ok(Box::new(Registers { pages, offset: start.frame_offset(), len }))
+        let first = NonNull::new(pages.as_ptr()).ok_or(PlatformError::BadRange)?;
+        // SAFETY: the pages were rounded outward from these bytes, so `frame_offset` is inside, and `len` bytes more are not
+        // beyond the end.
+        let first = unsafe { first.add(start.frame_offset()) };
+        // SAFETY: only ranges that are not RAM can be offered, and only those claimed; `Mmio` pages are mapped uncached,
+        // readable and writable, as long as they are owned, and give no references.
+        Ok(unsafe { MmioMemory::new(first, len, Box::new(pages)) })
     }
 
     fn now(&self) -> Duration {
@@ -49,26 +60,6 @@ unsafe impl Platform for Kernel {
 
     fn registry(&self) -> &DmaRegistry {
         memory::space().registry()
-    }
-}
-
-/// Claimed registers that need not begin or end with a page.
-struct Registers {
-    pages: MappedPages<Mmio>,
-    offset: usize,
-    len: usize,
-}
-
-// SAFETY: the pages stay mapped as long as they are owned here, and `offset + len` does not exceed them: they were
-// rounded outward from these bytes.
-unsafe impl Backing for Registers {
-    fn pointer(&self) -> NonNull<u8> {
-        // SAFETY: `offset` is less than the pages' size.
-        unsafe { self.pages.pointer().add(self.offset) }
-    }
-
-    fn len(&self) -> usize {
-        self.len
     }
 }
 
@@ -103,10 +94,10 @@ unsafe impl ConfigAccess for ConfigPorts {
         }
     }
 
-    fn write(&self, function: PciAddress, offset: u16, value: u32) {
+    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
         let Some(address) = Self::select(function, offset) else { return };
         let (select, data) = &mut *self.ports.lock();
-        // SAFETY: as in `read`.
+        // SAFETY: as in `read`; the caller answers for what the function then does.
         unsafe {
             select.write(address);
             data.write(value);

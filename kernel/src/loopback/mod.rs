@@ -21,7 +21,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
-use ringfence_memory::{AtomicAccess, ConfigError, DeviceStatus, DmaGrant, DmaWindows, ResetTimeout};
+use ringfence_memory::{AtomicAccess, ConfigError, DmaGrant, DmaWindows, Quiet, ResetError};
 
 pub use blk::RamDisk;
 pub use net::Echo;
@@ -136,8 +136,12 @@ impl<M: Model> Loopback<M> {
         Self::with_options(model, windows, &Options::default())
     }
 
-    /// A device that reaches memory through `windows`. Their device id must be nobody else's.
+    /// A device that reaches memory through `windows`, which are [those of a model](DmaWindows::for_model).
+    ///
+    /// # Panics
+    /// If their device id is of PCI segment 0, where the functions of this machine are.
     pub fn with_options(model: M, windows: DmaWindows, options: &Options) -> Self {
+        assert_ne!(windows.device().0 >> 16, 0, "a function may have this id");
         let rings = (0..model.queues()).map(|_| None).collect();
         Self(Rc::new(RefCell::new(State {
             model,
@@ -155,8 +159,9 @@ impl<M: Model> Loopback<M> {
     /// The permission that a driver needs to start the device.
     pub fn grant(&self) -> DmaGrant {
         let id = self.0.borrow().windows.device();
-        // SAFETY: no hardware goes by this id, and the model can reach nothing but what the windows show it: it has only
-        // a `View`.
+        // SAFETY: the only device that goes by this id is the model. Functions that this kernel can reach are of segment 0:
+        // see `config_access`, and `with_options` saw that the id is of another. And the model can reach nothing but what the
+        // windows show it: it has only a `View`.
         unsafe { DmaGrant::without_iommu(id) }
     }
 
@@ -202,26 +207,6 @@ impl<M: Model> Notify for Doorbell<M> {
     }
 }
 
-// SAFETY: the device uses memory only in `run`, and of that only what the rings lead to; writing 0 forgets them all before
-// it returns, and `run` keeps no part of a `View`.
-unsafe impl<M: Model> DeviceStatus for Loopback<M> {
-    fn read(&self) -> u8 {
-        self.0.borrow().status
-    }
-
-    fn write(&self, value: u8) {
-        let mut state = self.0.borrow_mut();
-        if value == 0 {
-            state.reset();
-            return;
-        }
-        let unknown = state.features & !state.offered() != 0;
-        let refused = unknown || state.features & features::VERSION_1 == 0;
-        let accepted = if refused { value & !status::FEATURES_OK } else { value };
-        state.status = accepted | state.status & status::NEEDS_RESET;
-    }
-}
-
 impl<M: Model> Transport for Loopback<M> {
     type Notifier = Doorbell<M>;
 
@@ -230,15 +215,25 @@ impl<M: Model> Transport for Loopback<M> {
     }
 
     fn status(&self) -> u8 {
-        self.read()
+        self.0.borrow().status
     }
 
     fn set_status(&mut self, status: u8) {
-        self.write(status);
+        let mut state = self.0.borrow_mut();
+        let unknown = state.features & !state.offered() != 0;
+        let refused = unknown || state.features & features::VERSION_1 == 0;
+        let accepted = if refused { status & !status::FEATURES_OK } else { status };
+        state.status = accepted | state.status & status::NEEDS_RESET;
     }
 
-    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout> {
-        windows.reset_device(self, limit)
+    fn reset(&mut self, windows: &DmaWindows, _: Duration) -> Result<Quiet, ResetError> {
+        let mut state = self.0.borrow_mut();
+        if windows.life() != state.windows.life() {
+            return Err(ResetError::WrongDevice);
+        }
+        // First it forgets what it was told; views it has only while it runs.
+        state.reset();
+        windows.reset_model()
     }
 
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error> {
@@ -278,21 +273,22 @@ impl<M: Model> Transport for Loopback<M> {
         if index < state.model.queues() { state.options.queue_size } else { 0 }
     }
 
-    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<Doorbell<M>, Error> {
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<Doorbell<M>, Error> {
         let (index, refused) = (queue.index, Error::QueueRefused(queue.index));
         let state = &mut *self.0.borrow_mut();
         let place = state.rings.get_mut(usize::from(index)).filter(|ring| ring.is_none());
         let place = place.ok_or(Error::QueueUnavailable(index))?;
-        let learn = |address| windows.publish(address).ok_or(refused);
+        let learn = |address| windows.publish(address).map_err(|_| refused);
+        let [descriptors, driver, device] = queue.addresses.addresses();
         let ring = Ring {
-            size: queue.size,
-            descriptors: learn(queue.descriptors)?,
-            driver: learn(queue.driver)?,
-            device: learn(queue.device)?,
+            size: queue.addresses.size(),
+            descriptors: learn(descriptors)?,
+            driver: learn(driver)?,
+            device: learn(device)?,
             position: None,
             notified: None,
         };
-        let fits = queue.size <= state.options.queue_size;
+        let fits = queue.addresses.size() <= state.options.queue_size;
         let view = View::new(&state.windows);
         let queue = ring.open(&view, state.features, Interrupt(&state.interrupts));
         queue.filter(|_| fits).ok_or(refused)?;
