@@ -6,10 +6,10 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::{Error, Notify, PciNotifier, QueueSetup};
-use ringfence_memory::{DmaBuf, DmaRegion, PAGE_SIZE};
+use ringfence_drivers::virtio::Error;
+use ringfence_memory::{DmaBuf, DmaRegion, DmaWindows, PAGE_SIZE};
 
-use crate::support::raw::{Raw, start_of};
+use crate::support::raw::{Bell, Raw, number, start_of};
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
 /// Descriptors of a request: header, data, status.
@@ -55,10 +55,11 @@ impl Slots {
     }
 
     /// Address, length and flags (without NEXT) of each part of a request.
-    pub fn parts(&self, raw: &Raw, slot: usize, workload: &Workload) -> [(u64, u32, u16); PARTS] {
-        let at = |offset| raw.number(self.region.address(slot * Self::LEN + offset).expect("in the region"));
+    pub fn parts(&self, slot: usize, workload: &Workload) -> [(u64, u32, u16); PARTS] {
+        // SAFETY: the slot is in the region.
+        let at = |offset| number(unsafe { self.start().add(slot * Self::LEN + offset) });
         let to_driver = if workload.write { 0 } else { WRITE };
-        let buffer = raw.number(self.buffers[slot].address());
+        let buffer = number(self.buffers[slot].as_volatile_slice().as_ptr());
         [(at(0), 16, 0), (buffer, workload.len as u32, to_driver), (at(Self::STATUS), 1, WRITE)]
     }
 
@@ -89,7 +90,7 @@ impl Slots {
 pub struct Ceiling {
     // First, so that the device is reset before its memory goes.
     _raw: Raw,
-    notifier: PciNotifier,
+    bell: Bell,
     _ring: DmaRegion,
     slots: Slots,
     headers: NonNull<u8>,
@@ -105,12 +106,12 @@ pub struct Ceiling {
 
 impl Ceiling {
     /// Brings the disk up with VERSION_1 alone. `None` if the requests do not fit the queue.
-    pub fn new(function: &Function, workload: &Workload, depth: usize) -> Option<Self> {
-        Self::start(function, workload, depth).expect("the disk starts")
+    pub fn new(function: &Function, windows: &DmaWindows, workload: &Workload, depth: usize) -> Option<Self> {
+        let raw = Raw::start(function, windows, 0).expect("the disk starts");
+        Self::start(raw, workload, depth).expect("there is memory")
     }
 
-    fn start(function: &Function, workload: &Workload, depth: usize) -> Result<Option<Self>, Error> {
-        let mut raw = Raw::start(function, 0)?;
+    fn start(raw: Raw, workload: &Workload, depth: usize) -> Result<Option<Self>, Error> {
         let size = usize::from(raw.queue_size(0));
         if depth * PARTS > size {
             return Ok(None);
@@ -122,7 +123,7 @@ impl Ceiling {
         let slots = Slots::new(&raw, workload, depth)?;
         let start = start_of(&ring);
         for slot in 0..depth {
-            for (part, (address, len, flags)) in slots.parts(&raw, slot, workload).into_iter().enumerate() {
+            for (part, (address, len, flags)) in slots.parts(slot, workload).into_iter().enumerate() {
                 let index = slot * PARTS + part;
                 let flags = if part + 1 < PARTS { flags | NEXT } else { flags };
                 let rest = u64::from(len) | u64::from(flags) << 32 | (index as u64 + 1) << 48;
@@ -134,22 +135,14 @@ impl Ceiling {
                 }
             }
         }
-        let address = |offset| ring.address(offset).ok_or(Error::BadConfig);
-        let setup = QueueSetup {
-            index: 0,
-            size: size as u16,
-            descriptors: address(0)?,
-            driver: address(avail)?,
-            device: address(used)?,
-        };
-        let notifier = raw.queue(&setup)?;
+        let bell = raw.queue(0, size as u16, [0, avail, used].map(|offset| number(start) + offset as u64));
         raw.run();
         // SAFETY: both offsets are in the region, and aligned.
         let (avail, used) = unsafe { (start.add(avail).cast(), start.add(used).cast()) };
         let headers = slots.start();
         let mut guest = Self {
             _raw: raw,
-            notifier,
+            bell,
             _ring: ring,
             slots,
             headers,
@@ -211,7 +204,7 @@ impl Guest for Ceiling {
         fence(Ordering::SeqCst);
         if self.used(0).load(Ordering::Relaxed) & 1 == 0 {
             self.kicks = self.kicks.wrapping_add(1);
-            self.notifier.notify(0);
+            self.bell.ring();
         }
     }
 

@@ -5,11 +5,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::{Error, Notify, PciNotifier, QueueSetup, features};
-use ringfence_memory::{DmaRegion, PAGE_SIZE};
+use ringfence_drivers::virtio::{Error, features};
+use ringfence_memory::{DmaRegion, DmaWindows, PAGE_SIZE};
 
 use crate::ceiling::{DESCRIPTOR, NEXT, PARTS, Slots};
-use crate::support::raw::{Raw, start_of};
+use crate::support::raw::{Bell, Raw, number, start_of};
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
 /// Descriptor flags (2.8.1): both change with each round of the ring.
@@ -46,7 +46,7 @@ impl Position {
 pub struct CeilingPacked {
     // First, so that the device is reset before its memory goes.
     _raw: Raw,
-    notifier: PciNotifier,
+    bell: Bell,
     _ring: DmaRegion,
     slots: Slots,
     headers: NonNull<u8>,
@@ -67,12 +67,12 @@ pub struct CeilingPacked {
 
 impl CeilingPacked {
     /// Brings the disk up with RING_PACKED and VERSION_1 alone. `None` if it has no packed ring, or too small a one.
-    pub fn new(function: &Function, workload: &Workload, depth: usize) -> Option<Self> {
-        Self::start(function, workload, depth).expect("the disk starts")
+    pub fn new(function: &Function, windows: &DmaWindows, workload: &Workload, depth: usize) -> Option<Self> {
+        let raw = Raw::start(function, windows, features::RING_PACKED).expect("the disk starts");
+        Self::start(raw, workload, depth).expect("there is memory")
     }
 
-    fn start(function: &Function, workload: &Workload, depth: usize) -> Result<Option<Self>, Error> {
-        let mut raw = Raw::start(function, features::RING_PACKED)?;
+    fn start(raw: Raw, workload: &Workload, depth: usize) -> Result<Option<Self>, Error> {
         // A packed ring can have any size: here chains never wrap.
         let chains = usize::from(raw.queue_size(0)) / PARTS;
         if raw.features() & features::RING_PACKED == 0 || depth > chains {
@@ -82,26 +82,19 @@ impl CeilingPacked {
         let device = driver + PAGE_SIZE;
         let ring = raw.windows().allocate(device + PAGE_SIZE)?;
         let slots = Slots::new(&raw, workload, depth)?;
-        let templates = (0..depth).map(|slot| template(slot, slots.parts(&raw, slot, workload))).collect();
-        let address = |offset| ring.address(offset).ok_or(Error::BadConfig);
-        let setup = QueueSetup {
-            index: 0,
-            size: (chains * PARTS) as u16,
-            descriptors: address(0)?,
-            driver: address(driver)?,
-            device: address(device)?,
-        };
+        let templates = (0..depth).map(|slot| template(slot, slots.parts(slot, workload))).collect();
         let start = start_of(&ring);
         // SAFETY: in the region and aligned; the device does not know it yet.
         unsafe { start.add(driver + EVENT_FLAGS).cast::<u16>().write_volatile(NEVER) };
-        let notifier = raw.queue(&setup)?;
+        let parts = [0, driver, device].map(|offset| number(start) + offset as u64);
+        let bell = raw.queue(0, (chains * PARTS) as u16, parts);
         raw.run();
         // SAFETY: in the region.
         let device_event = unsafe { start.add(device + EVENT_FLAGS) }.cast();
         let headers = slots.start();
         let mut guest = Self {
             _raw: raw,
-            notifier,
+            bell,
             _ring: ring,
             slots,
             headers,
@@ -176,7 +169,7 @@ impl Guest for CeilingPacked {
         let event = unsafe { AtomicU16::from_ptr(self.device_event.as_ptr()) };
         if event.load(Ordering::Relaxed) != NEVER {
             self.kicks = self.kicks.wrapping_add(1);
-            self.notifier.notify(0);
+            self.bell.ring();
         }
     }
 

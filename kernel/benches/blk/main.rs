@@ -93,12 +93,12 @@ impl Disk {
         let access = config_access(&boot.acpi);
         let is_disk = |function: &Function| probe(function) == Match::Driver(Driver::Block);
         let function = pci::enumerate(access, 0).find(is_disk).expect("there is a disk");
-        let (disk, interrupts) = ours::start(&function);
+        let windows = DmaWindows::new(&KERNEL, function.address().id()).expect("nobody else has it");
+        let (disk, interrupts) = ours::start(&function, &windows);
         let names: Vec<_> = features::names(DeviceType::BLOCK, disk.features()).collect();
         let (size, interrupts) = (disk.queue_size(), interrupts.name());
         info(format_args!("ours: queue of {size}, {interrupts}, {}", names.join(" ")));
         let indirect = disk.features() & features::INDIRECT_DESC != 0;
-        let windows = DmaWindows::new(&KERNEL, function.address().id());
         Self { function, access, windows, sectors: disk.geometry().sectors, indirect }
     }
 }
@@ -136,14 +136,16 @@ fn one(plan: &Plan, disk: &Disk, workload: &Workload, subject: Subject<'_>) {
     let is_timed = matches!(mode, Mode::Time { .. });
     match subject.guest {
         "ours" if workload.write => {
-            measure(Ours::<true>::new(function, workload, depth, plan.wait), mode, subject, windows)
+            measure(Ours::<true>::new(disk, workload, depth, plan.wait), mode, subject, windows)
         }
-        "ours" => measure(Ours::<false>::new(function, workload, depth, plan.wait), mode, subject, windows),
+        "ours" => measure(Ours::<false>::new(disk, workload, depth, plan.wait), mode, subject, windows),
         "virtio-drivers" => {
             measure(VirtioDrivers::new(disk, workload, depth, is_timed), mode, subject, windows)
         }
-        "ceiling" => measure(Ceiling::new(function, workload, depth), mode, subject, windows),
-        "ceiling-packed" => measure(CeilingPacked::new(function, workload, depth), mode, subject, windows),
+        "ceiling" => measure(Ceiling::new(function, windows, workload, depth), mode, subject, windows),
+        "ceiling-packed" => {
+            measure(CeilingPacked::new(function, windows, workload, depth), mode, subject, windows)
+        }
         other => panic!("there is no driver called {other:?}"),
     }
 }

@@ -4,11 +4,12 @@ use heapless::Vec;
 use ringfence_drivers::block::{Block, Options, Request};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Hybrid, PciTransport};
-use ringfence_kernel::devices::bring_up;
+use ringfence_kernel::devices::bring_up_with;
 use ringfence_kernel::irq::DeviceInterrupts;
-use ringfence_memory::DmaBuf;
+use ringfence_memory::{DmaBuf, DmaWindows};
 use x86_64::instructions::interrupts;
 
+use crate::Disk;
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
 /// Enough descriptors for the largest depth.
@@ -42,19 +43,18 @@ pub struct Ours<const WRITE: bool> {
 }
 
 /// Brings the disk up.
-pub fn start(function: &Function) -> (Block<PciTransport>, DeviceInterrupts) {
-    let (disk, interrupts, _) = bring_up(function, 1, |transport, grant, windows| {
+pub fn start(function: &Function, windows: &DmaWindows) -> (Block<PciTransport>, DeviceInterrupts) {
+    bring_up_with(windows, function, 1, |transport, grant, windows| {
         let options = Options { queue_size: QUEUE_SIZE, ..Options::default() };
         Block::with_options(transport, grant, windows, &options)
     })
-    .expect("the disk starts");
-    (disk, interrupts)
+    .expect("the disk starts")
 }
 
 impl<const WRITE: bool> Ours<WRITE> {
     /// Brings the disk up. `None` if not so many requests fit its queue.
-    pub fn new(function: &Function, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
-        let (mut disk, interrupts) = start(function);
+    pub fn new(disk: &Disk, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
+        let (mut disk, interrupts) = start(&disk.function, &disk.windows);
         disk.disable_interrupts();
         if depth > disk.depth().min(DEEPEST) {
             return None;

@@ -12,18 +12,17 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use core::task::Waker;
 
 use embassy_time_driver::{TICK_HZ, now, schedule_wake};
-use ringfence_drivers::pci::{Bar, Capability, Function};
+use ringfence_drivers::pci::Function;
 use spin::Once;
 use x86_64::instructions::interrupts;
 
 use crate::support::hal;
 use crate::support::lines::info;
+use crate::support::raw::{NOTIFY, structure};
 
 /// How often the device is notified, and how many times at most: from the start of a sample on.
 const TIMES: u64 = 8;
 const INTERVAL: u64 = TICK_HZ / 4;
-/// The type of the capability of the notification registers (4.1.4).
-const NOTIFY: u8 = 2;
 
 /// The notification register of queue 0 of the device that may need it, or null.
 static REGISTER: AtomicPtr<u16> = AtomicPtr::new(null_mut());
@@ -56,8 +55,9 @@ impl Rescue {
     pub fn start(function: &Function) -> Self {
         static WAKERS: Once<Vec<Waker>> = Once::new();
         let wakers = WAKERS.call_once(|| (0..TIMES).map(|_| Waker::from(Arc::new(Alarm))).collect());
-        let register = register(function).expect("the device has notification registers");
-        REGISTER.store(register.as_ptr(), Ordering::Relaxed);
+        let register = structure(function, NOTIFY).expect("the device has notification registers");
+        // Queue 0 is notified at the start of the structure, in QEMU.
+        REGISTER.store(hal::register(register.0).cast().as_ptr(), Ordering::Relaxed);
         for (time, waker) in (1..).zip(wakers) {
             schedule_wake(now() + time * INTERVAL, waker);
         }
@@ -74,17 +74,4 @@ impl Drop for Rescue {
             info("virtio-drivers waited for a device that it had not notified, and was helped");
         }
     }
-}
-
-/// Where queue 0 is notified: at the start of the structure, in QEMU.
-fn register(function: &Function) -> Option<NonNull<u16>> {
-    let config = function.config();
-    let mut vendor = function.capabilities().filter(|capability| capability.id == Capability::VENDOR);
-    let [bar, offset] = vendor.find_map(|capability| {
-        let word = |at| Some(config.read_u32(capability.field(at)?));
-        let kind = word(0)?.to_le_bytes()[3];
-        (kind == NOTIFY).then_some([word(4)? & 0xff, word(8)?])
-    })?;
-    let Some(Bar::Memory { address: Some(start), .. }) = function.bars()[bar as usize] else { return None };
-    Some(hal::register(start.value() + u64::from(offset)).cast())
 }

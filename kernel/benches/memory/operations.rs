@@ -142,7 +142,7 @@ fn dma(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
 
 /// Buffers of a pool.
 fn buffers(live: &mut Live) {
-    let windows = DmaWindows::new(&KERNEL, DeviceId(1));
+    let windows = DmaWindows::new(&KERNEL, DeviceId(1)).expect("nobody else has it");
     let pool = DmaPool::new(&windows, BUFFERS, 4096).expect("room for the pool");
     let mut lent: Vec<_> = (0..LENT).filter_map(|_| pool.take()).collect();
     let [mut take, mut give] =

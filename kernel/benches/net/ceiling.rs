@@ -6,11 +6,12 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::{Error, Notify, PciNotifier, QueueSetup, features};
-use ringfence_memory::{Bytes, DmaRegion};
+use ringfence_drivers::virtio::{Error, features};
+use ringfence_kernel::platform::KERNEL;
+use ringfence_memory::{Bytes, DmaRegion, DmaWindows};
 
 use crate::card::{Card, Costs, until};
-use crate::support::raw::{Raw, start_of};
+use crate::support::raw::{Bell, Raw, number, start_of};
 
 /// Descriptors of each queue, and as many buffers.
 const SIZE: usize = 256;
@@ -37,10 +38,10 @@ struct Shared {
 
 /// A ring whose buffers go round: descriptor n always has buffer n.
 struct Ring {
-    region: DmaRegion,
+    _region: DmaRegion,
     shared: NonNull<Shared>,
     buffers: DmaRegion,
-    notifier: PciNotifier,
+    bell: Bell,
     kicks: u64,
     packed: bool,
     /// Of every descriptor.
@@ -53,20 +54,14 @@ struct Ring {
 }
 
 impl Ring {
-    fn new(device: &mut Raw, index: u16) -> Result<Self, Error> {
+    fn new(device: &Raw, index: u16) -> Result<Self, Error> {
         let region = device.windows().allocate(size_of::<Shared>())?;
-        let address = |offset| region.address(offset).ok_or(Error::BadConfig);
-        let setup = QueueSetup {
-            index,
-            size: SIZE as u16,
-            descriptors: address(0)?,
-            driver: address(core::mem::offset_of!(Shared, driver))?,
-            device: address(core::mem::offset_of!(Shared, device))?,
-        };
+        let parts = [0, core::mem::offset_of!(Shared, driver), core::mem::offset_of!(Shared, device)];
+        let start = start_of(&region);
         let mut ring = Self {
-            notifier: device.queue(&setup)?,
-            shared: start_of(&region).cast(),
-            region,
+            bell: device.queue(index, SIZE as u16, parts.map(|offset| number(start) + offset as u64)),
+            shared: start.cast(),
+            _region: region,
             buffers: device.windows().allocate(SIZE * BUFFER_LEN)?,
             kicks: 0,
             packed: device.features() & features::RING_PACKED != 0,
@@ -76,8 +71,8 @@ impl Ring {
             used: 0,
         };
         for slot in 0..SIZE {
-            let buffer = ring.buffers.address(slot * BUFFER_LEN).ok_or(Error::BadConfig)?;
-            ring.region.write_dma_addr(16 * slot, buffer)?;
+            let buffer = number(start_of(&ring.buffers)) + (slot * BUFFER_LEN) as u64;
+            ring.shared().descriptors[slot][0].store(buffer, Ordering::Relaxed);
             if !ring.packed {
                 ring.shared().driver[2 + slot].store(slot as u16, Ordering::Relaxed);
             }
@@ -123,7 +118,7 @@ impl Ring {
         fence(Ordering::SeqCst);
         if self.shared().device[usize::from(self.packed)].load(Ordering::Relaxed) & SUPPRESS == 0 {
             self.kicks += 1;
-            self.notifier.notify(0); // NOTIFICATION_DATA is not in use
+            self.bell.ring();
         }
     }
 
@@ -184,9 +179,10 @@ pub struct Ceiling {
 impl Ceiling {
     /// Brings the card up.
     pub fn open(function: &Function) -> Result<Self, Error> {
-        let mut device = Raw::start(function, features::RING_PACKED)?;
-        let mut receive = Ring::new(&mut device, 0)?;
-        let transmit = Ring::new(&mut device, 1)?;
+        let windows = DmaWindows::new(&KERNEL, function.address().id())?;
+        let device = Raw::start(function, &windows, features::RING_PACKED)?;
+        let mut receive = Ring::new(&device, 0)?;
+        let transmit = Ring::new(&device, 1)?;
         device.run();
         receive.give(SIZE as u32);
         Ok(Self { device, receive, transmit })

@@ -1,28 +1,27 @@
 //! What the crate `virtio-drivers` needs of a kernel, at its best: no copying, and looking an address up is cheap.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_drivers::pci::{Bar, Function};
+use ringfence_drivers::pci::Function;
 use ringfence_kernel::memory::space;
-use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
-    Backing, ConfigAccess, Dma, DmaGrant, FrameRange, FrameRequest, MappedPages, PAGE_SIZE, PciAddress,
-    Platform, VirtAddr,
+    ConfigAccess, Dma, DmaGrant, FrameRequest, MappedPages, PAGE_SIZE, PciAddress, VirtAddr,
 };
 use spin::Mutex;
 use virtio_drivers::transport::pci::PciTransport;
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction, PciRoot};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
+use super::raw::Bars;
+
 /// Implements [`Hal`] with the kernel's memory.
 pub struct Memory;
 
 static DMA: Mutex<Vec<MappedPages<Dma>>> = Mutex::new(Vec::new());
-/// Physical addresses and mappings of the claimed registers.
-static REGISTERS: Mutex<Vec<(u64, Box<dyn Backing>)>> = Mutex::new(Vec::new());
+/// The claimed registers of each device.
+static REGISTERS: Mutex<Vec<Bars>> = Mutex::new(Vec::new());
 /// Where pages are, remembered by the low bits of their number: page number and frame number of each.
 static PAGES: [[AtomicU64; 2]; CACHED] = [const { [const { AtomicU64::new(0) }; 2] }; CACHED];
 const CACHED: usize = 1024;
@@ -45,15 +44,7 @@ fn physical(address: usize) -> u64 {
 
 /// Where the register at a physical address is mapped. It belongs to a device that was taken.
 pub fn register(address: PhysAddr) -> NonNull<u8> {
-    let registers = REGISTERS.lock();
-    let offset = |start: u64, bar: &dyn Backing| {
-        let offset = address.checked_sub(start)? as usize;
-        (offset < bar.len()).then_some(offset)
-    };
-    let found = registers.iter().find_map(|(start, bar)| Some((bar, offset(*start, &**bar)?)));
-    let (bar, offset) = found.expect("the registers were claimed");
-    // SAFETY: `offset` is below the length of the mapping.
-    unsafe { bar.pointer().add(offset) }
+    REGISTERS.lock().iter().find_map(|bars| bars.find(address)).expect("the registers were claimed")
 }
 
 // SAFETY: DMA memory comes from the kernel's arena, zeroed, adjacent and for one owner; device addresses are physical
@@ -61,7 +52,8 @@ pub fn register(address: PhysAddr) -> NonNull<u8> {
 unsafe impl Hal for Memory {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let memory = space().allocate_dma(FrameRequest::new(pages)).expect("there is room");
-        let result = (memory.physical_address().value(), memory.pointer());
+        let start = NonNull::new(memory.as_ptr()).expect("it is not empty");
+        let result = (memory.physical_address().value(), start);
         DMA.lock().push(memory);
         result
     }
@@ -97,7 +89,9 @@ impl ConfigurationAccess for Config {
     }
 
     fn write_word(&mut self, function: DeviceFunction, offset: u8, data: u32) {
-        self.0.write(pci_address(function), offset.into(), data);
+        // SAFETY: its transport writes no more than the command register and, to size them, BARs, which it restores; what it
+        // turns on was granted in `take`.
+        unsafe { self.0.write(pci_address(function), offset.into(), data) }
     }
 
     unsafe fn unsafe_clone(&self) -> Self {
@@ -105,12 +99,12 @@ impl ConfigurationAccess for Config {
     }
 }
 
-/// The registers of a device that is driven by `virtio-drivers`, by address. Keep it longer than the driver.
-pub struct Claim(Vec<u64>);
+/// The registers of a device that is driven by `virtio-drivers`. Keep it longer than the driver.
+pub struct Claim(PciAddress);
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        REGISTERS.lock().retain(|(start, _)| !self.0.contains(start));
+        REGISTERS.lock().retain(|bars| bars.function != self.0);
     }
 }
 
@@ -118,18 +112,10 @@ impl Drop for Claim {
 pub fn take(function: &Function, access: &'static dyn ConfigAccess) -> (PciTransport, Claim) {
     // What was mapped before may be mapped elsewhere now.
     PAGES.iter().for_each(|[page, _]| page.store(0, Ordering::Relaxed));
-    let mut claim = Claim(Vec::new());
-    for bar in function.bars().into_iter().flatten() {
-        let Bar::Memory { address: Some(start), size, .. } = bar else { continue };
-        let frames = FrameRange::from_phys_addr(start, size).expect("a BAR is a range");
-        // SAFETY: these are a function's registers; that they were offered before is no harm.
-        let _ = unsafe { space().offer_mmio(frames) };
-        let registers = KERNEL.mmio_map(start, size as usize).expect("no other driver has the device");
-        REGISTERS.lock().push((start.value(), registers));
-        claim.0.push(start.value());
-    }
-    function.enable_memory();
-    function.enable_intx(false);
+    REGISTERS.lock().push(Bars::claim(function));
+    let claim = Claim(function.address());
+    function.config().enable_memory();
+    function.config().enable_intx(false);
     // SAFETY: the devices of this machine access only what they are told.
     let grant = unsafe { DmaGrant::without_iommu(function.address().id()) };
     function.config().enable_bus_master(&grant).expect("the grant is for this device");
