@@ -21,7 +21,7 @@ use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
     Bytes, ClaimError, DeviceId, Dma, DmaPool, DmaWindows, FrameRange, FrameRequest, MappedPages, MmioRegion,
-    Owner, PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection,
+    Owner, PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection, ResetError,
 };
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -118,17 +118,27 @@ fn dma_memory_never_becomes_private() {
 /// Quarantined memory is out of use until it is released.
 #[test_case]
 fn quarantine_keeps_memory() {
-    let memory = allocate(3);
-    let frame = memory.physical_address();
-    let quarantined = memory.quarantine();
-    assert_eq!((count(Owner::Dma), count(Owner::Quarantined)), (0, 3));
+    let windows = DmaWindows::for_model(&KERNEL, DEVICE).expect("nobody else has it");
+    let region = windows.allocate(3 * PAGE_SIZE).expect("there is memory");
+    let frame = physical(region.as_volatile_slice().as_ptr().addr().get() as u64).expect("it is mapped");
+    let told = windows.publish(region.address(0).expect("it is inside")).expect("it is this device's");
+    assert_eq!((told.0, count(Owner::Dma), count(Owner::Quarantined)), (frame, 3, 0));
+    drop(region);
+    assert_eq!((count(Owner::Dma), count(Owner::Quarantined), windows.usage()), (0, 3, (0, 3 * PAGE_SIZE)));
     let others: Vec<_> = (0..100).map(|_| allocate(3)).collect();
-    assert!(others.iter().all(|other| other.physical_address() != frame));
+    let ranges = others.iter().map(|other| other.physical_address().value());
+    assert!(ranges.clone().all(|start| start + 3 * PAGE <= frame || frame + 3 * PAGE <= start));
     assert_sound();
-    // SAFETY: no device was told of it.
-    let memory = unsafe { quarantined.release() };
-    assert_eq!((memory.physical_address(), count(Owner::Quarantined)), (frame, 0));
-    drop((memory, others));
+    let view = windows.readable();
+    assert_eq!(windows.reset_model().err(), Some(ResetError::Timeout), "somebody looks at it");
+    assert_eq!((count(Owner::Quarantined), windows.usage()), (3, (0, 3 * PAGE_SIZE)));
+    drop(view);
+    assert!(windows.reset_model().is_ok());
+    assert_eq!((count(Owner::Quarantined), windows.usage()), (0, (0, 0)));
+    drop(others);
+    let all: Vec<_> = (0..101).map(|_| allocate(3)).collect();
+    assert!(all.iter().any(|memory| memory.physical_address().value() == frame), "it serves again");
+    drop(all);
     assert_sound();
 }
 
@@ -136,7 +146,7 @@ fn quarantine_keeps_memory() {
 #[test_case]
 fn regions_return_to_the_arena() {
     let before = count(Owner::Dma);
-    let windows = DmaWindows::new(&KERNEL, DEVICE);
+    let windows = DmaWindows::new(&KERNEL, DEVICE).expect("nobody else has it");
     let region = windows.allocate(5000).expect("there is memory");
     assert_eq!((region.len(), windows.usage(), count(Owner::Dma)), (8192, (8192, 0), before + 2));
     assert_eq!(region.as_volatile_slice().read_obj::<[u8; 8192]>(0), Ok([0; 8192]));

@@ -213,7 +213,7 @@ const SERIAL: On = On("blk,formats", &id_is_the_serial_number);
 fn bad_requests_are_refused() {
     let (mut disk, _interrupts, windows) = start_disk(256);
     let card = functions_for(Driver::Net)[0];
-    let foreign = DmaWindows::new(&KERNEL, card.address().id());
+    let foreign = DmaWindows::new(&KERNEL, card.address().id()).expect("nobody drives it");
     let pool = DmaPool::new(&windows, 2, SLOT).expect("there is memory");
     let foreign = DmaPool::new(&foreign, 1, SLOT).expect("there is memory");
     let submitted = disk.counters().submitted;

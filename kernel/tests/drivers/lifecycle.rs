@@ -105,7 +105,7 @@ fn busy_driver_ends_cleanly() {
     };
     assert_eq!(addresses.iter().find(reused), None);
     assert!(private.len() > 1000);
-    drop(private);
+    drop((private, windows));
 
     let (mut disk, _interrupts, windows) = start_disk(256);
     let pool = DmaPool::new(&windows, 1, PAGE_SIZE).expect("there is memory");

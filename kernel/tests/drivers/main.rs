@@ -15,6 +15,7 @@ mod net;
 mod pci;
 mod quarantine;
 mod queues;
+mod resets;
 #[path = "../support/mod.rs"]
 mod support;
 

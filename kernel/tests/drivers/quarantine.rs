@@ -17,7 +17,7 @@ use ringfence_kernel::testing::On;
 use ringfence_kernel::time;
 use ringfence_memory::{
     AtomicAccess, Dma, DmaBuf, DmaGrant, DmaPool, DmaWindows, FrameRequest, GuestMemory, GuestMemoryRegion,
-    MappedPages, Owner, PAGE_SIZE, ResetTimeout,
+    MappedPages, Owner, PAGE_SIZE, Quiet, ResetError,
 };
 
 use crate::support::{assert_audit_clean, functions_for, numbered, start_disk, until};
@@ -35,8 +35,12 @@ struct Unproven {
 impl Transport for Unproven {
     type Notifier = PciNotifier;
 
-    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<(), ResetTimeout> {
-        if self.started { Err(ResetTimeout) } else { self.transport.borrow_mut().reset(windows, limit) }
+    fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError> {
+        if self.started {
+            Err(ResetError::Timeout)
+        } else {
+            self.transport.borrow_mut().reset(windows, limit)
+        }
     }
 
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error> {
@@ -78,7 +82,7 @@ impl Transport for Unproven {
         self.transport.borrow_mut().queue_max_size(index)
     }
 
-    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup) -> Result<PciNotifier, Error> {
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<PciNotifier, Error> {
         self.transport.borrow_mut().set_up_queue(windows, queue)
     }
 
@@ -209,7 +213,7 @@ fn live_queue_stays_quarantined() {
     );
     drop(all);
     transport.borrow_mut().stop();
-    drop(transport);
+    drop((transport, windows));
 
     let (mut disk, _interrupts, windows) = start_disk(256);
     let pool = DmaPool::new(&windows, 1, PAGE_SIZE).expect("there is memory");

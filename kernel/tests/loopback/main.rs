@@ -19,13 +19,14 @@ use common::{address, assert_sound, physical};
 use million::Exerciser;
 use ringfence_drivers::block::{Block, Done, Request, RequestError, SECTOR_SIZE};
 use ringfence_drivers::virtio::{
-    Buffers, Device, DeviceType, Error, Part, Queue, QueueOptions, QueueSetup, Transport, status,
+    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueOptions, QueueSetup, Transport, status,
 };
 use ringfence_kernel::loopback::{Loopback, RamDisk};
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
-    Bytes, DeviceId, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, PAGE_SIZE, Protection,
+    Bytes, DescriptorTable, DeviceId, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion,
+    DmaWindows, GuestAddress, PAGE_SIZE, Protection, ResetError, Split,
 };
 
 ringfence_kernel::test_image!();
@@ -40,7 +41,7 @@ const NAME: [u8; 20] = *b"ringfence loopback\0\0";
 type RamBlock = Block<Loopback<RamDisk>>;
 
 fn disk() -> (Loopback<RamDisk>, DmaWindows) {
-    let windows = DmaWindows::new(&KERNEL, DISK);
+    let windows = DmaWindows::for_model(&KERNEL, DISK).expect("nobody else has it");
     (Loopback::new(RamDisk::new(SECTORS, NAME), windows.clone()), windows)
 }
 
@@ -80,41 +81,40 @@ fn disk_has_a_name() {
     assert_eq!((block.reap(drop), device.interrupts()), (Ok(1), 3));
 }
 
-/// A request as its bytes are: what a driver with a bug could send.
-struct Raw {
-    input: DmaBuf,
-    input_len: usize,
-    output: DmaBuf,
-    output_len: usize,
+/// A request as its bytes are: what a driver with a bug could send. Nothing, if there are no bytes to answer with.
+fn raw(input: DmaBuf, output: Option<DmaBuf>) -> BufferList {
+    BufferList::new(0, alloc::vec![input], output.into_iter().collect(), 0)
 }
 
-impl Buffers for Raw {
-    type Context = ();
+/// Buffers of any length, up to a page. Those that are not in use cost nothing but memory.
+struct Pools {
+    windows: DmaWindows,
+    pools: Vec<DmaPool>,
+}
 
-    fn only(&self, (): &()) -> Option<Part> {
-        if self.count(&()) == 1 { self.part(&(), 0) } else { None }
+impl Pools {
+    fn new(windows: &DmaWindows) -> Self {
+        Self { windows: windows.clone(), pools: Vec::new() }
     }
 
-    fn count(&self, (): &()) -> u16 {
-        1 + u16::from(self.output_len > 0)
+    /// A buffer of `len` bytes, all of which are `fill`.
+    fn take(&mut self, len: usize, fill: u8) -> DmaBuf {
+        let known = self.pools.iter().position(|pool| pool.slot_len() == len);
+        let at = known.unwrap_or_else(|| {
+            self.pools.push(DmaPool::new(&self.windows, 3, len).expect("there is memory"));
+            self.pools.len() - 1
+        });
+        let buffer = self.pools[at].take().expect("it came back");
+        buffer.as_volatile_slice().fill(fill).expect("it may be written");
+        buffer
     }
+}
 
-    fn part(&self, (): &(), index: u16) -> Option<Part> {
-        match index {
-            0 => Part::readable(&self.input, 0, self.input_len),
-            1 => Part::writable(&self.output, 0, self.output_len),
-            _ => None,
-        }
-    }
-
-    fn least_written(&self) -> u32 {
-        0
-    }
-
-    fn abandon(self) {
-        self.input.abandon();
-        self.output.abandon();
-    }
+/// The bytes of a buffer.
+fn bytes(buffer: &DmaBuf) -> Vec<u8> {
+    let mut bytes = alloc::vec![0; buffer.len()];
+    buffer.read_slice(&mut bytes, 0).expect("it fits");
+    bytes
 }
 
 /// Requests that make no sense are answered as the specification says, or come back unanswered.
@@ -122,13 +122,13 @@ impl Buffers for Raw {
 fn senseless_requests_are_answered() {
     const BLANK: u8 = 0xa5;
     let (device, windows) = disk();
-    let mut raw = Device::begin(device.clone(), DeviceType::BLOCK, &device.grant(), windows.clone())
-        .expect("the disk starts");
-    raw.negotiate(0).expect("nothing is asked for");
+    let begun = Device::begin(device.clone(), DeviceType::BLOCK, &device.grant(), windows.clone());
+    let mut driver = begun.expect("the disk starts").negotiate(0).expect("nothing is asked for");
     let options = QueueOptions { size: 8, chains: 4, parts: 2 };
-    let mut queue: Queue<Raw, _> = raw.queue(0, &options, 2, |_| Ok(())).expect("there is one");
-    queue.start(&raw.driver_ok().expect("it is ready"));
-    let pool = DmaPool::new(&windows, 2, PAGE_SIZE).expect("there is memory");
+    let mut queue: Queue<BufferList, _> =
+        driver.queue(0, &options, 2, |_| Ok(BufferFrames::default())).expect("there is one");
+    queue.start(&driver.driver_ok().expect("it is ready"));
+    let mut pools = Pools::new(&windows);
     let (last, all) = (SECTORS as u64 - 1, u32::MAX);
     // Type, sector, bytes of header and data, bytes of answer and status: bytes written, status.
     let cases = [
@@ -150,29 +150,29 @@ fn senseless_requests_are_answered() {
     ];
     for case in cases {
         let (kind, sector, input_len, output_len, written, answer): (u32, u64, _, _, u32, _) = case;
-        let buffer = || pool.take().expect("it came back");
-        let (mut input, mut output) = (buffer(), buffer());
-        input.write_slice(&[BLANK; PAGE_SIZE], 0).expect("it fits");
-        input
-            .write_slice(&[u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat(), 0)
-            .expect("it fits");
-        output.write_slice(&[BLANK; PAGE_SIZE], 0).expect("it fits");
-        assert!(queue.submit(Raw { input, input_len, output, output_len }).is_ok(), "{case:?}");
+        let mut input = pools.take(input_len, BLANK);
+        let header = [u64::from(kind).to_le_bytes(), sector.to_le_bytes()].concat();
+        input.write_slice(&header[..input_len.min(16)], 0).expect("it fits");
+        let output = (output_len > 0).then(|| pools.take(output_len, BLANK));
+        let neighbours = output.as_ref().map(|output| [(); 2].map(|()| pools.take(output.len(), BLANK)));
+        assert!(queue.submit(raw(input, output)).is_ok(), "{case:?}");
         queue.kick();
         let completion = queue.pop().expect("the ring is sound").expect("every request comes back");
         assert_eq!(completion.written, Some(written), "{case:?}");
-        let mut bytes = [0; PAGE_SIZE];
-        completion.buffers.output.read_slice(&mut bytes, 0).expect("it fits");
+        let [_, output] = completion.buffers.into_buffers();
+        let bytes = output.first().map(bytes).unwrap_or_default();
         assert_eq!(written.checked_sub(1).map(|at| bytes[at as usize]), answer, "{case:?}");
         assert!(bytes[written as usize..].iter().all(|byte| *byte == BLANK), "{case:?}");
-        assert_eq!(raw.check(), Ok(()));
+        let mut around = neighbours.iter().flatten().flat_map(self::bytes);
+        assert!(around.all(|byte| byte == BLANK), "{case:?}");
+        assert_eq!(driver.check(), Ok(()));
     }
-    let quiet = raw.shut_down().expect("it resets");
+    let quiet = driver.shut_down().expect("it resets");
     assert_eq!(queue.reclaim(&quiet).count(), 0);
     // A write that begins on the disk and ends beyond it wrote nothing.
-    drop((queue, raw));
+    drop((queue, driver));
     let mut disk = start(&device, &windows);
-    let buffer = pool.take().expect("it came back");
+    let buffer = pools.take(512, 1);
     disk.submit(Request::Read { sector: last, buffer, len: 512 }).expect("there is room");
     disk.kick();
     let mut bytes = [1; 512];
@@ -181,7 +181,7 @@ fn senseless_requests_are_answered() {
     assert_eq!(bytes, [0; 512]);
 }
 
-/// A buffer that is not for the device to write is not written, one that is not for it to read not read.
+/// A buffer that is not for the device to write is not given to it for that, nor one that is not for it to read.
 #[test_case]
 fn directions_are_kept() {
     let (device, windows) = disk();
@@ -189,7 +189,10 @@ fn directions_are_kept() {
     let pool = |direction| DmaPool::new_for(&windows, 1, 512, direction).expect("there is memory");
     let (to_device, from_device) = (pool(Direction::ToDevice), pool(Direction::FromDevice));
     let mut one = |request| {
-        block.submit(request).expect("there is room");
+        if let Err((error, request)) = block.submit(request) {
+            assert_eq!((error, block.in_flight()), (RequestError::WrongDirection, 0));
+            return (Err(error), request.into_buffer().expect("it comes back"));
+        }
         block.kick();
         let mut answer = None;
         assert_eq!(block.reap(|done| answer = Some((done.result, done.buffer.expect("it has one")))), Ok(1));
@@ -201,7 +204,7 @@ fn directions_are_kept() {
         let (result, buffer) = one(Request::Write { sector: 0, buffer, len: 512 });
         assert_eq!(result, Ok(()), "round {round}");
         let (result, buffer) = one(Request::Read { sector: 1, buffer, len: 512 });
-        assert_eq!(result, Err(RequestError::BadLength), "round {round}");
+        assert_eq!(result, Err(RequestError::WrongDirection), "round {round}");
         let mut bytes = [0; 512];
         buffer.read_slice(&mut bytes, 0).expect("it fits");
         assert_eq!(bytes, [7; 512]);
@@ -212,7 +215,7 @@ fn directions_are_kept() {
         assert_eq!((result, bytes), (Ok(()), [7; 512]), "round {round}");
         buffer.write_slice(&[8; 512], 0).expect("it fits");
         let (result, buffer) = one(Request::Write { sector: 0, buffer, len: 512 });
-        assert_eq!(result, Err(RequestError::BadLength), "round {round}");
+        assert_eq!(result, Err(RequestError::WrongDirection), "round {round}");
         let (_, buffer) = one(Request::Read { sector: 0, buffer, len: 512 });
         buffer.read_slice(&mut bytes, 0).expect("it fits");
         assert_eq!(bytes, [7; 512], "the disk was not written");
@@ -225,6 +228,30 @@ const USED: usize = 128;
 const HEADER: usize = 256;
 const STATUS: usize = 512;
 
+/// The descriptors of a queue of 4, and all that follows them in their page.
+struct Rings {
+    table: DescriptorTable<Split>,
+    rest: DmaArray<u8>,
+}
+
+impl Rings {
+    fn new(windows: &DmaWindows) -> Self {
+        let table = DescriptorTable::new(windows, 4, PAGE_SIZE - AVAILABLE, Direction::Both);
+        let table = table.expect("there is memory");
+        Self { rest: table.array_after(PAGE_SIZE - AVAILABLE).expect("it is inside"), table }
+    }
+
+    /// Where the device finds the byte at `offset` of the page.
+    fn at(&self, offset: usize) -> DmaAddr<'_> {
+        self.rest.address(offset - AVAILABLE).expect("it is inside")
+    }
+
+    fn setup(&self, index: u16) -> QueueSetup<'_> {
+        let addresses = self.table.queue(self.at(AVAILABLE), self.at(USED)).expect("there is room");
+        QueueSetup { index, addresses }
+    }
+}
+
 /// Tells the device, by a ring written by hand, to read sector 0 to `address..address + len`. Returns what it says it
 /// wrote, and the status.
 fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: u32) -> (u32, u8) {
@@ -232,34 +259,36 @@ fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: 
     const WRITE: u16 = 2;
     let mut transport = device.clone();
     transport.reset(windows, Duration::ZERO).expect("it resets");
-    let region = windows.allocate(PAGE_SIZE).expect("there is memory");
-    let at = |offset| region.address(offset).expect("it is inside");
-    let bytes = region.as_volatile_slice();
-    let tail = |len: u32, flags: u16, next: u16, offset| {
-        let words = [len, u32::from(next) << 16 | u32::from(flags)];
-        bytes.write_obj(words, offset).expect("it fits");
+    let rings = Rings::new(windows);
+    let start = windows.publish(rings.table.address()).expect("its own");
+    // Addresses are no numbers on the driver's side, so the descriptors are written from the device's.
+    let at = |offset: usize| GuestAddress(start.0 + offset as u64);
+    let write = |bytes: &[u8], offset| windows.writable().write_slice(bytes, at(offset)).expect("a window");
+    let descriptor = |index: usize, address: u64, len: u32, flags: u16| {
+        let words = [address, u64::from(len) | u64::from(flags) << 32 | (index as u64 + 1) << 48];
+        write(&words.map(u64::to_le_bytes).concat(), 16 * index);
     };
-    region.write_dma_addr(0, at(HEADER)).expect("its own");
-    tail(16, NEXT, 1, 8);
-    bytes.write_obj(address, 16).expect("it fits");
-    tail(len, NEXT | WRITE, 2, 24);
-    region.write_dma_addr(32, at(STATUS)).expect("its own");
-    tail(1, WRITE, 0, 40);
-    bytes.write_obj(1_u16, AVAILABLE + 2).expect("it fits");
-    bytes.write_obj(0xff_u8, STATUS).expect("it fits");
+    descriptor(0, at(HEADER).0, 16, NEXT);
+    descriptor(1, address, len, NEXT | WRITE);
+    descriptor(2, at(STATUS).0, 1, WRITE);
+    write(&1_u16.to_le_bytes(), AVAILABLE + 2);
+    write(&[0xff], STATUS);
 
     let accepted = status::ACKNOWLEDGE | status::DRIVER;
     transport.set_status(accepted);
     transport.start(&device.grant()).expect("it is the device's grant");
     transport.set_driver_features(1 << 32);
     transport.set_status(accepted | status::FEATURES_OK);
-    let setup = QueueSetup { index: 0, size: 4, descriptors: at(0), driver: at(AVAILABLE), device: at(USED) };
-    transport.set_up_queue(windows, &setup).expect("the rings are in a window");
+    transport.set_up_queue(windows, &rings.setup(0)).expect("the rings are in a window");
     transport.set_status(accepted | status::FEATURES_OK | status::DRIVER_OK);
     device.poll();
-    assert_eq!(bytes.read_obj::<u16>(USED + 2), Ok(1), "the request came back");
+    let view = windows.readable();
+    assert_eq!(view.read_obj::<u16>(at(USED + 2)), Ok(1), "the request came back");
+    let answer = (view.read_obj(at(USED + 8)).expect("it fits"), view.read_obj(at(STATUS)).expect("it fits"));
+    assert_eq!(transport.reset(windows, Duration::ZERO).err(), Some(ResetError::Timeout), "there is a view");
+    drop(view);
     transport.reset(windows, Duration::ZERO).expect("it resets");
-    (bytes.read_obj(USED + 8).expect("it fits"), bytes.read_obj(STATUS).expect("it fits"))
+    answer
 }
 
 /// An address that is in no window, though it is memory, or not all of it, fails the request; nothing is written.
@@ -269,9 +298,12 @@ fn nothing_outside_the_windows_is_written() {
     let mut private = space().allocate(2, Protection::ReadWrite).expect("there is memory");
     private.as_slice_mut::<u8>(0, 2 * PAGE_SIZE).expect("it is writable").fill(0xa5);
     let own = windows.allocate(PAGE_SIZE).expect("there is memory");
-    let foreign = DmaWindows::new(&KERNEL, CARD).allocate(PAGE_SIZE).expect("there is memory");
+    let foreign = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
+    let foreign = foreign.allocate(PAGE_SIZE).expect("there is memory");
+    let to_device = windows.allocate_for(PAGE_SIZE, Direction::ToDevice).expect("there is memory");
     let place = |region: &DmaRegion| physical(region.as_volatile_slice().as_ptr().addr().get() as u64);
-    let (own_at, foreign_at) = (place(&own).expect("mapped"), place(&foreign).expect("mapped"));
+    let [own_at, foreign_at, to_device_at] =
+        [&own, &foreign, &to_device].map(|it| place(it).expect("mapped"));
 
     let read = |address, len| read_to(&device, &windows, address, len);
     assert_eq!(read(own_at, 512), (513, 0), "the test itself can tell");
@@ -280,6 +312,7 @@ fn nothing_outside_the_windows_is_written() {
         private_at,
         private_at + PAGE_SIZE as u64,
         foreign_at,
+        to_device_at,
         0,
         own_at - 1,
         own_at + PAGE_SIZE as u64 - 511,
@@ -294,7 +327,9 @@ fn nothing_outside_the_windows_is_written() {
     assert!(
         private.as_slice::<u8>(0, 2 * PAGE_SIZE).expect("it is readable").iter().all(|byte| *byte == 0xa5)
     );
-    assert_eq!(foreign.as_volatile_slice().read_obj::<[u8; PAGE_SIZE]>(0), Ok([0; PAGE_SIZE]));
+    for region in [&foreign, &to_device] {
+        assert_eq!(region.as_volatile_slice().read_obj::<[u8; PAGE_SIZE]>(0), Ok([0; PAGE_SIZE]));
+    }
     assert_sound();
 }
 
@@ -303,19 +338,20 @@ fn nothing_outside_the_windows_is_written() {
 fn rings_must_be_in_the_windows() {
     let (device, windows) = disk();
     let mut transport = device.clone();
-    let foreign = DmaWindows::new(&KERNEL, CARD).allocate(PAGE_SIZE).expect("there is memory");
-    let own = windows.allocate(PAGE_SIZE).expect("there is memory");
-    let at = |offset| own.address(offset).expect("it is inside");
-    let good = QueueSetup { index: 0, size: 4, descriptors: at(0), driver: at(AVAILABLE), device: at(USED) };
+    let foreign = Rings::new(&DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it"));
+    let own = Rings::new(&windows);
+    let (driver, used) = (own.at(AVAILABLE), own.at(USED));
+    let good = own.setup(0);
+    assert_eq!(own.table.queue(driver, own.at(PAGE_SIZE - 4)).err(), Some(DmaError::BadLength));
     let bad = [
-        QueueSetup { descriptors: foreign.address(0).expect("it is inside"), ..good },
-        QueueSetup { device: foreign.address(0).expect("it is inside"), ..good },
-        QueueSetup { device: at(PAGE_SIZE - 4), ..good },
-        QueueSetup { descriptors: at(8), ..good },
-        QueueSetup { size: 3, ..good },
-        QueueSetup { size: 0, ..good },
+        foreign.table.queue(driver, used),
+        own.table.queue(foreign.at(AVAILABLE), used),
+        own.table.queue(driver, foreign.at(USED)),
+        own.table.queue(own.at(AVAILABLE + 1), used),
+        own.table.queue(driver, own.at(USED + 2)),
     ];
-    for setup in bad {
+    for addresses in bad {
+        let setup = QueueSetup { addresses: addresses.expect("there is room"), ..good };
         assert_eq!(transport.set_up_queue(&windows, &setup).err(), Some(Error::QueueRefused(0)), "{setup:?}");
     }
     let beyond = QueueSetup { index: 1, ..good };
@@ -332,7 +368,8 @@ fn rings_must_be_in_the_windows() {
     assert_eq!(windows.usage(), (0, PAGE_SIZE), "the device was told of it");
     device.poll();
     assert_eq!(transport.status(), running | status::NEEDS_RESET);
-    assert_eq!(transport.reset(&windows, Duration::ZERO), Ok(()));
+    let life = windows.life();
+    assert!(transport.reset(&windows, Duration::ZERO).is_ok_and(|quiet| quiet.ends(&life)));
     assert_eq!((transport.status(), windows.usage()), (0, (0, 0)));
     // Features that were not offered are not accepted.
     transport.set_driver_features(1 << 32 | 1 << 5);

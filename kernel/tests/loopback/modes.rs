@@ -6,15 +6,16 @@ use core::time::Duration;
 use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
 use ringfence_drivers::net::{Net, Options as CardWish};
 use ringfence_drivers::virtio::{
-    Device, DeviceType, Error, Notify, Queue, QueueOptions, QueueSetup, Transport, features, status,
+    BufferFrames, BufferList, Device, DeviceType, Error, Notify, Queue, QueueOptions, Transport, features,
+    status,
 };
 use ringfence_kernel::loopback::{Echo, Loopback, Options, RamDisk};
 use ringfence_kernel::platform::KERNEL;
-use ringfence_memory::{DmaPool, DmaWindows, PAGE_SIZE};
+use ringfence_memory::{DmaPool, DmaWindows};
 
 use crate::common::assert_sound;
 use crate::million::{Exerciser, MAC};
-use crate::{AVAILABLE, CARD, DISK, NAME, Raw, SECTORS, USED};
+use crate::{CARD, DISK, NAME, Pools, Rings, SECTORS, bytes, raw};
 
 const RINGS: [u64; 6] = [
     features::INDIRECT_DESC,
@@ -31,7 +32,7 @@ fn choice(bits: u32) -> u64 {
 }
 
 fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
-    let windows = DmaWindows::new(&KERNEL, DISK);
+    let windows = DmaWindows::for_model(&KERNEL, DISK).expect("nobody else has it");
     let model = RamDisk::new(SECTORS, NAME).with_queues(queues);
     (Loopback::with_options(model, windows.clone(), options), windows)
 }
@@ -126,11 +127,8 @@ fn notifications_that_lie() {
             transport.start(&device.grant()).expect("it is the device's grant");
             transport.set_driver_features(features::VERSION_1 | packed | data);
             transport.set_status(RUNNING & !status::DRIVER_OK);
-            let region = windows.allocate(PAGE_SIZE).expect("there is memory");
-            let at = |offset| region.address(offset).expect("it is inside");
-            let (descriptors, driver, used) = (at(0), at(AVAILABLE), at(USED));
-            let setup = QueueSetup { index: 0, size: 4, descriptors, driver, device: used };
-            let doorbell = transport.set_up_queue(&windows, &setup).expect("it is in a window");
+            let rings = Rings::new(&windows);
+            let doorbell = transport.set_up_queue(&windows, &rings.setup(0)).expect("it is in a window");
             transport.set_status(RUNNING);
             doorbell.notify(start);
             assert_eq!(transport.status(), RUNNING, "that was true");
@@ -150,10 +148,8 @@ fn queues_are_reset_where_that_was_negotiated() {
         let (device, windows) = disk(&Options { features: reset, queue_size: 4 }, 1);
         let mut transport = device.clone();
         transport.set_driver_features(features::VERSION_1 | reset);
-        let region = windows.allocate(PAGE_SIZE).expect("there is memory");
-        let at = |offset| region.address(offset).expect("it is inside");
-        let (descriptors, driver, used) = (at(0), at(AVAILABLE), at(USED));
-        let setup = QueueSetup { index: 0, size: 4, descriptors, driver, device: used };
+        let rings = Rings::new(&windows);
+        let setup = rings.setup(0);
         let taken = Err(Error::QueueUnavailable(0));
         for _ in 0..3 {
             assert_eq!(transport.set_up_queue(&windows, &setup).map(drop), Ok(()));
@@ -175,7 +171,7 @@ fn queues_are_reset_where_that_was_negotiated() {
 fn cards_with_several_pairs() {
     const PAIRS: u16 = 3;
     for bits in 0..1_u32 << RINGS.len() {
-        let windows = DmaWindows::new(&KERNEL, CARD);
+        let windows = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
         let offer = Options { features: choice(bits), queue_size: 16 };
         let wire = Loopback::with_options(Echo::new(MAC).with_pairs(PAIRS), windows.clone(), &offer);
         for (wish, pairs) in [(1, 1), (2, 2), (8, PAIRS)] {
@@ -213,18 +209,18 @@ fn cards_with_several_pairs() {
 #[test_case]
 fn pairs_are_set_by_command() {
     const PAIRS: u16 = 3;
-    let windows = DmaWindows::new(&KERNEL, CARD);
+    let windows = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
     let card = Loopback::new(Echo::new(MAC).with_pairs(PAIRS), windows.clone());
-    let pool = DmaPool::new(&windows, 2, 64).expect("there is memory");
+    let mut pools = Pools::new(&windows);
     for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)]
     {
-        let mut raw = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone())
-            .expect("the card starts");
-        raw.negotiate(negotiated).expect("it is offered");
-        assert_eq!((raw.features() & negotiated, raw.config::<u16>(8)), (negotiated, Ok(PAIRS)));
+        let begun = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone());
+        let mut driver = begun.expect("the card starts").negotiate(negotiated).expect("it is offered");
+        assert_eq!((driver.features() & negotiated, driver.config::<u16>(8)), (negotiated, Ok(PAIRS)));
         let options = QueueOptions { size: 4, chains: 1, parts: 2 };
-        let mut queue: Queue<Raw, _> = raw.queue(index, &options, 2, |_| Ok(())).expect("it is there");
-        queue.start(&raw.driver_ok().expect("it is ready"));
+        let mut queue: Queue<BufferList, _> =
+            driver.queue(index, &options, 2, |_| Ok(BufferFrames::default())).expect("it is there");
+        queue.start(&driver.driver_ok().expect("it is ready"));
         let mut pairs = 1;
         for (command, known) in [
             (&[4, 0, 3, 0][..], true),
@@ -238,22 +234,20 @@ fn pairs_are_set_by_command() {
             (&[4, 0, 1, 0, 0], false),
             (&[4, 0, 1, 0], true),
         ] {
-            let (mut input, mut output) = (pool.take().expect("free"), pool.take().expect("free"));
+            let (mut input, output) = (pools.take(command.len(), 0), pools.take(1, 0xff));
             input.write_slice(command, 0).expect("it fits");
-            output.write_slice(&[0xff], 0).expect("it fits");
-            let request = Raw { input, input_len: command.len(), output, output_len: 1 };
-            assert!(queue.submit(request).is_ok());
+            assert!(queue.submit(raw(input, Some(output))).is_ok());
             queue.kick();
             let completion = queue.pop().expect("the ring is sound").expect("it is answered");
-            let mut answer = [0];
-            completion.buffers.output.read_slice(&mut answer, 0).expect("it fits");
-            assert_eq!((completion.written, answer), (Some(1), [u8::from(!known)]), "{command:?}");
+            let [_, output] = completion.buffers.into_buffers();
+            let answer = bytes(&output[0]);
+            assert_eq!((completion.written, &*answer), (Some(1), &[u8::from(!known)][..]), "{command:?}");
             if known {
                 pairs = command[2].into();
             }
             assert_eq!(card.with_model(|model| model.pairs()), pairs);
         }
-        let quiet = raw.shut_down().expect("it resets");
+        let quiet = driver.shut_down().expect("it resets");
         assert_eq!(queue.reclaim(&quiet).count(), 0);
     }
     assert_sound();
