@@ -119,13 +119,13 @@ impl<'a> DeviceRange<'a> {
         self.0.is_empty()
     }
 
-    /// A pointer to a `T` at the start, valid for volatile reads as long as `'a`. `None` if the range is too short,
+    /// A pointer to a `T` at the start, valid for atomic reads as long as `'a`. `None` if the range is too short,
     /// misaligned for `T`, or not to be read.
     pub fn try_ptr<T>(&self) -> Option<*const T> {
         self.pointer::<T>().filter(|_| self.0.access() != Access::WriteOnly).map(<*mut T>::cast_const)
     }
 
-    /// A pointer to a `T` at the start, valid for volatile writes as long as `'a`. `None` if the range is too short,
+    /// A pointer to a `T` at the start, valid for atomic writes as long as `'a`. `None` if the range is too short,
     /// misaligned for `T`, or not to be written.
     pub fn try_mut_ptr<T>(&self) -> Option<*mut T> {
         self.pointer::<T>().filter(|_| self.0.access() != Access::ReadOnly)

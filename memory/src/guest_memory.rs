@@ -1,7 +1,8 @@
 //! Memory as somebody else addresses it: regions at guest addresses, in the shape of rust-vmm's `vm-memory` 0.17.
 //!
-//! Two maps implement it: [`DmaSnapshot`](crate::DmaSnapshot), what one device may reach, and
-//! [`PhysMap`](crate::PhysMap), all RAM by physical address.
+//! Three maps implement it: [`DmaSnapshot`](crate::DmaSnapshot), what one device may reach,
+//! [`PhysMap`](crate::PhysMap), all RAM by physical address, and
+//! [`GuestRegionCollection`](crate::rust_vmm::GuestRegionCollection), of any regions.
 
 use core::sync::atomic::Ordering;
 
@@ -52,9 +53,13 @@ pub enum GuestMemoryError {
     HostAddressNotAvailable,
     /// Memory ended after `completed` bytes, which were accessed.
     PartialBuffer {
+        /// Bytes asked for.
+        expected: usize,
         /// Bytes accessed.
         completed: usize,
     },
+    /// The callback of `try_access` claims more bytes than were left.
+    CallbackOutOfRange,
     /// The slice refused: misaligned, or not in this direction.
     Access(VolatileError),
 }
@@ -71,7 +76,7 @@ pub type Result<T> = core::result::Result<T, GuestMemoryError>;
 /// A contiguous run of guest addresses.
 ///
 /// Implementors give length, start and, for memory that may be accessed, `get_slice`; the rest follows, with `Bytes`
-/// by [`impl_region_bytes`](crate::impl_region_bytes).
+/// by [`GuestMemoryRegionBytes`].
 pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = GuestMemoryError> {
     /// What records writes to the region.
     type B: Bitmap + for<'a> WithBitmapSlice<'a>;
@@ -116,7 +121,7 @@ pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = GuestMemoryError> {
         self.check_address(MemoryRegionAddress(offset))
     }
 
-    /// Pointer to the byte at `addr`, for volatile access only.
+    /// Pointer to the byte at `addr`, for atomic access only.
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8> {
         self.check_address(addr).ok_or(GuestMemoryError::InvalidRegionAddress(addr))?;
         Ok(self.get_slice(addr, 1)?.as_ptr().as_ptr())
@@ -145,61 +150,50 @@ pub type MS<'a, M> = BS<'a, <M as GuestMemory>::R>;
 pub type RegionSlice<'a, R> = VolatileSlice<'a, BS<'a, R>>;
 
 /// Gives a [`GuestMemoryRegion`] its [`Bytes`], from its slice of everything.
-#[macro_export]
-macro_rules! impl_region_bytes {
-    ($region:ty $(, $parameter:ident: $bound:path)?) => {
-        impl $(<$parameter: $bound>)? $crate::Bytes<$crate::MemoryRegionAddress> for $region {
-            type E = $crate::GuestMemoryError;
+pub trait GuestMemoryRegionBytes: GuestMemoryRegion {}
 
-            fn write(&self, buf: &[u8], addr: $crate::MemoryRegionAddress) -> $crate::GuestMemoryResult<usize> {
-                let slice = $crate::GuestMemoryRegion::as_volatile_slice(self)?;
-                Ok($crate::Bytes::write(&slice, buf, $crate::region_offset(self, addr)?)?)
-            }
+/// By byte offset from the start of the region. An offset that is not in it is refused by the slice.
+impl<R: GuestMemoryRegionBytes> Bytes<MemoryRegionAddress> for R {
+    type E = GuestMemoryError;
 
-            fn read(&self, buf: &mut [u8], addr: $crate::MemoryRegionAddress) -> $crate::GuestMemoryResult<usize> {
-                let slice = $crate::GuestMemoryRegion::as_volatile_slice(self)?;
-                Ok($crate::Bytes::read(&slice, buf, $crate::region_offset(self, addr)?)?)
-            }
+    fn write(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<usize> {
+        Ok(self.as_volatile_slice()?.write(buf, slice_offset(addr))?)
+    }
 
-            fn write_slice(&self, buf: &[u8], addr: $crate::MemoryRegionAddress) -> $crate::GuestMemoryResult<()> {
-                let slice = $crate::GuestMemoryRegion::get_slice(self, addr, buf.len())?;
-                Ok($crate::Bytes::write_slice(&slice, buf, 0)?)
-            }
+    fn read(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<usize> {
+        Ok(self.as_volatile_slice()?.read(buf, slice_offset(addr))?)
+    }
 
-            fn read_slice(&self, buf: &mut [u8], addr: $crate::MemoryRegionAddress) -> $crate::GuestMemoryResult<()> {
-                let slice = $crate::GuestMemoryRegion::get_slice(self, addr, buf.len())?;
-                Ok($crate::Bytes::read_slice(&slice, buf, 0)?)
-            }
+    fn write_slice(&self, buf: &[u8], addr: MemoryRegionAddress) -> Result<()> {
+        Ok(self.as_volatile_slice()?.write_slice(buf, slice_offset(addr))?)
+    }
 
-            fn store<T: $crate::AtomicAccess>(
-                &self,
-                val: T,
-                addr: $crate::MemoryRegionAddress,
-                order: core::sync::atomic::Ordering,
-            ) -> $crate::GuestMemoryResult<()> {
-                let slice = $crate::GuestMemoryRegion::get_slice(self, addr, size_of::<T>())?;
-                Ok($crate::Bytes::store(&slice, val, 0, order)?)
-            }
+    fn read_slice(&self, buf: &mut [u8], addr: MemoryRegionAddress) -> Result<()> {
+        Ok(self.as_volatile_slice()?.read_slice(buf, slice_offset(addr))?)
+    }
 
-            fn load<T: $crate::AtomicAccess>(
-                &self,
-                addr: $crate::MemoryRegionAddress,
-                order: core::sync::atomic::Ordering,
-            ) -> $crate::GuestMemoryResult<T> {
-                let slice = $crate::GuestMemoryRegion::get_slice(self, addr, size_of::<T>())?;
-                Ok($crate::Bytes::load(&slice, 0, order)?)
-            }
-        }
-    };
+    fn store<T: AtomicAccess>(&self, val: T, addr: MemoryRegionAddress, order: Ordering) -> Result<()> {
+        Ok(self.as_volatile_slice()?.store(val, slice_offset(addr), order)?)
+    }
+
+    fn load<T: AtomicAccess>(&self, addr: MemoryRegionAddress, order: Ordering) -> Result<T> {
+        Ok(self.as_volatile_slice()?.load(slice_offset(addr), order)?)
+    }
 }
 
-/// `addr` as an offset in `region`.
+/// `addr` as an offset in a slice: beyond its end, where it would be beyond all memory.
+fn slice_offset(addr: MemoryRegionAddress) -> usize {
+    usize::try_from(addr.0).unwrap_or(usize::MAX)
+}
+
+/// `addr` as an offset in `region`, or in a slice of all of it; no bytes may lie behind the last one.
 ///
 /// # Errors
-/// If it is not in the region.
+/// If it is beyond the region's end.
 pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegionAddress) -> Result<usize> {
-    let addr = region.check_address(addr).ok_or(GuestMemoryError::InvalidRegionAddress(addr))?;
-    usize::try_from(addr.0).map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))
+    let offset = Some(addr.0).filter(|offset| *offset <= region.len());
+    let offset = offset.and_then(|offset| usize::try_from(offset).ok());
+    offset.ok_or(GuestMemoryError::InvalidRegionAddress(addr))
 }
 
 /// An immutable collection of [`GuestMemoryRegion`]s that do not overlap. It gives [`Bytes<GuestAddress>`](Bytes).
@@ -259,22 +253,18 @@ pub trait GuestMemory {
         self.address_in_range(addr).then_some(addr)
     }
 
-    /// Whether there is memory at all of `base..base + len`, without a hole.
+    /// Whether there is memory at all of `base..base + len`, without a hole. There is at all of an empty range.
     ///
-    /// An empty range is valid where one byte would be.
+    /// It says nothing about access: memory that is not shared counts as well.
     fn check_range(&self, base: GuestAddress, len: usize) -> bool {
-        let mut at = base;
-        let mut left = len as u64;
-        loop {
-            let Some((region, offset)) = self.to_region_addr(at) else { return false };
-            let here = region.len() - offset.0;
-            if left <= here {
-                return true;
-            }
-            left -= here;
-            let Some(next) = at.checked_add(here) else { return false };
-            at = next;
+        let (mut next, mut left) = (Some(base), len as u64);
+        while left > 0 {
+            let found = next.and_then(|at| self.to_region_addr(at).map(|found| (at, found)));
+            let Some((at, (region, offset))) = found else { return false };
+            let here = left.min(region.len() - offset.0);
+            (next, left) = (at.checked_add(here), left - here);
         }
+        true
     }
 
     /// `base + offset`, if there is memory at it.
@@ -283,31 +273,36 @@ pub trait GuestMemory {
     }
 
     /// Calls `f` for each piece of `addr..addr + count` that lies in one region, with the bytes done so far, the
-    /// bytes of this piece, and where it is; `f` says how much of it is done, 0 to stop. Ends at a hole, and says
-    /// how much was done.
+    /// bytes of this piece, and where it is; `f` says how much is done (of what is left, not of the piece alone), 0 to
+    /// stop. Ends at a hole, and says how much was done. Of no bytes `f` is told as well.
     ///
     /// # Errors
     /// The first one of `f`; [`InvalidGuestAddress`](GuestMemoryError::InvalidGuestAddress) if there is no memory
-    /// at `addr`.
+    /// at `addr`; [`CallbackOutOfRange`](GuestMemoryError::CallbackOutOfRange) if `f` claims more than was left.
     #[deprecated = "use `get_slices`"]
     fn try_access<F>(&self, count: usize, addr: GuestAddress, mut f: F) -> Result<usize>
     where
         F: FnMut(usize, usize, MemoryRegionAddress, &Self::R) -> Result<usize>,
     {
         let mut done = 0;
-        while done < count {
-            let found = addr.checked_add(done as u64).and_then(|at| self.to_region_addr(at));
-            let Some((region, offset)) = found else { break };
-            let len = usize::try_from(region.len() - offset.0).unwrap_or(usize::MAX).min(count - done);
-            match f(done, len, offset, region)? {
-                0 => return Ok(done),
-                part => done = done.saturating_add(part.min(len)),
+        while let Some((region, offset)) =
+            addr.checked_add(done as u64).and_then(|at| self.to_region_addr(at))
+        {
+            let left = count - done;
+            let len = usize::try_from(region.len() - offset.0).unwrap_or(usize::MAX).min(left);
+            let part = f(done, len, offset, region)?;
+            if part > left {
+                return Err(GuestMemoryError::CallbackOutOfRange);
+            }
+            done += part;
+            if part == 0 || done == count {
+                return Ok(done);
             }
         }
-        if done == 0 && count > 0 { Err(GuestMemoryError::InvalidGuestAddress(addr)) } else { Ok(done) }
+        if done == 0 { Err(GuestMemoryError::InvalidGuestAddress(addr)) } else { Ok(done) }
     }
 
-    /// Pointer to the byte at `addr`, for volatile access only.
+    /// Pointer to the byte at `addr`, for atomic access only.
     fn get_host_address(&self, addr: GuestAddress) -> Result<*mut u8> {
         let (region, offset) =
             self.to_region_addr(addr).ok_or(GuestMemoryError::InvalidGuestAddress(addr))?;
@@ -381,8 +376,8 @@ fn transfer<M: GuestMemory + ?Sized>(
     Ok(done)
 }
 
-fn all(count: usize, completed: usize) -> Result<()> {
-    if completed == count { Ok(()) } else { Err(GuestMemoryError::PartialBuffer { completed }) }
+fn all(expected: usize, completed: usize) -> Result<()> {
+    if completed == expected { Ok(()) } else { Err(GuestMemoryError::PartialBuffer { expected, completed }) }
 }
 
 /// Across adjacent regions; atomic accesses must lie in one.

@@ -34,6 +34,7 @@ mod pages;
 mod phys_map;
 mod platform;
 mod range;
+pub mod rust_vmm;
 #[cfg(ringfence_loom)]
 pub mod shadow;
 mod tlb;
@@ -60,8 +61,9 @@ pub use frames::{
     Owner, State, Unmapped, UnmappedFrames,
 };
 pub use guest_memory::{
-    BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemorySliceIterator, MS,
-    MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult, region_offset,
+    BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
+    GuestMemorySliceIterator, MS, MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult,
+    region_offset,
 };
 pub use mapping::{
     AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable,

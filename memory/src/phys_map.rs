@@ -97,7 +97,7 @@ impl GuestMemoryRegion for PhysRegion<'_> {
     }
 }
 
-crate::impl_region_bytes!(PhysRegion<'_>);
+impl crate::GuestMemoryRegionBytes for PhysRegion<'_> {}
 
 impl fmt::Debug for PhysMap<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -66,16 +66,16 @@ pub struct VolatileSlice<'a, B = ()> {
     owner: PhantomData<&'a AtomicU8>,
 }
 
-// SAFETY: the slice gives only volatile and atomic access to memory that, by the contract of `new`, holds no Rust
-// object; racing accesses through it are the case it exists for.
+// SAFETY: the slice gives only atomic access to memory that, by the contract of `new`, holds no Rust object; racing
+// accesses through it are the case it exists for.
 unsafe impl<B: Send> Send for VolatileSlice<'_, B> {}
 // SAFETY: as for `Send`.
 unsafe impl<B: Sync> Sync for VolatileSlice<'_, B> {}
 
 impl VolatileSlice<'_> {
     /// # Safety
-    /// `start..start + len` must be mapped, readable and writable for the slice's lifetime, and no Rust reference to
-    /// any of it may exist in that time.
+    /// `start..start + len` must be mapped, readable and writable for the slice's lifetime; in that time no Rust reference
+    /// to any of it may exist, other than to atomics, and nobody may access it other than by atomics.
     pub const unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
         Self { start, len, access: Access::ReadWrite, bitmap: (), owner: PhantomData }
     }
@@ -124,7 +124,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         &self.bitmap
     }
 
-    /// Pointer to the first byte; valid for `len` bytes and `'a`, to be used by volatile access only.
+    /// Pointer to the first byte; valid for `len` bytes and `'a`, to be used by atomic access only.
     pub const fn as_ptr(&self) -> NonNull<u8> {
         self.start
     }
@@ -183,37 +183,29 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Sets every byte to `value`.
     pub fn fill(&self, value: u8) -> Result<(), VolatileError> {
-        let (mut at, mut left) = (self.writable(0, self.len)?.as_ptr(), self.len);
-        let word = u64::from_ne_bytes([value; 8]);
-        while left > 0 {
-            if left >= 8 && at.addr().is_multiple_of(8) {
-                // SAFETY: at least 8 bytes of the slice are left at the aligned address `at`.
-                unsafe { ptr::write_volatile(at.cast::<u64>(), word) };
-                (at, left) = (at.wrapping_add(8), left - 8);
-            } else {
-                // SAFETY: at least one byte of the slice is left at `at`.
-                unsafe { ptr::write_volatile(at, value) };
-                (at, left) = (at.wrapping_add(1), left - 1);
-            }
-        }
-        self.bitmap.mark_dirty(0, self.len);
-        Ok(())
+        let block = [value; 256];
+        (0..self.len)
+            .step_by(block.len())
+            .try_for_each(|done| self.write_slice(&block[..(self.len - done).min(block.len())], done))
     }
 
+    /// A pointer to `len` bytes from `offset` on, unless the slice allows nothing but what is `refused`. None of no
+    /// bytes is refused, wherever it is.
     #[inline]
-    fn readable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
-        if self.access == Access::WriteOnly {
-            return Err(VolatileError::NotPermitted);
+    fn accessible(&self, offset: usize, len: usize, refused: Access) -> Result<NonNull<u8>, VolatileError> {
+        match self.access {
+            _ if len == 0 => Ok(self.start),
+            access if access == refused => Err(VolatileError::NotPermitted),
+            _ => self.pointer(offset, len),
         }
-        self.pointer(offset, len)
     }
 
-    #[inline]
-    fn writable(&self, offset: usize, len: usize) -> Result<NonNull<u8>, VolatileError> {
-        if self.access == Access::ReadOnly {
-            return Err(VolatileError::NotPermitted);
+    /// How many of `wanted` bytes there are from `offset` on.
+    fn room(&self, offset: usize, wanted: usize) -> Result<usize, VolatileError> {
+        match self.len.saturating_sub(offset).min(wanted) {
+            0 if wanted > 0 => Err(VolatileError::OutOfBounds),
+            room => Ok(room),
         }
-        self.pointer(offset, len)
     }
 
     #[inline]
@@ -236,25 +228,23 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     type E = VolatileError;
 
     fn write(&self, buf: &[u8], offset: usize) -> Result<usize, VolatileError> {
-        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
-        let part = buf.get(..rest).unwrap_or(buf);
-        self.write_slice(part, offset).map(|()| part.len())
+        let len = self.room(offset, buf.len())?;
+        self.write_slice(&buf[..len], offset).map(|()| len)
     }
 
     fn read(&self, buf: &mut [u8], offset: usize) -> Result<usize, VolatileError> {
-        let rest = self.len.checked_sub(offset).ok_or(VolatileError::OutOfBounds)?;
-        let len = rest.min(buf.len());
+        let len = self.room(offset, buf.len())?;
         self.read_slice(&mut buf[..len], offset).map(|()| len)
     }
 
     #[inline]
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
-        let to = self.writable(offset, buf.len())?;
+        let to = self.accessible(offset, buf.len(), Access::ReadOnly)?;
         #[cfg(ringfence_loom)]
         if crate::shadow::write(to.as_ptr(), buf) {
             return Ok(());
         }
-        // SAFETY: `writable` checked that `to` has `buf.len()` bytes in the slice.
+        // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
         unsafe { copy_to_volatile(buf, to.as_ptr()) };
         self.bitmap.mark_dirty(offset, buf.len());
         Ok(())
@@ -262,18 +252,18 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
-        let from = self.readable(offset, buf.len())?;
+        let from = self.accessible(offset, buf.len(), Access::WriteOnly)?;
         #[cfg(ringfence_loom)]
         if crate::shadow::read(from.as_ptr(), buf) {
             return Ok(());
         }
-        // SAFETY: `readable` checked that `from` has `buf.len()` bytes in the slice.
+        // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
         unsafe { copy_from_volatile(from.as_ptr(), buf) };
         Ok(())
     }
 
     fn store<T: AtomicAccess>(&self, value: T, offset: usize, order: Ordering) -> Result<(), VolatileError> {
-        let at = aligned::<T>(self.writable(offset, size_of::<T>())?)?;
+        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Access::ReadOnly)?)?;
         // SAFETY: bounds and alignment were checked; the memory is valid for the slice's lifetime.
         unsafe { T::store(at, value, order) };
         self.bitmap.mark_dirty(offset, size_of::<T>());
@@ -281,7 +271,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     }
 
     fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileError> {
-        let at = aligned::<T>(self.readable(offset, size_of::<T>())?)?;
+        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Access::WriteOnly)?)?;
         // SAFETY: as in `store`.
         Ok(unsafe { T::load(at, order) })
     }
@@ -406,8 +396,8 @@ macro_rules! atomic_access {
                 if let Some(bytes) = crate::shadow::load(at.as_ptr().cast(), order) {
                     return Self::from_ne_bytes(bytes);
                 }
-                // SAFETY: aligned and valid by this function's contract; the memory is only ever accessed
-                // volatile or by atomics of this size.
+                // SAFETY: aligned and valid by this function's contract; no access to shared memory is plain (for
+                // races of different sizes see `VolatileSlice`).
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.load(order)
             }
             #[inline(always)]

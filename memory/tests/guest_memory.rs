@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::{PAGE, System};
 use proptest::prelude::*;
 use ringfence_memory::host::HostPlatform;
+use ringfence_memory::rust_vmm::{GuestMemoryHeap, GuestRegionCollectionError, GuestRegionHeap};
 use ringfence_memory::*;
 
 const DEVICE: DeviceId = DeviceId(0x10);
@@ -43,54 +44,14 @@ fn machine() -> (System, &'static Kernel) {
     (system, kernel)
 }
 
-/// A guest of plain bytes, for holes and neighbours where we want them.
-struct Plain {
-    start: u64,
-    bytes: Box<[u64]>,
-    bitmap: AtomicBitmap,
-}
+type Guest = GuestMemoryHeap<AtomicBitmap>;
 
-impl Plain {
-    fn new(start: u64, len: usize) -> Self {
-        assert!(len.is_multiple_of(8));
-        Self { start, bytes: vec![0; len / 8].into(), bitmap: AtomicBitmap::with_len(len) }
-    }
-}
-
-impl GuestMemoryRegion for Plain {
-    type B = AtomicBitmap;
-    fn len(&self) -> u64 {
-        self.bytes.len() as u64 * 8
-    }
-    fn start_addr(&self) -> GuestAddress {
-        GuestAddress(self.start)
-    }
-    fn bitmap(&self) -> &AtomicBitmap {
-        &self.bitmap
-    }
-    fn get_slice(&self, addr: MemoryRegionAddress, count: usize) -> GuestMemoryResult<RegionSlice<'_, Self>> {
-        let offset = region_offset(self, addr)?;
-        let start = std::ptr::NonNull::new(self.bytes.as_ptr().cast_mut().cast()).unwrap();
-        let all = unsafe { VolatileSlice::new(start, self.len() as usize) };
-        let slice = all.subslice(offset, count).map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))?;
-        Ok(slice.with_bitmap(WithBitmapSlice::slice_at(&self.bitmap, offset)))
-    }
-}
-impl_region_bytes!(Plain);
-
-struct Guest(Vec<Plain>);
-
-impl GuestMemory for Guest {
-    type R = Plain;
-    fn iter(&self) -> impl Iterator<Item = &Plain> {
-        self.0.iter()
-    }
-}
+const RANGES: [(u64, u64); 4] =
+    [(0x1000, 0x1000), (0x2000, 0x1000), (0x4000, 0x800), (0u64.wrapping_sub(0x1000), 0x1000)];
 
 /// Two neighbours, a hole, and one at the very end of the address space.
 fn guest() -> Guest {
-    let regions = [(0x1000, 0x1000), (0x2000, 0x1000), (0x4000, 0x800), (0u64.wrapping_sub(0x1000), 0x1000)];
-    Guest(regions.into_iter().map(|(start, len)| Plain::new(start, len)).collect())
+    Guest::from_ranges(&RANGES.map(|(start, len)| (GuestAddress(start), len as usize))).unwrap()
 }
 
 /// Every address question, answered by a list of byte ranges instead.
@@ -109,7 +70,7 @@ fn conforms(memory: &impl GuestMemory, ranges: &[(u64, u64)]) {
             assert_eq!(memory.find_region(address).is_some(), has(at));
             let found = memory.to_region_addr(address);
             assert_eq!(found.map(|(region, offset)| region.start_addr().0 + offset.0), has(at).then_some(at));
-            for len in [1, 2, 0x7ff, 0x800, 0x801, 0x1000, 0x1800, 0x2000, 0x2001] {
+            for len in [0, 1, 2, 0x7ff, 0x800, 0x801, 0x1000, 0x1800, 0x2000, 0x2001] {
                 let all = (0..len).all(|offset| at.checked_add(offset).is_some_and(has));
                 assert_eq!(memory.check_range(address, len as usize), all, "{at:#x} + {len:#x}");
                 let end = at.checked_add(len).filter(|end| has(*end)).map(GuestAddress);
@@ -121,11 +82,8 @@ fn conforms(memory: &impl GuestMemory, ranges: &[(u64, u64)]) {
 
 #[test]
 fn addresses_of_any_guest() {
-    conforms(
-        &guest(),
-        &[(0x1000, 0x1000), (0x2000, 0x1000), (0x4000, 0x800), (0u64.wrapping_sub(0x1000), 0x1000)],
-    );
-    conforms(&Guest(Vec::new()), &[]);
+    conforms(&guest(), &RANGES);
+    conforms(&Guest::default(), &[]);
 }
 
 #[test]
@@ -136,6 +94,65 @@ fn addresses_of_windows() {
     let ranges: Vec<_> = regions.iter().map(|region| (start(region), region.len() as u64)).collect();
     conforms(&windows.readable(), &ranges);
     conforms(&windows.writable(), &ranges);
+}
+
+#[test]
+fn collections_are_sorted_and_without_overlap() {
+    use GuestRegionCollectionError::*;
+    let made = |ranges: &[(u64, usize)]| {
+        let ranges: Vec<_> = ranges.iter().map(|(start, len)| (GuestAddress(*start), *len)).collect();
+        Guest::from_ranges(&ranges).map(|guest| guest.num_regions())
+    };
+    assert_eq!(made(&[]), Err(NoMemoryRegion));
+    assert_eq!(made(&[(0, 8), (8, 1), (9, 1)]), Ok(3));
+    assert_eq!(made(&[(8, 8), (0, 8)]), Err(UnsortedMemoryRegions));
+    assert_eq!(made(&[(0, 8), (7, 8)]), Err(MemoryRegionOverlap));
+    assert_eq!(made(&[(0, 8), (0, 8)]), Err(MemoryRegionOverlap));
+    assert_eq!(made(&[(0, 8), (16, 0)]), Err(InvalidGuestRegion));
+    assert_eq!((made(&[(u64::MAX, 1)]), made(&[(u64::MAX, 2)])), (Ok(1), Err(InvalidGuestRegion)));
+    assert_eq!(made(&[(0, isize::MAX as usize)]), Err(OutOfMemory));
+    let region = GuestRegionHeap::<()>::new(GuestAddress(3), 9).unwrap();
+    assert_eq!((region.len(), region.is_empty(), region.last_addr()), (9, false, GuestAddress(11)));
+    assert_eq!(region.as_volatile_slice().unwrap().read_obj(0), Ok([0_u8; 9]), "zeroed");
+    assert_eq!(format!("{region:?}"), "GuestRegionHeap(0x3, 9 bytes)");
+}
+
+/// An address in a region, for accesses and for pointers.
+#[test]
+fn regions_by_offset() {
+    let guest = guest();
+    let region = guest.find_region(GuestAddress(0x4000)).unwrap();
+    let at = MemoryRegionAddress;
+    let outside = Err(GuestMemoryError::Access(VolatileError::OutOfBounds));
+    assert_eq!(region.write(&[1, 2, 3], at(0x7fe)), Ok(2));
+    assert_eq!(region.read(&mut [0; 3], at(0x7ff)), Ok(1));
+    assert_eq!(region.read_obj::<[u8; 2]>(at(0x7fe)), Ok([1, 2]));
+    assert_eq!((region.write(&[1], at(0x800)), region.read(&mut [0], at(0x800))), (outside, outside));
+    assert_eq!(region.write_slice(&[1, 2, 3], at(0x7fe)), outside.map(drop));
+    assert_eq!(region.read_slice(&mut [0; 3], at(0x7fe)), outside.map(drop));
+    assert_eq!(region.store(0x0403_u16, at(0x7fe), Release), Ok(()));
+    assert_eq!(region.load::<u8>(at(0x7ff), Acquire), Ok(4));
+    assert!(
+        region.store(1_u16, at(0x7ff), Release).is_err() && region.load::<u16>(at(0x800), Acquire).is_err()
+    );
+    // No bytes are nowhere refused; a slice of none begins at the end at the latest.
+    for offset in [0, 0x800, 0x801, u64::MAX] {
+        assert_eq!((region.write(&[], at(offset)), region.read(&mut [], at(offset))), (Ok(0), Ok(0)));
+        assert_eq!(region.write_slice(&[], at(offset)), Ok(()));
+        assert_eq!(region.read_slice(&mut [], at(offset)), Ok(()));
+        let slice = region.get_slice(at(offset), 0).map(|slice| slice.len());
+        let refused = Err(GuestMemoryError::InvalidRegionAddress(at(offset)));
+        assert_eq!(slice, if offset <= 0x800 { Ok(0) } else { refused });
+    }
+    let start = region.as_volatile_slice().unwrap().as_ptr().as_ptr();
+    assert_eq!(region.get_host_address(at(0x7ff)), Ok(start.wrapping_add(0x7ff)));
+    assert_eq!(region.get_host_address(at(0x800)), Err(GuestMemoryError::InvalidRegionAddress(at(0x800))));
+    assert_eq!(guest.get_host_address(GuestAddress(0x4004)), Ok(start.wrapping_add(4)));
+    assert_eq!(
+        (region.checked_offset(at(1), 0x7fe), region.checked_offset(at(1), 0x7ff)),
+        (Some(at(0x7ff)), None)
+    );
+    assert_eq!((at(1).checked_sub(1), at(1).checked_sub(2)), (Some(at(0)), None));
 }
 
 #[test]
@@ -168,7 +185,7 @@ fn try_access_says_how_far_it_came() {
     let access = |at, count, step: usize| {
         let mut calls = Vec::new();
         let done = guest.try_access(count, GuestAddress(at), |done, len, offset, region| {
-            calls.push((done, len, region.start + offset.0));
+            calls.push((done, len, region.start_addr().0 + offset.0));
             Ok(len.min(step))
         });
         (done, calls)
@@ -178,7 +195,14 @@ fn try_access_says_how_far_it_came() {
     assert_eq!(access(0x1ff8, 8, 5).1, [(0, 8, 0x1ff8), (5, 3, 0x1ffd)]);
     assert_eq!(access(0x1000, 8, 0).0, Ok(0));
     assert_eq!(access(0x3000, 8, 9).0, Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(0x3000))));
-    assert_eq!(access(0x3000, 0, 9).0, Ok(0));
+    // As vm-memory: `f` is told of no bytes, and may not claim more than there are.
+    assert_eq!(access(0x3000, 0, 9).0, Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(0x3000))));
+    assert_eq!(access(0x1000, 0, 9), (Ok(0), vec![(0, 0, 0x1000)]));
+    let claims = |count, claim| guest.try_access(count, GuestAddress(0x1ff8), |_, _, _, _| Ok(claim));
+    assert_eq!(claims(16, 16), Ok(16), "more than this piece, not more than was asked for");
+    assert_eq!(claims(16, 17), Err(GuestMemoryError::CallbackOutOfRange));
+    assert_eq!(claims(16, usize::MAX), Err(GuestMemoryError::CallbackOutOfRange));
+    assert_eq!(claims(0, 1), Err(GuestMemoryError::CallbackOutOfRange));
     let failed = guest
         .try_access(1, GuestAddress(0x1000), |_, _, _, _| Err(GuestMemoryError::HostAddressNotAvailable));
     assert_eq!(failed, Err(GuestMemoryError::HostAddressNotAvailable));
@@ -195,7 +219,7 @@ fn atomic_accesses_are_aligned_and_in_one_region() {
     assert!(guest.store(1_u64, GuestAddress(0x3000), Release).is_err());
     assert_eq!(guest.write_obj([7_u16; 8], GuestAddress(0x1ff8)), Ok(()), "copies cross");
     assert_eq!(guest.read_obj::<[u16; 8]>(GuestAddress(0x1ff8)), Ok([7; 8]));
-    let partial = Err(GuestMemoryError::PartialBuffer { completed: 8 });
+    let partial = Err(GuestMemoryError::PartialBuffer { expected: 16, completed: 8 });
     assert_eq!(guest.write_obj([7_u16; 8], GuestAddress(0x2ff8)), partial);
     assert_eq!(guest.write(&[1; 16], GuestAddress(0x2ff8)), Ok(8));
 }
@@ -206,8 +230,8 @@ proptest! {
     fn copies_like_a_map_of_bytes(steps in prop::collection::vec((0x0f80_u64..0x4900, 0..0x1200_usize, any::<u8>()), 1..20)) {
         let guest = guest();
         let mut model = std::collections::BTreeMap::new();
-        for region in &guest.0[..3] {
-            model.extend((region.start..region.start + region.len()).map(|at| (at, 0)));
+        for region in guest.iter().take(3) {
+            model.extend((region.start_addr().0..region.start_addr().0 + region.len()).map(|at| (at, 0)));
         }
         let mut dirty = std::collections::BTreeSet::new();
         for (at, len, value) in steps {
@@ -224,11 +248,11 @@ proptest! {
             prop_assert!(seen[..done].iter().all(|byte| *byte == value));
             prop_assert!(seen[done..].iter().all(|byte| *byte == !value));
         }
-        for region in &guest.0[..3] {
+        for region in guest.iter().take(3) {
             let slice = region.as_volatile_slice().unwrap();
             for offset in 0..region.len() {
-                prop_assert_eq!(slice.read_obj::<u8>(offset as usize).unwrap(), model[&(region.start + offset)]);
-                prop_assert_eq!(region.bitmap.dirty_at(offset as usize), dirty.contains(&((region.start + offset) / PAGE)));
+                prop_assert_eq!(slice.read_obj::<u8>(offset as usize).unwrap(), model[&(region.start_addr().0 + offset)]);
+                prop_assert_eq!(region.bitmap().dirty_at(offset as usize), dirty.contains(&((region.start_addr().0 + offset) / PAGE)));
             }
         }
     }
@@ -319,7 +343,10 @@ fn values_and_arrays() {
     let other = guest.get_slice(GuestAddress(0x4000), 40).unwrap();
     assert_eq!(slice.copy_to_volatile_slice(&other), Ok(40));
     assert_eq!(other.read_obj::<u16>(10), Ok(99));
-    assert!(guest.0[2].bitmap.dirty_at(0) && guest.0[2].bitmap.dirty_pages() == 1);
+    assert!(
+        guest.iter().nth(2).unwrap().bitmap().dirty_at(0)
+            && guest.iter().nth(2).unwrap().bitmap().dirty_pages() == 1
+    );
 }
 
 /// The device wrote exactly the pages that were lent for it.

@@ -87,7 +87,7 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
     }
 }
 
-crate::impl_region_bytes!(DmaWindow<B>, B: NewBitmap);
+impl<B: NewBitmap> crate::GuestMemoryRegionBytes for DmaWindow<B> {}
 
 impl<B: NewBitmap> fmt::Debug for DmaWindow<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
