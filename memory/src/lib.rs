@@ -21,6 +21,7 @@ mod audit;
 mod bitmap;
 mod bits;
 mod bytes;
+mod copy;
 mod device;
 mod dma;
 mod driver_mem;

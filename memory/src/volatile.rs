@@ -3,14 +3,16 @@
 //! No reference to such memory ever exists. A [`VolatileSlice`] holds a pointer, a length and a lifetime, and
 //! offers bounds-checked copies and same-size atomic accesses, nothing else. The rule for users: copy once, then
 //! validate the copy. The names follow rust-vmm's `vm-memory`.
+//!
+//! What a race is worth is in the documentation of [`VolatileSlice`].
 
 use core::marker::PhantomData;
-use core::ptr::{self, NonNull};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{BitmapSlice, Bytes};
+use crate::{BitmapSlice, Bytes, copy};
 
 /// Why a volatile access was refused. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,24 @@ pub enum Access {
 /// assert_eq!(array.load(2), slice.read_obj(12));
 /// # Ok::<(), VolatileError>(())
 /// ```
+///
+/// # Races
+/// Rust's memory model (`core::sync::atomic`) leaves two kinds of race undefined: with an access that is not atomic, and
+/// between atomic accesses of different sizes. So no access is plain, and each place is accessed in one size:
+///
+/// - *Copies* (`read…`, `write…`, `copy_…`, `fill`) access each byte by one relaxed atomic access of one byte, wherever
+///   they begin and end. Any copies may race: the result is a mix of old and new bytes. The machine may do several of
+///   these accesses in one move, and on x86-64 does, up to 8: in inline assembly, of which Rust asks that Rust code
+///   could have the same effect. Elsewhere, and where a sanitizer is to see it, it is a loop over `AtomicU8`.
+/// - *`load` and `store`* are one atomic access of the whole value, which never tears. Any of one size may race.
+///
+/// What is left is the protocol of the users: a place that is loaded or stored while others may access it is accessed in
+/// that size by all. Both sides of a split ring keep it, and where a copy meets a `load` or `store` (a descriptor is
+/// stored as two words and copied as 16 bytes), an acquire of the index comes between. In a packed ring our driver stores
+/// and loads flags together with what they guard, as a word, where a device (or a model of one in Rust) has them alone.
+/// There, and if a thread of Rust breaks the protocol, the bytes are still each an old or a new one: LLVM defines such
+/// a race byte by byte, and an aligned move of up to 8 bytes is one access of the processor. Rust's documentation does
+/// not promise that. A device is no thread of Rust: bus and processor order its accesses.
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileSlice<'a, B = ()> {
     start: NonNull<u8>,
@@ -245,7 +265,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
-        unsafe { copy_to_volatile(buf, to.as_ptr()) };
+        unsafe { copy::to_shared(buf, to.as_ptr()) };
         self.bitmap.mark_dirty(offset, buf.len());
         Ok(())
     }
@@ -258,7 +278,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
-        unsafe { copy_from_volatile(from.as_ptr(), buf) };
+        unsafe { copy::from_shared(from.as_ptr(), buf) };
         Ok(())
     }
 
@@ -413,49 +433,3 @@ macro_rules! atomic_access {
     )*};
 }
 atomic_access!(u8 => AtomicU8, u16 => AtomicU16, u32 => AtomicU32, u64 => AtomicU64);
-
-/// # Safety
-/// `from` must be valid for `to.len()` bytes of volatile reads.
-unsafe fn copy_from_volatile(mut from: *const u8, to: &mut [u8]) {
-    let before = from.align_offset(size_of::<u64>()).min(to.len());
-    let (head, rest) = to.split_at_mut(before);
-    let (words, tail) = rest.as_chunks_mut::<8>();
-    for byte in head {
-        // SAFETY: as many bytes are left to read as to write: one at least.
-        *byte = unsafe { ptr::read_volatile(from) };
-        from = from.wrapping_add(1);
-    }
-    for word in words {
-        // SAFETY: as above, a word; `from` is aligned, since the bytes before the first aligned one were read.
-        *word = unsafe { ptr::read_volatile(from.cast::<u64>()) }.to_ne_bytes();
-        from = from.wrapping_add(8);
-    }
-    for byte in tail {
-        // SAFETY: as for the first bytes.
-        *byte = unsafe { ptr::read_volatile(from) };
-        from = from.wrapping_add(1);
-    }
-}
-
-/// # Safety
-/// `to` must be valid for `from.len()` bytes of volatile writes.
-unsafe fn copy_to_volatile(from: &[u8], mut to: *mut u8) {
-    let before = to.align_offset(size_of::<u64>()).min(from.len());
-    let (head, rest) = from.split_at(before);
-    let (words, tail) = rest.as_chunks::<8>();
-    for byte in head {
-        // SAFETY: as many bytes are left to write as to read: one at least.
-        unsafe { ptr::write_volatile(to, *byte) };
-        to = to.wrapping_add(1);
-    }
-    for word in words {
-        // SAFETY: as above, a word; `to` is aligned, since the bytes before the first aligned one were written.
-        unsafe { ptr::write_volatile(to.cast::<u64>(), u64::from_ne_bytes(*word)) };
-        to = to.wrapping_add(8);
-    }
-    for byte in tail {
-        // SAFETY: as for the first bytes.
-        unsafe { ptr::write_volatile(to, *byte) };
-        to = to.wrapping_add(1);
-    }
-}
