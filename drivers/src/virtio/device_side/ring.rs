@@ -1,6 +1,7 @@
 //! The memory of a split virtqueue (section 2.7) as the device sees it: [`Driver`] is what the driver publishes,
 //! [`Device`] what the device publishes.
 
+use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
 use ringfence_memory::{AtomicAccess, Bytes, DeviceRange};
@@ -210,10 +211,26 @@ impl Used {
 }
 
 /// What the device publishes: the used ring. The device only writes it.
-#[derive(Clone, Debug)]
+///
+/// There is one writer: it is not `Clone`, and stays on its thread.
+///
+/// ```compile_fail,E0277
+/// # use ringfence_drivers::virtio::device_side::ring::Device;
+/// fn on_another_thread(device: Device<'static>) {
+///     std::thread::spawn(move || device.queue_size());
+/// }
+/// ```
+/// ```compile_fail,E0599
+/// # use ringfence_drivers::virtio::device_side::ring::Device;
+/// fn twice<'a>(device: &Device<'a>) -> Device<'a> {
+///     Device::clone(device)
+/// }
+/// ```
+#[derive(Debug)]
 pub struct Device<'a> {
     used: DeviceRange<'a>,
     queue_size: u16,
+    one_thread: PhantomData<*mut ()>,
 }
 
 impl<'a> Device<'a> {
@@ -228,8 +245,11 @@ impl<'a> Device<'a> {
         let queue_size = used.len().checked_sub(ENTRIES + EVENT_LEN)? / USED_LEN;
         let queue_size = u16::try_from(queue_size).ok().filter(|size| size.is_power_of_two())?;
         let writable = used.try_mut_ptr::<u32>().is_some();
-        (used.len() == Self::used_len_for_queue_size(queue_size) && writable)
-            .then_some(Self { used, queue_size })
+        (used.len() == Self::used_len_for_queue_size(queue_size) && writable).then_some(Self {
+            used,
+            queue_size,
+            one_thread: PhantomData,
+        })
     }
 
     /// Number of elements.
@@ -265,7 +285,7 @@ impl<'a> Device<'a> {
         self.store(index.to_le(), element(ENTRIES, self.queue_size, USED_LEN), Ordering::Relaxed);
     }
 
-    fn store<T: AtomicAccess>(&self, value: T, at: usize, order: Ordering) {
+    fn store<T: AtomicAccess>(&mut self, value: T, at: usize, order: Ordering) {
         // `new` has checked size, alignment and direction: there is no error to report.
         let stored = self.used.store(value, at, order);
         debug_assert!(stored.is_ok());
