@@ -91,7 +91,7 @@ impl<'a> From<VolatileSlice<'a>> for DeviceRange<'a> {
 }
 
 impl<'a> DeviceRange<'a> {
-    /// The bytes at the addresses `range`; empty if its end lies before its start.
+    /// The bytes at the addresses `range`; empty if its end lies before its start, or its start is the null address.
     ///
     /// # Safety
     /// For `'a` they must be mapped, readable and writable, and hold no Rust object. Their provenance must have been

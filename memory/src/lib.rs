@@ -36,6 +36,8 @@ mod phys_map;
 mod platform;
 mod range;
 pub mod rust_vmm;
+#[doc = include_str!("seed_systems.md")]
+pub mod seed_systems {}
 #[cfg(ringfence_loom)]
 pub mod shadow;
 mod tlb;
