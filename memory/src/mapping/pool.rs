@@ -1,5 +1,10 @@
 //! The frames that page tables live in.
 
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
+
 use super::MapError;
 use super::pte::Pte;
 use crate::address::PAGE_SIZE;
@@ -112,8 +117,8 @@ impl TablePool {
     }
 
     pub(crate) fn get(&self, table: Table, slot: usize) -> Pte {
-        // SAFETY: `entry` lies in the pool, which owns it; volatile since the CPU writes accessed and dirty bits.
-        Pte(unsafe { self.entry(table, slot).read_volatile() })
+        // SAFETY: `entry` lies in the pool, which owns it; atomic since CPUs write accessed and dirty bits.
+        Pte(unsafe { AtomicU64::from_ptr(self.entry(table, slot)) }.load(Acquire))
     }
 
     pub(crate) fn set(&mut self, table: Table, slot: usize, pte: Pte) {
@@ -154,8 +159,8 @@ impl TablePool {
     }
 
     fn write(&mut self, table: Table, slot: usize, pte: Pte) {
-        // SAFETY: `entry` lies in the pool, which owns it.
-        unsafe { self.entry(table, slot).write_volatile(pte.0) }
+        // SAFETY: `entry` lies in the pool, which owns it. Release: what a CPU finds through it was written before.
+        unsafe { AtomicU64::from_ptr(self.entry(table, slot)) }.store(pte.0, Release);
     }
 
     fn set_count(&mut self, table: Table, used: u16) {

@@ -7,7 +7,10 @@ use ringfence_memory::*;
 use std::num::NonZeroUsize;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicPtr, AtomicU64, AtomicUsize,
+    Ordering::{Acquire, Release, SeqCst},
+};
 use std::time::Duration;
 
 pub const PAGE: u64 = 4096;
@@ -80,13 +83,17 @@ impl Machine {
         }
     }
 
-    pub fn word(&self, address: u64) -> u64 {
+    fn at(&self, address: u64) -> &AtomicU64 {
         assert!(address + 8 <= (self.ram_frames + self.mmio_frames) * PAGE);
-        unsafe { self.ram.add(address as usize).cast::<u64>().read_volatile() }
+        unsafe { AtomicU64::from_ptr(self.ram.add(address as usize).cast()) }
+    }
+
+    pub fn word(&self, address: u64) -> u64 {
+        self.at(address).load(Acquire)
     }
 
     pub fn set_word(&self, address: u64, value: u64) {
-        unsafe { self.ram.add(address as usize).cast::<u64>().write_volatile(value) }
+        self.at(address).store(value, Release)
     }
 
     /// Address of the entry at `level` for a virtual address (3 is the top).
