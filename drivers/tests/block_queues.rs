@@ -192,12 +192,14 @@ fn each_queue_works_on_a_cpu_of_its_own() {
         let mut disks: Vec<_> = (0..4).map(|index| Disk::new(fake.ring(index))).collect();
         thread::scope(|scope| {
             let (control, queues) = block.split();
+            let mut workers = Vec::new();
             for ((index, queue), disk) in queues.enumerate().zip(&mut disks) {
                 let mut buffers: Vec<_> = (0..=index).map(|_| pool.take().unwrap()).collect();
-                scope.spawn(move || work(queue, disk, &mut buffers));
+                workers.push(scope.spawn(move || work(queue, disk, &mut buffers)));
             }
             // Meanwhile the device as a whole can be looked after.
             assert_eq!(control.config_changed(), Ok(false));
+            workers.into_iter().for_each(|worker| worker.join().unwrap());
         });
         for (index, queue) in block.split().1.enumerate() {
             let counters = queue.counters();

@@ -293,9 +293,10 @@ fn each_pair_on_a_thread_of_its_own() {
         let (control, queues) = net.split();
         assert!(control.link_up());
         thread::scope(|scope| {
+            let mut workers = Vec::new();
             for (number, pair) in queues.enumerate() {
                 let (mut rx, mut tx) = (fake.ring(2 * number), fake.ring(2 * number + 1));
-                scope.spawn(move || {
+                workers.push(scope.spawn(move || {
                     for round in 0..300 {
                         let seed = (round * 3 + number) as u8;
                         for more in 0..3 {
@@ -307,8 +308,9 @@ fn each_pair_on_a_thread_of_its_own() {
                         let out: Vec<_> = std::iter::from_fn(|| sent(&mut tx)).collect();
                         assert_eq!(out, [0, 1, 2].map(|more| frame(80 + more, seed)));
                     }
-                });
+                }));
             }
+            workers.into_iter().for_each(|worker| worker.join().unwrap());
         });
         for pair in net.split().1 {
             let [rx, tx] = pair.counters();

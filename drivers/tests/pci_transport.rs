@@ -371,7 +371,7 @@ fn a_queue_is_reset_as_the_registers_want_it() {
         card.put16(QUEUE_SELECT, 9);
         card.put16(QUEUE_SIZE, 0x1111);
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let device = scope.spawn(|| {
                 while card.get16(QUEUE_RESET) != 1 {
                     thread::yield_now();
                 }
@@ -387,6 +387,7 @@ fn a_queue_is_reset_as_the_registers_want_it() {
                 card.put16(QUEUE_ENABLE, 0);
             });
             assert_eq!(block.reset_queue(0), Ok(()));
+            device.join().unwrap();
         });
         assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR), card.get16(QUEUE_ENABLE)), (64, 1, 1));
         assert_eq!(QUEUE_ADDRESSES.map(|offset| card.get64(offset)), before);
@@ -410,7 +411,7 @@ fn a_queue_reset_that_never_ends_or_is_not_there() {
         let mut block = card.block().unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let device = scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     answer.into_iter().for_each(|answer| card.put16(QUEUE_RESET, answer));
                     card.platform.advance(Duration::from_millis(100));
@@ -419,6 +420,7 @@ fn a_queue_reset_that_never_ends_or_is_not_there() {
             });
             let result = block.reset_queue(0);
             done.store(true, Ordering::Relaxed);
+            device.join().unwrap();
             assert_eq!(result, Err(Error::Timeout), "{answer:?}");
         });
     }

@@ -326,7 +326,7 @@ fn arrays_are_shared_between_threads() {
     let region = windows().allocate(PAGE).unwrap();
     let array = region.array::<u32>(0, 2).unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let other = scope.spawn(|| {
             for value in 1..=100 {
                 array.store(0, value, Release).unwrap();
                 while array.load(1, Acquire) != Some(value) {
@@ -340,6 +340,7 @@ fn arrays_are_shared_between_threads() {
             }
             array.store(1, value, Release).unwrap();
         }
+        other.join().unwrap();
     });
     assert_eq!(array.load(0, Acquire), Some(100));
 }

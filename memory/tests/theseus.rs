@@ -254,7 +254,7 @@ fn flaw_06_unsynchronised_mappers() {
     let system = System::small();
     let before = system.state();
     std::thread::scope(|scope| {
-        for seed in 0..4_usize {
+        let workers = [0, 1, 2, 3_usize].map(|seed| {
             let space = system.space;
             scope.spawn(move || {
                 for step in 0..200 {
@@ -264,8 +264,9 @@ fn flaw_06_unsynchronised_mappers() {
                     let (head, tail) = mapping.split(middle).unwrap();
                     drop(if step % 2 == 0 { (tail, head) } else { (head, tail) });
                 }
-            });
-        }
+            })
+        });
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
     });
     system.check();
     assert_eq!(system.state(), before);
@@ -280,7 +281,7 @@ fn flaw_07_tables_linked_before_they_are_zero() {
     // A second processor walks all the time. Whatever it meets is a table of the pool or a frame of the RAM.
     let (machine, stop) = (system.machine, AtomicBool::new(false));
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let walker = scope.spawn(|| {
             while !stop.load(SeqCst) {
                 for page in machine.window.iter().step_by(512) {
                     let hit = machine.walk(page.start_address().value());
@@ -304,6 +305,7 @@ fn flaw_07_tables_linked_before_they_are_zero() {
             drop(mapped);
         }
         stop.store(true, SeqCst);
+        walker.join().unwrap();
     });
     assert_eq!(system.state(), before, "every table is back");
 }

@@ -161,6 +161,20 @@ pub fn toolchain() -> Option<Toolchain> {
     })
 }
 
+/// The one target whose sanitizer the tests use.
+pub const TSAN_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The `rustc` of a nightly that has ThreadSanitizer for this machine: the pinned one, or another.
+pub fn thread_sanitizer() -> Option<PathBuf> {
+    let nightlies = rustup_sysroots().into_iter().filter(|sysroot| {
+        let name = sysroot.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let runtime = format!("lib/rustlib/{TSAN_TARGET}/lib/librustc-nightly_rt.tsan.a");
+        name.starts_with("nightly") && sysroot.join(runtime).is_file()
+    });
+    let mut compilers = nightlies.map(|sysroot| sysroot.join("bin/rustc"));
+    compilers.find(|_| cfg!(all(target_arch = "x86_64", target_os = "linux")))
+}
+
 fn rustup_sysroots() -> Vec<PathBuf> {
     let home = std::env::var_os("RUSTUP_HOME").map(PathBuf::from);
     let home =

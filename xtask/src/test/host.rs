@@ -20,7 +20,14 @@ enum Build {
     Plain,
     /// With the rings over loom's atomics, for the one test program that is about that.
     Loom,
+    /// With ThreadSanitizer, for the test programs that start threads.
+    ThreadSanitizer,
 }
+
+/// The standard library comes without the sanitizer: its own races are suppressed by name.
+const TSAN_FLAGS: &str = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg ringfence_tsan";
+const TSAN: &str = "check::thread_sanitizer";
+const TSAN_CRATES: [&str; 2] = ["memory", "drivers"];
 
 const LOOM: &str = "loom";
 const LOOM_TESTS: [&str; 6] = ["test", "--no-fail-fast", "--package", "ringfence-oracles", "--test", LOOM];
@@ -43,7 +50,32 @@ pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
     for (name, subcommand, _) in rest.iter().filter(|(name, ..)| name.contains(filter)) {
         report.skip(name, format!("cargo {subcommand} is not installed here"));
     }
-    runnable.into_iter().map(|(name, _, line)| Test::new(name, move || check(line))).collect()
+    let mut tests: Vec<_> =
+        runnable.into_iter().map(|(name, _, line)| Test::new(name, move || check(line))).collect();
+    if setup::thread_sanitizer().is_some() {
+        tests.push(Test::new(TSAN, thread_sanitizer));
+    } else if TSAN.contains(filter) {
+        report.skip(TSAN, "left out: no nightly here has the sanitizer's runtime");
+    }
+    tests
+}
+
+/// ThreadSanitizer over the test programs of [`TSAN_CRATES`] that start threads: others have nobody to race with.
+fn thread_sanitizer() -> Result<()> {
+    let mut arguments: Vec<String> =
+        ["test", "--no-fail-fast", "--target", setup::TSAN_TARGET].map(str::to_owned).into();
+    for name in TSAN_CRATES {
+        arguments.push(format!("--package=ringfence-{name}"));
+        for entry in std::fs::read_dir(root().join(name).join("tests"))? {
+            let path = entry?.path();
+            if path.is_file() && std::fs::read_to_string(&path)?.contains("thread::") {
+                let program = path.file_stem().context("a test without a name")?.to_string_lossy();
+                arguments.push(format!("--test={program}"));
+            }
+        }
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run_cargo(Build::ThreadSanitizer, &arguments, |_| ()).map(drop)
 }
 
 fn check(line: &str) -> Result<()> {
@@ -182,8 +214,18 @@ fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Re
     let (reader, writer) = std::io::pipe()?;
     command.current_dir(root()).env("CARGO_TARGET_DIR", target()?).env("CARGO_TERM_COLOR", "never");
     command.env("RUSTDOCFLAGS", "-D warnings");
-    if let Build::Loom = build {
-        command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join(LOOM));
+    match build {
+        Build::Plain => {}
+        Build::Loom => {
+            command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join(LOOM));
+        }
+        Build::ThreadSanitizer => {
+            let rustc = setup::thread_sanitizer().context("no compiler with ThreadSanitizer")?;
+            let suppressions = root().join("xtask/thread-sanitizer.suppressions");
+            command.env("RUSTC", rustc).env("RUSTFLAGS", TSAN_FLAGS);
+            command.env("CARGO_TARGET_DIR", target()?.join("tsan"));
+            command.env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+        }
     }
     command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut child = command.spawn().context("cannot start cargo")?;
