@@ -95,4 +95,20 @@ fn borrowed_padded_slice_mut(memory: Memory) {
     let _ = memory.into_borrowed_slice_mut::<Padded>(0, 1); //~ E0277 borrowed_padded_slice_mut
 }
 
+fn borrowed_atomic_mut(memory: Memory) {
+    let _ = memory.into_borrowed_mut::<AtomicU32>(0); //~ E0277 borrowed_atomic_mut
+}
+
+fn borrowed_unsafe_cell_mut(memory: Memory) {
+    let _ = memory.into_borrowed_mut::<UnsafeCell<u32>>(0); //~ E0277 borrowed_unsafe_cell_mut
+}
+
+fn borrowed_atomics_mut(memory: Memory) {
+    let _ = memory.into_borrowed_slice_mut::<AtomicU32>(0, 1); //~ E0277 borrowed_atomics_mut
+}
+
+fn borrowed_from_atomic_mut(memory: Memory) {
+    let _ = BorrowedMappedPages::<AtomicU32, Mutable>::from_mut(memory, 0); //~ E0599 borrowed_from_atomic_mut
+}
+
 fn main() {}

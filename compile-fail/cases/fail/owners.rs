@@ -37,4 +37,12 @@ fn slice(view: &mut BorrowedSliceMappedPages<u8>) {
     view[0] = 1; //~ E0594 slice
 }
 
+fn mapping_of_a_mutable_view(view: &BorrowedMappedPages<u64, Mutable>) {
+    let _ = view.inner_ref(); //~ E0599 mapping_of_a_mutable_view
+}
+
+fn mapping_of_a_mutable_slice(view: &BorrowedSliceMappedPages<u8, Mutable>) {
+    let _ = view.inner_ref(); //~ E0599 mapping_of_a_mutable_slice
+}
+
 fn main() {}

@@ -29,4 +29,12 @@ fn _write(memory: &mut MappedPages<Private>) -> Result<(), AccessError> {
     Ok(())
 }
 
+fn _atomic(memory: &mut MappedPages<Private>) -> Result<u32, AccessError> {
+    // What may change behind a shared reference is seen by one borrower, who may share it in turn.
+    let word = memory.as_type_mut::<core::sync::atomic::AtomicU32>(0)?;
+    let (one, other) = (&*word, &*word);
+    one.store(1, core::sync::atomic::Ordering::Relaxed);
+    Ok(other.load(core::sync::atomic::Ordering::Relaxed))
+}
+
 fn main() {}

@@ -13,4 +13,8 @@ fn _slice(view: &mut BorrowedSliceMappedPages<u8, Mutable>) {
     view[0] = 1;
 }
 
+fn _mapping(view: &BorrowedMappedPages<u64>, slice: &BorrowedSliceMappedPages<u8>) -> usize {
+    view.inner_ref().size_in_pages() + slice.inner_ref().size_in_pages()
+}
+
 fn main() {}

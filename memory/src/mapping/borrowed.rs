@@ -83,7 +83,7 @@ impl<T: FromBytes + zerocopy::Immutable + KnownLayout, B: PagesOwner> BorrowedMa
     }
 }
 
-impl<T: FromBytes + IntoBytes + KnownLayout> BorrowedMappedPages<T, Mutable> {
+impl<T: FromBytes + IntoBytes + zerocopy::Immutable + KnownLayout> BorrowedMappedPages<T, Mutable> {
     /// The `T` at `offset` (in bytes), to be changed. Gives the mapping back on error.
     pub fn from_mut(
         mut owner: MappedPages<Private>,
@@ -126,8 +126,11 @@ impl<T: ?Sized, M: Mutability, B: PagesOwner> BorrowedMappedPages<T, M, B> {
     pub fn into_inner(self) -> B {
         self.owner
     }
+}
 
-    /// The mapping, while the view exists: it cannot be remapped or split.
+impl<T: ?Sized, B: PagesOwner> BorrowedMappedPages<T, Immutable, B> {
+    /// The mapping, while the view exists: it can be read, but not remapped or split. A [`Mutable`] view has no such
+    /// access, since it alone refers to its bytes.
     pub const fn inner_ref(&self) -> &B {
         &self.owner
     }
@@ -137,8 +140,9 @@ impl<T: ?Sized, M: Mutability, B: PagesOwner> Deref for BorrowedMappedPages<T, M
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: `as_type` or `as_slice` made this reference from the mapping, which `owner` keeps mapped and which
-        // nobody can change: `owner` is reachable by shared reference only, `Mutable` views own it.
+        // SAFETY: `as_type` or `as_slice` made this reference from the mapping, which `owner` keeps mapped. Whoever else
+        // reaches `owner` does so by shared reference, which gives `Immutable` types only; a `Mutable` view owns it and
+        // gives no reference to it, and its `T` is `Immutable` as well. So the bytes change through `deref_mut` only.
         unsafe { self.value.as_ref() }
     }
 }

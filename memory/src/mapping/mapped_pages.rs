@@ -338,7 +338,7 @@ impl MappedPages<Private> {
     }
 
     /// As [`into_borrowed`](Self::into_borrowed), to be changed.
-    pub fn into_borrowed_mut<T: FromBytes + IntoBytes + KnownLayout>(
+    pub fn into_borrowed_mut<T: FromBytes + IntoBytes + zerocopy::Immutable + KnownLayout>(
         self,
         offset: usize,
     ) -> Result<BorrowedMappedPages<T, Mutable>, (Self, AccessError)> {
