@@ -58,10 +58,14 @@ impl PageAllocator {
         Buddy::storage_words(pages)
     }
 
-    /// An allocator of all pages in `window`, which must begin at a multiple of 1 GiB.
+    /// An allocator of all pages in `window`, which must begin at a multiple of 1 GiB, and holds neither page 0 (its first
+    /// byte is null) nor the very last one (the byte after it has no address): [`AllocError::OutOfRange`].
     pub fn new(window: PageRange, storage: &'static mut [u64]) -> Result<Self, AllocError> {
         if !window.first().is_multiple_of(MAX_ALIGN as u64) {
             return Err(AllocError::Misaligned);
+        }
+        if !has_addresses(&window) {
+            return Err(AllocError::OutOfRange);
         }
         let pages = window.size_in_pages();
         let mut buddy = Buddy::new(pages, storage).ok_or(AllocError::StorageTooSmall)?;
@@ -105,6 +109,11 @@ impl PageAllocator {
     pub(crate) fn any_free(&self, page: u64, count: u64) -> bool {
         self.buddy.lock().any_free((page - self.window.first()) as usize, count as usize)
     }
+}
+
+/// Whether the first byte is not null and the byte past the last one has an address.
+pub(crate) const fn has_addresses(pages: &PageRange) -> bool {
+    pages.is_empty() || (pages.first() > 0 && pages.past() < PageRange::END)
 }
 
 /// Adjacent pages that nobody else has. Dropping gives them back.

@@ -78,7 +78,7 @@ macro_rules! units {
         }
 
         #[doc = concat!("Adjacent ", $what, "s. Owns nothing: a description that may be copied.")]
-        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
         pub struct $range {
             start: u64,
             count: u64,
@@ -244,6 +244,11 @@ macro_rules! units {
             }
         }
     };
+}
+
+impl PageRange {
+    /// One past the highest page number there is.
+    pub(crate) const END: u64 = PAGES_END;
 }
 
 units!(Frame, FrameRange, PhysAddr, frames_fit, from_phys_addr, size_in_frames, "frame");

@@ -182,6 +182,11 @@ fn boot() {
     let pages = |start, count| PageRange::new(at(start), count).unwrap();
     let mut map = |pages, frames| unsafe { mapper.map_boot(pages, frames, Protection::ReadOnly) };
     assert_eq!(map(pages(KERNEL_VA, 2), frames(9, 1)), Err(MapError::SizeMismatch));
+    let no_address = Err(MapError::Pages(AllocError::OutOfRange));
+    assert_eq!(
+        (map(pages(0, 1), frames(9, 1)), map(pages(TOP_PAGE, 1), frames(9, 1))),
+        (no_address, no_address)
+    );
     // Scattered over more tables than there are.
     assert_eq!(map(pages(KERNEL_VA, 512 * 8), frames(9, 512 * 8)), Err(MapError::NoTables));
     assert_eq!(mapper.pool().available(), available);
@@ -194,5 +199,15 @@ fn boot() {
     );
     let words = PageAllocator::storage_words(64);
     assert_eq!(PageAllocator::new(pages(PAGE, 64), storage(words)).err(), Some(AllocError::Misaligned));
-    assert_eq!(PageAllocator::new(pages(0, 64), storage(words - 1)).err(), Some(AllocError::StorageTooSmall));
+    let window = |start, count, words| PageAllocator::new(pages(start, count), storage(words)).err();
+    assert_eq!(window(1 << 30, 64, words - 1), Some(AllocError::StorageTooSmall));
+    // Null, and what would end at an address that does not exist.
+    let (last, gib) = (0xffff_ffff_c000_0000, 1 << 18);
+    assert_eq!(window(0, 64, words), Some(AllocError::OutOfRange));
+    assert_eq!(window(last, gib, PageAllocator::storage_words(gib)), Some(AllocError::OutOfRange));
+    assert_eq!(window(last, gib - 1, PageAllocator::storage_words(gib)), None);
+    assert_eq!(
+        window(0, 0, 0),
+        Some(AllocError::StorageTooSmall).filter(|_| PageAllocator::storage_words(0) > 0)
+    );
 }

@@ -4,6 +4,7 @@ use super::MapError;
 use super::pool::{ENTRIES, Table, TablePool};
 use super::pte::{Protection, Pte, Tag, leaf_pages};
 use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
+use crate::allocator::AllocError;
 use crate::range::{FrameRange, PageRange};
 use crate::tlb::{Cpu, Flush, Run};
 
@@ -69,7 +70,7 @@ impl Mapper {
     ///
     /// # Safety
     /// The caller answers for both ranges: no other mapping of the frames, except of the loader that is about to be
-    /// left, and a protection that suits whatever Rust objects live there.
+    /// left, and a protection that suits whatever Rust objects live there. Page 0 and the very last one are refused.
     pub unsafe fn map_boot(
         &mut self,
         pages: PageRange,
@@ -78,6 +79,9 @@ impl Mapper {
     ) -> Result<(), MapError> {
         if pages.size_in_pages() != frames.size_in_frames() {
             return Err(MapError::SizeMismatch);
+        }
+        if !crate::pages::has_addresses(&pages) {
+            return Err(MapError::Pages(AllocError::OutOfRange));
         }
         let place = self.boot.iter().position(Option::is_none).ok_or(MapError::TooManyBootMappings)?;
         self.map(&pages, &frames, protection, Tag::Boot)?;
