@@ -263,7 +263,7 @@ fn stacks_have_guards() {
     let system = System::small();
     let before = system.state();
     let stack = system.space.allocate_stack(4).unwrap();
-    let (bottom, top) = (stack.pages().start_address().value(), stack.top().value());
+    let (bottom, top) = (stack.range().start_address().value(), stack.top().value());
     assert_eq!(top - bottom, 4 * PAGE);
     assert!(system.machine.may(bottom, true) && system.machine.may(top - 1, true));
     assert!(!system.machine.may(bottom - 1, false) && !system.machine.may(top, false));

@@ -1,4 +1,4 @@
-//! No reference to memory that a device may touch.
+//! No reference to memory that a device, or the processor by itself, may touch.
 use ringfence_memory::*;
 
 fn dma_as_type(memory: &MappedPages<Dma>) {
@@ -83,6 +83,14 @@ fn buffer_as_slice_mut(buffer: &mut DmaBuf) -> &mut [u8] {
 
 fn register_as_reference(register: &Register<u32>) -> &u32 {
     register //~ E0308 register_as_reference
+}
+
+fn stack_pages(stack: &Stack) {
+    let _ = stack.pages(); //~ E0599 stack_pages
+}
+
+fn stack_as_slice(stack: &Stack) {
+    let _ = stack.as_slice::<u64>(0, 1); //~ E0599 stack_as_slice
 }
 
 fn main() {}

@@ -28,4 +28,8 @@ fn _volatile(region: &DmaRegion, buffer: &DmaBuf, register: &Register<u32>) -> u
     region.as_volatile_slice().len() + buffer.as_volatile_slice().len() + register.read() as usize
 }
 
+fn _stack(stack: &Stack) -> (VirtAddr, usize) {
+    (stack.top(), stack.range().size_in_pages())
+}
+
 fn main() {}

@@ -253,8 +253,8 @@ impl Stack {
         self.guards[1].start_address()
     }
 
-    /// The mapped part.
-    pub const fn pages(&self) -> &MappedPages<Private> {
-        &self.pages
+    /// The mapped pages. There is no reference to what they hold: the processor writes there while it uses the stack.
+    pub fn range(&self) -> PageRange {
+        *self.pages
     }
 }
