@@ -77,4 +77,70 @@ proptest! {
         prop_assert!(machine.cached_frames().is_empty());
         system.check();
     }
+
+    /// What is refused has changed nothing: no leaf was broken, no table taken, for any operation that can fail.
+    #[test]
+    fn refused_is_unchanged(count in 1..1100usize, offset in any::<u64>(), pool_frames in prop_oneof![Just(128usize), 7..12usize]) {
+        let system = System::new(Config { window_pages: 1 << 13, pool_frames, ..Config::default() });
+        let space = system.space;
+        let mapping = space.allocate(count, Protection::ReadWrite);
+        let Ok(mut mapping) = mapping else { return Ok(()) };
+        let size = mapping.size_in_bytes();
+        unsafe { space.offer_mmio(frames(4096, 2)) }.unwrap();
+        let before = system.everything();
+        let same = |what: &str| {
+            let leaves = system.space.audit();
+            assert!(leaves.ok() && system.everything() == before, "{what}: {leaves:?}");
+        };
+        // Split: within a page, outside, and where no table is left.
+        let start = mapping.start_address().value();
+        for wrong in [(start + offset % size) | 1, start + size + PAGE, start - PAGE, start + size + 8, offset % start] {
+            mapping = mapping.split(VirtAddr::new(wrong).unwrap()).unwrap_err();
+            same("split");
+        }
+        let middle = mapping.address_at_offset((offset % size) & !0xfff).unwrap();
+        let available = pool_frames - 1 - space.audit().tables;
+        match mapping.split(middle) {
+            Ok((mut head, tail)) => {
+                head.merge(tail).unwrap();
+                mapping = head;
+            }
+            Err(back) => {
+                prop_assert!(available == 0);
+                mapping = back;
+                same("split without tables");
+            }
+        }
+        let before = system.everything();
+        let same = |what: &str| assert!(system.everything() == before, "{what}");
+        // Merge with what does not follow.
+        let other = space.allocate(1, Protection::ReadOnly);
+        if let Ok(mut other) = other {
+            let before = system.everything();
+            mapping = other.merge(mapping).unwrap_err();
+            other = mapping.merge(other).unwrap_err();
+            prop_assert!(system.everything() == before);
+            drop(other);
+        }
+        // Map: sizes that differ, what is not there, or too many tables.
+        let tokens = |pages, frames| (space.pages().allocate(PageRequest::new(pages)), space.frames().allocate(FrameRequest::new(frames)));
+        if let (Ok(pages), Ok(frames)) = tokens(2, 3) {
+            drop(space.map_allocated_pages_to(pages, frames, Protection::ReadOnly).unwrap_err());
+        }
+        same("map");
+        if let (Ok(pages), Ok(frames)) = tokens(1030, 1030) && let Err(back) = space.map_allocated_pages_to(pages, frames, Protection::ReadOnly) {
+            drop(back);
+            same("map without tables");
+        }
+        prop_assert!(space.allocate(5000, Protection::ReadOnly).is_err() && space.allocate_stack(5000).is_err());
+        same("allocate");
+        let reserved = FrameRequest { at: PhysAddr::new(0), ..FrameRequest::new(1) };
+        prop_assert!(space.allocate_dma(reserved).is_err());
+        same("allocate for devices");
+        let offered = unsafe { space.offer_mmio(frames(4097, 9)) };
+        prop_assert!(space.claim_mmio(frames(4096, 1)).is_err() && offered.is_err());
+        same("claim");
+        drop(mapping);
+        system.check();
+    }
 }

@@ -192,7 +192,7 @@ impl MappedPages<Private> {
     /// first. Gives the mapping back, unchanged, if `at` is not a multiple of 4 KiB, lies outside, or no page table is
     /// left for breaking.
     pub fn split(mut self, at: VirtAddr) -> Result<(Self, Self), Self> {
-        let inside = self.pages.offset_of_address(at).is_some_and(|offset| offset > 0);
+        let inside = at.is_page_aligned() && self.pages.contains_address(at);
         if inside && self.space.is_some_and(|space| space.break_at(at).is_err()) {
             return Err(self);
         }
