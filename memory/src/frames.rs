@@ -15,7 +15,6 @@ use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::bits;
 use crate::lock::{Level, Lock};
 use crate::range::FrameRange;
-use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -272,19 +271,13 @@ impl FrameAllocator {
         self.counts[to as usize].fetch_add(count, Relaxed);
     }
 
-    /// The runs of RAM, by rising address.
-    pub(crate) fn ram_runs(&self) -> Vec<FrameRange> {
-        let inner = self.inner.lock();
-        let (mut runs, mut end) = (Vec::new(), 0);
-        let frames = self.span.size_in_frames();
-        while end < frames {
-            let start = bits::find(inner.ram, end, frames, true);
-            end = bits::find(inner.ram, start, frames, false);
-            if start < end {
-                runs.push(self.range(start, end - start));
-            }
-        }
-        runs
+    /// The first run of RAM that begins at frame number `from` or later.
+    pub(crate) fn next_ram_run(&self, from: u64) -> Option<FrameRange> {
+        let (inner, frames) = (self.inner.lock(), self.span.size_in_frames());
+        let from = usize::try_from(from.saturating_sub(self.span.first())).ok()?.min(frames);
+        let start = bits::find(inner.ram, from, frames, true);
+        let end = bits::find(inner.ram, start, frames, false);
+        (start < end).then(|| self.range(start, end - start))
     }
 
     pub(crate) fn inner(&self) -> &Lock<Inner> {

@@ -5,14 +5,14 @@ use core::fmt;
 
 use crate::{
     AddressSpace, DmaRegion, FrameRange, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion,
-    GuestMemoryResult, MemoryRegionAddress, PAGE_SIZE, PhysAddr, RegionSlice, VirtAddr, VolatileSlice,
+    GuestMemoryResult, MemoryRegionAddress, PAGE_SHIFT, PAGE_SIZE, RegionSlice, VirtAddr, VolatileSlice,
     region_offset,
 };
 
 /// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`].
 ///
-/// Only memory that is shared with a device can be accessed through it: each shared region is a region of its own here,
-/// held until the map is dropped. Slices of all other RAM are refused, since Rust objects live there.
+/// Only the DMA regions that their owners have lent can be accessed through it, each as a region of its own, while the
+/// loan lasts. Slices of all other RAM are refused, since Rust objects or somebody else's buffers live there.
 pub struct PhysMap<'a> {
     /// By rising address.
     regions: Vec<PhysRegion<'a>>,
@@ -25,50 +25,62 @@ pub struct PhysRegion<'a> {
 }
 
 impl AddressSpace {
-    /// The physical memory map as it is now, in which `shared` can be accessed.
+    /// The physical memory map as it is now, in which the regions `shared` can be accessed. One that this address space
+    /// does not map to adjacent frames is left out.
     ///
-    /// Allocates on the heap: one entry for each run of RAM and each region.
+    /// Allocates on the heap, but not under a lock: one entry for each run of RAM and each region.
     pub fn phys_map<'a>(&self, shared: &[&'a DmaRegion]) -> PhysMap<'a> {
-        let mut shared: Vec<PhysRegion<'a>> = shared.iter().filter_map(|it| self.locate(it)).collect();
+        let mut shared: Vec<_> = shared.iter().filter_map(|region| self.locate(region)).collect();
         shared.sort_unstable_by_key(|region| region.frames.start_address());
-        let mut regions = Vec::new();
-        let mut shared = shared.into_iter().peekable();
-        for mut run in self.frames().ram_runs() {
-            while let Some(region) = shared.next_if(|region| region.frames.overlap(&run).is_some()) {
-                let before = region.frames.first().saturating_sub(run.first()) as usize;
-                let (plain, rest) = run.split_at(before).unwrap_or((FrameRange::empty(), run));
-                let after = rest.split_at(region.frames.size_in_frames().min(rest.size_in_frames()));
-                run = after.map_or(FrameRange::empty(), |(_, rest)| rest);
-                regions.extend((!plain.is_empty()).then_some(PhysRegion { frames: plain, shared: None }));
+        shared.dedup_by_key(|region| region.frames.start_address());
+        let (mut regions, mut shared) = (Vec::new(), shared.into_iter().peekable());
+        let plain = |frames: FrameRange| (!frames.is_empty()).then_some(PhysRegion { frames, shared: None });
+        let mut next = 0;
+        while let Some(mut run) = self.frames().next_ram_run(next) {
+            next = run.past();
+            while let Some(region) = shared.next_if(|region| run.contains_range(&region.frames)) {
+                let before = (region.frames.first() - run.first()) as usize;
+                let cut = run.split_at(before).unwrap_or_default();
+                let rest = cut.1.split_at(region.frames.size_in_frames()).unwrap_or_default();
+                regions.extend(plain(cut.0));
                 regions.push(region);
+                run = rest.1;
             }
-            regions.extend((!run.is_empty()).then_some(PhysRegion { frames: run, shared: None }));
+            regions.extend(plain(run));
         }
         PhysMap { regions }
     }
 
-    /// Where a region lies, if this address space maps it to adjacent frames.
-    fn locate<'a>(&self, shared: &'a DmaRegion) -> Option<PhysRegion<'a>> {
-        let start = shared.as_volatile_slice().as_ptr().as_ptr();
+    /// Where a region lies, if this address space maps it to adjacent frames of RAM.
+    fn locate<'a>(&self, region: &'a DmaRegion) -> Option<PhysRegion<'a>> {
+        let slice = region.as_volatile_slice();
+        let start = slice.as_ptr().as_ptr();
         let physical = |offset| self.translate(VirtAddr::from_ptr(start.wrapping_add(offset))?);
-        let first: PhysAddr = physical(0)?;
-        let mut offsets = (0..shared.len()).step_by(PAGE_SIZE);
+        let first = physical(0)?;
+        let mut offsets = (0..slice.len()).step_by(PAGE_SIZE);
         let adjacent = offsets.all(|offset| physical(offset) == first.checked_add(offset as u64));
-        let frames = FrameRange::new(first, shared.len() / PAGE_SIZE).ok().filter(|_| adjacent)?;
-        Some(PhysRegion { frames, shared: Some(shared.as_volatile_slice()) })
+        let frames = FrameRange::new(first, slice.len() >> PAGE_SHIFT).ok().filter(|_| adjacent)?;
+        let run = self.frames().next_ram_run(frames.first())?;
+        run.contains_range(&frames).then_some(PhysRegion { frames, shared: Some(slice) })
     }
 }
 
-impl<'m> GuestMemory for PhysMap<'m> {
-    type R = PhysRegion<'m>;
+impl<'a> GuestMemory for PhysMap<'a> {
+    type R = PhysRegion<'a>;
 
-    fn iter(&self) -> impl Iterator<Item = &PhysRegion<'m>> {
+    fn iter(&self) -> impl Iterator<Item = &PhysRegion<'a>> {
         self.regions.iter()
+    }
+
+    fn find_region(&self, addr: GuestAddress) -> Option<&PhysRegion<'a>> {
+        let frame = addr.0 >> PAGE_SHIFT;
+        let place = self.regions.partition_point(|region| region.frames.past() <= frame);
+        self.regions.get(place).filter(|region| region.frames.first() <= frame)
     }
 }
 
 impl PhysRegion<'_> {
-    /// Whether a device shares it, so that it can be accessed.
+    /// Whether its owner has lent it, so that it can be accessed.
     pub fn is_shared(&self) -> bool {
         self.shared.is_some()
     }

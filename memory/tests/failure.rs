@@ -12,6 +12,9 @@ use std::cell::Cell;
 
 thread_local! {
     static HEAP_IS_FULL: Cell<bool> = const { Cell::new(false) };
+    /// How often something was allocated while a lock of the crate was held.
+    static UNDER_LOCK: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// The heap, which has no room for this thread when told so.
@@ -19,6 +22,8 @@ struct Scarce;
 
 unsafe impl GlobalAlloc for Scarce {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        UNDER_LOCK.set(UNDER_LOCK.get() + usize::from(host::locks_held()));
+        ALLOCATIONS.set(ALLOCATIONS.get() + 1);
         if HEAP_IS_FULL.get() { std::ptr::null_mut() } else { unsafe { Heap.alloc(layout) } }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
@@ -98,6 +103,9 @@ fn inject<T, R, E: PartialEq + std::fmt::Debug>(
         match operate(&system, input) {
             Ok(done) => {
                 system.check();
+                // It succeeds as soon as there are as many tables as it takes.
+                let used = system.space.audit().tables;
+                assert!(!matches!(resource, Resource::Tables) || used == system.pool.size_in_frames() - 1);
                 drop((done, held));
             }
             Err((error, input)) => {
@@ -453,4 +461,33 @@ fn forgetting_any_guard() {
         drop(rest);
         system.check();
     }
+}
+
+/// A heap that must grow takes the locks itself: the operations that use one do so while they hold none, and the one that
+/// it grows by uses none.
+#[test]
+fn nothing_is_allocated_under_a_lock() {
+    let system = System::small();
+    let space = system.space;
+    let windows = windows(&system);
+    let regions = [1, 2, 1].map(|pages| windows.allocate(pages * 4096).unwrap());
+    let count = |operation: &mut dyn FnMut()| {
+        UNDER_LOCK.set(0);
+        ALLOCATIONS.set(0);
+        operation();
+        assert_eq!(UNDER_LOCK.get(), 0);
+        ALLOCATIONS.get()
+    };
+    let shared: Vec<&DmaRegion> = regions.iter().collect();
+    assert!(count(&mut || drop(space.phys_map(&shared))) > 0);
+    let mut mapping = space.allocate(600, Protection::ReadWrite).ok();
+    assert!(count(&mut || drop(mapping.take().map(|mapping| mapping.unmap_into_parts().unwrap()))) > 0);
+    for pages in [1, 64, 600, 5000] {
+        // Also when it fails, as the last one does.
+        assert_eq!(count(&mut || drop(space.allocate(pages, Protection::ReadWrite))), 0);
+    }
+    let mapping = space.allocate(600, Protection::ReadWrite).unwrap();
+    assert_eq!(count(&mut || drop(mapping.deep_copy(None).unwrap())), 0);
+    assert_eq!(count(&mut || drop(space.allocate_stack(4).unwrap())), 0);
+    assert_eq!(count(&mut || drop(space.allocate_dma(FrameRequest::new(4)).unwrap())), 0);
 }

@@ -501,7 +501,11 @@ fn the_physical_map_refuses_what_is_not_shared() {
     let private = system.space.allocate(1, Protection::ReadWrite).unwrap();
     let windows = DmaWindows::for_model(kernel, DEVICE).unwrap();
     let regions = [1, 2, 1].map(|pages| windows.allocate(pages * 4096).unwrap());
-    let map = system.space.phys_map(&regions.each_ref());
+    // Lent in any order, one twice, one that is of another machine, and one not at all.
+    let elsewhere = machine();
+    let other = DmaWindows::for_model(elsewhere.1, DEVICE).unwrap().allocate(4096).unwrap();
+    let kept = windows.allocate(4096).unwrap();
+    let map = system.space.phys_map(&[&regions[2], &regions[0], &other, &regions[1], &regions[0]]);
     assert_eq!(map.iter().map(|region| region.len()).sum::<u64>(), ram, "the same RAM, cut up");
     assert_eq!(map.iter().filter(|region| region.is_shared()).count(), 3);
     let at = |region: &DmaRegion| GuestAddress(windows.publish(region.address(0).unwrap()).unwrap().0 - BUS);
@@ -516,6 +520,12 @@ fn the_physical_map_refuses_what_is_not_shared() {
     let refused = Err(GuestMemoryError::HostAddressNotAvailable);
     let hidden = GuestAddress(system.space.translate(private.start_address()).unwrap().value());
     assert!(map.check_range(hidden, 4096), "it is RAM");
+    assert_eq!(map.read_obj::<u8>(at(&kept)), refused, "its owner has not lent it");
+    for address in (0..=ram).step_by(4096).flat_map(|page| [page.wrapping_sub(1), page, page + 1]) {
+        let linear = map.iter().find(|region| region.to_region_addr(GuestAddress(address)).is_some());
+        let found = map.find_region(GuestAddress(address));
+        assert_eq!(found.map(|region| region.start_addr()), linear.map(|region| region.start_addr()));
+    }
     assert_eq!(map.read_obj::<u8>(hidden), refused);
     assert_eq!(map.write_obj(1_u8, hidden), refused.map(drop));
     assert_eq!(map.get_host_address(hidden), Err(GuestMemoryError::HostAddressNotAvailable));
@@ -525,6 +535,7 @@ fn the_physical_map_refuses_what_is_not_shared() {
     }
     let past = GuestAddress(map.last_addr().0 + 1);
     assert_eq!(map.read_obj::<u8>(past), Err(GuestMemoryError::InvalidGuestAddress(past)));
-    let strangers = system.space.phys_map(&[]);
-    assert_eq!(strangers.read_obj::<u8>(GuestAddress(at(&regions[0]).0)), refused, "nobody lent it");
+    drop((regions, kept));
+    windows.reset_model().unwrap();
+    assert_eq!(system.space.frames().count(Owner::Dma), 0);
 }
