@@ -1,14 +1,15 @@
 //! Physical memory: who owns each frame.
 //!
-//! [`Frames`] is a token for adjacent frames in one [`State`]. Tokens are linear: neither `Clone` nor `DerefMut`, a
-//! fallible call gives its input back, and dropping one is the state transition:
+//! Where a frame is in its life is a type: each of these owns adjacent frames, none is `Clone`, and dropping one is the
+//! step to the left.
 //!
 //! ```text
-//!        allocate            map               unmap             flush
-//! Free ──────────► Allocated ────► Mapped ──────────► Unmapped ────────► Allocated
-//!   ▲ drop             │ drop        drop: stays mapped     drop: lost, since nobody flushed
-//!   └──────────────────┘
+//!            allocate                 map                     unmap         flush
+//! (allocator) ──────► AllocatedFrames ────► MappedPages<Private> ──► Flush ──────► AllocatedFrames
+//! (DMA arena) ──────► DmaFrames ──────────► MappedPages<Dma> ──────► Flush ──────► (DMA arena)
 //! ```
+//!
+//! Theseus's `FreeFrames`, `MappedFrames` and `UnmappedFrames` are the allocator, the page tables and `Flush`.
 
 use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
@@ -16,7 +17,6 @@ use crate::bits;
 use crate::lock::{Level, Lock};
 use crate::range::FrameRange;
 use core::fmt;
-use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -196,7 +196,14 @@ impl FrameAllocator {
     /// Takes frames for the CPU's own use.
     pub fn allocate(&'static self, request: FrameRequest) -> Result<AllocatedFrames, AllocError> {
         let start = self.inner.lock().private.allocate(&self.request(&request)?)?;
-        Ok(Frames::<Free>::new(self, self.range(start, request.count)).into_state())
+        self.transfer(Owner::Free, Owner::Allocated, request.count);
+        Ok(AllocatedFrames::new(self, self.range(start, request.count)))
+    }
+
+    fn put_back(&self, range: &FrameRange) {
+        let (start, count) = ((range.first() - self.span.first()) as usize, range.size_in_frames());
+        self.inner.lock().private.free(start, count);
+        self.transfer(Owner::Allocated, Owner::Free, count);
     }
 
     /// How many frames `owner` has.
@@ -311,70 +318,23 @@ impl FrameAllocator {
     }
 }
 
-mod sealed {
-    pub trait State {
-        /// As whom frames in this state are counted.
-        const OWNER: super::Owner;
-        /// What dropping a token means.
-        fn release(frames: super::Frames<Self>)
-        where
-            Self: super::State + Sized;
-    }
-}
-
-/// The state of [`Frames`]; closed, since each state is a promise about the page tables.
-pub trait State: sealed::State {}
-impl<S: sealed::State> State for S {}
-
-macro_rules! states {
-    ($($(#[$doc:meta])* $state:ident, $alias:ident, $owner:ident, $release:expr;)*) => {$(
-        $(#[$doc])*
-        #[derive(Debug)]
-        pub enum $state {}
-        #[doc = concat!("[`Frames`] in the state [`", stringify!($state), "`].")]
-        pub type $alias = Frames<$state>;
-        impl sealed::State for $state {
-            const OWNER: Owner = Owner::$owner;
-            fn release(frames: Frames<Self>) {
-                let release: fn(Frames<Self>) = $release;
-                release(frames);
-            }
-        }
-    )*};
-}
-
-states! {
-    /// Owned by the allocator. Dropping puts the frames back on its list.
-    Free, FreeFrames, Free, |frames| frames.put_back();
-    /// Owned by the holder of the token, mapped nowhere. Dropping makes them free.
-    Allocated, AllocatedFrames, Allocated, |frames| drop(frames.into_state::<Free>());
-    /// Mapped exactly once; the page table owns them, so dropping the token changes nothing.
-    Mapped, MappedFrames, Private, core::mem::forget;
-    /// No longer mapped, but a TLB may not know. Without the flush they are lost, never reused.
-    Unmapped, UnmappedFrames, Unmapped, core::mem::forget;
-}
-
-/// Adjacent frames in one state, owned.
-pub struct Frames<S: State> {
+/// Adjacent frames that nobody else has and no page maps. Dropping makes them free.
+pub struct AllocatedFrames {
     range: FrameRange,
     home: Option<&'static FrameAllocator>,
-    state: PhantomData<S>,
 }
 
-static_assertions::assert_not_impl_any!(FreeFrames: Clone, core::ops::DerefMut);
 static_assertions::assert_not_impl_any!(AllocatedFrames: Clone, core::ops::DerefMut);
-static_assertions::assert_not_impl_any!(MappedFrames: Clone, core::ops::DerefMut);
-static_assertions::assert_not_impl_any!(UnmappedFrames: Clone, core::ops::DerefMut);
 
-impl<S: State> Frames<S> {
+impl AllocatedFrames {
     /// No frames.
     pub const fn empty() -> Self {
-        Self { range: FrameRange::empty(), home: None, state: PhantomData }
+        Self { range: FrameRange::empty(), home: None }
     }
 
-    /// Conjures a token. The caller has just made these frames be in this state, and counted them so.
+    /// Conjures a token. The caller has just taken these frames from elsewhere, and booked them as allocated.
     pub(crate) const fn new(home: &'static FrameAllocator, range: FrameRange) -> Self {
-        Self { range, home: Some(home), state: PhantomData }
+        Self { range, home: Some(home) }
     }
 
     /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same allocator.
@@ -395,17 +355,8 @@ impl<S: State> Frames<S> {
     pub fn split_at(self, count: usize) -> Result<(Self, Self), Self> {
         let Some((head, tail)) = self.range.split_at(count) else { return Err(self) };
         let this = ManuallyDrop::new(self);
-        let part = |range| Self { range, home: this.home, state: PhantomData };
+        let part = |range| Self { range, home: this.home };
         Ok((part(head), part(tail)))
-    }
-
-    /// The next state; the caller does what the state promises.
-    pub(crate) fn into_state<T: State>(self) -> Frames<T> {
-        let this = ManuallyDrop::new(self);
-        if let Some(home) = this.home {
-            home.transfer(S::OWNER, T::OWNER, this.range.size_in_frames());
-        }
-        Frames { range: this.range, home: this.home, state: PhantomData }
     }
 
     pub(crate) fn is_of(&self, home: Option<&FrameAllocator>) -> bool {
@@ -414,17 +365,9 @@ impl<S: State> Frames<S> {
             _ => false,
         }
     }
-
-    fn put_back(self) {
-        let this = ManuallyDrop::new(self);
-        if let Some(home) = this.home {
-            let start = (this.range.first() - home.span.first()) as usize;
-            home.inner.lock().private.free(start, this.range.size_in_frames());
-        }
-    }
 }
 
-impl<S: State> Deref for Frames<S> {
+impl Deref for AllocatedFrames {
     type Target = FrameRange;
 
     fn deref(&self) -> &FrameRange {
@@ -432,50 +375,16 @@ impl<S: State> Deref for Frames<S> {
     }
 }
 
-impl<S: State> Drop for Frames<S> {
+impl Drop for AllocatedFrames {
     fn drop(&mut self) {
-        if !self.range.is_empty() {
-            let frames = core::mem::replace(self, Self::empty());
-            S::release(frames);
+        if let Some(home) = self.home.filter(|_| !self.range.is_empty()) {
+            home.put_back(&self.range);
         }
     }
 }
 
-impl<S: State> fmt::Debug for Frames<S> {
+impl fmt::Debug for AllocatedFrames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} ({})", self.range, S::OWNER)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::boxed::Box;
-    use std::vec;
-
-    /// Dropping a token: only `Free` and `Allocated` ones make frames free again.
-    #[test]
-    fn dropping_is_the_state_transition() {
-        let span = FrameRange::from_numbers(0, 64).unwrap();
-        let storage = Box::leak(vec![0; FrameAllocator::storage_words(64)].into_boxed_slice());
-        let home: &'static _ = Box::leak(Box::new(FrameAllocator::new(span, storage).unwrap()));
-        // SAFETY: these frames are numbers, nobody uses them.
-        unsafe { home.add(span, Owner::Free) };
-        let take = || home.allocate(FrameRequest::new(4)).unwrap();
-        let books = || {
-            [Owner::Free, Owner::Allocated, Owner::Private, Owner::Unmapped].map(|owner| home.count(owner))
-        };
-        drop(take());
-        assert_eq!(books(), [64, 0, 0, 0]);
-        drop(take().into_state::<Free>());
-        assert_eq!(books(), [64, 0, 0, 0]);
-        drop(take().into_state::<Mapped>());
-        assert_eq!(books(), [60, 0, 4, 0]);
-        drop(take().into_state::<Mapped>().into_state::<Unmapped>());
-        assert_eq!(books(), [56, 0, 4, 4]);
-        // What was lost does not come back from the allocator.
-        assert!(home.allocate(FrameRequest::new(57)).is_err());
-        let rest: vec::Vec<_> = core::iter::from_fn(|| home.allocate(FrameRequest::new(1)).ok()).collect();
-        assert_eq!(rest.len(), 56);
+        write!(f, "{:?} (allocated)", self.range)
     }
 }

@@ -59,10 +59,7 @@ pub use dma::{
     SegmentArray, SegmentPairs, Split,
 };
 pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
-pub use frames::{
-    Allocated, AllocatedFrames, FrameAllocator, FrameRequest, Frames, Free, FreeFrames, Mapped, MappedFrames,
-    Owner, State, Unmapped, UnmappedFrames,
-};
+pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
 pub use guest_memory::{
     BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
     GuestMemorySliceIterator, MS, MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult,

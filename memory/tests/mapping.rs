@@ -233,7 +233,7 @@ fn what_is_refused_comes_back() {
     let (error, p, f) = refused(pages(2), frames(3));
     assert_eq!((error, p.size_in_pages(), f.size_in_frames()), (MapError::SizeMismatch, 2, 3));
     drop((p, f));
-    let (error, p, f) = refused(AllocatedPages::empty(), Frames::empty());
+    let (error, p, f) = refused(AllocatedPages::empty(), AllocatedFrames::empty());
     assert!(error == MapError::WrongAllocator && p.is_empty() && f.is_empty());
     let (error, ..) = refused(pages(1), other.space.frames().allocate(FrameRequest::new(1)).unwrap());
     assert_eq!(error, MapError::WrongAllocator);

@@ -105,6 +105,32 @@ fn construction_is_checked() {
 }
 
 #[test]
+fn pages_of_another_allocator_do_not_merge() {
+    let window = |gib: u64| {
+        PageRange::new(VirtAddr::new(0xffff_9000_0000_0000 + (gib << 30)).unwrap(), 1 << 18).unwrap()
+    };
+    let allocator = |gib| -> &'static PageAllocator {
+        let pages = storage(PageAllocator::storage_words(1 << 18));
+        Box::leak(Box::new(PageAllocator::new(window(gib), pages).unwrap()))
+    };
+    // The windows follow each other, so the numbers would do.
+    let (here, there) = (allocator(0), allocator(1));
+    let at = |allocator: &'static PageAllocator, at: Option<VirtAddr>| {
+        allocator.allocate(PageRequest { at, ..PageRequest::new(1) }).unwrap()
+    };
+    let mut last = at(here, window(0).end().map(Page::start_address));
+    let first = at(there, Some(window(1).start_address()));
+    let first = last.merge(first).unwrap_err();
+    assert_eq!((last.size_in_pages(), first.size_in_pages()), (1, 1));
+    // An empty one joins with any, and takes over whose pages they are.
+    let mut none = AllocatedPages::empty();
+    none.merge(first).unwrap();
+    none.merge(AllocatedPages::empty()).unwrap();
+    drop((last, none));
+    assert_eq!((here.free_pages(), there.free_pages()), (1 << 18, 1 << 18));
+}
+
+#[test]
 fn strangers_do_not_merge() {
     let (here, there) = (full(64), full(64));
     let at = |allocator: &'static FrameAllocator, frame, count| {
@@ -117,7 +143,7 @@ fn strangers_do_not_merge() {
     a.merge(at(here, 15, 1)).unwrap();
     a.merge(gap).unwrap();
     a.merge(at(here, 9, 1)).unwrap();
-    a.merge(Frames::empty()).unwrap();
+    a.merge(AllocatedFrames::empty()).unwrap();
     assert_eq!((a.start_address(), a.size_in_frames()), (physical(9).unwrap(), 9));
     let a = a.split_at(10).unwrap_err();
     let (a, b) = a.split_at(9).unwrap();

@@ -1,20 +1,8 @@
 //! No owner can be copied.
 use ringfence_memory::*;
 
-fn free_frames(frames: &FreeFrames) {
-    let _ = <FreeFrames as Clone>::clone(frames); //~ E0277 free_frames
-}
-
 fn allocated_frames(frames: &AllocatedFrames) {
     let _ = <AllocatedFrames as Clone>::clone(frames); //~ E0277 allocated_frames
-}
-
-fn mapped_frames(frames: &MappedFrames) {
-    let _ = <MappedFrames as Clone>::clone(frames); //~ E0277 mapped_frames
-}
-
-fn unmapped_frames(frames: &UnmappedFrames) {
-    let _ = <UnmappedFrames as Clone>::clone(frames); //~ E0277 unmapped_frames
 }
 
 fn allocated_pages(pages: &AllocatedPages) {

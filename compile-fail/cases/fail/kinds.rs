@@ -1,4 +1,4 @@
-//! The kind of memory, the state of frames and the protection cannot be made up.
+//! The kind of memory, the owner of frames and the protection cannot be made up.
 use core::sync::atomic::Ordering::Relaxed;
 
 use ringfence_memory::*;
@@ -57,14 +57,6 @@ fn private_to_dma(memory: MappedPages<Private>) -> MappedPages<Dma> {
 fn new_kind(memory: MappedPages<Mine>) { //~ E0277 new_kind
 }
 
-fn free_frames_mapped(space: &'static AddressSpace, pages: AllocatedPages, frames: FreeFrames) {
-    let _ = space.map_allocated_pages_to(pages, frames, Protection::ReadWrite); //~ E0308 free_frames_mapped
-}
-
-fn unmapped_frames_mapped(space: &'static AddressSpace, pages: AllocatedPages, frames: UnmappedFrames) {
-    let _ = space.map_allocated_pages_to(pages, frames, Protection::ReadWrite); //~ E0308 unmapped_frames_mapped
-}
-
 fn range_mapped(space: &'static AddressSpace, pages: AllocatedPages, frames: FrameRange) {
     let _ = space.map_allocated_pages_to(pages, frames, Protection::ReadWrite); //~ E0308 range_mapped
 }
@@ -73,19 +65,8 @@ fn pages_without_owner(space: &'static AddressSpace, pages: PageRange) {
     let _ = space.map_allocated_pages(pages, Protection::ReadWrite); //~ E0308 pages_without_owner
 }
 
-fn new_state(frames: Frames<Mine>) { //~ E0277 new_state
-}
-
-fn states_do_not_merge(frames: &mut AllocatedFrames, other: UnmappedFrames) {
-    let _ = frames.merge(other); //~ E0308 states_do_not_merge
-}
-
 fn frames_from_a_range(home: &'static FrameAllocator, range: FrameRange) {
     let _ = AllocatedFrames::new(home, range); //~ E0624 frames_from_a_range
-}
-
-fn state_changed(frames: AllocatedFrames) {
-    let _ = frames.into_state::<Mapped>(); //~ E0624 state_changed
 }
 
 fn mapping_from_pages(pages: AllocatedPages, space: &'static AddressSpace) {

@@ -9,14 +9,6 @@ fn frames(frames: &mut AllocatedFrames, range: FrameRange) {
     **frames = range; //~ E0594 frames
 }
 
-fn free_frames(frames: &mut FreeFrames, range: FrameRange) {
-    **frames = range; //~ E0594 free_frames
-}
-
-fn unmapped_frames(frames: &mut UnmappedFrames, range: FrameRange) {
-    **frames = range; //~ E0594 unmapped_frames
-}
-
 fn private(memory: &mut MappedPages<Private>, range: PageRange) {
     **memory = range; //~ E0594 private
 }

@@ -3,7 +3,7 @@
 use super::borrowed::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
 use super::{AddressSpace, MapError, Protection, Tag};
 use crate::address::{PhysAddr, VirtAddr};
-use crate::frames::{Allocated, AllocatedFrames, Frames, Owner, Unmapped};
+use crate::frames::{AllocatedFrames, Owner};
 use crate::pages::AllocatedPages;
 use crate::range::{FrameRange, PageRange};
 use alloc::vec::Vec;
@@ -49,10 +49,10 @@ kinds! {
 }
 
 /// The token of private frames that were unmapped and flushed.
-fn allocated(space: &AddressSpace, frames: FrameRange) -> AllocatedFrames {
+fn allocated(space: &'static AddressSpace, frames: FrameRange) -> AllocatedFrames {
     let home = space.frames();
-    home.transfer(Owner::Private, Owner::Unmapped, frames.size_in_frames());
-    Frames::<Unmapped>::new(home, frames).into_state::<Allocated>()
+    home.transfer(Owner::Private, Owner::Allocated, frames.size_in_frames());
+    AllocatedFrames::new(home, frames)
 }
 
 /// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are written
@@ -259,7 +259,7 @@ impl MappedPages<Private> {
         self.unmap_with(|space, frames| drop(allocated(space, frames)))
     }
 
-    fn unmap_with(mut self, mut take: impl FnMut(&AddressSpace, FrameRange)) -> AllocatedPages {
+    fn unmap_with(mut self, mut take: impl FnMut(&'static AddressSpace, FrameRange)) -> AllocatedPages {
         let pages = core::mem::take(&mut self.pages);
         if let Some(space) = self.space {
             space.unmap(*pages, |frames| take(space, frames));

@@ -6,7 +6,7 @@ use super::{MapError, Mapper, Protection};
 use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
-use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Mapped};
+use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
 use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::range::{FrameRange, PageRange};
@@ -133,7 +133,8 @@ impl AddressSpace {
         }
         match self.map::<Private>(pages, &frames, protection) {
             Ok(mapped) => {
-                drop(frames.into_state::<Mapped>());
+                self.frames.transfer(Owner::Allocated, Owner::Private, frames.size_in_frames());
+                core::mem::forget(frames);
                 Ok(mapped)
             }
             Err((error, pages)) => Err((error, pages, frames)),
