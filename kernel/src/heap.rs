@@ -23,7 +23,8 @@ static HEAP: TalcLock<spin::Mutex<()>, Growing> = TalcLock::new(Growing);
 #[derive(Debug)]
 struct Growing;
 
-// SAFETY: the address space allocates nothing on a heap, so the allocator is not entered again.
+// SAFETY: `AddressSpace::allocate` takes nothing from a heap, whether it succeeds or not, so the allocator is not entered
+// again. (Other operations of the address space do; none of them allocates while it holds a lock that this one takes.)
 unsafe impl Source for Growing {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
         let wanted =

@@ -14,7 +14,7 @@ use core::fmt;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use ringfence_memory::{
     AddressSpace, AllocError, Cpu, FrameAllocator, FrameRange, MapError, MappedPages, Mapper, Mmio, Owner,
-    PAGE_SIZE, PageAllocator, PageRange, PhysAddr, Protection, TablePool, VirtAddr,
+    PAGE_SIZE, PageAllocator, PageRange, PhysAddr, Protection, Stale, TablePool, VirtAddr,
 };
 use spin::Once;
 use x86_64::instructions::tlb;
@@ -78,14 +78,13 @@ impl From<AllocError> for InitError {
 /// The one processor's page tables and TLB.
 struct ThisCpu;
 
-// SAFETY: each function is the instruction that the trait names.
+// SAFETY: no other processor uses the tables, and each function is the instruction that the trait names for one.
 unsafe impl Cpu for ThisCpu {
-    fn flush(&self, page: VirtAddr) {
-        tlb::flush(x86_64::VirtAddr::new_truncate(page.value()));
-    }
-
-    fn flush_all(&self) {
-        tlb::flush_all();
+    fn shoot_down(&self, stale: &Stale) {
+        let Some(pages) = stale.pages() else { return tlb::flush_all() };
+        for page in pages {
+            tlb::flush(x86_64::VirtAddr::new_truncate(page.start_address().value()));
+        }
     }
 
     unsafe fn load_root(&self, root: PhysAddr) {

@@ -278,7 +278,7 @@ impl Audit<'_> {
         }
     }
 
-    fn check_count(&mut self, mapper: &Mapper, table: Table, used: u16) {
+    fn check_count(&mut self, mapper: &Mapper, table: Table, used: u32) {
         if mapper.pool().used(table) != used {
             self.report.add(Finding::TableCount(frame_address(mapper.pool().frame(table))));
         }

@@ -74,7 +74,7 @@ pub use pages::{AllocatedPages, PageAllocator, PageRequest};
 pub use phys_map::{PhysMap, PhysRegion};
 pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
-pub use tlb::Cpu;
+pub use tlb::{Cpu, Stale};
 pub use volatile::{
     Access, AtomicAccess, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
 };

@@ -1,22 +1,21 @@
-//! What the mapper needs of the processor.
+//! What the mapper needs of the processors, and what waits until they have forgotten.
 
-use crate::address::{PhysAddr, VirtAddr};
-use crate::mapping::leaf_pages;
-use crate::range::{FrameRange, PageRange};
+use crate::address::PhysAddr;
+use crate::mapping::Unlinked;
+use crate::range::{FrameRange, Page, PageRange};
 
-/// The translation hardware of one processor.
-///
-/// There is one implementation per kernel; tests implement it with a cache that keeps stale entries until told.
+/// The translation hardware: one implementation per kernel, for all of its processors together.
 ///
 /// # Safety
 /// The memory safety of every [`MappedPages`](crate::MappedPages) rests on these functions doing what they say.
 pub unsafe trait Cpu: Sync {
-    /// Forgets whatever is cached about the page at `page` (of any size) and every paging-structure cache: `INVLPG`
-    /// (Intel SDM volume 3, 4.10.4.1).
-    fn flush(&self, page: VirtAddr);
-
-    /// Forgets everything about the current address space: a reload of `CR3`.
-    fn flush_all(&self);
+    /// Makes every processor that uses the tables forget what it has cached of the `stale` pages (of any size), and all
+    /// of its paging-structure caches, and returns when the last one has acknowledged that. On one processor: `INVLPG`
+    /// of each page, which forgets paging structures as well, or a reload of `CR3` (Intel SDM volume 3, 4.10.4.1).
+    ///
+    /// Called with no lock of this crate held: a processor that spins for one with interrupts off acknowledges when it
+    /// has it. Who waits here must answer the others' requests meanwhile.
+    fn shoot_down(&self, stale: &Stale);
 
     /// Makes the table at `root` the top-level table.
     ///
@@ -28,62 +27,89 @@ pub unsafe trait Cpu: Sync {
     fn root(&self) -> PhysAddr;
 }
 
-/// Adjacent leaves of one size that were cleared: what the tables said.
-#[derive(Clone, Copy)]
-pub(crate) struct Run {
-    pub page: u64,
-    pub frame: u64,
-    pub leaves: u64,
-    pub level: usize,
+/// From more leaves on, forgetting everything is cheaper.
+const PAGES: usize = 32;
+
+/// What the processors must forget: pages that the tables do not map any more, or map otherwise.
+#[derive(Clone, Debug)]
+#[must_use = "the processors must be told"]
+pub struct Stale {
+    pages: [Page; PAGES],
+    count: usize,
 }
 
-/// How many runs are flushed at a time.
-const RUNS: usize = 8;
-/// From so many leaves on, forgetting everything is cheaper.
-const FLUSH_ALL: u64 = 64;
+impl Stale {
+    pub(crate) const fn new() -> Self {
+        Self { pages: [Page::containing_address(PageRange::empty().start_address()); PAGES], count: 0 }
+    }
 
-/// Frames that are no longer mapped but may still be cached as such. They come out through [`Flush::flush`] only;
-/// without it they are lost.
-#[must_use = "the frames come out through `flush`"]
+    pub(crate) const fn add(&mut self, page: Page) {
+        if self.count < PAGES {
+            self.pages[self.count] = page;
+        }
+        self.count += 1;
+    }
+
+    /// A page of each leaf, or `None` if there are so many that the processors should forget all that they know.
+    pub fn pages(&self) -> Option<&[Page]> {
+        self.pages.get(..self.count)
+    }
+
+    /// Tells the processors, if there is something to tell.
+    pub(crate) fn shoot_down(&self, cpu: &dyn Cpu) {
+        if self.count > 0 {
+            cpu.shoot_down(self);
+        }
+    }
+}
+
+/// How many runs of frames are flushed at a time.
+const RUNS: usize = 8;
+
+/// Frames that are no longer mapped and tables that are no longer linked, which a processor may still have cached. They
+/// come out through [`Flush::flush`] only; without it they are lost, never reused.
+#[must_use = "frames and tables come out through `flush`"]
 pub(crate) struct Flush {
-    runs: [Run; RUNS],
-    len: usize,
+    stale: Stale,
+    frames: [FrameRange; RUNS],
+    pub tables: Unlinked,
+}
+
+/// What no processor can reach any more: only [`Flush::flush`] makes it.
+pub(crate) struct Flushed<T>(T);
+
+impl<T> Flushed<T> {
+    pub fn into_inner(self) -> T {
+        self.0
+    }
 }
 
 impl Flush {
     pub const fn new() -> Self {
-        Self { runs: [Run { page: 0, frame: 0, leaves: 0, level: 0 }; RUNS], len: 0 }
+        Self { stale: Stale::new(), frames: [FrameRange::empty(); RUNS], tables: Unlinked::new() }
     }
 
-    /// Adds leaves, joined to the last run where possible; `false` if there is no room.
-    pub fn push(&mut self, run: Run) -> bool {
-        if let Some(last) = self.runs[..self.len].last_mut()
-            && last.level == run.level
-            && last.frame + last.leaves * leaf_pages(last.level) == run.frame
-            && last.page + last.leaves * leaf_pages(last.level) == run.page
-        {
-            last.leaves += run.leaves;
-            return true;
-        }
-        let Some(place) = self.runs.get_mut(self.len) else { return false };
-        *place = run;
-        self.len += 1;
+    /// Adds the leaf that maps `frames` at `page`; `false` if there is no room.
+    pub fn push(&mut self, page: Page, frames: &FrameRange) -> bool {
+        let joined = self.frames.iter_mut().find_map(|run| Some((run.join(frames)?, run)));
+        let Some((both, run)) = joined else { return false };
+        *run = both;
+        self.stale.add(page);
         true
     }
 
-    /// Makes the processor forget the leaves, then yields the frames.
-    pub fn flush(self, cpu: &dyn Cpu) -> impl Iterator<Item = FrameRange> {
-        if self.runs[..self.len].iter().map(|run| run.leaves).sum::<u64>() >= FLUSH_ALL {
-            cpu.flush_all();
-        } else {
-            for run in &self.runs[..self.len] {
-                for leaf in 0..run.leaves {
-                    let page = PageRange::from_numbers(run.page + leaf * leaf_pages(run.level), 1);
-                    page.iter().for_each(|page| cpu.flush(page.start_address()));
-                }
-            }
-        }
-        let frames = |run: Run| FrameRange::from_numbers(run.frame, run.leaves * leaf_pages(run.level)).ok();
-        self.runs.into_iter().take(self.len).filter_map(frames)
+    /// How many frames there are.
+    pub fn size_in_frames(&self) -> usize {
+        self.frames.iter().map(FrameRange::size_in_frames).sum()
+    }
+
+    /// Makes the processors forget, then yields the frames and the tables. To be called without a lock.
+    pub fn flush(
+        self,
+        cpu: &dyn Cpu,
+    ) -> (impl Iterator<Item = Flushed<FrameRange>>, Option<Flushed<Unlinked>>) {
+        self.stale.shoot_down(cpu);
+        let frames = self.frames.into_iter().filter(|run| !run.is_empty()).map(Flushed);
+        (frames, (!self.tables.is_empty()).then_some(Flushed(self.tables)))
     }
 }

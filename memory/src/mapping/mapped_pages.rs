@@ -5,7 +5,7 @@ use super::{AddressSpace, MapError, Protection, Tag};
 use crate::address::{PhysAddr, VirtAddr};
 use crate::frames::{AllocatedFrames, Owner};
 use crate::pages::AllocatedPages;
-use crate::range::{FrameRange, PageRange};
+use crate::range::{FrameRange, Page, PageRange};
 use alloc::vec::Vec;
 use core::fmt;
 use core::marker::PhantomData;
@@ -13,10 +13,14 @@ use core::ops::Deref;
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
 mod sealed {
+    use super::*;
+
     pub trait Kind {
-        const TAG: super::Tag;
-        /// What becomes of frames that are no longer mapped.
-        fn release(space: &'static super::AddressSpace, frames: super::FrameRange);
+        const TAG: Tag;
+        /// As whom frames are booked before they are mapped, and while they are.
+        const OWNERS: Option<(Owner, Owner)>;
+        /// What becomes of frames that were mapped, booked as they were before.
+        fn release(space: &'static AddressSpace, frames: FrameRange);
     }
 }
 
@@ -25,15 +29,15 @@ pub trait Kind: sealed::Kind {}
 impl<K: sealed::Kind> Kind for K {}
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident, $release:expr;)*) => {$(
+    ($($(#[$doc:meta])* $kind:ident, $owners:expr, |$space:ident, $frames:ident| $release:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub enum $kind {}
         impl sealed::Kind for $kind {
             const TAG: Tag = Tag::$kind;
-            fn release(space: &'static AddressSpace, frames: FrameRange) {
-                let release: fn(&'static AddressSpace, FrameRange) = $release;
-                release(space, frames);
+            const OWNERS: Option<(Owner, Owner)> = $owners;
+            fn release($space: &'static AddressSpace, $frames: FrameRange) {
+                $release
             }
         }
     )*};
@@ -41,18 +45,12 @@ macro_rules! kinds {
 
 kinds! {
     /// Memory that only the CPU touches, so that references to it are sound.
-    Private, |space, frames| drop(allocated(space, frames));
+    Private, Some((Owner::Allocated, Owner::Private)),
+        |space, frames| drop(AllocatedFrames::new(space.frames(), frames));
     /// Memory that a device may touch at any time: no references, volatile access only.
-    Dma, |space, frames| space.frames().give_dma(frames);
+    Dma, Some((Owner::Dma, Owner::Dma)), |space, frames| space.frames().give_dma(frames);
     /// Device registers, uncached: no references, volatile access only.
-    Mmio, |space, frames| space.claims().lock().release(&frames);
-}
-
-/// The token of private frames that were unmapped and flushed.
-fn allocated(space: &'static AddressSpace, frames: FrameRange) -> AllocatedFrames {
-    let home = space.frames();
-    home.transfer(Owner::Private, Owner::Allocated, frames.size_in_frames());
-    AllocatedFrames::new(home, frames)
+    Mmio, None, |space, frames| space.claims().lock().release(&frames);
 }
 
 /// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are written
@@ -193,7 +191,7 @@ impl MappedPages<Private> {
     /// left for breaking.
     pub fn split(mut self, at: VirtAddr) -> Result<(Self, Self), Self> {
         let inside = at.is_page_aligned() && self.pages.contains_address(at);
-        if inside && self.space.is_some_and(|space| space.break_at(at).is_err()) {
+        if inside && self.space.is_some_and(|space| space.break_at(Page::containing_address(at)).is_err()) {
             return Err(self);
         }
         match core::mem::take(&mut self.pages).split(at) {
@@ -212,7 +210,7 @@ impl MappedPages<Private> {
     /// The same bytes in new memory, with `flags` or the same ones. Never writable and executable in between.
     pub fn deep_copy(&self, flags: Option<Protection>) -> Result<Self, MapError> {
         let Some(space) = self.space else { return Ok(Self::empty()) };
-        let mut copy = space.allocate(self.pages.size_in_pages(), Protection::ReadWrite)?;
+        let mut copy = space.allocate_stale(self.pages.size_in_pages())?;
         if let (Ok(to), from) = (copy.bytes_mut(), self.bytes()) {
             to.copy_from_slice(from);
         }
@@ -238,7 +236,7 @@ impl MappedPages<Private> {
             return Err(self);
         }
         let pages = self.unmap_with(|space, frames| {
-            let frames = allocated(space, frames);
+            let frames = AllocatedFrames::new(space.frames(), frames);
             let rest = match list.last_mut() {
                 Some(last) => last.merge(frames).err(),
                 None => Some(frames),
@@ -256,13 +254,13 @@ impl MappedPages<Private> {
 
     /// Frees the frames and keeps the pages.
     pub(super) fn into_pages(self) -> AllocatedPages {
-        self.unmap_with(|space, frames| drop(allocated(space, frames)))
+        self.unmap_with(<Private as sealed::Kind>::release)
     }
 
     fn unmap_with(mut self, mut take: impl FnMut(&'static AddressSpace, FrameRange)) -> AllocatedPages {
         let pages = core::mem::take(&mut self.pages);
         if let Some(space) = self.space {
-            space.unmap(*pages, |frames| take(space, frames));
+            space.unmap::<Private>(*pages, |frames| take(space, frames));
         }
         pages
     }
@@ -272,8 +270,9 @@ impl MappedPages<Private> {
         if len == 0 {
             return &[];
         }
-        // SAFETY: the pages are mapped and readable while `self` lives; nothing else maps the frames and no device is
-        // told of them, so they only change through `&mut self`; any bytes are valid; a window is below `isize::MAX`.
+        // SAFETY: the pages are mapped and readable while `self` lives, and not null, as no allocator has page 0; nothing
+        // else maps the frames and no device is told of them, so they only change through `&mut self`, or through what
+        // was borrowed from it and excludes this; any bytes are valid; a half of the address space is below `isize::MAX`.
         unsafe { core::slice::from_raw_parts(self.as_ptr(), len) }
     }
 
@@ -418,7 +417,7 @@ impl<K: Kind> Drop for MappedPages<K> {
     fn drop(&mut self) {
         if let Some(space) = self.space {
             // The pages go back to their allocator after this, when the field is dropped.
-            space.unmap(*self.pages, |frames| K::release(space, frames));
+            space.unmap::<K>(*self.pages, |frames| K::release(space, frames));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! The page tables of one address space.
 
 use super::MapError;
-use super::pool::{ENTRIES, Table, TablePool};
+use super::pool::{ENTRIES, Table, TablePool, Unlinked};
 use super::pte::{Protection, Pte, Tag, leaf_pages};
 use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
-use crate::range::{FrameRange, PageRange};
-use crate::tlb::{Cpu, Flush, Run};
+use crate::range::{FrameRange, Page, PageRange};
+use crate::tlb::{Cpu, Flush, Stale};
 
 /// Level of the top table; level 0 holds 4 KiB leaves.
 pub(crate) const TOP: usize = 3;
@@ -23,7 +23,8 @@ pub(crate) struct BootMapping {
 
 /// Creates and changes page tables. [`AddressSpace`](super::AddressSpace) owns the one that is in use.
 ///
-/// Tables come from a [`TablePool`] and return to it when their last entry is cleared.
+/// Tables come from a [`TablePool`]. One whose last entry is cleared is unlinked, and returns to the pool when no
+/// processor can know of it any more.
 pub struct Mapper {
     pool: TablePool,
     root: Table,
@@ -51,10 +52,6 @@ struct Span {
 
 const fn slot(page: u64, level: usize) -> usize {
     (page >> (9 * level)) as usize % ENTRIES
-}
-
-fn address(page: u64) -> VirtAddr {
-    PageRange::from_numbers(page, 1).unwrap_or(PageRange::empty()).start_address()
 }
 
 impl Mapper {
@@ -115,6 +112,10 @@ impl Mapper {
         &mut self.pool
     }
 
+    pub(crate) const fn gib_pages(&self) -> bool {
+        self.gib_pages
+    }
+
     pub(crate) const fn root_table(&self) -> Table {
         self.root
     }
@@ -123,14 +124,8 @@ impl Mapper {
         self.boot.iter().flatten().find(|boot| (boot.pages.first()..boot.pages.past()).contains(&page))
     }
 
-    /// The alignment in pages that lets `count` pages use the largest leaf they can fill.
-    pub(crate) fn natural_alignment(&self, count: usize) -> usize {
-        let level =
-            (1..=1 + usize::from(self.gib_pages)).rev().find(|level| count as u64 >= leaf_pages(*level));
-        level.map_or(1, |level| leaf_pages(level) as usize)
-    }
-
-    /// Maps pages to as many frames with the largest leaves that fit. All or nothing: what can fail happens first.
+    /// Maps pages to as many frames with the largest leaves that fit. All or nothing: what can fail happens first, and
+    /// nothing is linked that has to be unlinked again.
     pub(crate) fn map(
         &mut self,
         pages: &PageRange,
@@ -138,12 +133,16 @@ impl Mapper {
         protection: Protection,
         tag: Tag,
     ) -> Result<(), MapError> {
-        if let Err(error) = self.spans(pages, frames).try_for_each(|span| self.prepare(&span)) {
-            self.spans(pages, frames).for_each(|span| self.prune(span.page));
-            return Err(error);
+        let (mut missing, mut before) = (0, None);
+        for span in self.spans(pages, frames) {
+            missing += self.missing(&span, before)?;
+            before = Some(span.page);
+        }
+        if missing > self.pool.available() {
+            return Err(MapError::NoTables);
         }
         for span in self.spans(pages, frames) {
-            let table = self.table_of(span.page, span.level).ok_or(MapError::AlreadyMapped)?;
+            let table = self.make_table(span.page, span.level);
             for index in 0..span.leaves {
                 let frame = span.frame + index as u64 * leaf_pages(span.level);
                 let pte = Pte::leaf(frame, span.level, protection, tag);
@@ -153,49 +152,52 @@ impl Mapper {
         Ok(())
     }
 
-    /// Clears the leaves of `pages` from the front, until all are cleared or the list of runs is full, and takes the
-    /// pages it has done off `pages`.
+    /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
+    /// frames, and takes the pages it has done off `pages`.
     pub(crate) fn unmap(&mut self, pages: &mut PageRange) -> Flush {
         let mut flush = Flush::new();
         let mut near = None;
-        while !pages.is_empty() {
+        while let Some(page) = pages.start() {
             let leaf = self.own_leaf(pages.first(), pages.past(), &mut near);
-            if !flush.push(Run { page: pages.first(), frame: leaf.pte.frame(), leaves: 1, level: leaf.level })
-            {
+            let count = leaf_pages(leaf.level);
+            let frames = FrameRange::from_numbers(leaf.pte.frame(), count).unwrap_or(FrameRange::empty());
+            if !flush.push(page, &frames) {
                 break;
             }
             self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
             if self.pool.used(leaf.table) == 0 {
-                self.prune(pages.first());
+                self.prune(pages.first(), &mut flush.tables);
                 near = None;
             }
-            let left = pages.past() - pages.first() - leaf_pages(leaf.level);
-            *pages = PageRange::from_numbers(pages.past() - left, left).unwrap_or(PageRange::empty());
+            *pages = pages.split_at(count as usize).map_or(PageRange::empty(), |(_, rest)| rest);
         }
         flush
     }
 
     /// Gives the leaves of `pages` another protection.
-    pub(crate) fn protect(&mut self, pages: &PageRange, protection: Protection, cpu: &dyn Cpu) {
-        let (mut page, mut near) = (pages.first(), None);
-        while page < pages.past() {
-            let leaf = self.own_leaf(page, pages.past(), &mut near);
+    pub(crate) fn protect(&mut self, pages: &PageRange, protection: Protection) -> Stale {
+        let (mut stale, mut rest, mut near) = (Stale::new(), *pages, None);
+        while let Some(page) = rest.start() {
+            let leaf = self.own_leaf(rest.first(), rest.past(), &mut near);
             let pte = Pte::leaf(leaf.pte.frame(), leaf.level, protection, leaf.pte.tag());
             self.pool.set(leaf.table, leaf.slot, pte);
-            cpu.flush(address(page));
-            page += leaf_pages(leaf.level);
+            stale.add(page);
+            rest =
+                rest.split_at(leaf_pages(leaf.level) as usize).map_or(PageRange::empty(), |(_, rest)| rest);
         }
+        stale
     }
 
     /// Makes `page` the beginning of a leaf, by breaking larger ones that reach across. All or nothing; what every
     /// address maps to stays the same.
-    pub(crate) fn break_at(&mut self, page: u64, cpu: &dyn Cpu) -> Result<(), MapError> {
+    pub(crate) fn break_at(&mut self, page: Page) -> Result<Stale, MapError> {
+        let (mut stale, number) = (Stale::new(), page.number());
         let needed =
-            |leaf: &Leaf| (1..=leaf.level).filter(|level| !page.is_multiple_of(leaf_pages(*level))).count();
-        if self.leaf(page, &mut None).is_some_and(|leaf| needed(&leaf) > self.pool.available()) {
+            |leaf: &Leaf| (1..=leaf.level).filter(|level| !number.is_multiple_of(leaf_pages(*level))).count();
+        if self.leaf(number, &mut None).is_some_and(|leaf| needed(&leaf) > self.pool.available()) {
             return Err(MapError::NoTables);
         }
-        while let Some(leaf) = self.leaf(page, &mut None).filter(|leaf| needed(leaf) > 0) {
+        while let Some(leaf) = self.leaf(number, &mut None).filter(|leaf| needed(leaf) > 0) {
             let table = self.pool.take().ok_or(MapError::NoTables)?;
             let level = leaf.level - 1;
             let protection = leaf.pte.protection().unwrap_or(Protection::ReadOnly);
@@ -204,9 +206,9 @@ impl Mapper {
                 self.pool.set(table, index, Pte::leaf(frame, level, protection, leaf.pte.tag()));
             }
             self.pool.set(leaf.table, leaf.slot, Pte::table(self.pool.frame(table)));
-            cpu.flush(address(page));
+            stale.add(page);
         }
-        Ok(())
+        Ok(stale)
     }
 
     /// The leaf that maps page number `page`. `near` remembers the last table, for the next page.
@@ -277,23 +279,36 @@ impl Mapper {
         })
     }
 
-    /// Makes sure that the table for a span exists and its entries are empty.
-    fn prepare(&mut self, span: &Span) -> Result<(), MapError> {
+    /// How many tables a span needs that neither exist nor are needed by the span `before` it.
+    fn missing(&self, span: &Span, before: Option<u64>) -> Result<usize, MapError> {
         let mut table = self.root;
-        for level in (span.level + 1..=TOP).rev() {
-            let pte = self.pool.get(table, slot(span.page, level));
-            table = if pte.is_empty() {
-                // Zeroed by `take`, before it is linked.
-                let new = self.pool.take().ok_or(MapError::NoTables)?;
-                self.pool.set(table, slot(span.page, level), Pte::table(self.pool.frame(new)));
-                new
-            } else {
-                self.pool.at(pte.frame()).filter(|_| !pte.is_leaf(level)).ok_or(MapError::AlreadyMapped)?
-            };
+        for level in (span.level..TOP).rev() {
+            let pte = self.pool.get(table, slot(span.page, level + 1));
+            if pte.is_empty() {
+                let new =
+                    |level: &usize| before.is_none_or(|page| (page ^ span.page) >> (9 * (level + 1)) > 0);
+                return Ok((span.level..=level).filter(new).count());
+            }
+            let next = self.pool.at(pte.frame()).filter(|_| pte.is_present() && !pte.is_leaf(level + 1));
+            table = next.ok_or(MapError::AlreadyMapped)?;
         }
         let first = slot(span.page, span.level);
         let empty = (first..first + span.leaves).all(|slot| self.pool.get(table, slot).is_empty());
-        if empty { Ok(()) } else { Err(MapError::AlreadyMapped) }
+        if empty { Ok(0) } else { Err(MapError::AlreadyMapped) }
+    }
+
+    /// The table at `level` on the way to a page, with what is missing on the way, which [`Self::missing`] has counted.
+    fn make_table(&mut self, page: u64, level: usize) -> Table {
+        (level..TOP).rev().fold(self.root, |table, level| {
+            let pte = self.pool.get(table, slot(page, level + 1));
+            if !pte.is_empty() {
+                return self.pool.at(pte.frame()).expect("seen a moment ago");
+            }
+            // Zeroed by `take`, before it is linked.
+            let new = self.pool.take().expect("counted a moment ago");
+            self.pool.set(table, slot(page, level + 1), Pte::table(self.pool.frame(new)));
+            new
+        })
     }
 
     /// The table at `level` on the way to a page.
@@ -304,8 +319,8 @@ impl Mapper {
         })
     }
 
-    /// Unlinks the tables on the way to `page` that have become empty. The caller flushes before anything is reused.
-    fn prune(&mut self, page: u64) {
+    /// Unlinks the tables on the way to `page` that have become empty.
+    fn prune(&mut self, page: u64, unlinked: &mut Unlinked) {
         for level in 0..TOP {
             let Some(table) = self.table_of(page, level) else { continue };
             if self.pool.used(table) > 0 {
@@ -313,7 +328,7 @@ impl Mapper {
             }
             if let Some(parent) = self.table_of(page, level + 1) {
                 self.pool.set(parent, slot(page, level + 1), Pte::EMPTY);
-                self.pool.give(table);
+                self.pool.unlink(table, unlinked);
             }
         }
     }

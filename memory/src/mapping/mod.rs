@@ -19,7 +19,7 @@ pub use pte::Protection;
 pub use space::{AddressSpace, Stack};
 
 pub(crate) use mapper::TOP;
-pub(crate) use pool::{ENTRIES, Table};
+pub(crate) use pool::{ENTRIES, Table, Unlinked};
 pub(crate) use pte::{Pte, Tag, leaf_pages};
 
 use crate::allocator::AllocError;

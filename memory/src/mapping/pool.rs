@@ -9,32 +9,55 @@ use super::MapError;
 use super::pte::Pte;
 use crate::address::PAGE_SIZE;
 use crate::range::FrameRange;
+use crate::tlb::Flushed;
 
 /// Entries in a table.
 pub(crate) const ENTRIES: usize = 512;
-/// Use counts (`u16`) in one frame.
-const COUNTS: usize = PAGE_SIZE / size_of::<u16>();
-/// Set in a use count while the audit has seen the table.
-const SEEN: u16 = 1 << 15;
+/// Notes (`u32`) in one frame.
+const NOTES: usize = PAGE_SIZE / size_of::<u32>();
+/// Set in the note of a table in use while the audit has seen it.
+const SEEN: u32 = 1 << 31;
 
 /// A table of the pool, by index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table(usize);
 
+/// Tables that no other table links any more, though a processor may still walk through them: each is all zero, and
+/// its note links the next one. Dropped, they are lost.
+pub(crate) struct Unlinked {
+    /// Of the first table: index + 1, or 0.
+    first: u32,
+    last: Table,
+    count: usize,
+}
+
+impl Unlinked {
+    pub const fn new() -> Self {
+        Self { first: 0, last: Table(0), count: 0 }
+    }
+
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+}
+
 /// A private pool of page tables: adjacent frames, reached through one pointer.
 ///
-/// The first frames hold a count of used entries for each table. A table that is not in use is all zero, except for
-/// its first entry, which links the free list.
+/// The first frames hold a note for each table: how many of its entries are used, or, of a table that is not in use,
+/// which is the next such table. So a table that is not in use is all zero: a processor that walks through it all the
+/// same finds nothing, and writes nothing.
 pub struct TablePool {
     base: *mut u8,
     frames: FrameRange,
-    /// Frames at the beginning that hold use counts.
+    /// Frames at the beginning that hold notes.
     header: usize,
     /// The free list: index + 1, or 0.
-    head: usize,
+    head: u32,
     /// Tables never used so far begin here; they are zeroed when taken.
     fresh: usize,
     in_use: usize,
+    /// Tables that are [`Unlinked`].
+    unlinked: usize,
 }
 
 // SAFETY: the pool owns the memory behind `base`.
@@ -42,13 +65,14 @@ unsafe impl Send for TablePool {}
 
 impl TablePool {
     /// How many frames a pool needs so that it can never run out, with a window of `pages` pages and the kernel's own
-    /// mappings: about 0.2 % of the window. A smaller pool works, too: then mapping may fail with `NoTables`.
+    /// mappings: about 0.2 % of the window. A smaller pool works, too: then mapping may fail with `NoTables`. Several
+    /// processors need more: what one unmaps is missing until all have acknowledged.
     pub const fn frames_for(pages: usize) -> usize {
         let lowest = pages.div_ceil(ENTRIES) + 1;
         let tables = lowest + lowest.div_ceil(ENTRIES) + 1 + lowest.div_ceil(ENTRIES * ENTRIES) + 1 + 1;
         // Kernel image, boot stack, the pool itself and the allocators' storage, all with 4 KiB leaves.
         let boot = 32 + tables.div_ceil(ENTRIES) + pages.div_ceil(ENTRIES * PAGE_SIZE);
-        tables + boot + (tables + boot).div_ceil(COUNTS)
+        tables + boot + (tables + boot).div_ceil(NOTES)
     }
 
     /// A pool in `frames`, of at least two frames, which are now reached at `base`.
@@ -58,11 +82,11 @@ impl TablePool {
     /// [`Mapper::activate`](super::Mapper::activate) names another place.
     pub unsafe fn new(base: *mut u8, frames: FrameRange) -> Result<Self, MapError> {
         let count = frames.size_in_frames();
-        if count < 2 || base.is_null() || !base.addr().is_multiple_of(PAGE_SIZE) {
+        if !(2..SEEN as usize).contains(&count) || base.is_null() || !base.addr().is_multiple_of(PAGE_SIZE) {
             return Err(MapError::NoTables);
         }
-        let header = count.div_ceil(COUNTS + 1);
-        Ok(Self { base, frames, header, head: 0, fresh: 0, in_use: 0 })
+        let header = count.div_ceil(NOTES + 1);
+        Ok(Self { base, frames, header, head: 0, fresh: 0, in_use: 0, unlinked: 0 })
     }
 
     /// All frames of the pool.
@@ -72,7 +96,7 @@ impl TablePool {
 
     /// How many tables could still be taken.
     pub const fn available(&self) -> usize {
-        self.tables() - self.in_use
+        self.tables() - self.in_use - self.unlinked
     }
 
     pub(crate) const fn in_use(&self) -> usize {
@@ -92,9 +116,8 @@ impl TablePool {
     /// Takes a table that is all zero.
     pub(crate) fn take(&mut self) -> Option<Table> {
         let table = if self.head > 0 {
-            let table = Table(self.head - 1);
-            self.head = self.get(table, 0).0 as usize;
-            self.write(table, 0, Pte::EMPTY);
+            let table = Table(self.head as usize - 1);
+            self.head = self.note(table);
             table
         } else if self.fresh < self.tables() {
             let table = Table(self.fresh);
@@ -104,16 +127,29 @@ impl TablePool {
         } else {
             return None;
         };
-        self.set_count(table, 0);
+        self.set_note(table, 0);
         self.in_use += 1;
         Some(table)
     }
 
-    /// Gives back a table whose entries are all empty and that nothing links.
-    pub(crate) fn give(&mut self, table: Table) {
-        self.write(table, 0, Pte(self.head as u64));
-        self.head = table.0 + 1;
+    /// Adds a table whose entries are all empty, and that nothing links any more, to `unlinked`.
+    pub(crate) fn unlink(&mut self, table: Table, unlinked: &mut Unlinked) {
+        self.set_note(table, unlinked.first);
+        if unlinked.is_empty() {
+            unlinked.last = table;
+        }
+        unlinked.first = table.0 as u32 + 1;
+        unlinked.count += 1;
         self.in_use -= 1;
+        self.unlinked += 1;
+    }
+
+    /// Gives back tables that no processor knows any more.
+    pub(crate) fn give(&mut self, tables: Flushed<Unlinked>) {
+        let tables = tables.into_inner();
+        self.set_note(tables.last, self.head);
+        self.head = tables.first;
+        self.unlinked -= tables.count;
     }
 
     pub(crate) fn get(&self, table: Table, slot: usize) -> Pte {
@@ -124,27 +160,25 @@ impl TablePool {
     pub(crate) fn set(&mut self, table: Table, slot: usize, pte: Pte) {
         let before = self.get(table, slot);
         self.write(table, slot, pte);
-        let used = self.used(table) + u16::from(!pte.is_empty()) - u16::from(!before.is_empty());
-        self.set_count(table, used);
+        let used = self.used(table) + u32::from(!pte.is_empty()) - u32::from(!before.is_empty());
+        self.set_note(table, used);
     }
 
-    /// How many entries of the table are not empty.
-    pub(crate) fn used(&self, table: Table) -> u16 {
-        // SAFETY: see `count`.
-        unsafe { self.count(table).read() & !SEEN }
+    /// How many entries of a table in use are not empty.
+    pub(crate) fn used(&self, table: Table) -> u32 {
+        self.note(table) & !SEEN
     }
 
-    /// Notes that the audit has seen the table; whether it had before.
+    /// Notes that the audit has seen a table in use; whether it had before.
     pub(crate) fn see(&mut self, table: Table) -> bool {
-        // SAFETY: see `count`.
-        let count = unsafe { self.count(table).read() };
-        self.set_count(table, count | SEEN);
-        count & SEEN != 0
+        let note = self.note(table);
+        self.set_note(table, note | SEEN);
+        note & SEEN != 0
     }
 
     /// Forgets what the audit has seen.
     pub(crate) fn unsee_all(&mut self) {
-        (0..self.fresh).map(Table).for_each(|table| self.set_count(table, self.used(table)));
+        (0..self.fresh).map(Table).for_each(|table| self.set_note(table, self.used(table)));
     }
 
     /// The number of the frame that a table lies in.
@@ -163,28 +197,46 @@ impl TablePool {
         unsafe { AtomicU64::from_ptr(self.entry(table, slot)) }.store(pte.0, Release);
     }
 
-    fn set_count(&mut self, table: Table, used: u16) {
-        // SAFETY: see `count`.
-        unsafe { self.count(table).write(used) }
-    }
-
     fn entry(&self, table: Table, slot: usize) -> *mut u64 {
         assert!(table.0 < self.tables() && slot < ENTRIES);
         // Inside the pool by the line above, and aligned since `base` is.
         self.base.wrapping_add((self.header + table.0) * PAGE_SIZE + slot * size_of::<u64>()).cast()
     }
 
-    /// Points into the header frames, which only use counts live in; a count is written when its table is first taken.
-    fn count(&self, table: Table) -> *mut u16 {
+    fn note(&self, table: Table) -> u32 {
+        // SAFETY: see `note_at`.
+        unsafe { self.note_at(table).read() }
+    }
+
+    fn set_note(&mut self, table: Table, note: u32) {
+        // SAFETY: see `note_at`.
+        unsafe { self.note_at(table).write(note) }
+    }
+
+    /// Points into the header frames, which only notes live in; a note is written when its table is first taken.
+    fn note_at(&self, table: Table) -> *mut u32 {
         assert!(table.0 < self.tables());
-        self.base.wrapping_add(table.0 * size_of::<u16>()).cast()
+        self.base.wrapping_add(table.0 * size_of::<u32>()).cast()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PhysAddr;
+    use crate::tlb::{Cpu, Flush, Stale};
     use std::vec;
+
+    struct NoCpu;
+
+    // SAFETY: nothing is mapped by these tables.
+    unsafe impl Cpu for NoCpu {
+        fn shoot_down(&self, _: &Stale) {}
+        unsafe fn load_root(&self, _: PhysAddr) {}
+        fn root(&self) -> PhysAddr {
+            unreachable!()
+        }
+    }
 
     /// Whatever lay in the pool before, or was written to a table while it was in use: a table that is handed out, and
     /// only then linked, is all zero.
@@ -204,7 +256,11 @@ mod tests {
                 pool.set(*table, 5, Pte::table(1));
                 pool.set(*table, 5, Pte::EMPTY);
             }
-            tables.into_iter().for_each(|table| pool.give(table));
+            let mut flush = Flush::new();
+            tables.into_iter().for_each(|table| pool.unlink(table, &mut flush.tables));
+            assert_eq!((pool.take(), pool.available(), pool.in_use()), (None, 0, 0));
+            pool.give(flush.flush(&NoCpu).1.unwrap());
+            assert_eq!(pool.available(), 7);
         }
     }
 }

@@ -2,23 +2,27 @@
 
 use super::claims::Claims;
 use super::mapped_pages::{Dma, Kind, MappedPages, Private};
-use super::{MapError, Mapper, Protection};
+use super::{MapError, Mapper, Protection, leaf_pages};
 use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
 use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
 use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
-use crate::range::{FrameRange, PageRange};
-use crate::tlb::Cpu;
+use crate::range::{FrameRange, Page, PageRange};
+use crate::tlb::{Cpu, Flushed};
 
 /// The page tables in use, with the allocators of what they map.
 ///
 /// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so. Not for
 /// interrupt handlers (it takes spin locks).
+///
+/// What is unmapped can be had by nobody, neither pages nor frames nor page tables, until every processor has forgotten
+/// it; these are told ([`Cpu::shoot_down`]) while no lock is held.
 pub struct AddressSpace {
     pub(super) claims: Lock<Claims>,
     mapper: Lock<Mapper>,
+    gib_pages: bool,
     frames: &'static FrameAllocator,
     pages: &'static PageAllocator,
     cpu: &'static dyn Cpu,
@@ -27,6 +31,10 @@ pub struct AddressSpace {
 
 impl AddressSpace {
     /// Puts the parts together. What is in use outside `pages` is safe from it: the active tables map that already.
+    ///
+    /// Every further processor, before it uses anything that is mapped here, loads the same top-level table
+    /// ([`Cpu::root`], from the first one), is set up as the first one (`EFER.NXE`, `CR0.WP`, entry 3 of the PAT uncached,
+    /// no global pages, no other process context), and answers to [`Cpu::shoot_down`] from then on.
     ///
     /// # Panics
     /// Unless `cpu` uses the tables of `mapper`: see [`Mapper::activate`].
@@ -37,8 +45,9 @@ impl AddressSpace {
         cpu: &'static dyn Cpu,
     ) -> Self {
         assert_eq!(cpu.root(), mapper.root(), "the mapper's tables are not in use");
+        let gib_pages = mapper.gib_pages();
         let (claims, mapper) = (Lock::new(Level::Claims, Claims::new()), Lock::new(Level::Mapper, mapper));
-        Self { claims, mapper, frames, pages, cpu, registry: DmaRegistry::new() }
+        Self { claims, mapper, gib_pages, frames, pages, cpu, registry: DmaRegistry::new() }
     }
 
     /// The allocator of physical memory.
@@ -68,19 +77,23 @@ impl AddressSpace {
         count: usize,
         protection: Protection,
     ) -> Result<MappedPages<Private>, MapError> {
+        let mut mapped = self.allocate_stale(count)?;
+        mapped.remap(protection);
+        Ok(mapped)
+    }
+
+    /// As [`allocate`](Self::allocate), writable, with what the last owners left in it.
+    pub(super) fn allocate_stale(&'static self, count: usize) -> Result<MappedPages<Private>, MapError> {
         let request = PageRequest { align: self.natural_alignment(count), ..PageRequest::new(count) };
         let pages = self.pages.allocate(request).map_err(MapError::Pages)?;
-        self.map_allocated_pages(pages, protection).map_err(|(error, _)| error)
+        self.map_stale(pages).map_err(|(error, _)| error)
     }
 
     /// Maps a stack of `count` pages between two pages that stay unmapped.
     pub fn allocate_stack(&'static self, count: usize) -> Result<Stack, MapError> {
-        if count == 0 {
-            return Err(MapError::ZeroLength);
-        }
-        let withguards =
+        let with_guards =
             PageRequest::new(count.checked_add(2).ok_or(MapError::Pages(AllocError::OutOfRange))?);
-        let mut below = self.pages.allocate(withguards).map_err(MapError::Pages)?;
+        let mut below = self.pages.allocate(with_guards).map_err(MapError::Pages)?;
         let mut middle = below.split_off(1);
         let above = middle.split_off(count);
         let pages = self.map_allocated_pages(middle, Protection::ReadWrite).map_err(|(error, _)| error)?;
@@ -90,19 +103,28 @@ impl AddressSpace {
     /// Maps pages to new memory, in the largest pieces there are.
     pub fn map_allocated_pages(
         &'static self,
-        mut pages: AllocatedPages,
+        pages: AllocatedPages,
         protection: Protection,
+    ) -> Result<MappedPages<Private>, (MapError, AllocatedPages)> {
+        let mut mapped = self.map_stale(pages)?;
+        mapped.remap(protection);
+        Ok(mapped)
+    }
+
+    fn map_stale(
+        &'static self,
+        mut pages: AllocatedPages,
     ) -> Result<MappedPages<Private>, (MapError, AllocatedPages)> {
         if pages.is_empty() {
             return Err((MapError::ZeroLength, pages));
         }
-        let mut done = MappedPages::empty();
+        let (mut done, mut order) = (MappedPages::empty(), u32::MAX);
         while !pages.is_empty() {
-            let rest = pages.size_in_pages();
-            let piece = self.largest_frames(rest).map_err(MapError::Frames).and_then(|frames| {
+            order = order.min(pages.size_in_pages().ilog2());
+            let piece = self.largest_frames(&mut order).map_err(MapError::Frames).and_then(|frames| {
                 let tail = pages.split_off(frames.size_in_frames());
                 let head = core::mem::replace(&mut pages, tail);
-                self.map_allocated_pages_to(head, frames, protection).map_err(|(error, head, _)| {
+                self.map_frames(head, frames).map_err(|(error, head, _)| {
                     let tail = core::mem::replace(&mut pages, head);
                     pages.append(tail);
                     error
@@ -128,12 +150,23 @@ impl AddressSpace {
         frames: AllocatedFrames,
         protection: Protection,
     ) -> Result<MappedPages<Private>, (MapError, AllocatedPages, AllocatedFrames)> {
+        let mut mapped = self.map_frames(pages, frames)?;
+        mapped.remap(protection);
+        Ok(mapped)
+    }
+
+    #[allow(clippy::type_complexity, reason = "gives back what it was given")]
+    fn map_frames(
+        &'static self,
+        pages: AllocatedPages,
+        frames: AllocatedFrames,
+    ) -> Result<MappedPages<Private>, (MapError, AllocatedPages, AllocatedFrames)> {
         if !frames.is_of(Some(self.frames)) {
             return Err((MapError::WrongAllocator, pages, frames));
         }
-        match self.map::<Private>(pages, &frames, protection) {
+        match self.map::<Private>(pages, &frames, Protection::ReadWrite) {
             Ok(mapped) => {
-                self.frames.transfer(Owner::Allocated, Owner::Private, frames.size_in_frames());
+                // From here on the page tables have them.
                 core::mem::forget(frames);
                 Ok(mapped)
             }
@@ -176,34 +209,50 @@ impl AddressSpace {
         } else {
             let mut mapper = self.mapper.lock();
             match mapper.map(&pages, frames, protection, K::TAG) {
-                Ok(()) => return Ok(MappedPages::new(pages, self, protection)),
-                Err(error) => {
-                    // The processor may have looked at tables that were linked and unlinked again.
-                    self.cpu.flush_all();
-                    error
+                Ok(()) => {
+                    // Under the lock, so that tables and books agree whenever it is free.
+                    if let Some((before, owner)) = K::OWNERS {
+                        self.frames.transfer(before, owner, frames.size_in_frames());
+                    }
+                    return Ok(MappedPages::new(pages, self, protection));
                 }
+                Err(error) => error,
             }
         };
         Err((error, pages))
     }
 
-    /// Unmaps pages that the caller owns and passes on each run of frames, after the flush.
-    pub(super) fn unmap(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
+    /// Unmaps pages that the caller owns and passes on each run of frames that no processor knows any more.
+    pub(super) fn unmap<K: Kind>(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
         while !pages.is_empty() {
             let mut mapper = self.mapper.lock();
-            let frames = mapper.unmap(&mut pages).flush(self.cpu);
-            // Only here, after the flush, may another thread take the tables that were given back.
+            let flush = mapper.unmap(&mut pages);
+            if let Some((_, owner)) = K::OWNERS {
+                self.frames.transfer(owner, Owner::Unmapped, flush.size_in_frames());
+            }
             drop(mapper);
-            frames.for_each(&mut take);
+            let (frames, tables) = flush.flush(self.cpu);
+            if let Some(tables) = tables {
+                self.mapper.lock().pool_mut().give(tables);
+            }
+            for frames in frames.map(Flushed::into_inner) {
+                if let Some((before, _)) = K::OWNERS {
+                    self.frames.transfer(Owner::Unmapped, before, frames.size_in_frames());
+                }
+                take(frames);
+            }
         }
     }
 
     pub(super) fn protect(&self, pages: &PageRange, protection: Protection) {
-        self.mapper.lock().protect(pages, protection, self.cpu);
+        let stale = self.mapper.lock().protect(pages, protection);
+        stale.shoot_down(self.cpu);
     }
 
-    pub(super) fn break_at(&self, address: VirtAddr) -> Result<(), MapError> {
-        self.mapper.lock().break_at(address.value() >> crate::address::PAGE_SHIFT, self.cpu)
+    pub(super) fn break_at(&self, page: Page) -> Result<(), MapError> {
+        let stale = self.mapper.lock().break_at(page)?;
+        stale.shoot_down(self.cpu);
+        Ok(())
     }
 
     /// How many runs of adjacent frames the pages are mapped to.
@@ -211,8 +260,10 @@ impl AddressSpace {
         self.mapper.lock().runs(pages)
     }
 
+    /// The alignment in pages that lets `count` pages use the largest leaf they can fill.
     pub(super) fn natural_alignment(&self, count: usize) -> usize {
-        self.mapper.lock().natural_alignment(count)
+        let mut levels = (1..=1 + usize::from(self.gib_pages)).rev();
+        levels.find(|level| count as u64 >= leaf_pages(*level)).map_or(1, |level| leaf_pages(level) as usize)
     }
 
     pub(crate) fn mapper(&self) -> &Lock<Mapper> {
@@ -227,14 +278,13 @@ impl AddressSpace {
         self.cpu
     }
 
-    /// The largest block of adjacent frames, a power of two but at most `count`.
-    fn largest_frames(&'static self, count: usize) -> Result<AllocatedFrames, AllocError> {
-        let mut order = count.ilog2();
+    /// The largest block of at most `1 << order` adjacent frames, whose order becomes `order`.
+    fn largest_frames(&'static self, order: &mut u32) -> Result<AllocatedFrames, AllocError> {
         loop {
-            let block = 1 << order;
+            let block = 1 << *order;
             let align = block.min(crate::allocator::MAX_ALIGN);
             match self.frames.allocate(FrameRequest { align, ..FrameRequest::new(block) }) {
-                Err(AllocError::OutOfMemory | AllocError::OutOfRange) if order > 0 => order -= 1,
+                Err(AllocError::OutOfMemory | AllocError::OutOfRange) if *order > 0 => *order -= 1,
                 result => return result,
             }
         }

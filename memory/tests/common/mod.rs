@@ -137,29 +137,40 @@ impl Machine {
         if (write && !hit.write) || (hit.write && hit.execute) {
             return false;
         }
-        let value = hit.frame << 8 | u64::from(hit.level) << 2 | u64::from(hit.write) << 1 | 1;
-        if self.tlb[index].swap(value, SeqCst) == 0 && hit.level > 0 {
-            self.large_fragments.fetch_add(1, SeqCst);
+        // Of a large leaf all that lies around, up to 2 MiB.
+        let pages = if hit.level > 0 { 512 } else { 1 };
+        let (first, frame) = (index & !(pages - 1), hit.frame & !(pages as u64 - 1));
+        let pages = pages.min(self.tlb.len() - first);
+        for offset in 0..pages as u64 {
+            let value = (frame + offset) << 8 | u64::from(hit.level) << 2 | u64::from(hit.write) << 1 | 1;
+            if self.tlb[first + offset as usize].swap(value, SeqCst) == 0 && hit.level > 0 {
+                self.large_fragments.fetch_add(1, SeqCst);
+            }
         }
         let protection = libc::PROT_READ | if hit.write { libc::PROT_WRITE } else { 0 };
-        let at = (address & !(PAGE - 1)) as *mut libc::c_void;
+        let at = (self.window.start_address().value() + first as u64 * PAGE) as *mut libc::c_void;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        let mapped =
-            unsafe { libc::mmap(at, PAGE as usize, protection, flags, self.fd, (hit.frame * PAGE) as i64) };
+        let mapped = unsafe {
+            libc::mmap(at, pages * PAGE as usize, protection, flags, self.fd, (frame * PAGE) as i64)
+        };
         mapped == at
     }
 
-    fn forget(&self, index: usize) {
-        let before = self.tlb[index].swap(0, SeqCst);
-        if before == 0 {
-            return;
+    fn forget(&self, indices: std::ops::Range<usize>) {
+        let mut known = false;
+        for index in indices.clone() {
+            let before = self.tlb[index].swap(0, SeqCst);
+            known |= before != 0;
+            if before >> 2 & 3 > 0 {
+                self.large_fragments.fetch_sub(1, SeqCst);
+            }
         }
-        if before >> 2 & 3 > 0 {
-            self.large_fragments.fetch_sub(1, SeqCst);
+        if known {
+            let at = self.window.start_address().value() + indices.start as u64 * PAGE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            let at = at as *mut libc::c_void;
+            assert_eq!(unsafe { libc::mmap(at, indices.len() * PAGE as usize, 0, flags, -1, 0) }, at);
         }
-        let at = (self.window.start_address().value() + index as u64 * PAGE) as *mut libc::c_void;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        assert_eq!(unsafe { libc::mmap(at, PAGE as usize, 0, flags, -1, 0) }, at);
     }
 
     /// Whether an access would succeed now, through the TLB if it knows the page.
@@ -201,33 +212,47 @@ impl Machine {
     }
 }
 
-unsafe impl Cpu for Machine {
-    fn flush(&self, page: VirtAddr) {
+impl Machine {
+    fn before_flush(&self) {
         self.flushes.fetch_add(1, SeqCst);
         if let Some(hook) = &*self.on_flush.lock().unwrap() {
             hook();
         }
+    }
+
+    fn flush(&self, page: VirtAddr) {
+        self.before_flush();
         let Some(index) = self.index(page.value()) else { return };
-        self.forget(index);
+        self.forget(index..index + 1);
         if self.large_fragments.load(SeqCst) > 0 {
             // A large page may be cached in fragments, which all go.
             for level in 1..3u32 {
                 let size = 1 << (9 * level);
                 let start = index / size * size;
                 let end = (start + size).min(self.tlb.len());
-                (start..end)
-                    .filter(|at| self.tlb[*at].load(SeqCst) & 0xd == u64::from(level) << 2 | 1)
-                    .for_each(|at| self.forget(at));
+                let is_fragment = |at: usize| self.tlb[at].load(SeqCst) & 0xd == u64::from(level) << 2 | 1;
+                let mut at = start;
+                while at < end {
+                    let past = (at..end).find(|at| !is_fragment(*at)).unwrap_or(end);
+                    self.forget(at..past);
+                    at = past + 1;
+                }
             }
         }
     }
+}
 
-    fn flush_all(&self) {
-        self.flushes.fetch_add(1, SeqCst);
-        if let Some(hook) = &*self.on_flush.lock().unwrap() {
-            hook();
+unsafe impl Cpu for Machine {
+    fn shoot_down(&self, stale: &Stale) {
+        assert!(!host::locks_held(), "a processor that spins for this lock would never acknowledge");
+        assert_ne!(stale.pages(), Some(&[][..]), "nothing is stale");
+        match stale.pages() {
+            Some(pages) => pages.iter().for_each(|page| self.flush(page.start_address())),
+            None => {
+                self.before_flush();
+                self.forget(0..self.tlb.len());
+            }
         }
-        (0..self.tlb.len()).for_each(|index| self.forget(index));
     }
 
     unsafe fn load_root(&self, root: PhysAddr) {
@@ -296,9 +321,25 @@ pub fn storage(words: usize) -> &'static mut [u64] {
 
 pub const KERNEL_VA: u64 = 0xffff_ffff_8000_0000;
 
+impl Drop for System {
+    /// The RAM goes back to the host; it reads as zero from now on.
+    fn drop(&mut self) {
+        let past = self.pool.end().unwrap().number() + 1;
+        unsafe {
+            let ram = self.machine.ram.add((past * PAGE) as usize);
+            let bytes = (self.machine.ram_frames - past) * PAGE;
+            assert_eq!(libc::madvise(ram.cast(), bytes as usize, libc::MADV_REMOVE), 0);
+        }
+    }
+}
+
 impl System {
-    /// Boots: the pool at frame 16, eight frames of "kernel image" before it, frame 0 reserved, the rest is free.
     pub fn new(config: Config) -> Self {
+        Self::with_cpu(config, |machine| machine)
+    }
+
+    /// Boots: the pool at frame 16, eight frames of "kernel image" before it, frame 0 reserved, the rest is free.
+    pub fn with_cpu(config: Config, cpu: impl FnOnce(&'static Machine) -> &'static dyn Cpu) -> Self {
         let machine = Machine::new(config.ram_frames, config.mmio_frames, config.window_pages);
         let (pool, kernel) = (frames(16, config.pool_frames as u64), frames(8, 8));
         unsafe {
@@ -327,7 +368,7 @@ impl System {
         let words = PageAllocator::storage_words(config.window_pages);
         let pages: &'static _ =
             Box::leak(Box::new(PageAllocator::new(machine.window, storage(words)).unwrap()));
-        let space = Box::leak(Box::new(AddressSpace::new(mapper, allocator, pages, machine)));
+        let space = Box::leak(Box::new(AddressSpace::new(mapper, allocator, pages, cpu(machine))));
         Self { machine, space, pool, kernel }
     }
 
