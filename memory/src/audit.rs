@@ -186,7 +186,7 @@ impl AddressSpace {
         let mut audit = Audit { space: self, allocator, inner: &mut inner, report, mapped: [0; 4] };
         audit.mark_free();
         if self.cpu().root() == mapper.root() {
-            audit.walk(&mut mapper, &|page| claims.frame_at(page));
+            audit.walk(&mut mapper, &|page, frame| claims.maps(page, frame));
             audit.compare();
         } else {
             audit.report.add(Finding::WrongRoot(self.cpu().root()));
@@ -240,7 +240,7 @@ impl Audit<'_> {
     }
 
     /// Visits every entry of every table once.
-    fn walk(&mut self, mapper: &mut Mapper, claimed: &dyn Fn(u64) -> Option<u64>) {
+    fn walk(&mut self, mapper: &mut Mapper, claimed: &dyn Fn(u64, u64) -> bool) {
         let mut path = [mapper.root_table(); TOP + 1];
         let (mut slots, mut used, mut level) = ([0; TOP + 1], [0; TOP + 1], TOP);
         mapper.pool_mut().see(path[TOP]);
@@ -304,7 +304,7 @@ impl Audit<'_> {
         page: u64,
         level: usize,
         pte: Pte,
-        claimed: &dyn Fn(u64) -> Option<u64>,
+        claimed: &dyn Fn(u64, u64) -> bool,
     ) {
         self.report.leaves += 1;
         let (at, tag, count) = (page_address(page), pte.tag(), leaf_pages(level));
@@ -337,7 +337,7 @@ impl Audit<'_> {
         }
         if tag == Tag::Mmio {
             let last = count - 1;
-            if claimed(page) != Some(pte.frame()) || claimed(page + last) != Some(pte.frame() + last) {
+            if !claimed(page, pte.frame()) || !claimed(page + last, pte.frame() + last) {
                 self.report.add(Finding::UnclaimedMmio(at));
             }
         } else {

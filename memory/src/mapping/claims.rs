@@ -34,30 +34,53 @@ struct Claim {
     pages: Option<PageRange>,
 }
 
-/// The ranges that device registers may be claimed from.
-pub(crate) struct Claims([Option<Claim>; CLAIMS]);
+/// The ranges that device registers may be claimed from, by rising address; no two overlap.
+pub(crate) struct Claims {
+    ranges: [Claim; CLAIMS],
+    count: usize,
+}
 
 impl Claims {
     pub const fn new() -> Self {
-        Self([None; CLAIMS])
+        Self { ranges: [Claim { frames: FrameRange::empty(), pages: None }; CLAIMS], count: 0 }
     }
 
-    /// The frame that a claim maps page number `page` to.
-    pub fn frame_at(&self, page: u64) -> Option<u64> {
-        self.0.iter().flatten().find_map(|claim| {
-            let offset = page.checked_sub(claim.pages?.first())?;
-            (offset < claim.frames.size_in_frames() as u64).then_some(claim.frames.first() + offset)
+    /// Where the first range that ends after frame number `frame` is, or would be.
+    fn place(&self, frame: u64) -> usize {
+        self.ranges[..self.count].partition_point(|claim| claim.frames.past() <= frame)
+    }
+
+    /// Whether a claim maps page number `page` to frame number `frame`.
+    pub fn maps(&self, page: u64, frame: u64) -> bool {
+        let claim = self.ranges[..self.count].get(self.place(frame));
+        claim.is_some_and(|claim| {
+            let pages = claim.pages.and_then(|pages| page.checked_sub(pages.first()));
+            pages.is_some() && pages == frame.checked_sub(claim.frames.first())
         })
     }
 
     fn find(&mut self, frames: &FrameRange) -> Option<&mut Claim> {
-        self.0.iter_mut().flatten().find(|claim| claim.frames == *frames)
+        let place = self.place(frames.first());
+        self.ranges[..self.count].get_mut(place).filter(|claim| claim.frames == *frames)
     }
 
-    /// Ends the claim that begins with these frames: the first run of leaves, when all of them are unmapped.
+    fn offer(&mut self, frames: FrameRange) -> Result<(), ClaimError> {
+        let place = self.place(frames.first());
+        if self.ranges[..self.count].get(place).is_some_and(|next| next.frames.first() < frames.past()) {
+            return Err(ClaimError::Overlap);
+        }
+        if self.count == CLAIMS {
+            return Err(ClaimError::Full);
+        }
+        self.ranges.copy_within(place..self.count, place + 1);
+        self.ranges[place] = Claim { frames, pages: None };
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Ends the claim of exactly these frames, which are unmapped.
     pub fn release(&mut self, frames: &FrameRange) {
-        if let Some(claim) = self.0.iter_mut().flatten().find(|claim| claim.frames.start() == frames.start())
-        {
+        if let Some(claim) = self.find(frames) {
             claim.pages = None;
         }
     }
@@ -77,13 +100,7 @@ impl AddressSpace {
         if self.frames().is_ram(frames) {
             return Err(ClaimError::Ram);
         }
-        let claims = &mut self.claims.lock().0;
-        if claims.iter().flatten().any(|claim| claim.frames.overlap(&frames).is_some()) {
-            return Err(ClaimError::Overlap);
-        }
-        let place = claims.iter_mut().find(|place| place.is_none()).ok_or(ClaimError::Full)?;
-        *place = Some(Claim { frames, pages: None });
-        Ok(())
+        self.claims.lock().offer(frames)
     }
 
     /// Maps exactly one offered range, uncached, for one owner. Dropping the mapping gives the claim back.
