@@ -208,7 +208,7 @@ fn all_frames_come_back_as_parts() {
     assert_eq!(system.space.frames().count(Owner::Private), 12);
     let (pages, frames) = whole.unmap_into_parts().unwrap();
     assert_eq!((pages.start_address().value(), pages.size_in_pages()), (start, 12));
-    assert_eq!(frames.len(), 12, "no run is lost");
+    assert_eq!((frames.len(), frames.capacity()), (12, 12), "no run is lost, and none was expected in vain");
     assert_eq!(frames.iter().map(|run| run.size_in_frames()).sum::<usize>(), 12);
     assert_eq!(system.space.frames().count(Owner::Allocated), 12);
     system.check();
@@ -219,6 +219,7 @@ fn all_frames_come_back_as_parts() {
     let mapped = system.space.allocate(512 + 16 + 1, Protection::ReadWrite).unwrap();
     let (_, frames) = mapped.unmap_into_parts().unwrap();
     assert_eq!(frames.iter().map(|run| run.size_in_frames()).sum::<usize>(), 529);
+    assert_eq!(frames.capacity(), frames.len());
 }
 
 #[test]
@@ -235,6 +236,11 @@ fn what_is_refused_comes_back() {
     drop((p, f));
     let (error, p, f) = refused(AllocatedPages::empty(), AllocatedFrames::empty());
     assert!(error == MapError::WrongAllocator && p.is_empty() && f.is_empty());
+    let (nothing, some) = (pages(1), frames(1).split_at(0).unwrap());
+    let start = nothing.start_address();
+    let (error, ..) = refused(nothing.split(start).unwrap().0, some.0);
+    assert_eq!(error, MapError::ZeroLength);
+    drop(some.1);
     let (error, ..) = refused(pages(1), other.space.frames().allocate(FrameRequest::new(1)).unwrap());
     assert_eq!(error, MapError::WrongAllocator);
     let (error, ..) = refused(other.space.pages().allocate(PageRequest::new(1)).unwrap(), frames(1));
@@ -390,7 +396,226 @@ fn boot_mappings_are_checked() {
         map(at(2048 + index, 1), frames(300 + index, 1)).unwrap();
     }
     assert_eq!(map(at(3000, 1), frames(400, 1)), Err(MapError::TooManyBootMappings));
-    assert!(unsafe { TablePool::new(arena.ram, frames(0, 1)) }.is_err());
+    let pool = |count| unsafe { TablePool::new(arena.ram, frames(0, count)) }.map(|pool| pool.available());
+    assert_eq!((pool(0), pool(1), pool(2)), (Err(MapError::NoTables), Err(MapError::NoTables), Ok(1)));
+    // A frame of notes is enough for 1024 tables.
+    assert_eq!((pool(1025), pool(1026), pool(1027)), (Ok(1024), Ok(1024), Ok(1025)));
+    // A large leaf that begins where a table lies is a leaf all the same.
+    let pool = unsafe { TablePool::new(arena.ram.add(511 * PAGE as usize), frames(511, 16)) }.unwrap();
+    let mut mapper = Mapper::new(pool, false).unwrap();
+    let mut map = |pages, frames| unsafe { mapper.map_boot(pages, frames, Protection::ReadOnly) };
+    map(at(512, 512), frames(512, 512)).unwrap();
+    assert_eq!(map(at(600, 1), frames(200, 1)), Err(MapError::AlreadyMapped));
     assert!(unsafe { TablePool::new(std::ptr::null_mut(), frames(0, 16)) }.is_err());
     assert!(unsafe { TablePool::new(arena.ram.wrapping_add(8), frames(0, 16)) }.is_err());
+}
+
+/// Whatever way frames take, the next owner of the memory sees zeros: not what another one left, nor the loader.
+#[test]
+fn new_memory_is_zero() {
+    let system = System::new(Config { ram_frames: 2048, ..Config::default() });
+    let (space, machine) = (system.space, system.machine);
+    let secret = || {
+        // All that is free; what is allocated afterwards was free before.
+        let past = system.pool.end().unwrap().number() + 1;
+        (past..machine.ram_frames).for_each(|frame| {
+            (0..512).for_each(|word| machine.set_word(frame * PAGE + word * 8, 0x7465_7263_6573_2121));
+        });
+    };
+    let zero = |memory: &MappedPages<Private>| {
+        let words = memory.as_slice::<u64>(0, memory.size_in_pages() * 512).unwrap();
+        words.iter().all(|word| *word == 0)
+    };
+    for protection in [Protection::ReadOnly, Protection::ReadWrite, Protection::ReadExecute] {
+        for count in [1, 3, 600] {
+            secret();
+            let memory = space.allocate(count, protection).unwrap();
+            assert!(zero(&memory) && memory.flags() == protection, "{count} pages");
+            let hit = machine.walk(memory.start_address().value()).unwrap();
+            assert_eq!(
+                (hit.write, hit.execute),
+                (protection == Protection::ReadWrite, protection == Protection::ReadExecute)
+            );
+            drop(memory);
+            secret();
+            let pages = space.pages().allocate(PageRequest::new(count)).unwrap();
+            assert!(zero(&space.map_allocated_pages(pages, protection).unwrap()), "{count} pages");
+            secret();
+            let pages = space.pages().allocate(PageRequest::new(count)).unwrap();
+            let frames = space.frames().allocate(FrameRequest::new(count)).unwrap();
+            let memory = space.map_allocated_pages_to(pages, frames, protection).unwrap();
+            assert!(zero(&memory) && memory.flags() == protection, "{count} pages");
+            // Frames that pass through the owner's hands are new memory as well: the hands may change.
+            drop(memory);
+            let mut memory = space.allocate(count, Protection::ReadWrite).unwrap();
+            memory.as_slice_mut::<u8>(0, count * 4096).unwrap().fill(9);
+            let (pages, mut frames) = memory.unmap_into_parts().unwrap();
+            if frames.len() == 1 {
+                let memory = space.map_allocated_pages_to(pages, frames.remove(0), protection).unwrap();
+                assert!(zero(&memory));
+            }
+        }
+    }
+    secret();
+    let stack = space.allocate_stack(3).unwrap();
+    let word =
+        |page: Page| machine.word(machine.walk(page.start_address().value()).unwrap().frame * PAGE + 4088);
+    assert!(stack.range().iter().all(|page| word(page) == 0));
+    assert_eq!((stack.range().size_in_pages(), stack.range().size_in_bytes()), (3, 3 * PAGE));
+    let dma = space.allocate_dma(FrameRequest::new(3)).unwrap();
+    assert!(dma.iter().all(|page| word(page) == 0));
+    system.check();
+}
+
+/// What is split, protected or taken apart across page tables keeps its rights and its frames, page by page.
+#[test]
+fn parts_keep_their_rights() {
+    let system = System::small();
+    let wanted = |protection| (protection == Protection::ReadWrite, protection == Protection::ReadExecute);
+    let check = |pages: &PageRange, first: u64, protection| {
+        for (index, page) in pages.iter().enumerate() {
+            let hit = system.machine.walk(page.start_address().value()).unwrap();
+            assert_eq!(
+                (hit.frame, (hit.write, hit.execute)),
+                (first + index as u64, wanted(protection)),
+                "{index}"
+            );
+        }
+    };
+    for protection in [Protection::ReadOnly, Protection::ReadWrite, Protection::ReadExecute] {
+        let mapped = system.space.allocate(512, protection).unwrap();
+        let first = system.machine.walk(mapped.start_address().value()).unwrap().frame;
+        let middle = mapped.address_at_offset(7 * PAGE).unwrap();
+        let (head, tail) = mapped.split(middle).unwrap();
+        check(&head, first, protection);
+        check(&tail, first + 7, protection);
+    }
+    // Leaves of 4 KiB in three tables, in frames that are adjacent.
+    let pages = system.space.pages().allocate(PageRequest { align: 512, ..PageRequest::new(1100) }).unwrap();
+    let at = PhysAddr::new(1001 * PAGE);
+    let frames = system.space.frames().allocate(FrameRequest { at, ..FrameRequest::new(1100) }).unwrap();
+    let mut mapped = system.space.map_allocated_pages_to(pages, frames, Protection::ReadWrite).unwrap();
+    for protection in [Protection::ReadOnly, Protection::ReadExecute, Protection::ReadWrite] {
+        mapped.remap(protection);
+        check(&mapped, 1001, protection);
+    }
+    let (_pages, frames) = mapped.unmap_into_parts().unwrap();
+    assert_eq!((frames.len(), frames.capacity(), frames[0].size_in_frames()), (1, 1, 1100));
+    system.check();
+}
+
+/// With fewer tables than it takes, a leaf of 1 GiB is not broken at all.
+#[test]
+fn large_leaves_are_broken_whole() {
+    let mut whole = Vec::new();
+    for spare in 0..4 {
+        let config = Config {
+            ram_frames: 2 << 18,
+            window_pages: 2 << 18,
+            pool_frames: 7 + spare,
+            ..Config::default()
+        };
+        let system = System::new(config);
+        let at = PhysAddr::new(1 << 30);
+        let frames = FrameRequest { at, ..FrameRequest::new(1 << 18) };
+        let frames = system.space.frames().allocate(frames).unwrap();
+        let pages = PageRequest { align: 1 << 18, ..PageRequest::new(1 << 18) };
+        let pages = system.space.pages().allocate(pages).unwrap();
+        let mapped = system.space.map_allocated_pages_to(pages, frames, Protection::ReadWrite).unwrap();
+        let left = system.pool.size_in_frames() - 1 - system.space.audit().tables;
+        let before = system.everything();
+        let middle = mapped.address_at_offset(777 * PAGE).unwrap();
+        let result = mapped.split(middle);
+        assert_eq!(result.is_ok(), left >= 2, "{left} tables left");
+        whole.push(left);
+        match result {
+            Ok((head, tail)) => {
+                let frame =
+                    |pages: &PageRange| system.machine.walk(pages.start_address().value()).unwrap().frame;
+                assert_eq!((frame(&head), frame(&tail)), (1 << 18, (1 << 18) + 777));
+            }
+            Err(_mapped) => assert_eq!(system.everything(), before),
+        }
+    }
+    assert!(whole.contains(&1) && whole.contains(&2), "{whole:?}");
+}
+
+/// A large leaf that somebody has put where pages were mapped is not touched as if it were theirs.
+#[test]
+fn leaves_that_reach_further_are_noticed() {
+    for (first, count) in [(0, 1), (5, 1000)] {
+        let system = System::small();
+        let start = system.machine.window.start_address().value();
+        let request = PageRequest { at: VirtAddr::new(start + first * PAGE), ..PageRequest::new(count) };
+        let pages = system.space.pages().allocate(request).unwrap();
+        let mapped = system.space.map_allocated_pages(pages, Protection::ReadWrite).unwrap();
+        let entry = system.machine.entry(start, 1);
+        system.machine.set_word(entry, 1 << 63 | 0x83);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(mapped)));
+        assert!(result.is_err(), "{count} pages");
+    }
+}
+
+/// Entries that are neither empty nor present are nobody's to use, nor are tables that the pool has not given out.
+#[test]
+fn strange_entries_are_left_alone() {
+    let system = System::small();
+    let held = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let at = system.machine.window.start_address().checked_add(3 << 21).unwrap();
+    let entry = system.machine.entry(at.value(), 1);
+    assert_eq!(system.machine.word(entry), 0);
+    system.machine.set_word(entry, system.machine.root().value());
+    let pages = system.space.pages().allocate(PageRequest { at: Some(at), ..PageRequest::new(1) }).unwrap();
+    let (error, pages) = system.space.map_allocated_pages(pages, Protection::ReadWrite).unwrap_err();
+    assert_eq!(error, MapError::AlreadyMapped);
+    system.machine.set_word(entry, 0);
+    // The first table that was never taken; one frame of the pool holds notes.
+    let fresh = system.pool.start_address().value() + (1 + system.space.audit().tables as u64) * PAGE;
+    system.machine.set_word(entry, fresh | 3);
+    let report = system.space.audit();
+    system.machine.set_word(entry, 0);
+    assert!(report.findings().any(|found| *found == Finding::ForeignTable(PhysAddr::new(fresh).unwrap())));
+    drop((held, pages));
+    system.check();
+}
+
+/// Registers are offered in any order, side by side but not over each other, and each range is found again.
+#[test]
+fn registers_are_offered_in_any_order() {
+    let system = System::new(Config { mmio_frames: 0, ..Config::default() });
+    let offer = |frames| unsafe { system.space.offer_mmio(frames) };
+    // 128 ranges of two frames, every second one first, each next to the others.
+    let range = |index: u64| frames(5000 + 2 * index, 2);
+    let order = (0..128).map(|index| index * 37 % 128);
+    for index in order.clone() {
+        assert_eq!(offer(range(index)), Ok(()), "{index}");
+        for (start, count) in [(0, 2), (1, 1), (0, 1), (1, 2)] {
+            let wrong = frames(5000 + 2 * index + start, count);
+            assert_eq!(offer(wrong), Err(ClaimError::Overlap), "{wrong:?}");
+        }
+        assert_eq!(offer(frames(4999 + 2 * index, 2)), Err(ClaimError::Overlap));
+    }
+    assert_eq!(
+        (offer(frames(9000, 1)), offer(frames(4098, 1))),
+        (Err(ClaimError::Full), Err(ClaimError::Full))
+    );
+    let claim = |frames| system.space.claim_mmio(frames);
+    let held: Vec<_> = order.map(|index| claim(range(index)).unwrap()).collect();
+    assert!((0..128).all(|index| claim(range(index)).unwrap_err() == ClaimError::AlreadyClaimed));
+    system.check();
+    drop(held);
+    let some = claim(range(64)).unwrap();
+    assert_eq!(some.physical_address(), range(64).start_address());
+    // A page of registers that nobody claimed, below, inside and above what is offered.
+    let private = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let entry = system.machine.entry(private.start_address().value(), 0);
+    let before = system.machine.word(entry);
+    for frame in [4999, 5000, 5128, 5129, 5255, 5256, 9000] {
+        system.machine.set_word(entry, frame << 12 | 1 << 63 | 3 << 9 | 0x1b);
+        let report = system.space.audit();
+        system.machine.set_word(entry, before);
+        let wanted = Finding::UnclaimedMmio(private.start_address());
+        assert!(report.findings().any(|found| *found == wanted), "frame {frame}");
+    }
+    system.check();
 }

@@ -228,7 +228,7 @@ impl MappedPages<Private> {
     }
 
     /// Unmaps and returns the pages and all frames, as one token for each run of adjacent ones. Gives the mapping back
-    /// if the heap has no room for the list.
+    /// if the heap has no room for the list. What the memory held is lost: it is zeroed when the frames are mapped.
     pub fn unmap_into_parts(self) -> Result<(AllocatedPages, Vec<AllocatedFrames>), Self> {
         let mut list: Vec<AllocatedFrames> = Vec::new();
         let Some(space) = self.space else { return Ok((AllocatedPages::empty(), list)) };
@@ -263,6 +263,14 @@ impl MappedPages<Private> {
             space.unmap::<Private>(*pages, |frames| take(space, frames));
         }
         pages
+    }
+
+    /// Writes zeros to all of it, which is writable: nobody reads what the frames' last owner left there.
+    #[inline(never)] // so that a benchmark can tell its cost from the rest
+    pub(super) fn zero(&mut self) {
+        if let Ok(bytes) = self.bytes_mut() {
+            bytes.fill(0);
+        }
     }
 
     fn bytes(&self) -> &[u8] {

@@ -17,6 +17,7 @@ use crate::tlb::{Cpu, Flushed};
 /// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so. Not for
 /// interrupt handlers (it takes spin locks).
 ///
+/// Private memory is zero when it is mapped, wherever its frames come from: nobody sees what somebody else left there.
 /// What is unmapped can be had by nobody, neither pages nor frames nor page tables, until every processor has forgotten
 /// it; these are told ([`Cpu::shoot_down`]) while no lock is held.
 pub struct AddressSpace {
@@ -71,13 +72,14 @@ impl AddressSpace {
         self.mapper.lock().translate(address)
     }
 
-    /// Maps `count` pages of new memory, not zeroed. The frames need not be adjacent.
+    /// Maps `count` pages of new memory, zeroed. The frames need not be adjacent.
     pub fn allocate(
         &'static self,
         count: usize,
         protection: Protection,
     ) -> Result<MappedPages<Private>, MapError> {
         let mut mapped = self.allocate_stale(count)?;
+        mapped.zero();
         mapped.remap(protection);
         Ok(mapped)
     }
@@ -100,13 +102,14 @@ impl AddressSpace {
         Ok(Stack { pages, guards: [below, above] })
     }
 
-    /// Maps pages to new memory, in the largest pieces there are.
+    /// Maps pages to new memory, zeroed, in the largest pieces there are.
     pub fn map_allocated_pages(
         &'static self,
         pages: AllocatedPages,
         protection: Protection,
     ) -> Result<MappedPages<Private>, (MapError, AllocatedPages)> {
         let mut mapped = self.map_stale(pages)?;
+        mapped.zero();
         mapped.remap(protection);
         Ok(mapped)
     }
@@ -142,7 +145,7 @@ impl AddressSpace {
         Ok(done)
     }
 
-    /// Maps pages to exactly these frames.
+    /// Maps pages to exactly these frames, which are zeroed.
     #[allow(clippy::type_complexity, reason = "gives back what it was given")]
     pub fn map_allocated_pages_to(
         &'static self,
@@ -151,6 +154,7 @@ impl AddressSpace {
         protection: Protection,
     ) -> Result<MappedPages<Private>, (MapError, AllocatedPages, AllocatedFrames)> {
         let mut mapped = self.map_frames(pages, frames)?;
+        mapped.zero();
         mapped.remap(protection);
         Ok(mapped)
     }
