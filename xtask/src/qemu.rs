@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Error};
+use anyhow::{Error, bail};
 
 use crate::guest::Guest;
 use crate::image::Image;
 use crate::setup::Firmware;
+
+/// Among the kernel's first words.
+const KERNEL_RUNS: &str = "protections  ";
+/// How long the kernel may take to them. KVM that is itself emulated is slow.
+const KVM_LIMIT: Duration = Duration::from_secs(10);
 
 /// The argument that makes this program [`exec_tethered`].
 pub const TETHERED: &str = "--tethered";
@@ -149,11 +154,16 @@ pub fn exec_tethered(mut arguments: impl Iterator<Item = OsString>) -> Error {
     }
 }
 
-/// Makes sure that KVM runs the kernel here, by trying: /dev/kvm may be there and still not do it.
-pub fn probe_kvm(kernel: PathBuf) -> anyhow::Result<()> {
-    let mut machine = Machine::new(Boot::Pvh(kernel));
-    machine.kvm = true;
-    let probe =
-        Guest::start(machine.command()?)?.wait_until(Duration::from_secs(5), |output| output.contains('\n'));
-    probe.map(drop).context("--accel kvm: KVM cannot run the kernel on this machine")
+/// Makes sure that KVM runs `machine` here, by starting it: /dev/kvm may be there and still not do it.
+pub fn probe_kvm(machine: &Machine) -> anyhow::Result<()> {
+    let mut guest = Guest::start(machine.command()?)?;
+    // What QEMU has to say comes on the same pipe, so only words of the kernel's own count.
+    let Err(error) = guest.wait_until(KVM_LIMIT, |output| output.contains(KERNEL_RUNS)) else {
+        return Ok(());
+    };
+    let output = guest.kill();
+    // QEMU may go on to an assertion and an abort; what it says first is the cause.
+    let mut lines = output.lines().filter(|line| !line.trim().is_empty() && !line.contains(" warning: "));
+    let reason = lines.next().map_or_else(|| format!("{error:#}"), |line| line.trim().into());
+    bail!("--accel kvm: KVM cannot run the kernel on this machine ({reason}); use --accel tcg, the default")
 }

@@ -30,9 +30,6 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
     let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
     let elf = kernel::build(&toolchain)?;
-    if options.kvm {
-        probe_kvm(elf.clone())?;
-    }
     let mut machine = Machine {
         boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf) },
         kind: options.machine.clone(),
@@ -48,6 +45,9 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         machine.add(&format!("-global virtio-blk-pci.num-queues={}", options.queues));
     }
     machine.extra.extend_from_slice(&options.qemu_arguments);
+    if machine.kvm {
+        probe_kvm(&machine)?;
+    }
     // Before QEMU starts, so that no signal can come in between and leave it running.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCHLD])?;
     let mut command = machine.command()?;

@@ -1,6 +1,7 @@
 //! `run-qemu.sh` as a person uses it.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -26,6 +27,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("command_line::busy_port", busy_port),
     ("command_line::help", help),
     ("command_line::kvm_works_or_says_why_not", kvm_works_or_says_why_not),
+    ("command_line::kvm_of_every_kind", kvm_of_every_kind),
 ];
 
 fn run_qemu(arguments: &[&str]) -> Result<Command> {
@@ -167,7 +169,6 @@ fn errors_are_one_line(_: &Kernel) -> Result<()> {
 
 /// For root every file is readable, so this is only tried by others.
 fn unreadable_image(port: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -204,5 +205,35 @@ fn kvm_works_or_says_why_not(_: &Kernel) -> Result<()> {
     let said = guest.kill();
     let refused = !status.success() && said.contains("--accel kvm") && said.lines().count() == 1;
     ensure!(refused, "not one line about KVM, and {status}: {said}");
+    Ok(())
+}
+
+/// With a QEMU that behaves as the real one does on machines without KVM, with a broken one, and with a good one.
+fn kvm_of_every_kind(_: &Kernel) -> Result<()> {
+    const MISSING: &str = "Could not access KVM kernel module: No such file or directory";
+    const BROKEN: &str = "qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69";
+    let kinds = [
+        (
+            format!("echo '{MISSING}' >&2; echo 'qemu-system-x86_64: failed to initialize kvm' >&2; exit 1"),
+            MISSING,
+        ),
+        (format!("echo '{BROKEN}' >&2; echo 'kvm.c:3183: Assertion failed.' >&2; kill -ABRT $$"), BROKEN),
+        (format!("echo 'x: warning: no such feature' >&2; echo '{BROKEN}' >&2; exec sleep 60"), BROKEN),
+        ("echo 'protections  NX'; exit 33".into(), ""),
+    ];
+    let folder = crate::work_folder("fake-qemu")?;
+    let fake = folder.join("qemu-system-x86_64");
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH")?);
+    for (script, reason) in kinds {
+        std::fs::write(&fake, format!("#!/bin/sh\n{script}\n"))?;
+        std::fs::set_permissions(&fake, std::fs::Permissions::from_mode(0o755))?;
+        let arguments = ["--headless", "--accel", "kvm", "--port", &free_port()?.to_string()];
+        let output = run_qemu(&arguments)?.env("PATH", &path).stdin(std::process::Stdio::null()).output()?;
+        ensure!(output.status.success() == reason.is_empty(), "{script}: {output:?}");
+        if !reason.is_empty() {
+            names(&output, reason)?;
+            names(&output, "--accel tcg")?;
+        }
+    }
     Ok(())
 }
