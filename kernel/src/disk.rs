@@ -246,7 +246,11 @@ impl Disk {
     fn wait<T>(&self, context: &mut Context<'_>) -> Poll<T> {
         let mut waiting = self.waiting.borrow_mut();
         if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            waiting.push(context.waker().clone());
+            match waiting.try_reserve(1) {
+                Ok(()) => waiting.push(context.waker().clone()),
+                // Without memory for the list it looks again in its next turn.
+                Err(_) => context.waker().wake_by_ref(),
+            }
         }
         Poll::Pending
     }

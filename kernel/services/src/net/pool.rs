@@ -72,7 +72,8 @@ struct Closing {
 impl Pool {
     pub(super) fn new(config: PoolConfig) -> Self {
         let (backlog, closing) = (Vec::with_capacity(config.sockets), Vec::with_capacity(config.sockets));
-        Self { config, backlog, closing, total: 0, ready: 0, waiting: VecDeque::new() }
+        let waiting = VecDeque::with_capacity(config.sockets);
+        Self { config, backlog, closing, total: 0, ready: 0, waiting }
     }
 
     pub(super) fn total(&self) -> usize {
