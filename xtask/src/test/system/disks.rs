@@ -135,6 +135,8 @@ fn read_errors(kernel: &Kernel) -> Result<()> {
         failed += u32::from(compare(start_download(&server.url(path), 20)?, seed, size).is_err());
     }
     ensure!(failed <= 1, "one bad sector made {failed} files unreadable");
+    let is_explained = server.log().contains("the disk reported an error");
+    ensure!(is_explained == (failed > 0), "{failed} files failed, and the log says: {}", server.log());
     server.get("/metrics", &[])?.expect(200)?;
     server.finish()
 }
