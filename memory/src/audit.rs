@@ -180,8 +180,8 @@ impl AddressSpace {
             tables: 0,
             leaves: 0,
             windows: (0, 0),
-            frames: Owner::ALL.map(|owner| (owner, allocator.count(owner))),
-            total: allocator.total(),
+            frames: Owner::ALL.map(|owner| (owner, inner.count(owner))),
+            total: Owner::ALL.iter().map(|owner| inner.count(*owner)).sum(),
         };
         let mut audit = Audit { space: self, allocator, inner: &mut inner, report, mapped: [0; 4] };
         audit.mark_free();
@@ -223,9 +223,12 @@ impl AddressSpace {
 impl Audit<'_> {
     /// Marks the free blocks of both allocators.
     fn mark_free(&mut self) {
-        let Inner { private, dma, ram, scratch } = &mut *self.inner;
+        let booked = [Owner::Free, Owner::DmaIdle].map(|owner| self.inner.count(owner));
+        let Inner { private, dma, ram, scratch, .. } = &mut *self.inner;
         scratch.fill(0);
-        for (buddy, owner) in [(private, Owner::Free), (dma, Owner::DmaIdle)] {
+        for (buddy, (owner, booked)) in
+            [private, dma].into_iter().zip([Owner::Free, Owner::DmaIdle].into_iter().zip(booked))
+        {
             let mut found = 0;
             buddy.visit_free(|start, count| {
                 let end = start + count;
@@ -235,7 +238,7 @@ impl Audit<'_> {
                 bits::set(scratch, start, end);
                 found += count;
             });
-            self.report.compare(owner, self.allocator.count(owner), found);
+            self.report.compare(owner, booked, found);
         }
     }
 
@@ -349,7 +352,7 @@ impl Audit<'_> {
     fn mark(&mut self, page: u64, level: usize, pte: Pte) {
         let (at, frame) = (page_address(page), frame_address(pte.frame()));
         let frames = FrameRange::from_numbers(pte.frame(), leaf_pages(level)).unwrap_or(FrameRange::empty());
-        let Inner { private, dma, ram, scratch } = &mut *self.inner;
+        let Inner { private, dma, ram, scratch, .. } = &mut *self.inner;
         let (start, end) = self.allocator.indices(&frames).unwrap_or((0, 0));
         if end - start != frames.size_in_frames() || bits::find(ram, start, end, false) < end {
             self.report.add(Finding::NotRam(at, frame));
@@ -368,7 +371,7 @@ impl Audit<'_> {
     /// Compares the books with what was marked.
     fn compare(&mut self) {
         use Owner::{Allocated, Dma, Kernel, Private, Quarantined, Reserved, Tables, Unmapped};
-        let booked = |owner| self.allocator.count(owner);
+        let booked = |owner| self.inner.count(owner);
         let (dma, kernel) = (booked(Dma) + booked(Quarantined), booked(Kernel) + booked(Tables));
         let held = booked(Allocated) + booked(Unmapped) + booked(Reserved);
         let boot = self.mapped[Tag::Boot as usize];

@@ -14,12 +14,12 @@
 use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::bits;
-use crate::lock::{Level, Lock};
+use crate::lock::{Guard, Level, Lock};
+use crate::mapping::Tag;
 use crate::range::FrameRange;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 macro_rules! owners {
     ($($(#[$doc:meta])* $owner:ident = $name:literal,)*) => {
@@ -76,6 +76,33 @@ pub(crate) struct Inner {
     pub ram: &'static mut [u64],
     /// One bit for each frame, for the audit.
     pub scratch: &'static mut [u64],
+    /// The books: frames of each owner. Changed only together with what they count.
+    counts: [usize; Owner::ALL.len()],
+}
+
+impl Inner {
+    pub const fn count(&self, owner: Owner) -> usize {
+        self.counts[owner as usize]
+    }
+
+    /// Moves frames from one owner to another: as many as there are, so that the sum stays what it is.
+    fn transfer(&mut self, from: Owner, to: Owner, count: usize) {
+        let count = count.min(self.count(from));
+        self.counts[from as usize] -= count;
+        self.counts[to as usize] += count;
+    }
+
+    /// Frees what is unmapped and in nobody's hands but `from`'s.
+    fn release(&mut self, from: Owner, start: usize, count: usize) {
+        self.private.free(start, count);
+        self.transfer(from, Owner::Free, count);
+    }
+
+    /// Adds frames to the DMA arena, for good.
+    fn keep(&mut self, from: Owner, start: usize, count: usize) {
+        self.dma.free(start, count);
+        self.transfer(from, Owner::DmaIdle, count);
+    }
 }
 
 /// The allocator of physical memory, over one span of frames.
@@ -106,7 +133,6 @@ pub(crate) struct Inner {
 pub struct FrameAllocator {
     span: FrameRange,
     inner: Lock<Inner>,
-    counts: [AtomicUsize; Owner::ALL.len()],
 }
 
 /// Which frames are wanted.
@@ -136,6 +162,36 @@ pub(crate) struct DmaFrames {
     spare: Option<FrameRange>,
 }
 
+/// The locked books, while page tables change.
+pub(crate) struct Books<'a>(Guard<'a, Inner>);
+
+impl Books<'_> {
+    /// Frames in the caller's hands are now mapped.
+    pub fn mapped(&mut self, tag: Tag, frames: &FrameRange) {
+        if let Some(owner) = tag.owner() {
+            self.0.transfer(Owner::Allocated, owner, frames.size_in_frames());
+        }
+    }
+
+    /// Frames are not mapped any more, though the processor may not know.
+    pub fn unmapped(&mut self, tag: Tag, frames: &FrameRange) {
+        if let Some(owner) = tag.owner() {
+            self.0.transfer(owner, Owner::Unmapped, frames.size_in_frames());
+        }
+    }
+}
+
+impl Tag {
+    /// Who has the frames that a leaf maps, if that is not settled for good before there are leaves.
+    pub(crate) const fn owner(self) -> Option<Owner> {
+        match self {
+            Self::Private => Some(Owner::Private),
+            Self::Dma => Some(Owner::Dma),
+            Self::Boot | Self::Mmio => None,
+        }
+    }
+}
+
 impl FrameAllocator {
     /// How many words of storage a span of `frames` needs (about 0.8 bytes for each frame).
     pub const fn storage_words(frames: usize) -> usize {
@@ -161,12 +217,9 @@ impl FrameAllocator {
             dma: Buddy::new(frames, dma).ok_or(AllocError::StorageTooSmall)?,
             ram,
             scratch: &mut rest[..frames.div_ceil(64)],
+            counts: [0; Owner::ALL.len()],
         };
-        Ok(Self {
-            span,
-            inner: Lock::new(Level::Frames, inner),
-            counts: [const { AtomicUsize::new(0) }; Owner::ALL.len()],
-        })
+        Ok(Self { span, inner: Lock::new(Level::Frames, inner) })
     }
 
     /// Tells the allocator about RAM, as far as it lies in the span. Frames that were added before are skipped, so what
@@ -189,31 +242,40 @@ impl FrameAllocator {
             }
             taken += at - start;
         }
-        self.counts[owner as usize].fetch_add(taken, Relaxed);
+        inner.counts[owner as usize] += taken;
         taken
     }
 
     /// Takes frames for the CPU's own use.
     pub fn allocate(&'static self, request: FrameRequest) -> Result<AllocatedFrames, AllocError> {
-        let start = self.inner.lock().private.allocate(&self.request(&request)?)?;
-        self.transfer(Owner::Free, Owner::Allocated, request.count);
+        let wanted = self.request(&request)?;
+        let inner = &mut *self.inner.lock();
+        let start = inner.private.allocate(&wanted)?;
+        inner.transfer(Owner::Free, Owner::Allocated, request.count);
         Ok(AllocatedFrames::new(self, self.range(start, request.count)))
     }
 
-    fn put_back(&self, range: &FrameRange) {
-        let (start, count) = ((range.first() - self.span.first()) as usize, range.size_in_frames());
-        self.inner.lock().private.free(start, count);
-        self.transfer(Owner::Allocated, Owner::Free, count);
+    /// Frees frames that are unmapped, flushed, and in nobody's hands but `from`'s.
+    pub(crate) fn put_back(&self, from: Owner, range: &FrameRange) {
+        if let Some((start, end)) = self.indices(range) {
+            self.inner.lock().release(from, start, end - start);
+        }
     }
 
     /// How many frames `owner` has.
     pub fn count(&self, owner: Owner) -> usize {
-        self.counts[owner as usize].load(Relaxed)
+        self.inner.lock().count(owner)
+    }
+
+    /// How many frames every owner has, at one moment: their sum is always [`total`](Self::total).
+    pub fn counts(&self) -> [(Owner, usize); Owner::ALL.len()] {
+        let inner = self.inner.lock();
+        Owner::ALL.map(|owner| (owner, inner.count(owner)))
     }
 
     /// How many frames of RAM there are: the sum over all owners.
     pub fn total(&self) -> usize {
-        Owner::ALL.iter().map(|owner| self.count(*owner)).sum()
+        self.inner.lock().counts.iter().sum()
     }
 
     /// Whether any of these frames is RAM.
@@ -223,7 +285,7 @@ impl FrameAllocator {
     }
 
     /// Takes frames for devices: from the DMA arena, which grows out of free memory and never shrinks. To be followed by
-    /// [`Self::keep_dma`] or [`Self::undo_dma`].
+    /// [`Self::keep_dma`] or [`Self::undo_dma`]; until then they are booked as allocated.
     pub(crate) fn take_dma(&self, request: &FrameRequest) -> Result<DmaFrames, AllocError> {
         let wanted = self.request(request)?;
         let inner = &mut *self.inner.lock();
@@ -231,7 +293,7 @@ impl FrameAllocator {
             Err(AllocError::OutOfMemory) => {}
             result => {
                 let range = self.range(result?, wanted.count);
-                self.transfer(Owner::DmaIdle, Owner::Dma, wanted.count);
+                inner.transfer(Owner::DmaIdle, Owner::Allocated, wanted.count);
                 return Ok(DmaFrames { range, spare: None });
             }
         }
@@ -243,39 +305,38 @@ impl FrameAllocator {
             Ok(start) => (start, large.count),
             Err(_) => (inner.private.allocate(&small)?, block),
         };
-        let spare = count - wanted.count;
-        self.transfer(Owner::Free, Owner::Dma, wanted.count);
-        self.transfer(Owner::Free, Owner::DmaIdle, spare);
-        let spare = Some(self.range(start + wanted.count, spare));
+        inner.transfer(Owner::Free, Owner::Allocated, count);
+        let spare = Some(self.range(start + wanted.count, count - wanted.count));
         Ok(DmaFrames { range: self.range(start, wanted.count), spare })
     }
 
     /// The frames are mapped: from here on they, and those that came with them, belong to the arena.
     pub(crate) fn keep_dma(&self, frames: DmaFrames) {
         if let Some((start, end)) = frames.spare.and_then(|spare| self.indices(&spare)) {
-            self.inner.lock().dma.free(start, end - start);
+            self.inner.lock().keep(Owner::Allocated, start, end - start);
         }
     }
 
     /// The frames were not mapped: they go where they came from.
     pub(crate) fn undo_dma(&self, frames: DmaFrames) {
-        let Some(spare) = frames.spare else { return self.give_dma(frames.range) };
-        let (count, spare) = (frames.range.size_in_frames(), spare.size_in_frames());
-        let start = (frames.range.first() - self.span.first()) as usize;
-        self.inner.lock().private.free(start, count + spare);
-        self.transfer(Owner::Dma, Owner::Free, count);
-        self.transfer(Owner::DmaIdle, Owner::Free, spare);
+        match frames.spare {
+            None => self.give_dma(Owner::Allocated, &frames.range),
+            Some(spare) => {
+                [frames.range, spare].iter().for_each(|part| self.put_back(Owner::Allocated, part))
+            }
+        }
     }
 
-    /// Gives frames back to the DMA arena.
-    pub(crate) fn give_dma(&self, range: FrameRange) {
-        self.inner.lock().dma.free((range.first() - self.span.first()) as usize, range.size_in_frames());
-        self.transfer(Owner::Dma, Owner::DmaIdle, range.size_in_frames());
+    /// Gives frames that are unmapped and flushed to the DMA arena.
+    pub(crate) fn give_dma(&self, from: Owner, range: &FrameRange) {
+        if let Some((start, end)) = self.indices(range) {
+            self.inner.lock().keep(from, start, end - start);
+        }
     }
 
+    /// Books frames for another owner, who has them in hand.
     pub(crate) fn transfer(&self, from: Owner, to: Owner, count: usize) {
-        self.counts[from as usize].fetch_sub(count, Relaxed);
-        self.counts[to as usize].fetch_add(count, Relaxed);
+        self.inner.lock().transfer(from, to, count);
     }
 
     /// The first run of RAM that begins at frame number `from` or later.
@@ -285,6 +346,11 @@ impl FrameAllocator {
         let start = bits::find(inner.ram, from, frames, true);
         let end = bits::find(inner.ram, start, frames, false);
         (start < end).then(|| self.range(start, end - start))
+    }
+
+    /// The books and the bitmaps, for a change of page tables: both under the mapper's lock and this one.
+    pub(crate) fn books(&self) -> Books<'_> {
+        Books(self.inner.lock())
     }
 
     pub(crate) fn inner(&self) -> &Lock<Inner> {
@@ -378,7 +444,7 @@ impl Deref for AllocatedFrames {
 impl Drop for AllocatedFrames {
     fn drop(&mut self) {
         if let Some(home) = self.home.filter(|_| !self.range.is_empty()) {
-            home.put_back(&self.range);
+            home.put_back(Owner::Allocated, &self.range);
         }
     }
 }
@@ -386,5 +452,28 @@ impl Drop for AllocatedFrames {
 impl fmt::Debug for AllocatedFrames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} (allocated)", self.range)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::boxed::Box;
+    use std::vec;
+
+    /// Whatever is booked, and however often: no count wraps, and the sum stays.
+    #[test]
+    fn books_do_not_wrap() {
+        let span = FrameRange::from_numbers(0, 64).unwrap();
+        let storage = Box::leak(vec![0; FrameAllocator::storage_words(64)].into_boxed_slice());
+        let home = FrameAllocator::new(span, storage).unwrap();
+        // SAFETY: these frames are numbers, nobody uses them.
+        unsafe { home.add(span, Owner::Dma) };
+        for _ in 0..3 {
+            home.transfer(Owner::Dma, Owner::Quarantined, 40);
+        }
+        assert_eq!((home.count(Owner::Dma), home.count(Owner::Quarantined), home.total()), (0, 64, 64));
+        home.transfer(Owner::Quarantined, Owner::Dma, 4);
+        assert_eq!((home.count(Owner::Dma), home.count(Owner::Quarantined), home.total()), (4, 60, 64));
     }
 }

@@ -98,11 +98,6 @@ impl Flush {
         true
     }
 
-    /// How many frames there are.
-    pub fn size_in_frames(&self) -> usize {
-        self.frames.iter().map(FrameRange::size_in_frames).sum()
-    }
-
     /// Makes the processors forget, then yields the frames and the tables. To be called without a lock.
     pub fn flush(
         self,

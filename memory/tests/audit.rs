@@ -202,3 +202,33 @@ fn many_findings_are_counted_not_kept() {
     let text = report.findings().next().unwrap().to_string();
     assert!(text.contains("writable and executable"), "{text}");
 }
+
+/// The books change together with what they count: whenever somebody else looks, they add up and agree with the tables.
+#[test]
+fn books_add_up_at_every_moment() {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    let system = System::small();
+    let (space, done) = (system.space, AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for size in [1, 3, 600] {
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(Relaxed) {
+                    let mapped = space.allocate(size, Protection::ReadWrite).unwrap();
+                    drop(space.frames().allocate(FrameRequest::new(size)).unwrap());
+                    drop(mapped);
+                }
+            });
+        }
+        for _ in 0..100 {
+            let total = space.frames().counts().iter().map(|(_, count)| count).sum::<usize>();
+            let report = space.audit();
+            if (total, report.ok(), space.frames().total()) != (4096, true, 4096) {
+                done.store(true, Relaxed);
+                panic!("{total}: {:?}", report.findings().collect::<Vec<_>>());
+            }
+        }
+        done.store(true, Relaxed);
+    });
+    system.check();
+}

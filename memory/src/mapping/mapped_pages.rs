@@ -17,9 +17,7 @@ mod sealed {
 
     pub trait Kind {
         const TAG: Tag;
-        /// As whom frames are booked before they are mapped, and while they are.
-        const OWNERS: Option<(Owner, Owner)>;
-        /// What becomes of frames that were mapped, booked as they were before.
+        /// What becomes of frames that were mapped, still booked as unmapped.
         fn release(space: &'static AddressSpace, frames: FrameRange);
     }
 }
@@ -29,13 +27,12 @@ pub trait Kind: sealed::Kind {}
 impl<K: sealed::Kind> Kind for K {}
 
 macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident, $owners:expr, |$space:ident, $frames:ident| $release:expr;)*) => {$(
+    ($($(#[$doc:meta])* $kind:ident, |$space:ident, $frames:ident| $release:expr;)*) => {$(
         $(#[$doc])*
         #[derive(Debug)]
         pub enum $kind {}
         impl sealed::Kind for $kind {
             const TAG: Tag = Tag::$kind;
-            const OWNERS: Option<(Owner, Owner)> = $owners;
             fn release($space: &'static AddressSpace, $frames: FrameRange) {
                 $release
             }
@@ -45,12 +42,11 @@ macro_rules! kinds {
 
 kinds! {
     /// Memory that only the CPU touches, so that references to it are sound.
-    Private, Some((Owner::Allocated, Owner::Private)),
-        |space, frames| drop(AllocatedFrames::new(space.frames(), frames));
+    Private, |space, frames| space.frames().put_back(Owner::Unmapped, &frames);
     /// Memory that a device may touch at any time: no references, volatile access only.
-    Dma, Some((Owner::Dma, Owner::Dma)), |space, frames| space.frames().give_dma(frames);
+    Dma, |space, frames| space.frames().give_dma(Owner::Unmapped, &frames);
     /// Device registers, uncached: no references, volatile access only.
-    Mmio, None, |space, frames| space.claims().lock().release(&frames);
+    Mmio, |space, frames| space.claims().lock().release(&frames);
 }
 
 /// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are written
@@ -236,6 +232,7 @@ impl MappedPages<Private> {
             return Err(self);
         }
         let pages = self.unmap_with(|space, frames| {
+            space.frames().transfer(Owner::Unmapped, Owner::Allocated, frames.size_in_frames());
             let frames = AllocatedFrames::new(space.frames(), frames);
             let rest = match list.last_mut() {
                 Some(last) => last.merge(frames).err(),
@@ -260,7 +257,7 @@ impl MappedPages<Private> {
     fn unmap_with(mut self, mut take: impl FnMut(&'static AddressSpace, FrameRange)) -> AllocatedPages {
         let pages = core::mem::take(&mut self.pages);
         if let Some(space) = self.space {
-            space.unmap::<Private>(*pages, |frames| take(space, frames));
+            space.unmap(*pages, |frames| take(space, frames));
         }
         pages
     }
@@ -425,7 +422,7 @@ impl<K: Kind> Drop for MappedPages<K> {
     fn drop(&mut self) {
         if let Some(space) = self.space {
             // The pages go back to their allocator after this, when the field is dropped.
-            space.unmap::<K>(*self.pages, |frames| K::release(space, frames));
+            space.unmap(*self.pages, |frames| K::release(space, frames));
         }
     }
 }

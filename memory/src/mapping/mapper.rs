@@ -153,8 +153,8 @@ impl Mapper {
     }
 
     /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
-    /// frames, and takes the pages it has done off `pages`.
-    pub(crate) fn unmap(&mut self, pages: &mut PageRange) -> Flush {
+    /// frames, and takes the pages it has done off `pages`. `cleared` hears of each leaf.
+    pub(crate) fn unmap(&mut self, pages: &mut PageRange, mut cleared: impl FnMut(Tag, FrameRange)) -> Flush {
         let mut flush = Flush::new();
         let mut near = None;
         while let Some(page) = pages.start() {
@@ -165,6 +165,7 @@ impl Mapper {
                 break;
             }
             self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
+            cleared(leaf.pte.tag(), frames);
             if self.pool.used(leaf.table) == 0 {
                 self.prune(pages.first(), &mut flush.tables);
                 near = None;

@@ -6,7 +6,7 @@ use super::{MapError, Mapper, Protection, leaf_pages};
 use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
-use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
+use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
 use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::range::{FrameRange, Page, PageRange};
@@ -215,9 +215,7 @@ impl AddressSpace {
             match mapper.map(&pages, frames, protection, K::TAG) {
                 Ok(()) => {
                     // Under the lock, so that tables and books agree whenever it is free.
-                    if let Some((before, owner)) = K::OWNERS {
-                        self.frames.transfer(before, owner, frames.size_in_frames());
-                    }
+                    self.frames.books().mapped(K::TAG, frames);
                     return Ok(MappedPages::new(pages, self, protection));
                 }
                 Err(error) => error,
@@ -227,24 +225,18 @@ impl AddressSpace {
     }
 
     /// Unmaps pages that the caller owns and passes on each run of frames that no processor knows any more.
-    pub(super) fn unmap<K: Kind>(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
+    pub(super) fn unmap(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
         while !pages.is_empty() {
             let mut mapper = self.mapper.lock();
-            let flush = mapper.unmap(&mut pages);
-            if let Some((_, owner)) = K::OWNERS {
-                self.frames.transfer(owner, Owner::Unmapped, flush.size_in_frames());
-            }
+            let mut books = self.frames.books();
+            let flush = mapper.unmap(&mut pages, |tag, frames| books.unmapped(tag, &frames));
+            drop(books);
             drop(mapper);
             let (frames, tables) = flush.flush(self.cpu);
             if let Some(tables) = tables {
                 self.mapper.lock().pool_mut().give(tables);
             }
-            for frames in frames.map(Flushed::into_inner) {
-                if let Some((before, _)) = K::OWNERS {
-                    self.frames.transfer(Owner::Unmapped, before, frames.size_in_frames());
-                }
-                take(frames);
-            }
+            frames.map(Flushed::into_inner).for_each(&mut take);
         }
     }
 
