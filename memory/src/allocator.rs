@@ -47,6 +47,15 @@ pub(crate) struct Request {
     pub below: usize,
 }
 
+/// Adjacent free units.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FreeUnits {
+    pub start: usize,
+    pub count: usize,
+    /// Whether they are in one block only, as they must be.
+    pub alone: bool,
+}
+
 /// A bitmap inside the allocator's storage; level n + 1 has a bit for each word of level n that is not zero.
 #[derive(Clone, Copy)]
 struct Bitmap {
@@ -138,6 +147,10 @@ pub(crate) struct Buddy {
     /// The most recently freed block of each order, not in its bitmap.
     recent: [usize; ORDERS],
     free: usize,
+    /// Of the units below this one, …
+    counted: usize,
+    /// … so many are free by the bitmaps.
+    found: usize,
 }
 
 /// The order of the smallest block of at least `units`.
@@ -167,7 +180,17 @@ impl Buddy {
             (*map, at) = Bitmap::layout(units >> order, at);
         }
         let orders = units.checked_ilog2().map_or(0, |log| log as usize + 1).min(ORDERS);
-        Some(Self { words, units, orders, maps, filled: 0, recent: [NONE; ORDERS], free: 0 })
+        Some(Self {
+            words,
+            units,
+            orders,
+            maps,
+            filled: 0,
+            recent: [NONE; ORDERS],
+            free: 0,
+            counted: 0,
+            found: 0,
+        })
     }
 
     /// How many units are free.
@@ -208,7 +231,7 @@ impl Buddy {
             .take_recent(order, request, below)
             .or_else(|| self.take(order, request, below))
             .or_else(|| self.settle().then(|| self.take(order, request, below)).flatten())?;
-        self.free -= request.count;
+        self.book_taken(start, request.count);
         Some(start)
     }
 
@@ -226,8 +249,18 @@ impl Buddy {
             self.carve(order, block, unit, past);
             unit = past;
         }
-        self.free -= count;
+        self.book_taken(start, count);
         true
+    }
+
+    fn book_taken(&mut self, start: usize, count: usize) {
+        self.free -= count;
+        self.found = self.found.wrapping_sub(self.among_counted(start, count));
+    }
+
+    /// How many of these units [`count_on`](Self::count_on) has behind it.
+    fn among_counted(&self, start: usize, count: usize) -> usize {
+        self.counted.saturating_sub(start).min(count)
     }
 
     /// Gives units back (or in for the first time).
@@ -236,6 +269,7 @@ impl Buddy {
         assert!(end <= self.units && self.free + count <= self.units, "more freed than there is");
         debug_assert!(count == 0 || !(self.is_free(start) || self.is_free(end - 1)), "freed twice");
         self.free += count;
+        self.found = self.found.wrapping_add(self.among_counted(start, count));
         while start < end {
             let order = self.largest_order(start, end);
             let before = core::mem::replace(&mut self.recent[order], start);
@@ -268,16 +302,41 @@ impl Buddy {
         recent.any(|(order, at)| *at < end && start < at + (1 << order))
     }
 
-    /// Calls `visit(start, count)` for every free block.
-    pub fn visit_free(&mut self, mut visit: impl FnMut(usize, usize)) {
+    /// Begins to count the free units anew.
+    pub const fn count_anew(&mut self) {
+        (self.counted, self.found) = (0, 0);
+    }
+
+    /// How many units below those that [`count_on`](Self::count_on) comes to next are free now.
+    pub const fn found(&self) -> usize {
+        self.found
+    }
+
+    /// Counts the next free units of one block, at most `most`, and returns where they are; `None` when all have been
+    /// counted. Units may be taken and freed between the calls.
+    pub fn count_on(&mut self, most: usize) -> Option<FreeUnits> {
         self.settle();
-        for order in 0..self.orders {
-            let mut from = 0;
-            while let Some(block) = self.maps[order].find(self.words, from) {
-                visit(block << order, 1 << order);
-                from = block + 1;
-            }
-        }
+        let Some((start, end, alone)) = self.next_free(self.counted) else {
+            self.counted = self.units;
+            return None;
+        };
+        let count = most.min(end - start);
+        self.counted = start + count;
+        self.found = self.found.wrapping_add(count);
+        Some(FreeUnits { start, count, alone })
+    }
+
+    /// The free units from `from` on that the first block has, and whether no other block has any of them.
+    fn next_free(&self, from: usize) -> Option<(usize, usize, bool)> {
+        let blocks = || {
+            let orders = (0..self.orders).filter(|order| self.filled & 1 << order != 0);
+            orders.filter_map(|order| {
+                let block = self.maps[order].find(self.words, from >> order)?;
+                Some((from.max(block << order), (block + 1) << order))
+            })
+        };
+        let (start, end) = blocks().min()?;
+        Some((start, end, blocks().filter(|(other, _)| *other < end).count() == 1))
     }
 
     /// Merges the blocks that were kept apart; whether there were any.

@@ -74,14 +74,15 @@ impl Model {
             assert_eq!(self.buddy.any_free(start, end - start), any, "{start}+{count}");
         }
         let mut seen = vec![false; self.free.len()];
-        self.buddy.visit_free(|start, count| {
-            assert!(count.is_power_of_two() && start.is_multiple_of(count));
+        self.buddy.count_anew();
+        while let Some(FreeUnits { start, count, alone }) = self.buddy.count_on(100) {
+            assert!(alone && (1..=100).contains(&count));
             for unit in &mut seen[start..start + count] {
                 assert!(!*unit, "a unit is in two blocks");
                 *unit = true;
             }
-        });
-        assert_eq!(seen, self.free);
+        }
+        assert_eq!((seen, self.buddy.found()), (self.free.clone(), free));
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn set(words: &mut [u64], start: usize, end: usize) {
     masks(start, end).for_each(|(word, mask)| words[word] |= mask);
 }
 
-/// How many bits of `start..end` are set.
-pub(crate) fn count(words: &[u64], start: usize, end: usize) -> usize {
-    masks(start, end).map(|(word, mask)| (words[word] & mask).count_ones() as usize).sum()
+/// Clears `start..end`.
+pub(crate) fn clear(words: &mut [u64], start: usize, end: usize) {
+    masks(start, end).for_each(|(word, mask)| words[word] &= !mask);
 }

@@ -13,6 +13,7 @@
 
 use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
+use crate::audit::Progress;
 use crate::bits;
 use crate::lock::{Guard, Level, Lock};
 use crate::mapping::Tag;
@@ -78,11 +79,16 @@ pub(crate) struct Inner {
     pub scratch: &'static mut [u64],
     /// The books: frames of each owner. Changed only together with what they count.
     counts: [usize; Owner::ALL.len()],
+    pub audit: Progress,
 }
 
 impl Inner {
     pub const fn count(&self, owner: Owner) -> usize {
         self.counts[owner as usize]
+    }
+
+    pub fn counts(&self) -> [(Owner, usize); Owner::ALL.len()] {
+        Owner::ALL.map(|owner| (owner, self.count(owner)))
     }
 
     /// Moves frames from one owner to another: as many as there are, so that the sum stays what it is.
@@ -163,20 +169,32 @@ pub(crate) struct DmaFrames {
 }
 
 /// The locked books, while page tables change.
-pub(crate) struct Books<'a>(Guard<'a, Inner>);
+pub(crate) struct Books<'a> {
+    allocator: &'a FrameAllocator,
+    inner: Guard<'a, Inner>,
+}
 
 impl Books<'_> {
-    /// Frames in the caller's hands are now mapped.
-    pub fn mapped(&mut self, tag: Tag, frames: &FrameRange) {
+    /// The pages from number `page` on are now mapped to these frames, which were in the caller's hands.
+    pub fn mapped(&mut self, tag: Tag, page: u64, frames: &FrameRange) {
         if let Some(owner) = tag.owner() {
-            self.0.transfer(Owner::Allocated, owner, frames.size_in_frames());
+            self.inner.transfer(Owner::Allocated, owner, frames.size_in_frames());
+            self.audit(tag, page, frames, true);
         }
     }
 
-    /// Frames are not mapped any more, though the processor may not know.
-    pub fn unmapped(&mut self, tag: Tag, frames: &FrameRange) {
+    /// They are not mapped any more, though the processor may not know.
+    pub fn unmapped(&mut self, tag: Tag, page: u64, frames: &FrameRange) {
         if let Some(owner) = tag.owner() {
-            self.0.transfer(owner, Owner::Unmapped, frames.size_in_frames());
+            self.inner.transfer(owner, Owner::Unmapped, frames.size_in_frames());
+            self.audit(tag, page, frames, false);
+        }
+    }
+
+    fn audit(&mut self, tag: Tag, page: u64, frames: &FrameRange, mapped: bool) {
+        let Inner { scratch, audit, .. } = &mut *self.inner;
+        if let Some((start, end)) = self.allocator.indices(frames) {
+            audit.change(scratch, tag, page, start..end, mapped);
         }
     }
 }
@@ -218,6 +236,7 @@ impl FrameAllocator {
             ram,
             scratch: &mut rest[..frames.div_ceil(64)],
             counts: [0; Owner::ALL.len()],
+            audit: Progress::new(),
         };
         Ok(Self { span, inner: Lock::new(Level::Frames, inner) })
     }
@@ -243,6 +262,7 @@ impl FrameAllocator {
             taken += at - start;
         }
         inner.counts[owner as usize] += taken;
+        inner.audit.restart();
         taken
     }
 
@@ -269,8 +289,7 @@ impl FrameAllocator {
 
     /// How many frames every owner has, at one moment: their sum is always [`total`](Self::total).
     pub fn counts(&self) -> [(Owner, usize); Owner::ALL.len()] {
-        let inner = self.inner.lock();
-        Owner::ALL.map(|owner| (owner, inner.count(owner)))
+        self.inner.lock().counts()
     }
 
     /// How many frames of RAM there are: the sum over all owners.
@@ -350,7 +369,7 @@ impl FrameAllocator {
 
     /// The books and the bitmaps, for a change of page tables: both under the mapper's lock and this one.
     pub(crate) fn books(&self) -> Books<'_> {
-        Books(self.inner.lock())
+        Books { allocator: self, inner: self.inner.lock() }
     }
 
     pub(crate) fn inner(&self) -> &Lock<Inner> {

@@ -45,7 +45,7 @@ mod volatile;
 
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
 pub use allocator::AllocError;
-pub use audit::{Finding, Report};
+pub use audit::{Audit, Finding, Report};
 pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
 pub use bytes::Bytes;
 pub use device::{

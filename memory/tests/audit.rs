@@ -23,10 +23,54 @@ fn plant(system: &System, entry: u64, value: u64) -> Vec<Finding> {
     let before = system.machine.word(entry);
     system.machine.set_word(entry, value);
     let report = system.space.audit();
+    for limit in [1, 7, 60] {
+        let kinds = |report: &Report| {
+            // A large leaf is looked at in parts, which may be wrong in different ways.
+            let frames = std::mem::discriminant(&Finding::NotRam(
+                page(&system.machine.window, 0),
+                frames(0, 1).start_address(),
+            ));
+            let kind = |finding: &Finding| match finding {
+                Finding::NotRam(..) | Finding::MappedTwice(..) | Finding::MappedButFree(..) => frames,
+                other => std::mem::discriminant(other),
+            };
+            report.findings().map(kind).collect::<std::collections::HashSet<_>>()
+        };
+        let meanwhile = audit_meanwhile(system, limit);
+        assert!(kinds(&meanwhile).is_superset(&kinds(&report)), "{report:?} but {meanwhile:?}");
+    }
     system.machine.set_word(entry, before);
     system.check();
     assert!(!report.ok() && report.violations > 0);
     report.findings().copied().collect()
+}
+
+/// An audit between whose steps memory is mapped and unmapped, before and behind the page it has come to, and frames are
+/// taken and freed; all of it far from what is planted.
+fn audit_meanwhile(system: &System, limit: usize) -> Report {
+    let (space, window) = (system.space, system.space.pages().window());
+    let mut held = Vec::new();
+    let mut audit = space.start_audit();
+    for step in 0.. {
+        if let Some(report) = audit.step_of(limit) {
+            return report;
+        }
+        if step % 2 == 1 {
+            held.clear();
+            continue;
+        }
+        for (number, frame) in [(10_000, 4000), (16_000, 4040)] {
+            let at = page(&window, number + step % 40);
+            let pages = space.pages().allocate(PageRequest { at: Some(at), ..PageRequest::new(3) });
+            let at = PhysAddr::new((frame + step % 30) * PAGE);
+            let frames = space.frames().allocate(FrameRequest { at, ..FrameRequest::new(3) });
+            // The test may have something there, or tables that were tampered with be in the way.
+            if let (Ok(pages), Ok(frames)) = (pages, frames) {
+                held.extend(space.map_allocated_pages_to(pages, frames, Protection::ReadWrite).ok());
+            }
+        }
+    }
+    unreachable!("an audit ends")
 }
 
 fn page(pages: &PageRange, index: u64) -> VirtAddr {
@@ -186,6 +230,32 @@ fn lost_and_wrong_tables() {
     let report = system.space.audit();
     unsafe { system.machine.load_root(root) };
     assert_eq!(report.findings().copied().collect::<Vec<_>>(), [Finding::WrongRoot(other)]);
+    system.check();
+}
+
+/// The audit looks at what is linked, even if it is not in use, and the pool stays as it was.
+#[test]
+fn free_tables() {
+    let system = System::small();
+    let map = |number| {
+        let at = Some(page(&system.machine.window, number));
+        let pages = system.space.pages().allocate(PageRequest { at, ..PageRequest::new(1) }).unwrap();
+        system.space.map_allocated_pages(pages, Protection::ReadWrite).unwrap()
+    };
+    let mut held = vec![map(0)];
+    let gone = map(512);
+    let (entry, next) = [512, 1024]
+        .map(|number| system.machine.entry(page(&system.machine.window, number).value(), 1))
+        .into();
+    let table = system.machine.word(entry);
+    drop(gone);
+    assert_eq!(system.machine.word(entry), 0);
+    system.machine.set_word(next, table);
+    let report = system.space.audit();
+    assert!(report.findings().any(|finding| matches!(finding, Finding::Tables { .. })), "{report:?}");
+    system.machine.set_word(next, 0);
+    // The next two tables, one of which was linked.
+    held.extend([512, 1024].map(map));
     system.check();
 }
 

@@ -154,7 +154,11 @@ impl Mapper {
 
     /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
     /// frames, and takes the pages it has done off `pages`. `cleared` hears of each leaf.
-    pub(crate) fn unmap(&mut self, pages: &mut PageRange, mut cleared: impl FnMut(Tag, FrameRange)) -> Flush {
+    pub(crate) fn unmap(
+        &mut self,
+        pages: &mut PageRange,
+        mut cleared: impl FnMut(Tag, u64, FrameRange),
+    ) -> Flush {
         let mut flush = Flush::new();
         let mut near = None;
         while let Some(page) = pages.start() {
@@ -165,7 +169,7 @@ impl Mapper {
                 break;
             }
             self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
-            cleared(leaf.pte.tag(), frames);
+            cleared(leaf.pte.tag(), pages.first(), frames);
             if self.pool.used(leaf.table) == 0 {
                 self.prune(pages.first(), &mut flush.tables);
                 near = None;
@@ -207,6 +211,7 @@ impl Mapper {
                 self.pool.set(table, index, Pte::leaf(frame, level, protection, leaf.pte.tag()));
             }
             self.pool.set(leaf.table, leaf.slot, Pte::table(self.pool.frame(table)));
+            self.pool.linked(table, number & !(leaf_pages(leaf.level) - 1));
             stale.add(page);
         }
         Ok(stale)
@@ -307,6 +312,7 @@ impl Mapper {
             }
             // Zeroed by `take`, before it is linked.
             let new = self.pool.take().expect("counted a moment ago");
+            self.pool.linked(new, page & !(leaf_pages(level + 1) - 1));
             self.pool.set(table, slot(page, level + 1), Pte::table(self.pool.frame(new)));
             new
         })

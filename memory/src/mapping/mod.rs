@@ -18,9 +18,10 @@ pub use pool::TablePool;
 pub use pte::Protection;
 pub use space::{AddressSpace, Stack};
 
+pub(crate) use claims::Claims;
 pub(crate) use mapper::TOP;
 pub(crate) use pool::{ENTRIES, Table, Unlinked};
-pub(crate) use pte::{Pte, Tag, leaf_pages};
+pub(crate) use pte::{LOW_PAGES, Pte, Tag, leaf_pages};
 
 use crate::allocator::AllocError;
 

@@ -6,7 +6,7 @@ use core::sync::atomic::{
 };
 
 use super::MapError;
-use super::pte::Pte;
+use super::pte::{LOW_PAGES, Pte};
 use crate::address::PAGE_SIZE;
 use crate::range::FrameRange;
 use crate::tlb::Flushed;
@@ -15,7 +15,7 @@ use crate::tlb::Flushed;
 pub(crate) const ENTRIES: usize = 512;
 /// Notes (`u32`) in one frame.
 const NOTES: usize = PAGE_SIZE / size_of::<u32>();
-/// Set in the note of a table in use while the audit has seen it.
+/// Set in the note of a table while the audit has seen it.
 const SEEN: u32 = 1 << 31;
 
 /// A table of the pool, by index.
@@ -58,6 +58,10 @@ pub struct TablePool {
     in_use: usize,
     /// Tables that are [`Unlinked`].
     unlinked: usize,
+    /// Tables in use that the audit has not seen.
+    unseen: usize,
+    /// Page number, without its sign, that the audit's walk has come to; 0 if there is none.
+    walked: u64,
 }
 
 // SAFETY: the pool owns the memory behind `base`.
@@ -86,7 +90,7 @@ impl TablePool {
             return Err(MapError::NoTables);
         }
         let header = count.div_ceil(NOTES + 1);
-        Ok(Self { base, frames, header, head: 0, fresh: 0, in_use: 0, unlinked: 0 })
+        Ok(Self { base, frames, header, head: 0, fresh: 0, in_use: 0, unlinked: 0, unseen: 0, walked: 0 })
     }
 
     /// All frames of the pool.
@@ -117,7 +121,8 @@ impl TablePool {
     pub(crate) fn take(&mut self) -> Option<Table> {
         let table = if self.head > 0 {
             let table = Table(self.head as usize - 1);
-            self.head = self.note(table);
+            // The audit notes it in a free table, too, if an entry that was tampered with links it.
+            self.head = self.note(table) & !SEEN;
             table
         } else if self.fresh < self.tables() {
             let table = Table(self.fresh);
@@ -129,11 +134,14 @@ impl TablePool {
         };
         self.set_note(table, 0);
         self.in_use += 1;
+        self.unseen = self.unseen.wrapping_add(1);
         Some(table)
     }
 
     /// Adds a table whose entries are all empty, and that nothing links any more, to `unlinked`.
     pub(crate) fn unlink(&mut self, table: Table, unlinked: &mut Unlinked) {
+        // The audit does not expect it any more, from here on.
+        self.see(table);
         self.set_note(table, unlinked.first);
         if unlinked.is_empty() {
             unlinked.last = table;
@@ -160,8 +168,9 @@ impl TablePool {
     pub(crate) fn set(&mut self, table: Table, slot: usize, pte: Pte) {
         let before = self.get(table, slot);
         self.write(table, slot, pte);
-        let used = self.used(table) + u32::from(!pte.is_empty()) - u32::from(!before.is_empty());
-        self.set_note(table, used);
+        // Changes the count alone, not what the audit has noted.
+        let note = self.note(table) + u32::from(!pte.is_empty()) - u32::from(!before.is_empty());
+        self.set_note(table, note);
     }
 
     /// How many entries of a table in use are not empty.
@@ -169,16 +178,39 @@ impl TablePool {
         self.note(table) & !SEEN
     }
 
-    /// Notes that the audit has seen a table in use; whether it had before.
+    /// Notes that the audit has seen a table, or need not; whether it had before.
     pub(crate) fn see(&mut self, table: Table) -> bool {
         let note = self.note(table);
         self.set_note(table, note | SEEN);
-        note & SEEN != 0
+        let seen = note & SEEN != 0;
+        self.unseen = self.unseen.wrapping_sub(usize::from(!seen));
+        seen
     }
 
-    /// Forgets what the audit has seen.
-    pub(crate) fn unsee_all(&mut self) {
-        (0..self.fresh).map(Table).for_each(|table| self.set_note(table, self.used(table)));
+    /// The table was just linked, for pages from `page` on: the walk will not see it if it is past its beginning.
+    pub(crate) fn linked(&mut self, table: Table, page: u64) {
+        if page & LOW_PAGES < self.walked {
+            self.see(table);
+        }
+    }
+
+    /// How far the audit's walk has come.
+    pub(crate) const fn set_walked(&mut self, page: u64) {
+        self.walked = page;
+    }
+
+    /// Tables in use that the audit has not seen; more than there are if it saw some that are not in use.
+    pub(crate) const fn unseen(&self) -> usize {
+        self.unseen
+    }
+
+    /// Forgets which of these tables the audit has seen, by index; whether they were the last.
+    pub(crate) fn forget_seen(&mut self, tables: core::ops::Range<usize>) -> bool {
+        let past = self.fresh.min(tables.end);
+        (tables.start..past).map(Table).for_each(|table| self.set_note(table, self.used(table)));
+        // No walk is under way, so that nothing is seen meanwhile.
+        self.unseen = self.in_use;
+        past == self.fresh
     }
 
     /// The number of the frame that a table lies in.

@@ -43,6 +43,9 @@ const TAG: u64 = 3 << TAG_SHIFT;
 const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = (1 << 52) - (1 << PAGE_SHIFT);
 
+/// The bits of a page number that select entries; those above repeat the highest of them.
+pub(crate) const LOW_PAGES: u64 = (1 << 36) - 1;
+
 /// Pages in a leaf at `level`: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
 pub(crate) const fn leaf_pages(level: usize) -> u64 {
     1 << (9 * level)

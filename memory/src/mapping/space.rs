@@ -215,7 +215,7 @@ impl AddressSpace {
             match mapper.map(&pages, frames, protection, K::TAG) {
                 Ok(()) => {
                     // Under the lock, so that tables and books agree whenever it is free.
-                    self.frames.books().mapped(K::TAG, frames);
+                    self.frames.books().mapped(K::TAG, pages.first(), frames);
                     return Ok(MappedPages::new(pages, self, protection));
                 }
                 Err(error) => error,
@@ -229,7 +229,7 @@ impl AddressSpace {
         while !pages.is_empty() {
             let mut mapper = self.mapper.lock();
             let mut books = self.frames.books();
-            let flush = mapper.unmap(&mut pages, |tag, frames| books.unmapped(tag, &frames));
+            let flush = mapper.unmap(&mut pages, |tag, page, frames| books.unmapped(tag, page, &frames));
             drop(books);
             drop(mapper);
             let (frames, tables) = flush.flush(self.cpu);
