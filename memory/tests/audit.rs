@@ -259,6 +259,75 @@ fn free_tables() {
     system.check();
 }
 
+/// Changes a bit in the storage of the frame allocator, lets the audit look, and puts it back.
+#[track_caller]
+fn plant_bit(system: &System, word: usize, bit: u64) -> Vec<Finding> {
+    system.check();
+    let at = unsafe { system.storage.add(word) };
+    let flip = || unsafe { at.write_volatile(at.read_volatile() ^ 1 << bit) };
+    flip();
+    let report = system.space.audit();
+    flip();
+    system.check();
+    report.findings().copied().collect()
+}
+
+/// Free blocks that overlap, within one allocator or between the two, and such as are no RAM.
+#[test]
+fn free_lists() {
+    let system = System::small();
+    let words = FrameAllocator::storage_words(4096);
+    let (ram, buddy) = (words - 2 * 64, words / 2 - 64);
+    // Single frames are free and in use, of both kinds.
+    let _frames = [0; 2].map(|_| system.space.frames().allocate(FrameRequest::new(1)).unwrap());
+    let alone = PhysAddr::new(1100 * PAGE);
+    drop(system.space.allocate_dma(FrameRequest { at: alone, ..FrameRequest::new(1) }).unwrap());
+    system.check();
+    let at = |frame: u64| frames(frame, 1).start_address();
+    // Frame 2048 begins a block; 2049 is said to be one as well. The count of free frames is not right either.
+    let found = plant_bit(&system, 2049 / 64, 2049 % 64);
+    assert!(found.contains(&Finding::FreeTwice(at(2048))), "{found:?}");
+    // Frame 0 is the firmware's.
+    let found = plant_bit(&system, 0, 0);
+    let free = system.space.frames().count(Owner::Free);
+    assert!(
+        found.contains(&Finding::Count { owner: Owner::Free, booked: free, found: free + 1 }),
+        "{found:?}"
+    );
+    // Frame 1100 is the arena's; 1101, which is free, is said to be as well.
+    let found = plant_bit(&system, buddy + 1101 / 64, 1101 % 64);
+    assert!(found.contains(&Finding::Count { owner: Owner::DmaIdle, booked: 1, found: 2 }), "{found:?}");
+    assert!(found.contains(&Finding::FreeTwice(at(1101))), "{found:?}");
+    // Not RAM: a free frame, and one that the kernel is in.
+    let found = plant_bit(&system, ram + 3000 / 64, 3000 % 64);
+    assert!(found.iter().any(|finding| matches!(finding, Finding::FreeTwice(_))), "{found:?}");
+    assert!(
+        found.contains(&Finding::Count { owner: Owner::Reserved, booked: 4096, found: 4095 }),
+        "{found:?}"
+    );
+    let found = plant_bit(&system, ram, 9);
+    assert!(found.contains(&Finding::NotRam(VirtAddr::new(KERNEL_VA + PAGE).unwrap(), at(9))), "{found:?}");
+}
+
+/// DMA memory is as the private kind: not free, and what is booked.
+#[test]
+fn dma_frames() {
+    let system = System::small();
+    let dma = system.space.allocate_dma(FrameRequest::new(1)).unwrap();
+    let entry = system.machine.entry(dma.start_address().value(), 0);
+    let value = system.machine.word(entry);
+    // The next frame is the arena's, and idle.
+    let idle = PhysAddr::new(dma.physical_address().value() + PAGE).unwrap();
+    let found = plant(&system, entry, value + PAGE);
+    assert!(found.contains(&Finding::MappedButFree(dma.start_address(), idle)), "{found:?}");
+    let found = plant(&system, entry, 0);
+    assert!(found.contains(&Finding::Count { owner: Owner::Dma, booked: 1, found: 0 }), "{found:?}");
+    // The report says who has what.
+    let report = system.space.audit();
+    assert_eq!(report.frames, system.space.frames().counts());
+    assert_eq!((report.tables, report.leaves), (system.tables_in_use(), 8 + 128 + 1));
+}
+
 #[test]
 fn many_findings_are_counted_not_kept() {
     let system = System::small();
@@ -284,13 +353,14 @@ fn books_add_up_at_every_moment() {
             let done = &done;
             scope.spawn(move || {
                 while !done.load(Relaxed) {
-                    let mapped = space.allocate(size, Protection::ReadWrite).unwrap();
-                    drop(space.frames().allocate(FrameRequest::new(size)).unwrap());
-                    drop(mapped);
+                    // The others may have left no run of so many frames.
+                    let mapped = space.allocate(size, Protection::ReadWrite).ok();
+                    drop(space.frames().allocate(FrameRequest::new(size)));
+                    drop((mapped, space.allocate_dma(FrameRequest::new(size))));
                 }
             });
         }
-        for _ in 0..100 {
+        for _ in 0..5_000 {
             let total = space.frames().counts().iter().map(|(_, count)| count).sum::<usize>();
             let report = space.audit();
             if (total, report.ok(), space.frames().total()) != (4096, true, 4096) {

@@ -294,6 +294,8 @@ pub struct System {
     pub space: &'static AddressSpace,
     pub pool: FrameRange,
     pub kernel: FrameRange,
+    /// The storage of the frame allocator: two buddies, one bit for each frame of RAM, marks.
+    pub storage: *mut u64,
 }
 
 pub struct Config {
@@ -358,7 +360,9 @@ impl System {
         }
         let span = frames(0, config.ram_frames);
         let words = FrameAllocator::storage_words(span.size_in_frames());
-        let allocator: &'static _ = Box::leak(Box::new(FrameAllocator::new(span, storage(words)).unwrap()));
+        let storage_words = storage(words);
+        let storage_start = storage_words.as_mut_ptr();
+        let allocator: &'static _ = Box::leak(Box::new(FrameAllocator::new(span, storage_words).unwrap()));
         unsafe {
             allocator.add(frames(0, 1), Owner::Reserved);
             allocator.add(kernel, Owner::Kernel);
@@ -369,7 +373,7 @@ impl System {
         let pages: &'static _ =
             Box::leak(Box::new(PageAllocator::new(machine.window, storage(words)).unwrap()));
         let space = Box::leak(Box::new(AddressSpace::new(mapper, allocator, pages, cpu(machine))));
-        Self { machine, space, pool, kernel }
+        Self { machine, space, pool, kernel, storage: storage_start }
     }
 
     pub fn small() -> Self {
@@ -407,6 +411,19 @@ impl System {
         let mut words = Vec::new();
         collect(self.machine, self.machine.root().value(), 3, &mut words);
         words
+    }
+
+    /// How many tables are linked, the root included.
+    pub fn tables_in_use(&self) -> usize {
+        fn links(machine: &Machine, table: u64, level: u32) -> usize {
+            let words = (table..table + PAGE).step_by(8).map(|at| machine.word(at));
+            let below = words.filter(|word| word & 0x81 == 1).map(|word| match level {
+                0 => 0,
+                level => links(machine, word & 0x000f_ffff_ffff_f000, level - 1),
+            });
+            1 + below.sum::<usize>()
+        }
+        links(self.machine, self.machine.root().value(), 3)
     }
 
     /// Everything that a refused or failed operation must leave alone: the books, and the tables to the bit.
