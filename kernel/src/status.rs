@@ -5,7 +5,6 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::Cell;
 
-use ringfence_memory::Owner;
 use ringfence_services::api::{DeviceInfo, Heap, System};
 use ringfence_services::fs::FileSystem;
 
@@ -36,12 +35,12 @@ impl System for Status {
 
     fn frames(&self) -> Vec<(&'static str, u64)> {
         let frames = memory::space().frames();
-        Owner::ALL.iter().map(|owner| (owner.name(), frames.count(*owner) as u64)).collect()
+        frames.counts().iter().map(|(owner, count)| (owner.name(), *count as u64)).collect()
     }
 
-    fn audit(&self) -> Vec<String> {
-        let report = memory::space().audit();
-        report.findings().map(ToString::to_string).collect()
+    fn audit(&self) -> impl FnMut() -> Option<Vec<String>> {
+        let mut audit = memory::space().start_audit();
+        move || audit.step().map(|report| report.findings().map(ToString::to_string).collect())
     }
 
     fn heap(&self) -> Heap {

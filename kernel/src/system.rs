@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
 
 use embassy_executor::Spawner;
+use embassy_futures::yield_now;
 use ringfence_memory::PAGE_SIZE;
 use ringfence_services::block::BlockSource;
 use ringfence_services::http::{self, Limits, Server};
@@ -70,7 +71,7 @@ async fn start_workers(spawner: Spawner, stack: &'static Stack<Nic>, server: &'s
 /// What can wait until the system serves.
 async fn settle() {
     time::refine().await;
-    log_audit();
+    log_audit().await;
 }
 
 /// Says where to find the server, once it has an address.
@@ -136,8 +137,14 @@ fn log_first_read() {
     });
 }
 
-fn log_audit() {
-    let report = memory::space().audit();
+async fn log_audit() {
+    let mut audit = memory::space().start_audit();
+    let report = loop {
+        match audit.step() {
+            Some(report) => break report,
+            None => yield_now().await,
+        }
+    };
     if report.ok() {
         log::info!("audit        clean: {} tables, {} leaves", report.tables, report.leaves);
     } else {

@@ -6,6 +6,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use embassy_futures::yield_now;
 use embedded_io_async::{Read, Write};
 use serde::Serialize;
 
@@ -70,8 +71,9 @@ pub trait System {
     /// Frames (4 KiB) by owner, e.g. `("free", 1234)`. Owners do not repeat.
     fn frames(&self) -> Vec<(&'static str, u64)>;
 
-    /// Audits the live page tables now. One sentence per finding; none means that all is well.
-    fn audit(&self) -> Vec<String>;
+    /// Begins an audit of the live page tables. Each call of what is returned goes on a little, and the last returns one
+    /// sentence per finding; none means that all is well. Other tasks may run between the calls.
+    fn audit(&self) -> impl FnMut() -> Option<Vec<String>>;
 
     /// The heap now.
     fn heap(&self) -> Heap;
@@ -135,8 +137,15 @@ pub(crate) async fn answer<S: System, C: Read + Write>(
         }
         b"/api/memory" => {
             let mut stream = Stream::begin(wire, request, keep, JSON).await?;
-            room(ROOM)?;
-            let findings = system.audit();
+            let mut step = system.audit();
+            let findings = loop {
+                // For the findings, which come last.
+                room(ROOM)?;
+                match step() {
+                    Some(findings) => break findings,
+                    None => yield_now().await,
+                }
+            };
             let audit = Audit { ok: findings.is_empty(), findings };
             let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
             stream.text.push_str(&json(&memory));
