@@ -25,6 +25,9 @@ const BURST: usize = 8;
 const BUFFERS: usize = 256;
 const LENT: usize = 32;
 
+/// How many whole audits are made.
+const AUDITS: usize = 5;
+
 /// Makes `depth` live mappings and measures everything among them.
 pub fn measure(depth: usize) {
     let mut live = Live::new(depth);
@@ -36,6 +39,8 @@ pub fn measure(depth: usize) {
         dma(name, pages, rounds, &mut live);
     }
     buffers(&mut live);
+    protect(&mut live);
+    audit(&mut live);
     assert_eq!(live.mappings.len(), depth);
 }
 
@@ -165,4 +170,38 @@ fn buffers(live: &mut Live) {
     }
     assert_eq!(pool.available(), BUFFERS - LENT);
     [take, give].into_iter().for_each(Series::report);
+}
+
+/// Another protection for 512 leaves of 4 KiB.
+fn protect(live: &mut Live) {
+    let whole = space().allocate(512, Protection::ReadWrite).expect("room for 2 MiB");
+    let inside = whole.address_at_offset(4096).expect("it has 512 pages");
+    let (mut pages, rest) = whole.split(inside).expect("a table for small leaves");
+    pages.merge(rest).expect("they were one");
+    let mut series = Series::new("4 KiB", "protect 512", ROUNDS);
+    for round in 0..ROUNDS {
+        live.churn();
+        let flags = if round.is_multiple_of(2) { Protection::ReadOnly } else { Protection::ReadWrite };
+        series.add(count(|| pages.remap(flags)).0);
+    }
+    series.report();
+}
+
+/// The longest step of an audit: for so long other tasks wait.
+fn audit(live: &mut Live) {
+    let mut series = Series::new("audit", "longest step", AUDITS);
+    for _ in 0..AUDITS {
+        live.churn();
+        let mut audit = space().start_audit();
+        let mut longest = 0;
+        loop {
+            let (cost, report) = count(|| audit.step());
+            longest = longest.max(cost);
+            if report.is_some() {
+                break;
+            }
+        }
+        series.add(longest);
+    }
+    series.report();
 }
