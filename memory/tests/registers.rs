@@ -48,44 +48,63 @@ fn a_queue_is_told_where_it_is_and_nothing_else() {
     assert_eq!(card.told(common::QUEUE_DESC), 0);
 }
 
-/// How far the device goes is decided by the size that it is told: no queue is larger than its table and its areas.
+/// How far the device goes is decided by the size that it is told: no queue is larger than its table and its areas, which
+/// are aligned and for it to read and to write.
 #[test]
 fn a_queue_ends_where_its_memory_does() {
     let windows = Card::new().windows();
     let (page, two) = (windows.allocate(4096).unwrap(), windows.allocate(4097).unwrap());
     let table = |count| DescriptorTable::<Split>::new(&windows, count, 0, Direction::ToDevice).unwrap();
+    let (short, misaligned) = (VolatileError::OutOfBounds, VolatileError::Misaligned);
+    let split = |size: usize, region: &DmaRegion, [driver, device]: [usize; 2]| {
+        let at = |offset| region.address(offset).unwrap();
+        table(size).queue(at(driver), at(device)).map(|queue| usize::from(queue.size()))
+    };
     // 6 + 2 n bytes and 6 + 8 n.
-    for (size, driver, device, fits) in [
-        (256, 0, 0, true),
-        (512, 0, 0, false),
-        (2048, 0, 0, false),
-        (1, 4096 - 8, 4096 - 14, true),
-        (1, 4096 - 7, 4096 - 14, false),
-        (1, 4096 - 8, 4096 - 13, false),
-        (3, 0, 0, false),
-        (0x1_0000, 0, 0, false),
+    for (size, at, expected) in [
+        (256, [0, 0], Ok(())),
+        (512, [0, 0], Err(short)),
+        (2048, [0, 0], Err(short)),
+        (1, [4096 - 8, 4096 - 16], Ok(())),
+        (1, [4096 - 6, 4096 - 16], Err(short)),
+        (1, [4096 - 8, 4096 - 12], Err(short)),
+        (1, [1, 0], Err(misaligned)),
+        (1, [2, 2], Err(misaligned)),
+        (1, [2, 4], Ok(())),
     ] {
-        let table = table(size);
-        let queue = table.queue(page.address(driver).unwrap(), page.address(device).unwrap());
-        let expected = if fits { Ok(size as u16) } else { Err(DmaError::BadLength) };
-        assert_eq!(queue.map(|queue| queue.size()), expected, "{size} descriptors");
+        let expected = expected.map(|()| size).map_err(DmaError::Access);
+        assert_eq!(split(size, &page, at), expected, "{size} descriptors, {at:?}");
     }
-    let (table, at) = (table(512), |offset| two.address(offset).unwrap());
-    for (driver, device, fits) in [
-        (0, 8192 - 6 - 8 * 512, true),
-        (0, 8192 - 5 - 8 * 512, false),
-        (8192 - 6 - 2 * 512, 0, true),
-        (8192 - 5 - 2 * 512, 0, false),
+    for size in [3, 0x1_0000] {
+        assert_eq!(split(size, &two, [0, 0]), Err(DmaError::BadLength));
+    }
+    for (at, expected) in [
+        ([0, 8192 - 8 - 8 * 512], Ok(512)),
+        ([0, 8192 - 4 - 8 * 512], Err(DmaError::Access(short))),
+        ([8192 - 6 - 2 * 512, 0], Ok(512)),
+        ([8192 - 4 - 2 * 512, 0], Err(DmaError::Access(short))),
     ] {
-        assert_eq!(table.queue(at(driver), at(device)).is_ok(), fits, "{driver} {device}");
+        assert_eq!(split(512, &two, at), expected, "{at:?}");
     }
     let packed = |count| DescriptorTable::<Packed>::new(&windows, count, 0, Direction::Both).unwrap();
-    for (size, at, fits) in [(7, 4092, true), (7, 4093, false), (0x8000, 0, true), (0x8001, 0, false)] {
-        let table = packed(size);
-        let queue = table.queue(page.address(at).unwrap(), page.address(0).unwrap());
-        assert_eq!(queue.is_ok_and(|queue| queue.is_packed()), fits, "{size} descriptors");
-        assert_eq!(table.queue(page.address(0).unwrap(), page.address(at).unwrap()).is_ok(), fits);
+    for (size, at, expected) in [
+        (7, 4092, Ok(true)),
+        (7, 4093, Err(DmaError::Access(short))),
+        (7, 2, Err(DmaError::Access(misaligned))),
+        (0x8000, 0, Ok(true)),
+        (0x8001, 0, Err(DmaError::BadLength)),
+    ] {
+        let (table, at, start) = (packed(size), page.address(at).unwrap(), page.address(0).unwrap());
+        assert_eq!(table.queue(at, start).map(|queue| queue.is_packed()), expected, "{size} descriptors");
+        assert_eq!(table.queue(start, at).map(|queue| queue.is_packed()), expected, "{size} descriptors");
     }
+    let reads = windows.allocate_for(4096, Direction::ToDevice).unwrap();
+    let writes = windows.allocate_for(4096, Direction::FromDevice).unwrap();
+    let (read, write, table) = (reads.address(0).unwrap(), writes.address(0).unwrap(), table(4));
+    let refused = Err(DmaError::Access(VolatileError::NotPermitted));
+    assert_eq!(table.queue(read, write).map(|queue| queue.size()), Ok(4));
+    assert_eq!(table.queue(write, write).map(|queue| queue.size()), refused);
+    assert_eq!(table.queue(read, read).map(|queue| queue.size()), refused);
 }
 
 /// A ring is told to a device that will read it as it was written: else what is a length or an index to the one were a flag
@@ -182,6 +201,8 @@ fn numbers_do_not_reach_what_decides_about_memory() {
     assert_eq!((common.status(), card.status()), (0x0b, 0x0b));
     common.set_status(4);
     assert_eq!(card.status(), 0x0f, "bits are set, none is cleared");
+    common.set_status(0xff);
+    assert_eq!(card.status(), 0xcf, "there are no others");
     assert!(!common.set_driver_features(u64::MAX));
     assert_eq!(common.device_features(), 0);
     assert_eq!(common.set_config_vector(3), Ok(3));

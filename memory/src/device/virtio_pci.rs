@@ -22,6 +22,8 @@ const MAX_BAR: u64 = 64 << 20;
 /// Bits of the status (2.1): the driver shows itself, and the choice of features is final.
 const ACKNOWLEDGE: u8 = 1;
 const FEATURES_OK: u8 = 8;
+/// All that there are. With others a status could read as if nobody answered, and no reset be proved any more.
+const DEFINED: u8 = 0b1100_1111;
 /// What the status reads as where nobody answers.
 const GONE: u8 = 0xff;
 
@@ -392,7 +394,7 @@ impl CommonConfig {
     /// but by that.
     pub fn set_status(&self, bits: u8) {
         let mut told = self.told.lock();
-        told.status |= bits;
+        told.status |= bits & DEFINED;
         if told.status != 0 {
             // SAFETY: what the device may do then it does with queues that `set_queue` told it of, in the format that was
             // final before.

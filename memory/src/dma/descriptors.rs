@@ -10,7 +10,7 @@ use super::region::Region;
 use super::segment::Segment;
 use super::windows::Table;
 use super::{Direction, DmaAddr, DmaArray, DmaError, DmaWindows, Life};
-use crate::{AtomicAccess, VolatileError};
+use crate::{Access, AtomicAccess, VolatileError};
 
 mod sealed {
     pub trait RingFormat {
@@ -18,8 +18,8 @@ mod sealed {
         const PACKED: bool;
         /// Where in the second half of a descriptor its flags begin.
         const FLAGS: u32;
-        /// Bytes of the driver area and of the device area of a queue with so many descriptors.
-        fn areas(size: usize) -> [usize; 2];
+        /// Length and alignment in bytes of the driver area and of the device area of a queue with so many descriptors.
+        fn areas(size: usize) -> [(usize, u64); 2];
     }
 }
 
@@ -40,8 +40,8 @@ impl sealed::RingFormat for Split {
     const PACKED: bool = false;
     const FLAGS: u32 = 32;
     /// Flags, index, entries or elements, and an event index (2.7.6, 2.7.8).
-    fn areas(size: usize) -> [usize; 2] {
-        [6 + 2 * size, 6 + 8 * size]
+    fn areas(size: usize) -> [(usize, u64); 2] {
+        [(6 + 2 * size, 2), (6 + 8 * size, 4)]
     }
 }
 
@@ -49,8 +49,8 @@ impl sealed::RingFormat for Packed {
     const PACKED: bool = true;
     const FLAGS: u32 = 48;
     /// Event suppression structures (2.8.14).
-    fn areas(_: usize) -> [usize; 2] {
-        [4, 4]
+    fn areas(_: usize) -> [(usize, u64); 2] {
+        [(4, 4), (4, 4)]
     }
 }
 
@@ -145,8 +145,9 @@ impl<F: RingFormat> DescriptorTable<F> {
     /// The addresses of a queue whose descriptors are all of these.
     ///
     /// # Errors
-    /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split), and both areas are long
-    /// enough for so many: what the device reads and writes there is within the regions of `driver` and `device`.
+    /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split); [`DmaError::Access`]
+    /// unless both areas are long enough for so many (what the device reads and writes there is within the regions of
+    /// `driver` and `device`), aligned (virtio 1.4, 2.7, 2.8), and for it to read and to write.
     pub fn queue<'a>(
         &'a self,
         driver: DmaAddr<'a>,
@@ -154,10 +155,9 @@ impl<F: RingFormat> DescriptorTable<F> {
     ) -> Result<QueueAddresses<'a>, DmaError> {
         let most = |size: &u16| *size <= MAX_QUEUE_SIZE && (F::PACKED || size.is_power_of_two());
         let size = u16::try_from(self.count).ok().filter(most).ok_or(DmaError::BadLength)?;
-        let [driver_len, device_len] = F::areas(self.count);
-        if driver.room() < driver_len || device.room() < device_len {
-            return Err(DmaError::BadLength);
-        }
+        let [(driver_len, driver_align), (device_len, device_align)] = F::areas(self.count);
+        driver.check_room(driver_len, driver_align, Access::ReadOnly)?;
+        device.check_room(device_len, device_align, Access::WriteOnly)?;
         Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
     }
 

@@ -88,10 +88,18 @@ pub struct DmaAddr<'a> {
 }
 
 impl DmaAddr<'_> {
-    /// How many bytes there are from here to the end of the region.
-    fn room(&self) -> usize {
+    /// Whether the device finds `len` bytes here, at a multiple of `align`, that it may access so.
+    fn check_room(&self, len: usize, align: u64, access: Access) -> Result<(), VolatileError> {
         let offset = self.value.wrapping_sub(self.region.device_address());
-        self.region.len().saturating_sub(offset as usize)
+        if self.region.len().saturating_sub(offset as usize) < len {
+            Err(VolatileError::OutOfBounds)
+        } else if !self.value.is_multiple_of(align) {
+            Err(VolatileError::Misaligned)
+        } else if !self.region.direction().allows(access) {
+            Err(VolatileError::NotPermitted)
+        } else {
+            Ok(())
+        }
     }
 }
 
