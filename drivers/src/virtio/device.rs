@@ -204,11 +204,13 @@ impl<T: Transport> Device<T> {
         Ok(DriverOk(self.life.clone()))
     }
 
-    /// Whether `bit`, FEATURES_OK or DRIVER_OK, is what the driver set last.
+    /// Whether `bit`, FEATURES_OK or DRIVER_OK, is what the driver set last, and nobody has reset the device since: where a
+    /// transport is shared it would be another driver's device by now.
     fn expect(&self, bit: u8) -> Result<(), Error> {
         const BOTH: u8 = status::FEATURES_OK | status::DRIVER_OK;
         let expected = if bit == status::DRIVER_OK { BOTH } else { bit };
-        if self.status & BOTH == expected { Ok(()) } else { Err(Error::WrongState) }
+        let in_state = self.status & BOTH == expected && self.life == self.windows.life();
+        if in_state { Ok(()) } else { Err(Error::WrongState) }
     }
 
     /// Whether the device is still there and in order. An MMIO read: after a configuration interrupt or when
