@@ -298,6 +298,9 @@ pub struct System {
     pub storage: *mut u64,
 }
 
+unsafe impl Sync for System {}
+unsafe impl Send for System {}
+
 pub struct Config {
     pub ram_frames: u64,
     pub mmio_frames: u64,
