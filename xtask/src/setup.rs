@@ -109,6 +109,23 @@ pub fn ensure_linux_guest() -> Result<()> {
     install_packages(&missing.map(|(_, package, why)| (*package, *why)).collect::<Vec<_>>())
 }
 
+/// Makes sure that there is a C++ compiler, which libFuzzer is built with.
+pub fn ensure_cxx() -> Result<()> {
+    if ["c++", "g++", "clang++"].into_iter().any(|name| program(name).is_some()) {
+        return Ok(());
+    }
+    if !is_root() || program("apt-get").is_none() {
+        bail!("there is no C++ compiler here (Debian's package g++), which libFuzzer is built with");
+    }
+    install_packages(&[("g++", "builds libFuzzer")])
+}
+
+/// What rustc builds for if it is not told.
+pub fn host_triple() -> Option<String> {
+    let version = output(Command::new("rustc").arg("-vV"))?;
+    version.lines().find_map(|line| Some(line.strip_prefix("host: ")?.to_owned()))
+}
+
 /// The first package that `package` depends on.
 pub fn dependency(package: &str) -> Option<String> {
     if is_root() {

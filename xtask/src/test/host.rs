@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use super::{Report, Test};
+use super::{Report, Test, fuzz};
 use crate::{qemu, root, setup, target};
 
 /// How long cargo may take, in seconds: a first build of everything, or all host tests.
@@ -16,8 +16,10 @@ const LIMIT: &str = "1800";
 
 /// How cargo builds.
 #[derive(Clone, Copy)]
-enum Build {
+pub enum Build {
     Plain,
+    /// For libFuzzer.
+    Fuzz,
     /// With the rings over loom's atomics, for the one test program that is about that.
     Loom,
     /// With ThreadSanitizer, for the test programs that start threads.
@@ -208,7 +210,7 @@ fn skipped_test(line: &str) -> Option<(&str, &str)> {
 }
 
 /// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of its output.
-fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
+pub fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
     let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
     let mut command = qemu::tethered("timeout", limited)?;
     let (reader, writer) = std::io::pipe()?;
@@ -216,6 +218,9 @@ fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Re
     command.env("RUSTDOCFLAGS", "-D warnings");
     match build {
         Build::Plain => {}
+        Build::Fuzz => {
+            command.env("RUSTFLAGS", fuzz::RUSTFLAGS).env("CARGO_TARGET_DIR", target()?.join("fuzz"));
+        }
         Build::Loom => {
             command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join(LOOM));
         }

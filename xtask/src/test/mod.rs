@@ -2,6 +2,7 @@
 //! `host::` (cargo test), `kernel::` (kernel/tests/ under QEMU) and `system::` (the whole guest, from outside).
 
 mod client;
+mod fuzz;
 mod host;
 mod in_qemu;
 mod judge;
@@ -57,6 +58,7 @@ pub fn test(filter: &str) -> Result<u8> {
     let mut tests = Vec::new();
     if is_section("check") {
         tests.extend(host::checks(&report, filter));
+        tests.extend(fuzz::checks(&report, filter));
     }
     let mut cases = if is_section("host") { host::list(&report) } else { Vec::new() };
     if is_section("kernel") {
