@@ -29,7 +29,7 @@ mod report;
 pub use report::{Finding, Report};
 
 /// Work of an ordinary step: words of bitmaps, table entries, and what costs as much as some of them.
-const STEP: usize = 2048;
+const STEP: usize = 1536;
 /// Looking at one leaf or at one free block.
 const ONE: usize = 8;
 /// Counting the entries of one table.
