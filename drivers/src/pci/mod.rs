@@ -1,5 +1,5 @@
 //! PCI functions: finding them and naming them. What is written to their configuration space is in
-//! [`ConfigSpace`](ringfence_memory::ConfigSpace), since it decides what memory they touch.
+//! [`ConfigSpace`], since it decides what memory they touch.
 
 mod names;
 
