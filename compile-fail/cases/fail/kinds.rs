@@ -139,7 +139,7 @@ fn bus_master(device: DeviceId) {
 }
 
 fn memory_for_a_device(memory: MappedPages<Dma>) {
-    let _ = DmaMemory::from_pages(memory); //~ E0133 memory_for_a_device
+    let _ = DmaMemory::from_pages(memory, 0); //~ E0133 memory_for_a_device
 }
 
 fn any_memory_for_a_device(start: core::ptr::NonNull<u8>, owner: Box<dyn Send + Sync>) {

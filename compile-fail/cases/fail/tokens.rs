@@ -59,7 +59,7 @@ fn mapping_after_borrow(memory: MappedPages<Private>) {
 
 fn given_to_a_device(memory: MappedPages<Dma>) {
     // SAFETY: never called.
-    let _given = unsafe { DmaMemory::from_pages(memory) };
+    let _given = unsafe { DmaMemory::from_pages(memory, 0) };
     let _ = memory.physical_address(); //~ E0382 given_to_a_device
 }
 
@@ -150,16 +150,16 @@ fn segment_outlives_array(array: DmaArray<u64>, table: &DescriptorTable<Split>) 
     let _ = segment.map(|segment| table.check(&segment));
 }
 
-fn segment_outlives_segments(segments: SegmentArray, table: &DescriptorTable<Split>) {
-    let segment = segments.get(0);
-    drop(segments); //~ E0505 segment_outlives_segments
-    let _ = segment.map(|segment| table.check(&segment));
+fn segment_outlives_segments(pairs: SegmentPairs, table: &DescriptorTable<Split>) {
+    let pair = pairs.get(0);
+    drop(pairs); //~ E0505 segment_outlives_segments
+    let _ = pair.map(|[segment, _]| table.check(&segment));
 }
 
 fn queue_outlives_descriptors(table: DescriptorTable<Split>, area: DmaAddr<'_>) {
     let addresses = table.queue(area, area);
     drop(table); //~ E0505 queue_outlives_descriptors
-    let _ = addresses.addresses();
+    let _ = addresses.map(|addresses| addresses.addresses());
 }
 
 fn address_space_on_the_stack(space: AddressSpace) {

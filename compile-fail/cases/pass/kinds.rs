@@ -22,7 +22,7 @@ fn _address(region: &DmaRegion) -> Option<DmaAddr<'_>> {
 
 fn _memory(memory: MappedPages<Dma>) -> DmaMemory {
     // SAFETY: never called.
-    unsafe { DmaMemory::from_pages(memory) }
+    unsafe { DmaMemory::from_pages(memory, 0) }
 }
 
 fn _written(register: &Register<u32>, registers: &MmioRegion) -> Result<(), MmioError> {
@@ -42,8 +42,8 @@ fn _segment(region: &DmaRegion) -> Result<Option<u32>, DmaError> {
     Ok(region.array::<u64>(0, 2)?.segment(0, 2, true).map(|segment| segment.len()))
 }
 
-fn _queue<'a>(table: &'a DescriptorTable<Packed>, area: DmaAddr<'a>) -> QueueAddresses<'a> {
-    table.queue(area, area)
+fn _queue<'a>(table: &'a DescriptorTable<Packed>, area: DmaAddr<'a>) -> Option<QueueAddresses<'a>> {
+    table.queue(area, area).ok()
 }
 
 fn main() {}
