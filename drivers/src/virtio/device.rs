@@ -170,8 +170,8 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// [`Error::WrongState`] before [`driver_ok`](Self::driver_ok) and after [`shut_down`](Self::shut_down),
     /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something is in flight,
-    /// [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue of another device or of an earlier life of this one: then nothing was done.
-    /// After any other the queue is broken.
+    /// [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue of another device or of an
+    /// earlier life of this one: then nothing was done. After any other the queue is broken.
     pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
         self.expect(status::DRIVER_OK)?;
         if self.features & features::RING_RESET == 0 {

@@ -192,9 +192,7 @@ impl MsiMessage {
     pub const unsafe fn new(address: u64, data: u32) -> Self {
         Self { address, data }
     }
-}
 
-impl MsiMessage {
     pub(super) const fn parts(self) -> [u32; 3] {
         [self.address as u32, (self.address >> 32) as u32, self.data]
     }
