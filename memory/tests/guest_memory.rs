@@ -3,11 +3,9 @@
 
 mod common;
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering::{Acquire, Release};
-use std::time::Duration;
 
-use common::{PAGE, System};
+use common::{PAGE, System, SystemPlatform};
 use proptest::prelude::*;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::rust_vmm::{GuestMemoryHeap, GuestRegionCollectionError, GuestRegionHeap};
@@ -15,32 +13,12 @@ use ringfence_memory::*;
 
 const DEVICE: DeviceId = DeviceId(0x10);
 
-/// A platform over the allocators of a test machine: device addresses are physical addresses plus 4 GiB.
-struct Kernel(&'static AddressSpace);
-
+/// Device addresses are physical addresses plus this.
 const BUS: u64 = 4 << 30;
 
-unsafe impl Platform for Kernel {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        let memory = self.0.allocate_dma(FrameRequest::new(pages.get()));
-        let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
-        let address = memory.physical_address().value() + BUS;
-        Ok(unsafe { DmaMemory::from_pages(memory, address) })
-    }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
-        Err(PlatformError::BadRange)
-    }
-    fn now(&self) -> Duration {
-        Duration::ZERO
-    }
-    fn registry(&self) -> &DmaRegistry {
-        self.0.registry()
-    }
-}
-
-fn machine() -> (System, &'static Kernel) {
+fn machine() -> (System, &'static SystemPlatform) {
     let system = System::small();
-    let kernel = Box::leak(Box::new(Kernel(system.space)));
+    let kernel = Box::leak(Box::new(SystemPlatform { space: system.space, bus: BUS }));
     (system, kernel)
 }
 

@@ -395,7 +395,8 @@ impl System {
 
     /// The windows of a device model whose memory is the machine's.
     pub fn model(&self) -> DmaWindows {
-        DmaWindows::for_model(Box::leak(Box::new(SystemPlatform(self.space))), DeviceId(8)).unwrap()
+        DmaWindows::for_model(Box::leak(Box::new(SystemPlatform { space: self.space, bus: 0 })), DeviceId(8))
+            .unwrap()
     }
 
     /// Every word of every page table in use, with its address.
@@ -445,14 +446,17 @@ impl System {
     }
 }
 
-/// DMA memory for drivers, out of the machine's address space.
-pub struct SystemPlatform(pub &'static AddressSpace);
+/// DMA memory for drivers, out of the machine's address space. Device addresses are physical addresses plus `bus`.
+pub struct SystemPlatform {
+    pub space: &'static AddressSpace,
+    pub bus: u64,
+}
 
 unsafe impl Platform for SystemPlatform {
     fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        let memory = self.0.allocate_dma(FrameRequest::new(pages.get()));
+        let memory = self.space.allocate_dma(FrameRequest::new(pages.get()));
         let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
-        let address = memory.physical_address().value();
+        let address = memory.physical_address().value() + self.bus;
         Ok(unsafe { DmaMemory::from_pages(memory, address) })
     }
     fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
@@ -462,6 +466,6 @@ unsafe impl Platform for SystemPlatform {
         Duration::ZERO
     }
     fn registry(&self) -> &DmaRegistry {
-        self.0.registry()
+        self.space.registry()
     }
 }
