@@ -76,8 +76,9 @@ fn write_folders(mount: &Mount, block_size: usize) {
     for number in 0..10 * short {
         mount.touch("one level", &format!("file-{number}"), &number.to_string());
     }
-    // A root has room for a block's eighth of index entries, and a full leaf is split in halves.
-    mount.fill("two levels", (block_size / 8) * (block_size / 264 + 1) * 2 / 3, 255);
+    // More than fit under one root, however the hashes fall: it has less than a block's eighth of
+    // index entries, and a leaf a block's 264th of names.
+    mount.fill("two levels", (block_size / 8) * (block_size / 264), 255);
     mount.fill("thinned out", 10 * short, 16);
     (0..10 * short).filter(|number| number % 7 != 0).for_each(|number| {
         fs::remove_file(mount.point.join("thinned out").join(name(number, 16))).unwrap();
