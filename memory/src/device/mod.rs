@@ -6,6 +6,7 @@
 
 mod bar;
 mod capability;
+mod common_config;
 mod config;
 mod mmio;
 mod msix;
@@ -13,9 +14,8 @@ mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
 pub use capability::{Capabilities, Capability};
+pub use common_config::{CommonConfig, SetQueueError, common};
 pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;
-pub use virtio_pci::{
-    CommonConfig, Notifier, NotifyConfig, SetQueueError, VirtioPci, VirtioPciError, common,
-};
+pub use virtio_pci::{Notifier, NotifyConfig, VirtioPci, VirtioPciError};
