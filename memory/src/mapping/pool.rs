@@ -253,46 +253,5 @@ impl TablePool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::PhysAddr;
-    use crate::tlb::{Cpu, Flush, Stale};
-    use std::vec;
-
-    struct NoCpu;
-
-    // SAFETY: nothing is mapped by these tables.
-    unsafe impl Cpu for NoCpu {
-        fn shoot_down(&self, _: &Stale) {}
-        unsafe fn load_root(&self, _: PhysAddr) {}
-        fn root(&self) -> PhysAddr {
-            unreachable!()
-        }
-    }
-
-    /// Whatever lay in the pool before, or was written to a table while it was in use: a table that is handed out, and
-    /// only then linked, is all zero.
-    #[test]
-    fn tables_are_zero_before_they_can_be_linked() {
-        let mut memory = vec![[0xa5a5_a5a5_a5a5_a5a5_u64; ENTRIES]; 9];
-        let start = memory.as_mut_ptr().cast::<u8>();
-        let base = start.wrapping_add(start.align_offset(PAGE_SIZE));
-        let frames = FrameRange::from_numbers(0x100, 8).unwrap();
-        // SAFETY: eight aligned pages of `memory`, which nothing else touches from here on.
-        let mut pool = unsafe { TablePool::new(base, frames) }.unwrap();
-        for _ in 0..3 {
-            let tables: vec::Vec<Table> = core::iter::from_fn(|| pool.take()).collect();
-            assert_eq!((tables.len(), pool.available()), (7, 0));
-            for table in &tables {
-                assert!((0..ENTRIES).all(|slot| pool.get(*table, slot).is_empty()));
-                pool.set(*table, 5, Pte::table(1));
-                pool.set(*table, 5, Pte::EMPTY);
-            }
-            let mut flush = Flush::new();
-            tables.into_iter().for_each(|table| pool.unlink(table, &mut flush.tables));
-            assert_eq!((pool.take(), pool.available(), pool.in_use()), (None, 0, 0));
-            pool.give(flush.flush(&NoCpu).1.unwrap());
-            assert_eq!(pool.available(), 7);
-        }
-    }
-}
+#[path = "pool_tests.rs"]
+mod tests;
