@@ -15,7 +15,7 @@ use ringfence_drivers::virtio::device_side::queue::{
 };
 use ringfence_drivers::virtio::device_side::ring::{DescAccess, DescType, Device, Driver, Used};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
-use ringfence_memory::{Access, Bytes, DeviceRange, DriverMem, DriverRange};
+use ringfence_memory::{Bytes, DeviceRange, Direction, DriverMem, DriverRange};
 
 const WRAP: u16 = 1 << 15;
 
@@ -432,7 +432,8 @@ fn rings_by_hand() {
     let arena = Arena::new(1 << 16);
     let mut fake = FakeQueue::new(&arena, false, 4, 65534);
     let all = [arena.all()];
-    let (readable, writable) = (arena.view(Access::ReadOnly, &all), arena.view(Access::WriteOnly, &all));
+    let (readable, writable) =
+        (arena.view(Direction::ToDevice, &all), arena.view(Direction::FromDevice, &all));
     let get = |address, len| DriverRange::try_from((address, len)).unwrap();
     let desc = readable.translate(get(fake.desc, 64)).unwrap();
     let avail = readable.translate(get(fake.driver, 14)).unwrap();

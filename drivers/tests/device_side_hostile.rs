@@ -15,7 +15,7 @@ use ringfence_drivers::virtio::device_side::chain::{
 };
 use ringfence_drivers::virtio::device_side::queue::{DescError, Position, QueueError};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
-use ringfence_memory::{Access, Bytes};
+use ringfence_memory::{Bytes, Direction};
 
 const SIZE: u16 = 4;
 const WRAP: u16 = 1 << 15;
@@ -33,8 +33,8 @@ fn refused(
     let mut test = TestQueue::new(fake, &views, features);
     // What buffers may be in: 256 bytes to read, then 256 to write, and nothing else.
     let lent = arena.allocate(512, 256);
-    let readable = arena.view(Access::ReadOnly, &[lent..lent + 256, lent + 512..arena.all().end]);
-    let writable = arena.view(Access::WriteOnly, slice::from_ref(&(lent + 256..lent + 512)));
+    let readable = arena.view(Direction::ToDevice, &[lent..lent + 256, lent + 512..arena.all().end]);
+    let writable = arena.view(Direction::FromDevice, slice::from_ref(&(lent + 256..lent + 512)));
     for round in 0..6 {
         publish(&arena, &mut test.fake, lent);
         let chain = test.queue.next_chain().unwrap().expect("published");
@@ -343,8 +343,8 @@ proptest! {
         let [read_only, hole, write_only, both] = [(); 4].map(|()| arena.allocate(256, 256));
         arena.write(table, &vec![0xa5; (arena.all().end - table) as usize]);
         let lent = [table..hole, both..both + 256];
-        let readable = arena.view(Access::ReadOnly, &lent);
-        let writable = arena.view(Access::WriteOnly, slice::from_ref(&(write_only..both + 256)));
+        let readable = arena.view(Direction::ToDevice, &lent);
+        let writable = arena.view(Direction::FromDevice, slice::from_ref(&(write_only..both + 256)));
         let all = arena.views();
         let notify = NotificationCounter::default();
         let queue = fake.queue(&all.0, &all.1, features.iter().sum(), Position::at(start), notify);

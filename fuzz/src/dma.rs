@@ -21,7 +21,7 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
         0 => claim(world, input),
         1 => {
             if let Some((who, windows)) = world.windows.pick(input) {
-                drop(windows.snapshot::<AtomicBitmap>(Access::WriteOnly));
+                drop(windows.snapshot::<AtomicBitmap>(Direction::FromDevice));
                 let _ = (windows.generation(), windows.now());
                 world.lives.put((*who, windows.life()));
                 let copy = (*who, windows.clone());

@@ -62,13 +62,13 @@ impl NewBitmap for () {
 /// One bit for each page of a region; may be marked from anywhere at any time.
 ///
 /// ```
-/// use ringfence_memory::{Access, AtomicBitmap, Bytes, DeviceId, DmaWindows, GuestMemory, GuestMemoryRegion};
+/// use ringfence_memory::{Direction, AtomicBitmap, Bytes, DeviceId, DmaWindows, GuestMemory, GuestMemoryRegion};
 /// use ringfence_memory::host::HostPlatform;
 ///
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let region = windows.allocate(3 * 4096)?;
 /// let end_of_first_page = windows.publish(region.address(4095).unwrap()).unwrap();
-/// let writable = windows.snapshot::<AtomicBitmap>(Access::WriteOnly);
+/// let writable = windows.snapshot::<AtomicBitmap>(Direction::FromDevice);
 /// writable.write_slice(&[1, 2], end_of_first_page).unwrap();
 /// assert_eq!(writable.iter().next().unwrap().bitmap().dirty_pages(), 2);
 /// # Ok::<(), ringfence_memory::DmaError>(())

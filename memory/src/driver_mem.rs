@@ -6,7 +6,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use crate::{
-    Access, AtomicAccess, Bitmap, Bytes, GuestAddress, GuestMemory, RangeError, VolatileError, VolatileSlice,
+    AtomicAccess, Bitmap, Bytes, Direction, GuestAddress, GuestMemory, RangeError, VolatileError,
+    VolatileSlice,
 };
 
 /// A range of addresses as the driver published it. It may be a lie: the one thing to do with it is
@@ -122,13 +123,13 @@ impl<'a> DeviceRange<'a> {
     /// A pointer to a `T` at the start, valid for atomic reads as long as `'a`. `None` if the range is too short,
     /// misaligned for `T`, or not to be read.
     pub fn try_ptr<T>(&self) -> Option<*const T> {
-        self.pointer::<T>().filter(|_| self.0.access() != Access::WriteOnly).map(<*mut T>::cast_const)
+        self.pointer::<T>().filter(|_| self.0.direction() != Direction::FromDevice).map(<*mut T>::cast_const)
     }
 
     /// A pointer to a `T` at the start, valid for atomic writes as long as `'a`. `None` if the range is too short,
     /// misaligned for `T`, or not to be written.
     pub fn try_mut_ptr<T>(&self) -> Option<*mut T> {
-        self.pointer::<T>().filter(|_| self.0.access() != Access::ReadOnly)
+        self.pointer::<T>().filter(|_| self.0.direction() != Direction::ToDevice)
     }
 
     /// The addresses on this side.
@@ -190,7 +191,7 @@ impl<M: GuestMemory> DriverMem for M {
         let start = GuestAddress(u64::try_from(driver.0.start).ok()?);
         let len = driver.0.end.checked_sub(driver.0.start)?;
         let slice = self.get_slice(start, len).ok()?;
-        if slice.access() != Access::ReadOnly {
+        if slice.direction() != Direction::ToDevice {
             slice.bitmap().mark_dirty(0, len);
         }
         Some(DeviceRange(slice.with_bitmap(())))

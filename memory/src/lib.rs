@@ -54,8 +54,8 @@ pub use device::{
     SetQueueError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
-    DescriptorTable, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry,
-    DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
+    DescriptorTable, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
+    DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
     SegmentArray, SegmentPairs, Split,
 };
 pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
@@ -76,5 +76,5 @@ pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
 pub use tlb::{Cpu, Stale};
 pub use volatile::{
-    Access, AtomicAccess, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
+    AtomicAccess, Direction, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
 };

@@ -25,15 +25,24 @@ pub enum VolatileError {
     NotPermitted,
 }
 
-/// What may be done with a slice.
+/// Which way bytes go between a driver and its device. The driver's side may always read and write; what is given to the
+/// device, or to who plays one, serves its direction alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Anything.
-    ReadWrite,
-    /// No stores.
-    ReadOnly,
-    /// No loads.
-    WriteOnly,
+pub enum Direction {
+    /// The device reads.
+    ToDevice,
+    /// The device writes.
+    FromDevice,
+    /// The device does both.
+    Both,
+}
+
+impl Direction {
+    /// Whether the device may do all of what `wanted` says.
+    #[inline]
+    pub fn allows(self, wanted: Self) -> bool {
+        self == Self::Both || self == wanted
+    }
 }
 
 /// A run of shared bytes, valid for `'a`, read and written without ever forming a reference.
@@ -43,7 +52,7 @@ pub enum Access {
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
-/// use ringfence_memory::{Access, Bytes, VolatileError, host::HostPlatform};
+/// use ringfence_memory::{Direction, Bytes, VolatileError, host::HostPlatform};
 ///
 /// let registers = HostPlatform::new().add_registers(0xfe00_0000, 4096);
 /// let slice = registers.slice().subslice(16, 32)?;
@@ -51,8 +60,8 @@ pub enum Access {
 /// assert_eq!(slice.read_obj::<[u8; 4]>(0), Ok([0, 0, 0x34, 0x12]));
 /// assert_eq!(slice.load::<u16>(1, Ordering::Acquire), Err(VolatileError::Misaligned));
 /// assert_eq!(slice.write_slice(&[1, 2], 31), Err(VolatileError::OutOfBounds));
-/// let read_only = slice.restrict(Access::ReadOnly);
-/// assert_eq!(read_only.write_slice(&[1], 0), Err(VolatileError::NotPermitted));
+/// let to_device = slice.restrict(Direction::ToDevice);
+/// assert_eq!(to_device.write_slice(&[1], 0), Err(VolatileError::NotPermitted));
 ///
 /// let array = slice.get_array_ref::<u32>(4, 3)?;
 /// array.store(2, 7)?;
@@ -81,7 +90,7 @@ pub enum Access {
 pub struct VolatileSlice<'a, B = ()> {
     start: NonNull<u8>,
     len: usize,
-    access: Access,
+    direction: Direction,
     bitmap: B,
     owner: PhantomData<&'a AtomicU8>,
 }
@@ -97,31 +106,43 @@ impl VolatileSlice<'_> {
     /// `start..start + len` must be mapped, readable and writable for the slice's lifetime; in that time no Rust reference
     /// to any of it may exist, other than to atomics, and nobody may access it other than by atomics.
     pub const unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
-        Self { start, len, access: Access::ReadWrite, bitmap: (), owner: PhantomData }
+        Self { start, len, direction: Direction::Both, bitmap: (), owner: PhantomData }
     }
 
     /// A slice of no bytes.
     pub const fn empty() -> Self {
-        Self { start: NonNull::dangling(), len: 0, access: Access::ReadWrite, bitmap: (), owner: PhantomData }
+        Self {
+            start: NonNull::dangling(),
+            len: 0,
+            direction: Direction::Both,
+            bitmap: (),
+            owner: PhantomData,
+        }
     }
 }
 
 impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// The same bytes, whose writes mark `bitmap` (from its offset 0 on).
     pub fn with_bitmap<C: BitmapSlice>(self, bitmap: C) -> VolatileSlice<'a, C> {
-        VolatileSlice { start: self.start, len: self.len, access: self.access, bitmap, owner: PhantomData }
+        VolatileSlice {
+            start: self.start,
+            len: self.len,
+            direction: self.direction,
+            bitmap,
+            owner: PhantomData,
+        }
     }
 
-    /// The same bytes, with no more than `access` allowed: what was forbidden stays so.
+    /// The same bytes, for no more than `direction`: what was forbidden stays so.
     ///
-    /// Nothing at all is left of a slice that was for reading only and is now for writing only.
-    pub fn restrict(self, access: Access) -> Self {
-        let (access, len) = match (self.access, access) {
-            (old, Access::ReadWrite) => (old, self.len),
-            (Access::ReadWrite, new) => (new, self.len),
+    /// Nothing at all is left of a slice of one direction that is to be for the other.
+    pub fn restrict(self, direction: Direction) -> Self {
+        let (direction, len) = match (self.direction, direction) {
+            (old, Direction::Both) => (old, self.len),
+            (Direction::Both, new) => (new, self.len),
             (old, new) => (old, if old == new { self.len } else { 0 }),
         };
-        Self { access, len, ..self }
+        Self { direction, len, ..self }
     }
 
     /// Length in bytes.
@@ -134,9 +155,9 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         self.len == 0
     }
 
-    /// What may be done with the bytes.
-    pub const fn access(&self) -> Access {
-        self.access
+    /// Which way the bytes may go.
+    pub const fn direction(&self) -> Direction {
+        self.direction
     }
 
     /// Where writes are recorded.
@@ -153,7 +174,13 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     #[inline]
     pub fn subslice(&self, offset: usize, len: usize) -> Result<Self, VolatileError> {
         let start = self.pointer(offset, len)?;
-        Ok(Self { start, len, access: self.access, bitmap: self.bitmap.slice_at(offset), owner: PhantomData })
+        Ok(Self {
+            start,
+            len,
+            direction: self.direction,
+            bitmap: self.bitmap.slice_at(offset),
+            owner: PhantomData,
+        })
     }
 
     /// The bytes from `offset` on.
@@ -212,10 +239,15 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// A pointer to `len` bytes from `offset` on, unless the slice allows nothing but what is `refused`. None of no
     /// bytes is refused, wherever it is.
     #[inline]
-    fn accessible(&self, offset: usize, len: usize, refused: Access) -> Result<NonNull<u8>, VolatileError> {
-        match self.access {
+    fn accessible(
+        &self,
+        offset: usize,
+        len: usize,
+        refused: Direction,
+    ) -> Result<NonNull<u8>, VolatileError> {
+        match self.direction {
             _ if len == 0 => Ok(self.start),
-            access if access == refused => Err(VolatileError::NotPermitted),
+            direction if direction == refused => Err(VolatileError::NotPermitted),
             _ => self.pointer(offset, len),
         }
     }
@@ -259,7 +291,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline]
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
-        let to = self.accessible(offset, buf.len(), Access::ReadOnly)?;
+        let to = self.accessible(offset, buf.len(), Direction::ToDevice)?;
         #[cfg(ringfence_loom)]
         if crate::shadow::write(to.as_ptr(), buf) {
             return Ok(());
@@ -272,7 +304,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
-        let from = self.accessible(offset, buf.len(), Access::WriteOnly)?;
+        let from = self.accessible(offset, buf.len(), Direction::FromDevice)?;
         #[cfg(ringfence_loom)]
         if crate::shadow::read(from.as_ptr(), buf) {
             return Ok(());
@@ -283,7 +315,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     }
 
     fn store<T: AtomicAccess>(&self, value: T, offset: usize, order: Ordering) -> Result<(), VolatileError> {
-        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Access::ReadOnly)?)?;
+        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Direction::ToDevice)?)?;
         // SAFETY: bounds and alignment were checked; the memory is valid for the slice's lifetime.
         unsafe { T::store(at, value, order) };
         self.bitmap.mark_dirty(offset, size_of::<T>());
@@ -291,7 +323,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     }
 
     fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileError> {
-        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Access::WriteOnly)?)?;
+        let at = aligned::<T>(self.accessible(offset, size_of::<T>(), Direction::FromDevice)?)?;
         // SAFETY: as in `store`.
         Ok(unsafe { T::load(at, order) })
     }

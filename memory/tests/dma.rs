@@ -302,7 +302,7 @@ fn foreign_code_runs_without_locks() {
     CHECK_LOCKS.set(true);
     let windows = model(platform());
     let regions: Vec<_> = (0..40).map(|_| windows.allocate(4096).unwrap()).collect();
-    assert_eq!(windows.snapshot::<Curious>(Access::ReadOnly).num_regions(), 40);
+    assert_eq!(windows.snapshot::<Curious>(Direction::ToDevice).num_regions(), 40);
     let many: Vec<_> = (0..20).map(|id| DmaWindows::new(platform(), DeviceId(id)).unwrap()).collect();
     windows.publish(regions[3].address(0).unwrap()).unwrap();
     drop((regions, many));

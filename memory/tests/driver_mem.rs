@@ -50,7 +50,7 @@ fn translated_pages_are_dirty() {
             addr: GuestAddress,
             count: usize,
         ) -> GuestMemoryResult<VolatileSlice<'_, MS<'_, Self>>> {
-            Ok(self.0.get_slice(addr, count)?.restrict(Access::ReadOnly))
+            Ok(self.0.get_slice(addr, count)?.restrict(Direction::ToDevice))
         }
     }
     let guest = ReadOnly(guest(&[(0, 4096)]));

@@ -264,8 +264,12 @@ fn a_view_serves_its_direction_alone() {
     assert_eq!(write.load::<u8>(0, Acquire), Err(VolatileError::NotPermitted));
     assert!(readable.translate(range(address(&regions[1]), 1)).is_none());
     assert!(writable.translate(range(address(&regions[0]), 1)).is_none());
-    assert_eq!(read.as_volatile_slice().restrict(Access::WriteOnly).len(), 0, "nothing is left of a detour");
-    assert_eq!(read.as_volatile_slice().restrict(Access::ReadWrite).access(), Access::ReadOnly);
+    assert_eq!(
+        read.as_volatile_slice().restrict(Direction::FromDevice).len(),
+        0,
+        "nothing is left of a detour"
+    );
+    assert_eq!(read.as_volatile_slice().restrict(Direction::Both).direction(), Direction::ToDevice);
 }
 
 #[test]
@@ -333,7 +337,7 @@ fn windows_record_what_a_device_writes() {
     let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let region = windows.allocate(4 * 4096).unwrap();
     let at = windows.publish(region.address(4095).unwrap()).unwrap();
-    let view = windows.snapshot::<AtomicBitmap>(Access::WriteOnly);
+    let view = windows.snapshot::<AtomicBitmap>(Direction::FromDevice);
     view.write_slice(&[1, 2], at).unwrap();
     let bitmap = view.iter().next().unwrap().bitmap();
     assert_eq!([0, 1, 2, 3].map(|page| bitmap.is_bit_set(page)), [true, true, false, false]);

@@ -103,10 +103,10 @@ fn directions_are_kept() {
     let region = region(16);
     let slice = region.as_volatile_slice().unwrap();
     let refused = Err(VolatileError::NotPermitted);
-    let (reads, writes) = (slice.restrict(Access::ReadOnly), slice.restrict(Access::WriteOnly));
+    let (reads, writes) = (slice.restrict(Direction::ToDevice), slice.restrict(Direction::FromDevice));
     assert_eq!(
-        (reads.access(), writes.access(), slice.access()),
-        (Access::ReadOnly, Access::WriteOnly, Access::ReadWrite)
+        (reads.direction(), writes.direction(), slice.direction()),
+        (Direction::ToDevice, Direction::FromDevice, Direction::Both)
     );
     assert_eq!((reads.write(&[1], 0), reads.write_slice(&[1], 0)), (refused.map(|()| 0), refused));
     assert_eq!((reads.store(1_u8, 0, Relaxed), reads.fill(1)), (refused, refused));
@@ -115,11 +115,17 @@ fn directions_are_kept() {
     assert_eq!(writes.copy_to_volatile_slice(&slice), refused.map(|()| 0));
     assert_eq!(slice.copy_to_volatile_slice(&reads), refused.map(|()| 0));
     assert_eq!((writes.write_slice(&[5], 0), reads.read_obj::<u8>(0)), (Ok(()), Ok(5)));
-    assert_eq!((reads.restrict(Access::ReadOnly).len(), writes.restrict(Access::WriteOnly).len()), (16, 16));
-    assert_eq!((reads.restrict(Access::WriteOnly).len(), writes.restrict(Access::ReadOnly).len()), (0, 0));
-    assert_eq!(writes.restrict(Access::ReadWrite).access(), Access::WriteOnly);
+    assert_eq!(
+        (reads.restrict(Direction::ToDevice).len(), writes.restrict(Direction::FromDevice).len()),
+        (16, 16)
+    );
+    assert_eq!(
+        (reads.restrict(Direction::FromDevice).len(), writes.restrict(Direction::ToDevice).len()),
+        (0, 0)
+    );
+    assert_eq!(writes.restrict(Direction::Both).direction(), Direction::FromDevice);
     let part = reads.subslice(3, 4).unwrap();
-    assert_eq!((part.access(), part.len()), (Access::ReadOnly, 4));
+    assert_eq!((part.direction(), part.len()), (Direction::ToDevice, 4));
 }
 
 #[test]

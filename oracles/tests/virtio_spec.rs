@@ -14,7 +14,7 @@ use ringfence_drivers::virtio::{
     BufferList, Device as Bringup, DeviceType, Queue, QueueOptions, features, status,
 };
 use ringfence_memory::{
-    Access, DeviceId, DeviceRange, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
+    DeviceId, DeviceRange, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
 };
 use support::bench::no_frames;
 use support::{Fake, FakeNotifier, grant, platform};
@@ -27,8 +27,8 @@ fn region(len: usize) -> DmaRegion {
     DmaWindows::new(platform(), DeviceId(1)).unwrap().allocate(len).unwrap()
 }
 
-fn part(region: &DmaRegion, offset: usize, len: usize, access: Access) -> DeviceRange<'_> {
-    region.as_volatile_slice().subslice(offset, len).unwrap().restrict(access).into()
+fn part(region: &DmaRegion, offset: usize, len: usize, direction: Direction) -> DeviceRange<'_> {
+    region.as_volatile_slice().subslice(offset, len).unwrap().restrict(direction).into()
 }
 
 /// Their structure at `offset`.
@@ -56,8 +56,8 @@ fn sizes_and_alignments() {
     assert_eq!(align_of::<virtq::UsedElem>(), 4);
     let region = region(4096);
     let fits = |offset, len| {
-        let desc = part(&region, offset, len, Access::ReadOnly);
-        let avail = part(&region, 1024, virtq::Avail::layout(4, true).size(), Access::ReadOnly);
+        let desc = part(&region, offset, len, Direction::ToDevice);
+        let avail = part(&region, 1024, virtq::Avail::layout(4, true).size(), Direction::ToDevice);
         Driver::new(desc, avail).is_some()
     };
     assert!(fits(0, 4 * size_of::<virtq::Desc>()));
@@ -162,8 +162,8 @@ fn our_device_reads_and_writes_a_split_ring_of_theirs() {
     *their_avail.used_event_mut(true).unwrap() = 0x7788.into();
 
     let driver = Driver::new(
-        part(&region, 0, 16 * usize::from(size), Access::ReadOnly),
-        part(&region, avail_at, avail_len, Access::ReadOnly),
+        part(&region, 0, 16 * usize::from(size), Direction::ToDevice),
+        part(&region, avail_at, avail_len, Direction::ToDevice),
     )
     .unwrap();
     assert_eq!((driver.queue_size(), driver.available(0), driver.get_avail(5)), (size, 6, Some(3)));
@@ -175,7 +175,7 @@ fn our_device_reads_and_writes_a_split_ring_of_theirs() {
         driver.needs_notification(true, 0x7788, 0x7789) && !driver.needs_notification(true, 0x7789, 0x778a)
     );
 
-    let used_range = part(&region, used_at, Device::used_len_for_queue_size(size), Access::WriteOnly);
+    let used_range = part(&region, used_at, Device::used_len_for_queue_size(size), Direction::FromDevice);
     let mut device = Device::new(used_range).unwrap();
     device.insert_used(Used::new(3, 0x0a0b_0c0d), 13);
     device.publish_used(14);
@@ -211,14 +211,14 @@ fn our_device_reads_and_writes_a_packed_ring_of_theirs() {
         desc: pvirtq::EventSuppressDesc::new().with_desc_event_off(offset).with_desc_event_wrap(wrap),
         flags: pvirtq::EventSuppressFlags::new().with_desc_event_flags(flags),
     };
-    let range = |offset, len, access| part(&region, offset, len, access);
+    let range = |offset, len, direction| part(&region, offset, len, direction);
     let interrupts = Cell::new(0);
     let start = || {
         let memory = PackedMemory {
-            desc: range(0, 16 * usize::from(size), Access::ReadOnly),
-            desc_used: range(0, 16 * usize::from(size), Access::WriteOnly),
-            driver_event: range(driver_at, 4, Access::ReadOnly),
-            device_event: range(device_at, 4, Access::WriteOnly),
+            desc: range(0, 16 * usize::from(size), Direction::ToDevice),
+            desc_used: range(0, 16 * usize::from(size), Direction::FromDevice),
+            driver_event: range(driver_at, 4, Direction::ToDevice),
+            device_event: range(device_at, 4, Direction::FromDevice),
         };
         let notify = || interrupts.set(interrupts.get() + 1);
         DeviceQueue::new_packed(memory, notify)

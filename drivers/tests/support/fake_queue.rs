@@ -12,7 +12,9 @@ use ringfence_drivers::virtio::device_side::queue::{
     DriverNotify, PackedMemory, Position, Queue, QueueMemory,
 };
 use ringfence_memory::host::HostPlatform;
-use ringfence_memory::{Access, Bytes, DeviceId, DeviceRange, DmaRegion, DmaWindows, DriverMem, DriverRange};
+use ringfence_memory::{
+    Bytes, DeviceId, DeviceRange, Direction, DmaRegion, DmaWindows, DriverMem, DriverRange,
+};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -75,13 +77,13 @@ impl Arena {
     }
 
     /// What a device may use in one direction: these addresses.
-    pub fn view(&self, access: Access, windows: &[Range<u64>]) -> View<'_> {
-        View { arena: self, access, windows: windows.to_vec() }
+    pub fn view(&self, direction: Direction, windows: &[Range<u64>]) -> View<'_> {
+        View { arena: self, direction, windows: windows.to_vec() }
     }
 
     /// Everything, in each direction.
     pub fn views(&self) -> (View<'_>, View<'_>) {
-        (self.view(Access::ReadOnly, &[self.all()]), self.view(Access::WriteOnly, &[self.all()]))
+        (self.view(Direction::ToDevice, &[self.all()]), self.view(Direction::FromDevice, &[self.all()]))
     }
 }
 
@@ -91,7 +93,7 @@ fn offset(address: u64) -> usize {
 
 pub struct View<'m> {
     arena: &'m Arena,
-    access: Access,
+    direction: Direction,
     windows: Vec<Range<u64>>,
 }
 
@@ -100,7 +102,7 @@ impl DriverMem for View<'_> {
         let (start, end) = (driver.0.start as u64, driver.0.end as u64);
         self.windows.iter().find(|window| window.start <= start && end <= window.end)?;
         let slice = self.arena.region.as_volatile_slice().subslice(offset(start), driver.len()).ok()?;
-        Some(slice.restrict(self.access).into())
+        Some(slice.restrict(self.direction).into())
     }
 }
 

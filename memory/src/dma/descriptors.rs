@@ -9,8 +9,8 @@ use core::sync::atomic::Ordering;
 use super::region::Region;
 use super::segment::Segment;
 use super::windows::Table;
-use super::{Direction, DmaAddr, DmaArray, DmaError, DmaWindows, Life};
-use crate::{Access, AtomicAccess, VolatileError};
+use super::{DmaAddr, DmaArray, DmaError, DmaWindows, Life};
+use crate::{AtomicAccess, Direction, VolatileError};
 
 mod sealed {
     pub trait RingFormat {
@@ -156,8 +156,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         let most = |size: &u16| *size <= MAX_QUEUE_SIZE && (F::PACKED || size.is_power_of_two());
         let size = u16::try_from(self.count).ok().filter(most).ok_or(DmaError::BadLength)?;
         let [(driver_len, driver_align), (device_len, device_align)] = F::areas(self.count);
-        driver.check_room(driver_len, driver_align, Access::ReadOnly)?;
-        device.check_room(device_len, device_align, Access::WriteOnly)?;
+        driver.check_room(driver_len, driver_align, Direction::ToDevice)?;
+        device.check_room(device_len, device_align, Direction::FromDevice)?;
         Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
     }
 

@@ -34,7 +34,7 @@ pub use segment::{Segment, SegmentArray, SegmentPairs};
 pub use snapshot::{DmaSnapshot, DmaWindow};
 pub use windows::{DmaRegistry, DmaWindows};
 
-use crate::{Access, PlatformError, VolatileError};
+use crate::{Direction, PlatformError, VolatileError};
 use region::Region;
 
 /// Why a DMA call was refused. Nothing changed.
@@ -89,13 +89,13 @@ pub struct DmaAddr<'a> {
 
 impl DmaAddr<'_> {
     /// Whether the device finds `len` bytes here, at a multiple of `align`, that it may access so.
-    fn check_room(&self, len: usize, align: u64, access: Access) -> Result<(), VolatileError> {
+    fn check_room(&self, len: usize, align: u64, direction: Direction) -> Result<(), VolatileError> {
         let offset = self.value.wrapping_sub(self.region.device_address());
         if self.region.len().saturating_sub(offset as usize) < len {
             Err(VolatileError::OutOfBounds)
         } else if !self.value.is_multiple_of(align) {
             Err(VolatileError::Misaligned)
-        } else if !self.region.direction().allows(access) {
+        } else if !self.region.direction().allows(direction) {
             Err(VolatileError::NotPermitted)
         } else {
             Ok(())
@@ -115,27 +115,5 @@ impl Eq for DmaAddr<'_> {}
 impl fmt::Debug for DmaAddr<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "d:{:#x}", self.value)
-    }
-}
-
-/// Which way bytes go between the driver and its device. The CPU's side may always read and write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// The device reads.
-    ToDevice,
-    /// The device writes.
-    FromDevice,
-    /// The device does both.
-    Both,
-}
-
-impl Direction {
-    /// Whether the device may do this; `ReadWrite` asks for both.
-    pub fn allows(self, access: Access) -> bool {
-        match self {
-            Self::ToDevice => access == Access::ReadOnly,
-            Self::FromDevice => access == Access::WriteOnly,
-            Self::Both => true,
-        }
     }
 }

@@ -7,8 +7,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 
 use super::windows::Table;
-use super::{Direction, DmaAddr, DmaError, DmaRegion, DmaWindows};
-use crate::{Bytes, VolatileError, VolatileSlice};
+use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
+use crate::{Bytes, Direction, VolatileError, VolatileSlice};
 
 /// Equal buffers cut from one region, lent by value.
 ///

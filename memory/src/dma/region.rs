@@ -5,9 +5,9 @@ use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
 
+use super::DmaAddr;
 use super::windows::{DmaWindows, Table};
-use super::{Direction, DmaAddr};
-use crate::{DmaMemory, VolatileError, VolatileSlice};
+use crate::{Direction, DmaMemory, VolatileError, VolatileSlice};
 
 /// The memory of a region, held by the region and by every snapshot that shows it.
 pub(crate) struct Shared {

@@ -6,8 +6,8 @@ use core::marker::PhantomData;
 
 use super::region::Region;
 use super::windows::Table;
-use super::{Direction, DmaArray, DmaBuf};
-use crate::AtomicAccess;
+use super::{DmaArray, DmaBuf};
+use crate::{AtomicAccess, Direction};
 
 /// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction that it
 /// allows, not empty, and shorter than 4 GiB by at least 256 KiB.
@@ -67,10 +67,10 @@ impl fmt::Debug for Segment<'_> {
     }
 }
 
-/// Whether the device may read or, if `writable`, write.
+/// What a device does with a segment.
 #[inline]
-fn allows(direction: Direction, writable: bool) -> bool {
-    direction == Direction::Both || (direction == Direction::FromDevice) == writable
+fn direction(writable: bool) -> Direction {
+    if writable { Direction::FromDevice } else { Direction::ToDevice }
 }
 
 impl DmaBuf {
@@ -80,7 +80,8 @@ impl DmaBuf {
     pub fn segment(&self, offset: usize, len: usize, writable: bool) -> Option<Segment<'_>> {
         offset.checked_add(len).filter(|&end| end <= self.len())?;
         let address = self.device_address().wrapping_add(offset as u64);
-        Segment::new(self.table(), address, len, writable).filter(|_| allows(self.direction(), writable))
+        Segment::new(self.table(), address, len, writable)
+            .filter(|_| self.direction().allows(direction(writable)))
     }
 }
 
@@ -94,7 +95,7 @@ impl<T: AtomicAccess> DmaArray<T> {
         let len = count.checked_mul(size_of::<T>())?;
         let address = self.device_address().wrapping_add(offset);
         Segment::new(self.region().table(), address, len, writable)
-            .filter(|_| allows(self.region().direction(), writable))
+            .filter(|_| self.region().direction().allows(direction(writable)))
     }
 
     /// Equal segments that fill the array from its beginning, each of `count` values.

@@ -6,7 +6,7 @@ use core::fmt;
 
 use super::region::Shared;
 use crate::{
-    Access, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
+    Direction, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
     MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
 };
 
@@ -24,10 +24,10 @@ pub struct DmaSnapshot<B: NewBitmap = ()> {
 
 impl<B: NewBitmap> DmaSnapshot<B> {
     /// The memory can be reached if there is a `view`.
-    pub(super) fn new(regions: Vec<Arc<Shared>>, access: Access, view: Option<Arc<()>>) -> Self {
+    pub(super) fn new(regions: Vec<Arc<Shared>>, direction: Direction, view: Option<Arc<()>>) -> Self {
         let open = view.is_some();
         let window =
-            |shared: Arc<Shared>| DmaWindow { bitmap: B::with_len(shared.len()), shared, access, open };
+            |shared: Arc<Shared>| DmaWindow { bitmap: B::with_len(shared.len()), shared, direction, open };
         Self { windows: regions.into_iter().map(window).collect(), _view: view }
     }
 }
@@ -55,7 +55,7 @@ impl<B: NewBitmap> fmt::Debug for DmaSnapshot<B> {
 /// One window: a region at its device address.
 pub struct DmaWindow<B: NewBitmap = ()> {
     shared: Arc<Shared>,
-    access: Access,
+    direction: Direction,
     /// Whether the memory can be reached.
     open: bool,
     bitmap: B,
@@ -81,7 +81,7 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
         if !self.open {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
-        let slice = self.shared.as_volatile_slice().restrict(self.access).subslice(offset, count);
+        let slice = self.shared.as_volatile_slice().restrict(self.direction).subslice(offset, count);
         let slice = slice.map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))?;
         Ok(slice.with_bitmap(self.bitmap.slice_at(offset)))
     }
@@ -91,6 +91,6 @@ impl<B: NewBitmap> crate::GuestMemoryRegionBytes for DmaWindow<B> {}
 
 impl<B: NewBitmap> fmt::Debug for DmaWindow<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaWindow({:#x}, {} bytes, {:?})", self.start_addr().0, self.len(), self.access)
+        write!(f, "DmaWindow({:#x}, {} bytes, {:?})", self.start_addr().0, self.len(), self.direction)
     }
 }

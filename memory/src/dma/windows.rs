@@ -9,9 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use super::region::{Region, Shared};
-use super::{Direction, DmaAddr, DmaError, DmaRegion, DmaSnapshot, Life, Quiet, ResetError};
+use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
-use crate::{Access, DeviceId, DmaMemory, GuestAddress, NewBitmap, PAGE_SIZE, Platform, VirtAddr};
+use crate::{DeviceId, Direction, DmaMemory, GuestAddress, NewBitmap, PAGE_SIZE, Platform, VirtAddr};
 
 /// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be released by
 /// the device's next driver.
@@ -279,20 +279,20 @@ impl DmaWindows {
 
     /// What the device may read now. A range of this view cannot be written through it.
     pub fn readable(&self) -> DmaSnapshot {
-        self.snapshot(Access::ReadOnly)
+        self.snapshot(Direction::ToDevice)
     }
 
     /// What the device may write now. A range of this view cannot be read through it.
     pub fn writable(&self) -> DmaSnapshot {
-        self.snapshot(Access::WriteOnly)
+        self.snapshot(Direction::FromDevice)
     }
 
-    /// The windows that the device may use as `access` says, as they are now, with new dirty bitmaps of kind `B`. The
+    /// The windows that the device may use in this direction, as they are now, with new dirty bitmaps of kind `B`. The
     /// memory can be reached through it if the device is a [model](Self::for_model); of a device on a bus it only tells
     /// the addresses, for an IOMMU.
     ///
     /// The snapshot holds the regions: their memory stays until it is dropped.
-    pub fn snapshot<B: NewBitmap>(&self, access: Access) -> DmaSnapshot<B> {
+    pub fn snapshot<B: NewBitmap>(&self, direction: Direction) -> DmaSnapshot<B> {
         let mut regions = Vec::new();
         let view = loop {
             let state = self.table().state.lock();
@@ -302,12 +302,12 @@ impl DmaWindows {
                 regions = Vec::with_capacity(wanted);
                 continue;
             }
-            let windows = state.windows.iter().filter(|window| window.direction.allows(access));
+            let windows = state.windows.iter().filter(|window| window.direction.allows(direction));
             regions.extend(windows.filter_map(|window| window.shared.upgrade()));
             break state.views.clone();
         };
         let view = (self.table().kind == Kind::Model).then_some(view);
-        DmaSnapshot::new(regions, access, view)
+        DmaSnapshot::new(regions, direction, view)
     }
 
     /// Changes whenever a window is opened or closed: a snapshot of the same generation is still accurate.
