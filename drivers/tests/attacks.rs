@@ -14,8 +14,9 @@ use ringfence_drivers::virtio::{
 };
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    AtomicAccess, DeviceId, Direction, DmaBuf, DmaError, DmaGrant, DmaPool, DmaWindows, DriverMem,
-    DriverRange, Platform, Quiet, ResetError,
+    AtomicAccess, DeviceId, Direction, DmaBuf, DmaError, DmaGrant, DmaPool, DmaWindows, Platform, Quiet,
+    ResetError,
+    fuchsia::{DriverMem, DriverRange},
 };
 use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_frames};
 use support::disk::{ALL, SECTOR, SECTORS, config};

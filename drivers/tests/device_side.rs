@@ -15,7 +15,10 @@ use ringfence_drivers::virtio::device_side::queue::{
 };
 use ringfence_drivers::virtio::device_side::ring::{DescAccess, DescType, Device, Driver, Used};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
-use ringfence_memory::{Bytes, DeviceRange, Direction, DriverMem, DriverRange};
+use ringfence_memory::{
+    Bytes, Direction,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
+};
 
 const WRAP: u16 = 1 << 15;
 

@@ -9,7 +9,10 @@ use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain
 use ringfence_drivers::virtio::device_side::queue::{self, Position, QueueMemory};
 use ringfence_drivers::virtio::device_side::ring::{Device as UsedRing, Driver as AvailableRing};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueOptions, features};
-use ringfence_memory::{DeviceRange, DmaPool, DmaSnapshot, DriverMem, DriverRange};
+use ringfence_memory::{
+    DmaPool, DmaSnapshot,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
+};
 use support::bench::no_frames;
 use support::{Fake, grant};
 

@@ -4,6 +4,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use ringfence_memory::*;
+use ringfence_memory::{
+    fuchsia::{DriverMem, DriverRange},
+    rust_vmm::*,
+};
 
 use crate::input::Input;
 use crate::with_table;

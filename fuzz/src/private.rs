@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
 use ringfence_memory::*;
 
 use crate::input::Input;

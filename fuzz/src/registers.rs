@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Duration;
 
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 use crate::card::Card;

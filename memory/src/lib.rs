@@ -9,6 +9,9 @@
 //!
 //! A kernel that only wants the drivers implements [`Platform`]; one that also wants the allocators and the mapper
 //! implements [`Cpu`] as well.
+//!
+//! Names that stand here are what kernels and drivers use. What only the systems ask for from which the design comes is in
+//! [`theseus`], [`rust_vmm`] and [`fuchsia`] (how a device model finds memory); [`seed_systems`] says what differs.
 #![no_std]
 
 extern crate alloc;
@@ -18,21 +21,18 @@ extern crate std;
 mod address;
 mod allocator;
 mod audit;
-mod bitmap;
 mod bits;
 mod bytes;
 mod copy;
 mod device;
 mod dma;
-mod driver_mem;
 mod frames;
-mod guest_memory;
+pub mod fuchsia;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod lock;
 mod mapping;
 mod pages;
-mod phys_map;
 mod platform;
 mod range;
 pub mod rust_vmm;
@@ -43,10 +43,18 @@ pub mod shadow;
 mod tlb;
 mod volatile;
 
+pub mod theseus {
+    //! Views of [`MappedPages`](crate::MappedPages) that own them, in the names of Theseus. Whoever does not need the
+    //! mapping moved with the view takes [`as_type`](crate::MappedPages::as_type) and its like.
+
+    pub use crate::mapping::{
+        BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
+    };
+}
+
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
 pub use allocator::AllocError;
 pub use audit::{Audit, Finding, Report};
-pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
 pub use bytes::Bytes;
 pub use device::{
     BAR_COUNT, Bar, Capabilities, Capability, CommonConfig, ConfigAccess, ConfigError, ConfigSpace, DmaGrant,
@@ -58,23 +66,13 @@ pub use dma::{
     DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
     SegmentArray, SegmentPairs, Split,
 };
-pub use driver_mem::{DeviceRange, DriverMem, DriverRange};
 pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
-pub use guest_memory::{
-    BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestMemorySliceIterator, MS, MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult,
-    region_offset,
-};
 pub use mapping::{
-    AccessError, AddressSpace, BorrowedMappedPages, BorrowedSliceMappedPages, ClaimError, Dma, Immutable,
-    Kind, MapError, MappedPages, Mapper, Mmio, Mutability, Mutable, PagesOwner, Private, Protection, Stack,
-    TablePool,
+    AccessError, AddressSpace, ClaimError, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private,
+    Protection, Stack, TablePool,
 };
 pub use pages::{AllocatedPages, PageAllocator, PageRequest};
-pub use phys_map::{PhysMap, PhysRegion};
 pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
 pub use tlb::{Cpu, Stale};
-pub use volatile::{
-    AtomicAccess, Direction, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
-};
+pub use volatile::{AtomicAccess, Direction, VolatileError, VolatileSlice, fence};

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{BitmapSlice, Bytes, copy};
+use crate::{Bytes, copy, rust_vmm::BitmapSlice};
 
 /// Why a volatile access was refused. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Direction {
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
-/// use ringfence_memory::{Direction, Bytes, VolatileError, host::HostPlatform};
+/// use ringfence_memory::{Bytes, Direction, VolatileError, host::HostPlatform};
 ///
 /// let registers = HostPlatform::new().add_registers(0xfe00_0000, 4096);
 /// let slice = registers.slice().subslice(16, 32)?;

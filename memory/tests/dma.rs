@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use proptest::prelude::*;
 use ringfence_memory::host::HostPlatform;
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 const DEVICE: DeviceId = DeviceId(0x08);

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use proptest::prelude::*;
 use ringfence_memory::host::HostPlatform;
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 const DEVICE: DeviceId = DeviceId(0x08);

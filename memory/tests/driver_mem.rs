@@ -4,7 +4,8 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use proptest::prelude::*;
-use ringfence_memory::rust_vmm::GuestMemoryHeap;
+use ringfence_memory::fuchsia::*;
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 type Guest = GuestMemoryHeap<AtomicBitmap>;

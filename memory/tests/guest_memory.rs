@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 
 use common::{PAGE, System, SystemPlatform};
 use proptest::prelude::*;
+use ringfence_memory::fuchsia::*;
 use ringfence_memory::host::HostPlatform;
-use ringfence_memory::rust_vmm::{GuestMemoryHeap, GuestRegionCollectionError, GuestRegionHeap};
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 const DEVICE: DeviceId = DeviceId(0x10);

@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages};
 use ringfence_memory::*;
 
 fn address(value: u64) -> VirtAddr {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread;
 
-use ringfence_memory::rust_vmm::GuestRegionHeap;
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 const LEN: usize = 512;

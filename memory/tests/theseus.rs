@@ -6,6 +6,7 @@
 mod common;
 
 use common::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Mutable};
 use ringfence_memory::*;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Copies of shared bytes, of every length and alignment, against plain slices.
 
 use proptest::prelude::*;
-use ringfence_memory::rust_vmm::GuestRegionHeap;
+use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
 const LEN: usize = 1200;

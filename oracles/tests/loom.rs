@@ -19,7 +19,7 @@ use ringfence_drivers::virtio::device_side::queue::Position;
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
-use ringfence_memory::{DeviceRange, DmaBuf, DmaPool, DmaSnapshot, DmaWindows};
+use ringfence_memory::{DmaBuf, DmaPool, DmaSnapshot, DmaWindows, fuchsia::DeviceRange};
 use support::bench::no_frames;
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 

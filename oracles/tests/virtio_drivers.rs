@@ -19,7 +19,8 @@ use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
 use ringfence_drivers::virtio::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    Bytes, DeviceId, DeviceRange, Direction, DmaRegion, DmaSnapshot, DmaWindows, DriverMem, DriverRange,
+    Bytes, DeviceId, Direction, DmaRegion, DmaSnapshot, DmaWindows,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
 };
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};

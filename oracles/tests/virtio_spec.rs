@@ -14,7 +14,7 @@ use ringfence_drivers::virtio::{
     BufferList, Device as Bringup, DeviceType, Queue, QueueOptions, features, status,
 };
 use ringfence_memory::{
-    DeviceId, DeviceRange, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice,
+    DeviceId, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice, fuchsia::DeviceRange,
 };
 use support::bench::no_frames;
 use support::{Fake, FakeNotifier, grant, platform};

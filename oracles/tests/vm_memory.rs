@@ -6,11 +6,11 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use proptest::prelude::*;
-use ringfence_memory as ours;
-use ringfence_memory::rust_vmm::GuestMemoryHeap;
-use ringfence_memory::{
-    Bitmap as _, Bytes as _, GuestMemory as _, GuestMemoryRegion as _, VolatileError, WithBitmapSlice as _,
+use ringfence_memory::rust_vmm as ours;
+use ringfence_memory::rust_vmm::{
+    Bitmap as _, GuestMemory as _, GuestMemoryHeap, GuestMemoryRegion as _, WithBitmapSlice as _,
 };
+use ringfence_memory::{AtomicAccess, Bytes as _, VolatileError};
 use vm_memory as theirs;
 use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, VolatileMemory as _};
@@ -163,7 +163,7 @@ impl Pair {
 
     fn atomics<T>(&self, at: u64, value: T)
     where
-        T: ours::AtomicAccess + theirs::AtomicAccess + PartialEq + std::fmt::Debug,
+        T: AtomicAccess + theirs::AtomicAccess + PartialEq + std::fmt::Debug,
     {
         let (our, their) = (ours::GuestAddress(at), theirs::GuestAddress(at));
         let result = self.ours.store(value, our, Release).map_err(our_error);

@@ -1,5 +1,6 @@
 //! No owner can be copied.
 use ringfence_memory::*;
+use ringfence_memory::theseus::BorrowedMappedPages;
 
 fn allocated_frames(frames: &AllocatedFrames) {
     let _ = <AllocatedFrames as Clone>::clone(frames); //~ E0277 allocated_frames

@@ -1,5 +1,6 @@
 //! Owners deref to a range; the range cannot be exchanged.
 use ringfence_memory::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Mutable};
 
 fn pages(pages: &mut AllocatedPages, range: PageRange) {
     **pages = range; //~ E0594 pages

@@ -1,5 +1,6 @@
 //! No reference to memory that a device, or the processor by itself, may touch.
 use ringfence_memory::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, Immutable};
 
 fn dma_as_type(memory: &MappedPages<Dma>) {
     let _ = memory.as_type::<u64>(0); //~ E0599 dma_as_type

@@ -1,6 +1,7 @@
 //! A token is used once, and what is seen in memory does not outlive it.
 use ringfence_drivers::virtio::{Offer, PciTransport};
 use ringfence_memory::*;
+use ringfence_memory::theseus::BorrowedMappedPages;
 
 fn pages_twice(space: &'static AddressSpace, pages: AllocatedPages) {
     let _ = space.map_allocated_pages(pages, Protection::ReadWrite);

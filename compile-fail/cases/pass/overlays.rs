@@ -1,5 +1,6 @@
 //! Types without padding or invalid bit patterns.
 use ringfence_memory::*;
+use ringfence_memory::theseus::Immutable;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 #[derive(FromBytes, Immutable, KnownLayout)]

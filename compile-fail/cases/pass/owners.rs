@@ -1,5 +1,6 @@
 //! Owners as ranges, and a view that may be changed.
 use ringfence_memory::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Mutable};
 
 fn _sizes(pages: &AllocatedPages, frames: &AllocatedFrames, memory: &MappedPages<Dma>) -> u64 {
     pages.size_in_bytes() + frames.size_in_bytes() + memory.size_in_bytes()

@@ -1,5 +1,6 @@
 //! Private memory may be seen through references; device memory through volatile access.
 use ringfence_memory::*;
+use ringfence_memory::theseus::{BorrowedMappedPages, Immutable};
 
 fn _views(memory: &mut MappedPages<Private>) -> Result<u64, AccessError> {
     memory.as_slice_mut::<u8>(0, 1)?[0] = 1;

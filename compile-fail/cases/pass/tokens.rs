@@ -1,5 +1,6 @@
 //! What a fallible call consumes comes back with the error and may be used again.
 use ringfence_memory::*;
+use ringfence_memory::rust_vmm::GuestAddress;
 
 fn _retry(space: &'static AddressSpace, pages: AllocatedPages, frames: AllocatedFrames) -> bool {
     match space.map_allocated_pages_to(pages, frames, Protection::ReadWrite) {

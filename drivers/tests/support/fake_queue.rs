@@ -13,7 +13,8 @@ use ringfence_drivers::virtio::device_side::queue::{
 };
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    Bytes, DeviceId, DeviceRange, Direction, DmaRegion, DmaWindows, DriverMem, DriverRange,
+    Bytes, DeviceId, Direction, DmaRegion, DmaWindows,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
 };
 
 pub const NEXT: u16 = 1;

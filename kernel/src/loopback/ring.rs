@@ -7,7 +7,11 @@ use ringfence_drivers::virtio::device_side::queue::{
 };
 use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
 use ringfence_drivers::virtio::features;
-use ringfence_memory::{DeviceRange, DmaSnapshot, DmaWindows, DriverMem, DriverRange, GuestAddress};
+use ringfence_memory::{
+    DmaSnapshot, DmaWindows,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
+    rust_vmm::GuestAddress,
+};
 
 /// Bytes of a descriptor, and of an event suppression structure.
 const DESCRIPTOR_LEN: usize = 16;

@@ -16,8 +16,9 @@ use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::time;
 use ringfence_memory::{
-    AtomicAccess, Dma, DmaBuf, DmaGrant, DmaPool, DmaWindows, FrameRequest, GuestMemory, GuestMemoryRegion,
-    MappedPages, Owner, PAGE_SIZE, Quiet, ResetError,
+    AtomicAccess, Dma, DmaBuf, DmaGrant, DmaPool, DmaWindows, FrameRequest, MappedPages, Owner, PAGE_SIZE,
+    Quiet, ResetError,
+    rust_vmm::{GuestMemory, GuestMemoryRegion},
 };
 
 use crate::support::{assert_audit_clean, functions_for, numbered, start_disk, until};

@@ -26,7 +26,7 @@ use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
     Bytes, DescriptorTable, DeviceId, Direction, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion,
-    DmaWindows, GuestAddress, PAGE_SIZE, Protection, ResetError, Split, VolatileError,
+    DmaWindows, PAGE_SIZE, Protection, ResetError, Split, VolatileError, rust_vmm::GuestAddress,
 };
 
 ringfence_kernel::test_image!();

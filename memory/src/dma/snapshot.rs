@@ -6,12 +6,15 @@ use core::fmt;
 
 use super::region::Shared;
 use crate::{
-    Direction, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
-    MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
+    Direction,
+    rust_vmm::{
+        GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult,
+        MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
+    },
 };
 
 /// The windows of one device in one direction, frozen. It is [`GuestMemory`], and so
-/// [`DriverMem`](crate::DriverMem).
+/// [`DriverMem`](crate::fuchsia::DriverMem).
 ///
 /// It holds a counted reference to each region, so their memory goes nowhere before the snapshot does, even if the
 /// driver drops them. What the driver opens later is not seen: take a new snapshot.
@@ -87,7 +90,7 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
     }
 }
 
-impl<B: NewBitmap> crate::GuestMemoryRegionBytes for DmaWindow<B> {}
+impl<B: NewBitmap> crate::rust_vmm::GuestMemoryRegionBytes for DmaWindow<B> {}
 
 impl<B: NewBitmap> fmt::Debug for DmaWindow<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

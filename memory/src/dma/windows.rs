@@ -11,7 +11,10 @@ use core::time::Duration;
 use super::region::{Region, Shared};
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
-use crate::{DeviceId, Direction, DmaMemory, GuestAddress, NewBitmap, PAGE_SIZE, Platform, VirtAddr};
+use crate::{
+    DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform, VirtAddr,
+    rust_vmm::{GuestAddress, NewBitmap},
+};
 
 /// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be released by
 /// the device's next driver.

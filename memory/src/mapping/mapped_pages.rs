@@ -58,6 +58,7 @@ kinds! {
 ///
 /// ```
 /// # use ringfence_memory::*;
+/// # use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
 /// fn first_byte(memory: &MappedPages<Private>) -> Option<u8> {
 ///     memory.as_slice::<u8>(0, 1).ok()?.first().copied()
 /// }

@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 
-use ringfence_memory::{
-    DmaSnapshot, DmaWindows, GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress,
-};
+use ringfence_memory::rust_vmm::{GuestMemory as _, GuestMemoryRegion as _, MemoryRegionAddress};
+use ringfence_memory::{DmaSnapshot, DmaWindows};
 use vm_memory::iommu::{Error, Iotlb, IotlbIterator, IovaRange};
 use vm_memory::{
     Address as _, GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,

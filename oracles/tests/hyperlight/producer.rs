@@ -11,8 +11,8 @@ use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify, Pac
 use ringfence_drivers::virtio::features::EVENT_IDX;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    Bytes, DeviceId, DeviceRange, Direction, DmaRegion, DmaSnapshot, DmaWindows, DriverMem, DriverRange,
-    VolatileError,
+    Bytes, DeviceId, Direction, DmaRegion, DmaSnapshot, DmaWindows, VolatileError,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
 };
 
 use crate::common::noise;

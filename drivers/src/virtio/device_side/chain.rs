@@ -5,7 +5,10 @@
 
 use alloc::vec::{self, Vec};
 
-use ringfence_memory::{Bytes, DeviceRange, DriverMem, DriverRange};
+use ringfence_memory::{
+    Bytes,
+    fuchsia::{DeviceRange, DriverMem, DriverRange},
+};
 
 use super::queue::{DescChain, DescError, DriverNotify, walk, writable};
 use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element};

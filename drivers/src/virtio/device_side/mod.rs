@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The names are those of Fuchsia's `virtio_device`. The user supplies the ranges of the rings, a
-//! [`DriverMem`](ringfence_memory::DriverMem) for each direction (`readable()` and `writable()` of
+//! [`DriverMem`](ringfence_memory::fuchsia::DriverMem) for each direction (`readable()` and `writable()` of
 //! [`DmaWindows`](ringfence_memory::DmaWindows)), and a [`DriverNotify`](queue::DriverNotify); the transport calls
 //! the device when the driver notifies it.
 //!

@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{AtomicAccess, Bytes, DeviceRange};
+use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
 use super::queue::{PackedMemory, QueueError, Taken};
 use super::ring::{DESC_LEN, Desc, MAX_SIZE, element, is_aligned};

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DeviceRange, fence};
+use ringfence_memory::{fence, fuchsia::DeviceRange};
 use spin::Mutex;
 
 use super::order::{InOrder, Returned};

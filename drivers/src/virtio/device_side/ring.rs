@@ -4,7 +4,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{AtomicAccess, Bytes, DeviceRange};
+use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
 /// Bytes of a descriptor, and its alignment.
 pub(super) const DESC_LEN: usize = 16;

@@ -6,8 +6,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 
 use crate::{
-    AtomicAccess, Bitmap, Bytes, Direction, GuestAddress, GuestMemory, RangeError, VolatileError,
-    VolatileSlice,
+    AtomicAccess, Bytes, Direction, RangeError, VolatileError, VolatileSlice,
+    rust_vmm::{Bitmap, GuestAddress, GuestMemory},
 };
 
 /// A range of addresses as the driver published it. It may be a lie: the one thing to do with it is
@@ -58,7 +58,8 @@ impl From<Range<usize>> for DriverRange {
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
-/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, DriverMem, DriverRange, host::HostPlatform};
+/// use ringfence_memory::fuchsia::{DriverMem, DriverRange};
+/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, host::HostPlatform};
 ///
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let region = windows.allocate(4096)?;

@@ -62,7 +62,8 @@ impl NewBitmap for () {
 /// One bit for each page of a region; may be marked from anywhere at any time.
 ///
 /// ```
-/// use ringfence_memory::{Direction, AtomicBitmap, Bytes, DeviceId, DmaWindows, GuestMemory, GuestMemoryRegion};
+/// use ringfence_memory::rust_vmm::{AtomicBitmap, GuestMemory, GuestMemoryRegion};
+/// use ringfence_memory::{Bytes, DeviceId, Direction, DmaWindows};
 /// use ringfence_memory::host::HostPlatform;
 ///
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;

@@ -1,12 +1,13 @@
-//! Memory as somebody else addresses it: regions at guest addresses, in the shape of rust-vmm's `vm-memory` 0.17.
+//! Memory as somebody else addresses it: regions at guest addresses, in the shape of `vm-memory` 0.17.
 //!
 //! Three maps implement it: [`DmaSnapshot`](crate::DmaSnapshot), what one device may reach,
-//! [`PhysMap`](crate::PhysMap), all RAM by physical address, and
-//! [`GuestRegionCollection`](crate::rust_vmm::GuestRegionCollection), of any regions.
+//! [`PhysMap`](super::PhysMap), all RAM by physical address, and
+//! [`GuestRegionCollection`](super::GuestRegionCollection), of any regions.
 
 use core::sync::atomic::Ordering;
 
-use crate::{AtomicAccess, Bitmap, Bytes, VolatileError, VolatileSlice, WithBitmapSlice};
+use super::{Bitmap, WithBitmapSlice};
+use crate::{AtomicAccess, Bytes, VolatileError, VolatileSlice};
 
 macro_rules! address {
     ($name:ident, $what:literal) => {
@@ -199,7 +200,8 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
 /// An immutable collection of [`GuestMemoryRegion`]s that do not overlap. It gives [`Bytes<GuestAddress>`](Bytes).
 ///
 /// ```
-/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, GuestAddress, GuestMemory, host::HostPlatform};
+/// use ringfence_memory::rust_vmm::{GuestAddress, GuestMemory};
+/// use ringfence_memory::{Bytes, DeviceId, DmaWindows, host::HostPlatform};
 ///
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let regions = [windows.allocate(4096)?, windows.allocate(8192)?];

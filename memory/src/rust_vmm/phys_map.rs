@@ -3,11 +3,11 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::{
-    AddressSpace, DmaRegion, FrameRange, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion,
-    GuestMemoryResult, MemoryRegionAddress, PAGE_SHIFT, PAGE_SIZE, RegionSlice, VirtAddr, VolatileSlice,
-    region_offset,
+use super::{
+    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult, MemoryRegionAddress,
+    RegionSlice, region_offset,
 };
+use crate::{AddressSpace, DmaRegion, FrameRange, PAGE_SHIFT, PAGE_SIZE, VirtAddr, VolatileSlice};
 
 /// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`].
 ///
@@ -109,7 +109,7 @@ impl GuestMemoryRegion for PhysRegion<'_> {
     }
 }
 
-impl crate::GuestMemoryRegionBytes for PhysRegion<'_> {}
+impl super::GuestMemoryRegionBytes for PhysRegion<'_> {}
 
 impl fmt::Debug for PhysMap<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,36 +1,4 @@
-//! A general [`GuestMemory`]: any regions, or memory of its own, as rust-vmm's `vm-memory` has it.
-//!
-//! Device models on a host and tests use it; drivers and devices of ours do not. What is different is listed in
-//! [`seed_systems`](crate::seed_systems). The examples of the trait's documentation, with memory from the heap in place of
-//! `GuestMemoryMmap`:
-//!
-//! ```
-//! # use ringfence_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryRegion, rust_vmm::GuestMemoryHeap};
-//! let start_addr1 = GuestAddress(0x0);
-//! let start_addr2 = GuestAddress(0x400);
-//! let gm = GuestMemoryHeap::<()>::from_ranges(&vec![(start_addr1, 1024), (start_addr2, 2048)])
-//!     .expect("Could not create guest memory");
-//!
-//! let total_size = gm
-//!     .iter()
-//!     .map(|region| region.len() / 1024)
-//!     .fold(0, |acc, size| acc + size);
-//! assert_eq!(3, total_size);
-//!
-//! let start_addr = GuestAddress(0x1000);
-//! let mut gm = GuestMemoryHeap::<()>::from_ranges(&vec![(start_addr, 0x400)])
-//!     .expect("Could not create guest memory");
-//!
-//! assert_eq!(start_addr.checked_add(0x3ff), Some(gm.last_addr()));
-//!
-//! let addr = gm
-//!     .get_host_address(GuestAddress(0x1200))
-//!     .expect("Could not get host address");
-//! println!("Host address is {:p}", addr);
-//!
-//! let res = gm.write(&[1, 2, 3, 4, 5], GuestAddress(0x1200)).expect("Could not write to guest memory");
-//! assert_eq!(5, res);
-//! ```
+//! Any regions, or memory of its own, as a [`GuestMemory`].
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -38,10 +6,11 @@ use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use crate::{
+use super::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestMemoryResult, MemoryRegionAddress, NewBitmap, RegionSlice, VolatileSlice, region_offset,
+    GuestMemoryResult, MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
 };
+use crate::VolatileSlice;
 
 /// Why regions make no collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
