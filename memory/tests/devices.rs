@@ -94,3 +94,44 @@ fn large_register_ranges_use_large_leaves() {
     system.check();
     assert_eq!(system.state(), before);
 }
+
+/// Registers are offered in any order, side by side but not over each other, and each range is found again.
+#[test]
+fn registers_are_offered_in_any_order() {
+    let system = System::new(Config { mmio_frames: 0, ..Config::default() });
+    let offer = |frames| unsafe { system.space.offer_mmio(frames) };
+    // 128 ranges of two frames, every second one first, each next to the others.
+    let range = |index: u64| frames(5000 + 2 * index, 2);
+    let order = (0..128).map(|index| index * 37 % 128);
+    for index in order.clone() {
+        assert_eq!(offer(range(index)), Ok(()), "{index}");
+        for (start, count) in [(0, 2), (1, 1), (0, 1), (1, 2)] {
+            let wrong = frames(5000 + 2 * index + start, count);
+            assert_eq!(offer(wrong), Err(ClaimError::Overlap), "{wrong:?}");
+        }
+        assert_eq!(offer(frames(4999 + 2 * index, 2)), Err(ClaimError::Overlap));
+    }
+    assert_eq!(
+        (offer(frames(9000, 1)), offer(frames(4098, 1))),
+        (Err(ClaimError::Full), Err(ClaimError::Full))
+    );
+    let claim = |frames| system.space.claim_mmio(frames);
+    let held: Vec<_> = order.map(|index| claim(range(index)).unwrap()).collect();
+    assert!((0..128).all(|index| claim(range(index)).unwrap_err() == ClaimError::AlreadyClaimed));
+    system.check();
+    drop(held);
+    let some = claim(range(64)).unwrap();
+    assert_eq!(some.physical_address(), range(64).start_address());
+    // A page of registers that nobody claimed, below, inside and above what is offered.
+    let private = system.space.allocate(1, Protection::ReadWrite).unwrap();
+    let entry = system.machine.entry(private.start_address().value(), 0);
+    let before = system.machine.word(entry);
+    for frame in [4999, 5000, 5128, 5129, 5255, 5256, 9000] {
+        system.machine.set_word(entry, frame << 12 | 1 << 63 | 3 << 9 | 0x1b);
+        let report = system.space.audit();
+        system.machine.set_word(entry, before);
+        let wanted = Finding::UnclaimedMmio(private.start_address());
+        assert!(report.findings().any(|found| *found == wanted), "frame {frame}");
+    }
+    system.check();
+}
