@@ -15,7 +15,7 @@ use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
 };
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{Bytes, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
+use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
 use support::bench::no_frames;
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
 use support::{DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
@@ -230,7 +230,7 @@ fn a_grant_for_another_device() {
     // SAFETY: nothing is there to write memory.
     let other = unsafe { ringfence_memory::DmaGrant::without_iommu(ringfence_memory::DeviceId(1)) };
     let result = Block::new(card.transport().unwrap(), &other, card.windows());
-    assert!(matches!(result.map(drop), Err(Error::Config(_))));
+    assert!(matches!(result.map(drop), Err(Error::Dma(DmaError::WrongDevice))));
     assert_eq!(card.command() & BUS_MASTER, 0);
     let windows = DmaWindows::new(card.platform, ringfence_memory::DeviceId(1)).unwrap();
     let result = Block::new(card.transport().unwrap(), &grant(), windows);

@@ -26,6 +26,7 @@ mod bytes;
 mod copy;
 mod device;
 mod dma;
+mod error;
 mod frames;
 pub mod fuchsia;
 #[cfg(any(test, feature = "host"))]
@@ -57,8 +58,8 @@ pub use allocator::AllocError;
 pub use audit::{Audit, Finding, Report};
 pub use bytes::Bytes;
 pub use device::{
-    BAR_COUNT, Bar, Capabilities, Capability, CommonConfig, ConfigAccess, ConfigError, ConfigSpace, DmaGrant,
-    Ecam, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
+    BAR_COUNT, Bar, Capabilities, Capability, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant, Ecam,
+    MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
     SetQueueError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{

@@ -1,7 +1,6 @@
 //! The one trait that a kernel implements to use the drivers.
 
 use alloc::boxed::Box;
-use core::fmt;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
@@ -24,17 +23,11 @@ pub enum PlatformError {
     Claimed,
 }
 
-impl fmt::Display for PlatformError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OutOfMemory => "out of memory",
-            Self::BadRange => "not a range that can be mapped",
-            Self::Claimed => "somebody holds it already",
-        })
-    }
-}
-
-impl core::error::Error for PlatformError {}
+crate::error::messages! { PlatformError {
+    OutOfMemory => "out of memory",
+    BadRange => "not a range that can be mapped",
+    Claimed => "somebody holds it already",
+} }
 
 /// What the drivers need of a kernel.
 ///

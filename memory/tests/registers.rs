@@ -422,7 +422,7 @@ fn a_revoked_bus_master_bit_stays_away() {
         }
     });
     let stranger = unsafe { DmaGrant::without_iommu(DeviceId(0x77)) };
-    assert_eq!(config.enable_bus_master(&stranger), Err(ConfigError::WrongDevice));
+    assert_eq!(config.enable_bus_master(&stranger), Err(DmaError::WrongDevice));
     assert_eq!(command() & (BUS_MASTER | MEMORY), MEMORY);
 }
 

@@ -33,7 +33,7 @@ fn _written(register: &Register<u32>, registers: &MmioRegion) -> Result<(), Mmio
     }
 }
 
-fn _configuration(config: &ConfigSpace, grant: &DmaGrant) -> Result<(), ConfigError> {
+fn _configuration(config: &ConfigSpace, grant: &DmaGrant) -> Result<(), DmaError> {
     config.enable_memory();
     config.enable_bus_master(grant)
 }

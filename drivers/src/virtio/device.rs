@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, ConfigError, DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
+use ringfence_memory::{AtomicAccess, DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
 
 use super::queue::NewQueue;
 use super::{Buffers, DeviceType, Error, Queue, QueueError, QueueOptions, Transport, features, status};
@@ -60,7 +60,7 @@ impl<T: Transport> Device<T> {
             return Err(Error::WrongType);
         }
         if grant.device() != windows.device() {
-            return Err(ConfigError::WrongDevice.into());
+            return Err(DmaError::WrongDevice.into());
         }
         if transport.status() == status::GONE {
             return Err(Error::Gone);

@@ -18,7 +18,7 @@ mod transport;
 
 use core::fmt;
 
-use ringfence_memory::{ConfigError, DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
+use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
 
 use crate::pci::Function;
 
@@ -106,9 +106,7 @@ pub enum Error {
     Platform(PlatformError),
     /// A register does not lie where the device says.
     Mmio(MmioError),
-    /// Configuration space refused: most likely a grant for another device.
-    Config(ConfigError),
-    /// DMA memory could not be had, or does not belong to this device.
+    /// DMA memory could not be had, or it or the grant does not belong to this device.
     Dma(DmaError),
     /// The device did not show itself quiet after a reset.
     ResetTimeout,
@@ -171,7 +169,7 @@ impl From<VirtioPciError> for Error {
     }
 }
 
-from!(Platform: PlatformError, Mmio: MmioError, Config: ConfigError, Dma: DmaError, Queue: QueueError);
+from!(Platform: PlatformError, Mmio: MmioError, Dma: DmaError, Queue: QueueError);
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,7 +179,6 @@ impl fmt::Display for Error {
             Self::MissingCapability(kind) => write!(f, "virtio structure {kind} is missing or malformed"),
             Self::Platform(error) => write!(f, "its registers cannot be claimed: {error}"),
             Self::Mmio(error) => write!(f, "a register is not where the device says: {error}"),
-            Self::Config(error) => write!(f, "configuration space refused: {error}"),
             Self::Dma(error) => write!(f, "no DMA memory: {error}"),
             Self::ResetTimeout => f.write_str("does not reset in time"),
             Self::Gone => f.write_str("unplugged"),

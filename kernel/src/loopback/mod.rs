@@ -21,7 +21,7 @@ use core::ops::Range;
 use core::time::Duration;
 
 use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
-use ringfence_memory::{AtomicAccess, ConfigError, DmaGrant, DmaWindows, Quiet, ResetError};
+use ringfence_memory::{AtomicAccess, DmaError, DmaGrant, DmaWindows, Quiet, ResetError};
 
 pub use blk::RamDisk;
 pub use net::Echo;
@@ -239,7 +239,7 @@ impl<M: Model> Transport for Loopback<M> {
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error> {
         let mut state = self.0.borrow_mut();
         if grant.device() != state.windows.device() {
-            return Err(ConfigError::WrongDevice.into());
+            return Err(DmaError::WrongDevice.into());
         }
         state.granted = true;
         Ok(())

@@ -74,24 +74,12 @@ pub enum SetQueueError {
     Refused,
 }
 
-impl fmt::Display for SetQueueError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Dma(error) => error.fmt(f),
-            Self::WrongFormat => f.write_str("not the format that was negotiated"),
-            Self::Unavailable => f.write_str("no such queue, or in use"),
-            Self::Refused => f.write_str("the device does not keep its settings"),
-        }
-    }
-}
-
-impl core::error::Error for SetQueueError {}
-
-impl From<DmaError> for SetQueueError {
-    fn from(error: DmaError) -> Self {
-        Self::Dma(error)
-    }
-}
+crate::error::messages! { SetQueueError {
+    Dma(error: DmaError) => "{error}",
+    WrongFormat => "not the format that was negotiated",
+    Unavailable => "no such queue, or in use",
+    Refused => "the device does not keep its settings",
+} }
 
 impl CommonConfig {
     pub(super) fn new(

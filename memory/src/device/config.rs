@@ -5,7 +5,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use crate::lock::{Guard, Level, Lock};
-use crate::{DeviceId, MmioMemory, PhysAddr, Platform, PlatformError};
+use crate::{DeviceId, DmaError, MmioMemory, PhysAddr, Platform, PlatformError};
 
 /// Held while a register is read, changed and written back (else a bit that somebody else cleared would come back), while
 /// a function does not answer at its BARs, and while that would matter.
@@ -198,23 +198,6 @@ impl MsiMessage {
     }
 }
 
-/// Why a configuration access was refused. Nothing was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConfigError {
-    /// The grant is for another device.
-    WrongDevice,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WrongDevice => f.write_str("the grant is for another device"),
-        }
-    }
-}
-
-impl core::error::Error for ConfigError {}
-
 /// Bytes of a function's configuration space.
 const CONFIG_LEN: u16 = 4096;
 const VENDOR: u16 = 0x00;
@@ -273,9 +256,12 @@ impl ConfigSpace {
     }
 
     /// Lets the device master the bus.
-    pub fn enable_bus_master(&self, grant: &DmaGrant) -> Result<(), ConfigError> {
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if the grant is for another: nothing was written.
+    pub fn enable_bus_master(&self, grant: &DmaGrant) -> Result<(), DmaError> {
         if grant.device != self.address.id() {
-            return Err(ConfigError::WrongDevice);
+            return Err(DmaError::WrongDevice);
         }
         self.change_command(|command| command | COMMAND_BUS_MASTER);
         Ok(())

@@ -13,21 +13,12 @@ pub enum MmioError {
     OutOfBounds,
     /// The offset is not a multiple of the register's size.
     Misaligned,
-    /// Not a register that may be written so: it holds an address, or the device status.
-    Protected,
 }
 
-impl fmt::Display for MmioError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OutOfBounds => "beyond the end of the registers",
-            Self::Misaligned => "not aligned",
-            Self::Protected => "not to be written so",
-        })
-    }
-}
-
-impl core::error::Error for MmioError {}
+crate::error::messages! { MmioError {
+    OutOfBounds => "beyond the end of the registers",
+    Misaligned => "not aligned",
+} }
 
 /// A range of device registers that this value, and the parts cut from it, own together.
 ///

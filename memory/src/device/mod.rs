@@ -15,7 +15,7 @@ mod virtio_pci;
 pub use bar::{BAR_COUNT, Bar};
 pub use capability::{Capabilities, Capability};
 pub use common_config::{CommonConfig, SetQueueError, common};
-pub use config::{ConfigAccess, ConfigError, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
+pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;
 pub use virtio_pci::{Notifier, NotifyConfig, VirtioPci, VirtioPciError};

@@ -29,29 +29,11 @@ pub enum VirtioPciError {
     Mmio(MmioError),
 }
 
-impl fmt::Display for VirtioPciError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::MissingCapability(kind) => write!(f, "virtio structure {kind} is missing or malformed"),
-            Self::Platform(error) => write!(f, "its registers cannot be claimed: {error}"),
-            Self::Mmio(error) => write!(f, "a register is not where the device says: {error}"),
-        }
-    }
-}
-
-impl core::error::Error for VirtioPciError {}
-
-impl From<PlatformError> for VirtioPciError {
-    fn from(error: PlatformError) -> Self {
-        Self::Platform(error)
-    }
-}
-
-impl From<MmioError> for VirtioPciError {
-    fn from(error: MmioError) -> Self {
-        Self::Mmio(error)
-    }
-}
+crate::error::messages! { VirtioPciError {
+    MissingCapability(kind) => "virtio structure {kind} is missing or malformed",
+    Platform(error: PlatformError) => "its registers cannot be claimed: {error}",
+    Mmio(error: MmioError) => "a register is not where the device says: {error}",
+} }
 
 /// One of the structures that the device's capabilities describe: a part of a BAR.
 #[derive(Clone, Copy)]

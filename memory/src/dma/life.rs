@@ -62,13 +62,7 @@ pub enum ResetError {
     WrongDevice,
 }
 
-impl fmt::Display for ResetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Timeout => "the device was not seen to reset in time",
-            Self::WrongDevice => "another device's windows",
-        })
-    }
-}
-
-impl core::error::Error for ResetError {}
+crate::error::messages! { ResetError {
+    Timeout => "the device was not seen to reset in time",
+    WrongDevice => "another device's windows",
+} }

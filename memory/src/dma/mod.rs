@@ -46,7 +46,7 @@ pub enum DmaError {
     Claimed,
     /// A length of zero, or one that overflows when rounded up.
     BadLength,
-    /// The address, or the memory, belongs to another device.
+    /// The address, or the memory, belongs to another device; or the grant is for another.
     WrongDevice,
     /// The address, or the descriptor table, is of a life of the device that has ended.
     WrongLife,
@@ -54,26 +54,14 @@ pub enum DmaError {
     Access(VolatileError),
 }
 
-impl fmt::Display for DmaError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Platform(error) => write!(f, "the platform has no DMA memory: {error}"),
-            Self::Claimed => f.write_str("another driver has the device"),
-            Self::BadLength => f.write_str("no bytes, or too many"),
-            Self::WrongDevice => f.write_str("memory of another device"),
-            Self::WrongLife => f.write_str("the device was reset since"),
-            Self::Access(error) => write!(f, "outside the memory: {error:?}"),
-        }
-    }
-}
-
-impl core::error::Error for DmaError {}
-
-impl From<VolatileError> for DmaError {
-    fn from(error: VolatileError) -> Self {
-        Self::Access(error)
-    }
-}
+crate::error::messages! { DmaError {
+    Platform(error: PlatformError) => "the platform has no DMA memory: {error}",
+    Claimed => "another driver has the device",
+    BadLength => "no bytes, or too many",
+    WrongDevice => "memory of another device, or a grant for another",
+    WrongLife => "the device was reset since",
+    Access(error: VolatileError) => "outside the memory: {error:?}",
+} }
 
 /// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's window to
 /// that memory is open.
