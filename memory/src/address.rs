@@ -41,33 +41,48 @@ pub struct PhysAddr(u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VirtAddr(u64);
 
+macro_rules! address {
+    ($address:ident, $letter:literal, $unit:literal, $offset:ident) => {
+        impl $address {
+            /// The address as a number.
+            pub const fn value(self) -> u64 {
+                self.0
+            }
+
+            /// `None` if the sum is not such an address.
+            pub const fn checked_add(self, bytes: u64) -> Option<Self> {
+                match self.0.checked_add(bytes) {
+                    Some(value) => Self::new(value),
+                    None => None,
+                }
+            }
+
+            /// Whether the address is a multiple of [`PAGE_SIZE`].
+            pub const fn is_page_aligned(self) -> bool {
+                self.0.is_multiple_of(PAGE_SIZE as u64)
+            }
+
+            #[doc = concat!("Bytes between the start of the containing ", $unit, " and this address.")]
+            pub const fn $offset(self) -> usize {
+                (self.0 % PAGE_SIZE as u64) as usize
+            }
+        }
+
+        impl fmt::Debug for $address {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($letter, ":{:#x}"), self.0)
+            }
+        }
+    };
+}
+
+address!(PhysAddr, "p", "frame", frame_offset);
+address!(VirtAddr, "v", "page", page_offset);
+
 impl PhysAddr {
     /// `None` if `value` needs more than 52 bits.
     pub const fn new(value: u64) -> Option<Self> {
         if value < PHYS_END { Some(Self(value)) } else { None }
-    }
-
-    /// The address as a number.
-    pub const fn value(self) -> u64 {
-        self.0
-    }
-
-    /// `None` if the sum leaves the 52-bit space.
-    pub const fn checked_add(self, bytes: u64) -> Option<Self> {
-        match self.0.checked_add(bytes) {
-            Some(value) => Self::new(value),
-            None => None,
-        }
-    }
-
-    /// Whether the address is a multiple of [`PAGE_SIZE`].
-    pub const fn is_page_aligned(self) -> bool {
-        self.0.is_multiple_of(PAGE_SIZE as u64)
-    }
-
-    /// Bytes between the start of the containing frame and this address.
-    pub const fn frame_offset(self) -> usize {
-        (self.0 % PAGE_SIZE as u64) as usize
     }
 }
 
@@ -81,40 +96,5 @@ impl VirtAddr {
     /// The address of `pointer`.
     pub fn from_ptr<T: ?Sized>(pointer: *const T) -> Option<Self> {
         Self::new(pointer.addr() as u64)
-    }
-
-    /// The address as a number.
-    pub const fn value(self) -> u64 {
-        self.0
-    }
-
-    /// `None` if the sum overflows or is not canonical.
-    pub const fn checked_add(self, bytes: u64) -> Option<Self> {
-        match self.0.checked_add(bytes) {
-            Some(value) => Self::new(value),
-            None => None,
-        }
-    }
-
-    /// Whether the address is a multiple of [`PAGE_SIZE`].
-    pub const fn is_page_aligned(self) -> bool {
-        self.0.is_multiple_of(PAGE_SIZE as u64)
-    }
-
-    /// Bytes between the start of the containing page and this address.
-    pub const fn page_offset(self) -> usize {
-        (self.0 % PAGE_SIZE as u64) as usize
-    }
-}
-
-impl fmt::Debug for PhysAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "p:{:#x}", self.0)
-    }
-}
-
-impl fmt::Debug for VirtAddr {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "v:{:#x}", self.0)
     }
 }
