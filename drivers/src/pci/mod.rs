@@ -7,7 +7,7 @@ use core::fmt;
 
 use ringfence_memory::{ConfigAccess, ConfigSpace, PciAddress};
 
-pub use ringfence_memory::{BAR_COUNT, Bar, Capabilities, Capability};
+pub use ringfence_memory::{BAR_COUNT, Bar, Capability};
 
 const VENDOR: u16 = 0x00;
 const DEVICE: u16 = 0x02;
@@ -104,7 +104,7 @@ impl Function {
     }
 
     /// Walks its capability list.
-    pub fn capabilities(&self) -> Capabilities {
+    pub fn capabilities(&self) -> impl Iterator<Item = Capability> + use<> {
         self.config.capabilities()
     }
 

@@ -30,35 +30,24 @@ impl Capability {
 }
 
 impl ConfigSpace {
-    /// Walks the function's capability list.
-    pub fn capabilities(&self) -> Capabilities {
-        let next = if self.read_u16(STATUS) & STATUS_HAS_LIST != 0 { self.read_u8(LIST_HEAD) } else { 0 };
-        Capabilities { config: *self, next, visited: 0 }
-    }
-}
-
-/// Iterator over a capability list; ends at a place that it has been to before.
-#[derive(Clone, Debug)]
-pub struct Capabilities {
-    config: ConfigSpace,
-    next: u8,
-    /// One bit for each multiple of 4 in the first 256 bytes.
-    visited: u64,
-}
-
-impl Iterator for Capabilities {
-    type Item = Capability;
-
-    fn next(&mut self) -> Option<Capability> {
-        // The low two bits are reserved and must be masked.
-        let offset = self.next & !0b11;
-        let bit = 1_u64 << (offset >> 2);
-        if offset < FIRST_OFFSET || self.visited & bit != 0 {
-            return None;
-        }
-        self.visited |= bit;
-        let [id, next, ..] = self.config.read_u32(offset.into()).to_le_bytes();
-        self.next = next;
-        Some(Capability { id, offset })
+    /// Walks the function's capability list; ends at a place that it has been to before.
+    pub fn capabilities(&self) -> impl Iterator<Item = Capability> + use<> {
+        let config = *self;
+        let has_list = config.read_u16(STATUS) & STATUS_HAS_LIST != 0;
+        let mut next = if has_list { config.read_u8(LIST_HEAD) } else { 0 };
+        // One bit for each multiple of 4 in the first 256 bytes.
+        let mut visited = 0_u64;
+        core::iter::from_fn(move || {
+            // The low two bits are reserved and must be masked.
+            let offset = next & !0b11;
+            let bit = 1 << (offset >> 2);
+            if offset < FIRST_OFFSET || visited & bit != 0 {
+                return None;
+            }
+            visited |= bit;
+            let id;
+            [id, next, ..] = config.read_u32(offset.into()).to_le_bytes();
+            Some(Capability { id, offset })
+        })
     }
 }

@@ -13,7 +13,7 @@ mod msix;
 mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
-pub use capability::{Capabilities, Capability};
+pub use capability::Capability;
 pub use common_config::{CommonConfig, SetQueueError, common};
 pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};
