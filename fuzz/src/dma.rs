@@ -282,7 +282,8 @@ fn end_life(world: &mut World, input: &mut Input<'_>) {
     }
     let Some((who, windows)) = world.windows.pick(input) else { return };
     let who = *who;
-    let viewed = world.snapshots.0.iter().any(|(of, _)| *of == who);
+    // A view of no memory reaches nothing.
+    let viewed = world.snapshots.0.iter().any(|(of, view)| *of == who && view.num_regions() > 0);
     match windows.reset_model() {
         Ok(quiet) => {
             assert!(who.party.model, "{who:?} is no model");

@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use super::region::{Region, Shared};
-use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, Life, Quiet, ResetError};
+use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::{
     DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform, VirtAddr,
-    rust_vmm::{GuestAddress, NewBitmap},
+    rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
 /// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be released by
@@ -310,7 +310,8 @@ impl DmaWindows {
             break state.views.clone();
         };
         let view = (self.table().kind == Kind::Model).then_some(view);
-        DmaSnapshot::new(regions, direction, view)
+        let windows = regions.into_iter().map(|region| DmaWindow::new(region, direction, view.clone()));
+        GuestRegionCollection { regions: windows.collect() }
     }
 
     /// Changes whenever a window is opened or closed: a snapshot of the same generation is still accurate.
@@ -322,7 +323,7 @@ impl DmaWindows {
     /// its memory, so that nothing can reach what it was given.
     ///
     /// # Errors
-    /// [`ResetError::Timeout`] while a view exists, [`ResetError::WrongDevice`] if the device is on a bus.
+    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device is on a bus.
     pub fn reset_model(&self) -> Result<Quiet, ResetError> {
         let table = self.table();
         if table.kind != Kind::Model {

@@ -30,7 +30,7 @@ pub enum GuestRegionCollectionError {
 /// A [`GuestMemory`] of any regions that do not overlap, by rising address.
 #[derive(Clone, Debug)]
 pub struct GuestRegionCollection<R> {
-    regions: Vec<R>,
+    pub(crate) regions: Vec<R>,
 }
 
 /// Of no regions.

@@ -4,19 +4,16 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::{
-    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult, MemoryRegionAddress,
-    RegionSlice, region_offset,
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult, GuestRegionCollection,
+    MemoryRegionAddress, RegionSlice, region_offset,
 };
 use crate::{AddressSpace, DmaRegion, FrameRange, PAGE_SHIFT, PAGE_SIZE, VirtAddr, VolatileSlice};
 
-/// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`].
+/// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`](super::GuestMemory).
 ///
 /// Only the DMA regions that their owners have lent can be accessed through it, each as a region of its own, while the
 /// loan lasts. Slices of all other RAM are refused, since Rust objects or somebody else's buffers live there.
-pub struct PhysMap<'a> {
-    /// By rising address.
-    regions: Vec<PhysRegion<'a>>,
-}
+pub type PhysMap<'a> = GuestRegionCollection<PhysRegion<'a>>;
 
 /// A run of RAM in a [`PhysMap`].
 pub struct PhysRegion<'a> {
@@ -48,7 +45,7 @@ impl AddressSpace {
             }
             regions.extend(plain(run));
         }
-        PhysMap { regions }
+        GuestRegionCollection { regions }
     }
 
     /// Where a region lies, if this address space maps it to adjacent frames of RAM.
@@ -62,20 +59,6 @@ impl AddressSpace {
         let frames = FrameRange::new(first, slice.len() >> PAGE_SHIFT).ok().filter(|_| adjacent)?;
         let run = self.frames().next_ram_run(frames.first())?;
         run.contains_range(&frames).then_some(PhysRegion { frames, shared: Some(slice) })
-    }
-}
-
-impl<'a> GuestMemory for PhysMap<'a> {
-    type R = PhysRegion<'a>;
-
-    fn iter(&self) -> impl Iterator<Item = &PhysRegion<'a>> {
-        self.regions.iter()
-    }
-
-    fn find_region(&self, addr: GuestAddress) -> Option<&PhysRegion<'a>> {
-        let frame = addr.0 >> PAGE_SHIFT;
-        let place = self.regions.partition_point(|region| region.frames.past() <= frame);
-        self.regions.get(place).filter(|region| region.frames.first() <= frame)
     }
 }
 
@@ -110,12 +93,6 @@ impl GuestMemoryRegion for PhysRegion<'_> {
 }
 
 impl super::GuestMemoryRegionBytes for PhysRegion<'_> {}
-
-impl fmt::Debug for PhysMap<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(&self.regions).finish()
-    }
-}
 
 impl fmt::Debug for PhysRegion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
