@@ -39,11 +39,11 @@ impl DmaRegion {
 impl<T: AtomicAccess> DmaArray<T> {
     pub(super) fn new(region: &Arc<Region>, offset: usize, count: usize) -> Result<Self, DmaError> {
         let len = count.checked_mul(size_of::<T>()).ok_or(VolatileError::OutOfBounds)?;
-        let start = region.slice(offset, len)?.as_ptr().cast::<T>();
+        let start = region.as_volatile_slice().subslice(offset, len)?.as_ptr().cast::<T>();
         if !start.is_aligned() {
             return Err(VolatileError::Misaligned.into());
         }
-        let device_address = region.device_address().wrapping_add(offset as u64);
+        let device_address = region.device_address.wrapping_add(offset as u64);
         Ok(Self { start, count, device_address, region: region.clone() })
     }
 
@@ -77,7 +77,7 @@ impl<T: AtomicAccess> DmaArray<T> {
     /// Where the device finds the value at `index`; `None` beyond the end.
     pub fn address(&self, index: usize) -> Option<DmaAddr<'_>> {
         let offset = index.wrapping_mul(size_of::<T>()) as u64;
-        let (value, life) = (self.device_address.wrapping_add(offset), self.region.table().life());
+        let (value, life) = (self.device_address.wrapping_add(offset), self.region.table.life());
         (index < self.count).then_some(DmaAddr { value, region: &self.region, life })
     }
 

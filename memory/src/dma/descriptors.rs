@@ -114,8 +114,8 @@ impl<F: RingFormat> DescriptorTable<F> {
     ) -> Result<Self, DmaError> {
         let len = count.checked_mul(DESCRIPTOR_LEN).filter(|&len| len > 0).ok_or(DmaError::BadLength)?;
         let region = windows.allocate_for(len.checked_add(more).ok_or(DmaError::BadLength)?, direction)?.0;
-        let words = region.slice(0, len)?.as_ptr().cast::<u64>();
-        let (table, life) = (ptr::from_ref(region.table()), region.table().open_descriptors());
+        let words = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast::<u64>();
+        let (table, life) = (Arc::as_ptr(&region.table), region.table.open_descriptors());
         Ok(Self { words, count, life, region, table, held: None, format: PhantomData })
     }
 
@@ -139,7 +139,7 @@ impl<F: RingFormat> DescriptorTable<F> {
 
     /// Where the device finds the table: an address of the life in which it was made.
     pub fn address(&self) -> DmaAddr<'_> {
-        DmaAddr { value: self.region.device_address(), region: &self.region, life: self.life }
+        DmaAddr { value: self.region.device_address, region: &self.region, life: self.life }
     }
 
     /// The addresses of a queue whose descriptors are all of these.
@@ -247,7 +247,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         let end = first.checked_add(count).filter(|&end| end <= table.count && count > 0);
         end.filter(|_| index < self.count).ok_or(VolatileError::OutOfBounds)?;
         let offset = first.wrapping_mul(DESCRIPTOR_LEN) as u64;
-        let address = table.region.device_address().wrapping_add(offset);
+        let address = table.region.device_address.wrapping_add(offset);
         // A table is shorter than 4 GiB: a queue has at most 32,768 descriptors, and so have its chains.
         let len = u32::try_from(count.wrapping_mul(DESCRIPTOR_LEN)).map_err(|_| DmaError::BadLength)?;
         let rest = u64::from(len) | bits & Self::FREE | INDIRECT << F::FLAGS;
@@ -340,7 +340,7 @@ impl<'a> QueueAddresses<'a> {
     /// The life of the device in which it can be told of them: that in which the descriptors were made.
     pub fn life(&self) -> Life {
         let [DmaAddr { region, life: number, .. }, ..] = self.addresses;
-        Life { table: region.owned_table().clone(), number }
+        Life { table: region.table.clone(), number }
     }
 
     /// The three of them, in this order.

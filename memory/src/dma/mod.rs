@@ -23,6 +23,7 @@ mod segment;
 mod snapshot;
 mod windows;
 
+use alloc::sync::Arc;
 use core::fmt;
 
 pub use array::DmaArray;
@@ -78,12 +79,12 @@ pub struct DmaAddr<'a> {
 impl DmaAddr<'_> {
     /// Whether the device finds `len` bytes here, at a multiple of `align`, that it may access so.
     fn check_room(&self, len: usize, align: u64, direction: Direction) -> Result<(), VolatileError> {
-        let offset = self.value.wrapping_sub(self.region.device_address());
-        if self.region.len().saturating_sub(offset as usize) < len {
+        let offset = self.value.wrapping_sub(self.region.device_address);
+        if self.region.len.saturating_sub(offset as usize) < len {
             Err(VolatileError::OutOfBounds)
         } else if !self.value.is_multiple_of(align) {
             Err(VolatileError::Misaligned)
-        } else if !self.region.direction().allows(direction) {
+        } else if !self.region.direction.allows(direction) {
             Err(VolatileError::NotPermitted)
         } else {
             Ok(())
@@ -93,7 +94,7 @@ impl DmaAddr<'_> {
 
 impl PartialEq for DmaAddr<'_> {
     fn eq(&self, other: &Self) -> bool {
-        let same = core::ptr::eq(self.region.table(), other.region.table());
+        let same = Arc::ptr_eq(&self.region.table, &other.region.table);
         same && (self.value, self.life) == (other.value, other.life)
     }
 }

@@ -1,6 +1,7 @@
 //! Equal buffers, lent by value.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -134,7 +135,7 @@ impl DmaPool {
         let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
         // Taken from the beginning: the first buffer lent is the first of the region.
         let next = (1..=count).map(|index| AtomicU32::new(if index < count { index as u32 + 1 } else { 0 }));
-        let (device_address, table) = (region.0.device_address(), core::ptr::from_ref(region.0.table()));
+        let (device_address, table) = (region.0.device_address, Arc::as_ptr(&region.0.table));
         let slots = Slots {
             region,
             device_address,
@@ -223,7 +224,7 @@ impl DmaBuf {
     /// Where the device finds the buffer's first byte.
     pub fn address(&self) -> DmaAddr<'_> {
         let Slots { region, .. } = self.slots();
-        DmaAddr { value: self.device_address(), region: &region.0, life: region.0.table().life() }
+        DmaAddr { value: self.device_address(), region: &region.0, life: region.0.table.life() }
     }
 
     #[inline]
@@ -245,7 +246,7 @@ impl DmaBuf {
     /// All of the buffer's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        let bytes = self.slots().region.0.slice(self.offset as usize, self.len());
+        let bytes = self.slots().region.0.as_volatile_slice().subslice(self.offset as usize, self.len());
         bytes.unwrap_or_else(|_| VolatileSlice::empty())
     }
 

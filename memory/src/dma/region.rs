@@ -3,22 +3,23 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::fmt;
+use core::ops::Deref;
 use core::ptr::NonNull;
 
 use super::DmaAddr;
 use super::windows::{DmaWindows, Table};
-use crate::{Direction, DmaMemory, VolatileError, VolatileSlice};
+use crate::{Direction, DmaMemory, VolatileSlice};
 
 /// The memory of a region, held by the region and by every snapshot that shows it.
 pub(crate) struct Shared {
     /// `None` only while dropping.
     memory: Option<Box<DmaMemory>>,
     /// Its first byte.
-    start: NonNull<u8>,
-    table: Arc<Table>,
-    device_address: u64,
-    len: usize,
-    direction: Direction,
+    pub(super) start: NonNull<u8>,
+    pub(super) table: Arc<Table>,
+    pub(super) device_address: u64,
+    pub(super) len: usize,
+    pub(super) direction: Direction,
 }
 
 // SAFETY: `start` alone keeps it from being `Send`. It is where `memory`, which is `Send`, has its bytes, and
@@ -33,18 +34,6 @@ impl Shared {
         // In a box already, so that it goes to the quarantine without an allocation.
         let memory = Some(Box::new(memory));
         Self { memory, start, table, device_address, len, direction }
-    }
-
-    pub(super) fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(super) fn device_address(&self) -> u64 {
-        self.device_address
     }
 
     #[inline]
@@ -65,50 +54,23 @@ impl Drop for Shared {
 
 /// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in common.
 pub(crate) struct Region {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Keeps the table claimed.
-    _windows: DmaWindows,
+    pub(super) _windows: DmaWindows,
 }
 
-impl Region {
-    pub(super) fn new(shared: Arc<Shared>, windows: DmaWindows) -> Self {
-        Self { shared, _windows: windows }
-    }
-
-    pub(super) fn table(&self) -> &Table {
-        &self.shared.table
-    }
-
-    pub(super) fn owned_table(&self) -> &Arc<Table> {
-        &self.shared.table
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.shared.len
-    }
-
-    pub(super) fn device_address(&self) -> u64 {
-        self.shared.device_address
-    }
-
-    pub(super) fn direction(&self) -> Direction {
-        self.shared.direction
-    }
+impl Deref for Region {
+    type Target = Shared;
 
     #[inline]
-    pub(super) fn slice(&self, offset: usize, len: usize) -> Result<VolatileSlice<'_>, VolatileError> {
-        self.shared.as_volatile_slice().subslice(offset, len)
-    }
-
-    pub(super) fn address(&self, offset: usize) -> Option<DmaAddr<'_>> {
-        let value = self.device_address().checked_add(offset as u64).filter(|_| offset < self.len())?;
-        Some(DmaAddr { value, region: self, life: self.table().life() })
+    fn deref(&self) -> &Shared {
+        &self.shared
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        self.table().close_window(self.device_address());
+        self.table.close_window(self.device_address);
     }
 }
 
@@ -122,7 +84,7 @@ pub struct DmaRegion(pub(super) Arc<Region>);
 impl DmaRegion {
     /// Length in bytes: a multiple of [`PAGE_SIZE`](crate::PAGE_SIZE).
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.len
     }
 
     /// Always false: a region has at least one page.
@@ -132,18 +94,20 @@ impl DmaRegion {
 
     /// What the device may do with it.
     pub fn direction(&self) -> Direction {
-        self.0.direction()
+        self.0.direction
     }
 
     /// Where the device finds the byte at `offset`; `None` beyond the end.
     pub fn address(&self, offset: usize) -> Option<DmaAddr<'_>> {
-        self.0.address(offset)
+        let Region { shared, .. } = &*self.0;
+        let value = shared.device_address.checked_add(offset as u64).filter(|_| offset < shared.len)?;
+        Some(DmaAddr { value, region: &self.0, life: shared.table.life() })
     }
 
     /// All of the region's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        self.0.shared.as_volatile_slice()
+        self.0.as_volatile_slice()
     }
 }
 

@@ -94,8 +94,8 @@ impl<T: AtomicAccess> DmaArray<T> {
         let offset = index.wrapping_mul(size_of::<T>()) as u64;
         let len = count.checked_mul(size_of::<T>())?;
         let address = self.device_address().wrapping_add(offset);
-        Segment::new(self.region().table(), address, len, writable)
-            .filter(|_| self.region().direction().allows(direction(writable)))
+        Segment::new(Arc::as_ptr(&self.region().table), address, len, writable)
+            .filter(|_| self.region().direction.allows(direction(writable)))
     }
 
     /// Equal segments that fill the array from its beginning, each of `count` values.

@@ -28,7 +28,7 @@ pub struct DmaWindow<B: NewBitmap = ()> {
 
 impl<B: NewBitmap> DmaWindow<B> {
     pub(super) fn new(shared: Arc<Shared>, direction: Direction, view: Option<Arc<()>>) -> Self {
-        Self { bitmap: B::with_len(shared.len()), shared, direction, view }
+        Self { bitmap: B::with_len(shared.len), shared, direction, view }
     }
 }
 
@@ -36,11 +36,11 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
     type B = B;
 
     fn len(&self) -> u64 {
-        self.shared.len() as u64
+        self.shared.len as u64
     }
 
     fn start_addr(&self) -> GuestAddress {
-        GuestAddress(self.shared.device_address())
+        GuestAddress(self.shared.device_address)
     }
 
     fn bitmap(&self) -> &B {

@@ -260,9 +260,9 @@ impl DmaWindows {
         let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
         let shared = Arc::new(Shared::new(memory, table.clone(), direction));
         let window = Window {
-            device_address: shared.device_address(),
-            start: shared.start().addr().get(),
-            len: shared.len(),
+            device_address: shared.device_address,
+            start: shared.start.addr().get(),
+            len: shared.len,
             direction,
             shared: Arc::downgrade(&shared),
         };
@@ -277,7 +277,7 @@ impl DmaWindows {
             },
         );
         table.platform.registry().regions.fetch_add(1, Ordering::Relaxed);
-        Ok(DmaRegion(Arc::new(Region::new(shared, self.clone()))))
+        Ok(DmaRegion(Arc::new(Region { shared, _windows: self.clone() })))
     }
 
     /// What the device may read now. A range of this view cannot be written through it.
@@ -368,7 +368,7 @@ impl DmaWindows {
         write: impl FnOnce([u64; N]) -> R,
     ) -> Result<R, DmaError> {
         let table = self.table();
-        if addresses.iter().any(|address| !core::ptr::eq(address.region.table(), Arc::as_ptr(table))) {
+        if addresses.iter().any(|address| !Arc::ptr_eq(&address.region.table, table)) {
             return Err(DmaError::WrongDevice);
         }
         let mut state = table.state.lock();
