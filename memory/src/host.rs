@@ -75,7 +75,7 @@ impl Drop for Lent {
     }
 }
 
-struct Window {
+struct HostWindow {
     device_address: u64,
     device: DeviceId,
     /// Kept alive by whoever uses it.
@@ -91,8 +91,8 @@ struct Registers {
 }
 
 #[derive(Default)]
-struct State {
-    windows: Vec<Window>,
+struct HostState {
+    windows: Vec<HostWindow>,
     next: u64,
     registers: Vec<Registers>,
     advanced: Duration,
@@ -101,7 +101,7 @@ struct State {
 /// The host platform. Tests leak one each: `Box::leak(Box::new(HostPlatform::new()))`.
 pub struct HostPlatform {
     start: Instant,
-    state: Mutex<State>,
+    state: Mutex<HostState>,
     idle: Arc<Mutex<Vec<Pages>>>,
     registry: DmaRegistry,
 }
@@ -203,7 +203,7 @@ unsafe impl Platform for HostPlatform {
         let device_address = FIRST_DEVICE_ADDRESS + state.next;
         // A gap of one page: an overrun hits nothing.
         state.next += (len + PAGE_SIZE) as u64;
-        state.windows.push(Window { device_address, device, pages: Arc::downgrade(&lent), len });
+        state.windows.push(HostWindow { device_address, device, pages: Arc::downgrade(&lent), len });
         // SAFETY: zeroed pages; `translate` maps `device_address` to exactly these bytes.
         Ok(unsafe { DmaMemory::new(start, len, device_address, Box::new(lent)) })
     }

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use super::region::Region;
 use super::segment::Segment;
-use super::windows::Table;
+use super::windows::WindowTable;
 use super::{DmaAddr, DmaArray, DmaError, DmaWindows, Life};
 use crate::{AtomicAccess, Direction, VolatileError};
 
@@ -79,7 +79,7 @@ pub struct DescriptorTable<F: RingFormat> {
     /// Keeps `words` valid.
     region: Arc<Region>,
     /// The region's, for speed: compared, never followed.
-    table: *const Table,
+    table: *const WindowTable,
     /// A descriptor that is not written yet, neither half: its address must not stand beside what was there before.
     held: Option<Held>,
     format: PhantomData<F>,

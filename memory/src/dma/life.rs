@@ -3,13 +3,13 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use super::windows::Table;
+use super::windows::WindowTable;
 
 /// One life of a device: the time from a reset that was seen to the next. It names the window table, so that lives of
 /// different devices, or of one id on two platforms, are never taken for each other.
 #[derive(Clone)]
 pub struct Life {
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<WindowTable>,
     pub(super) number: u64,
 }
 

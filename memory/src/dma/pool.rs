@@ -7,7 +7,7 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 
-use super::windows::Table;
+use super::windows::WindowTable;
 use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
 use crate::{Bytes, Direction, VolatileError, VolatileSlice};
 
@@ -37,7 +37,7 @@ struct Slots {
     region: DmaRegion,
     /// The region's, for speed.
     device_address: u64,
-    table: *const Table,
+    table: *const WindowTable,
     direction: Direction,
     slot_len: usize,
     /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many were taken,
@@ -233,7 +233,7 @@ impl DmaBuf {
     }
 
     #[inline]
-    pub(super) fn table(&self) -> *const Table {
+    pub(super) fn table(&self) -> *const WindowTable {
         self.slots().table
     }
 

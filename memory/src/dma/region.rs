@@ -7,16 +7,16 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 
 use super::DmaAddr;
-use super::windows::{DmaWindows, Table};
+use super::windows::{DmaWindows, WindowTable};
 use crate::{Direction, DmaMemory, VolatileSlice};
 
 /// The memory of a region, held by the region and by every snapshot that shows it.
-pub(crate) struct Shared {
+pub(crate) struct RegionMemory {
     /// `None` only while dropping.
     memory: Option<Box<DmaMemory>>,
     /// Its first byte.
     pub(super) start: NonNull<u8>,
-    pub(super) table: Arc<Table>,
+    pub(super) table: Arc<WindowTable>,
     pub(super) device_address: u64,
     pub(super) len: usize,
     pub(super) direction: Direction,
@@ -24,12 +24,12 @@ pub(crate) struct Shared {
 
 // SAFETY: `start` alone keeps it from being `Send`. It is where `memory`, which is `Send`, has its bytes, and
 // those are accessed as shared memory only, by whichever thread.
-unsafe impl Send for Shared {}
+unsafe impl Send for RegionMemory {}
 // SAFETY: as for `Send`.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for RegionMemory {}
 
-impl Shared {
-    pub(super) fn new(memory: DmaMemory, table: Arc<Table>, direction: Direction) -> Self {
+impl RegionMemory {
+    pub(super) fn new(memory: DmaMemory, table: Arc<WindowTable>, direction: Direction) -> Self {
         let (device_address, len, start) = (memory.device_address(), memory.len(), memory.start());
         // In a box already, so that it goes to the quarantine without an allocation.
         let memory = Some(Box::new(memory));
@@ -44,7 +44,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for RegionMemory {
     fn drop(&mut self) {
         if let Some(memory) = self.memory.take() {
             self.table.give_back(memory);
@@ -54,16 +54,16 @@ impl Drop for Shared {
 
 /// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in common.
 pub(crate) struct Region {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<RegionMemory>,
     /// Keeps the table claimed.
     pub(super) _windows: DmaWindows,
 }
 
 impl Deref for Region {
-    type Target = Shared;
+    type Target = RegionMemory;
 
     #[inline]
-    fn deref(&self) -> &Shared {
+    fn deref(&self) -> &RegionMemory {
         &self.shared
     }
 }

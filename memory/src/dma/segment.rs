@@ -5,7 +5,7 @@ use core::fmt;
 use core::marker::PhantomData;
 
 use super::region::Region;
-use super::windows::Table;
+use super::windows::WindowTable;
 use super::{DmaArray, DmaBuf};
 use crate::{AtomicAccess, Direction};
 
@@ -30,7 +30,7 @@ pub struct Segment<'a> {
     pub(super) len: u32,
     pub(super) writable: bool,
     /// Compared, never followed.
-    pub(super) table: *const Table,
+    pub(super) table: *const WindowTable,
     owner: PhantomData<&'a Region>,
 }
 
@@ -40,7 +40,7 @@ const LONGEST: u32 = u32::MAX - (1 << 18);
 
 impl Segment<'_> {
     #[inline]
-    fn new(table: *const Table, address: u64, len: usize, writable: bool) -> Option<Self> {
+    fn new(table: *const WindowTable, address: u64, len: usize, writable: bool) -> Option<Self> {
         // Neither 0 nor too long.
         let fits = len.wrapping_sub(1) < LONGEST as usize;
         fits.then_some(Self { address, len: len as u32, writable, table, owner: PhantomData })
@@ -119,7 +119,7 @@ pub struct SegmentArray {
     segments: usize,
     writable: bool,
     /// The region's, for speed: compared, never followed.
-    table: *const Table,
+    table: *const WindowTable,
     /// Keeps the window open.
     _region: Arc<Region>,
 }

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use super::region::Shared;
+use super::region::RegionMemory;
 use crate::Direction;
 use crate::rust_vmm::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult, GuestRegionCollection,
@@ -19,7 +19,7 @@ pub type DmaSnapshot<B = ()> = GuestRegionCollection<DmaWindow<B>>;
 
 /// One window: a region at its device address.
 pub struct DmaWindow<B: NewBitmap = ()> {
-    shared: Arc<Shared>,
+    shared: Arc<RegionMemory>,
     direction: Direction,
     /// While it exists a model's reset is not proved; without it the memory cannot be reached.
     view: Option<Arc<()>>,
@@ -27,7 +27,7 @@ pub struct DmaWindow<B: NewBitmap = ()> {
 }
 
 impl<B: NewBitmap> DmaWindow<B> {
-    pub(super) fn new(shared: Arc<Shared>, direction: Direction, view: Option<Arc<()>>) -> Self {
+    pub(super) fn new(shared: Arc<RegionMemory>, direction: Direction, view: Option<Arc<()>>) -> Self {
         Self { bitmap: B::with_len(shared.len), shared, direction, view }
     }
 }

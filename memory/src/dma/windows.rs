@@ -8,7 +8,7 @@ use core::num::NonZeroUsize;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use super::region::{Region, Shared};
+use super::region::{Region, RegionMemory};
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
 /// the device's next driver.
 pub struct DmaRegistry {
     /// By device.
-    tables: Lock<Vec<Arc<Table>>>,
+    tables: Lock<Vec<Arc<WindowTable>>>,
     /// Live [`DmaRegion`]s, counted apart from the tables.
     regions: AtomicUsize,
 }
@@ -47,13 +47,13 @@ impl DmaRegistry {
         &self,
         platform: &'static dyn Platform,
         device: DeviceId,
-        kind: Kind,
-    ) -> Result<Arc<Table>, DmaError> {
-        let new = Arc::new(Table::new(platform, device, kind));
+        side: Side,
+    ) -> Result<Arc<WindowTable>, DmaError> {
+        let new = Arc::new(WindowTable::new(platform, device, side));
         let found = with_room(
             &self.tables,
             |tables| tables,
-            |tables| match tables.binary_search_by_key(&(device, kind), |table| (table.device, table.kind)) {
+            |tables| match tables.binary_search_by_key(&(device, side), |table| (table.device, table.side)) {
                 Ok(at) => tables[at].clone(),
                 Err(at) => {
                     tables.insert(at, new.clone());
@@ -132,7 +132,7 @@ fn with_room<S, T, R>(
 
 /// What is on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(super) enum Side {
     /// A device on a bus, which knows no memory but by what its registers and descriptors say.
     Bus,
     /// A device model in this program, which reaches memory through views of the table.
@@ -169,28 +169,28 @@ pub(super) enum Kind {
 /// # Ok::<(), DmaError>(())
 /// ```
 #[derive(Clone)]
-pub struct DmaWindows(Arc<Claim>);
+pub struct DmaWindows(Arc<Tenure>);
 
-/// The right to a table, shared by handles and regions.
-struct Claim(Arc<Table>);
+/// What keeps a table from having another owner, shared by handles and regions.
+struct Tenure(Arc<WindowTable>);
 
-impl Drop for Claim {
+impl Drop for Tenure {
     fn drop(&mut self) {
         self.0.claimed.store(false, Ordering::Release);
     }
 }
 
-pub(crate) struct Table {
+pub(crate) struct WindowTable {
     platform: &'static dyn Platform,
     device: DeviceId,
-    kind: Kind,
+    side: Side,
     claimed: AtomicBool,
     /// The state's, to be read without its lock.
     life: AtomicU64,
-    state: Lock<State>,
+    state: Lock<TableState>,
 }
 
-struct State {
+struct TableState {
     /// Whether the device may have been told of memory in this life.
     told: bool,
     /// Counts what the device was told.
@@ -205,7 +205,7 @@ struct State {
     quarantined: usize,
     /// Counts openings and closings of windows.
     generation: u64,
-    /// Shared with every view of a model.
+    /// RegionMemory with every view of a model.
     views: Arc<()>,
 }
 
@@ -214,7 +214,7 @@ struct Window {
     start: usize,
     len: usize,
     direction: Direction,
-    shared: Weak<Shared>,
+    shared: Weak<RegionMemory>,
 }
 
 impl DmaWindows {
@@ -223,8 +223,8 @@ impl DmaWindows {
     /// # Errors
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn new(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
-        let table = platform.registry().claim(platform, device, Kind::Bus)?;
-        Ok(Self(Arc::new(Claim(table))))
+        let table = platform.registry().claim(platform, device, Side::Bus)?;
+        Ok(Self(Arc::new(Tenure(table))))
     }
 
     /// Claims a table for a device model in this program, which goes by `device` among models: it is no device's on a
@@ -233,8 +233,8 @@ impl DmaWindows {
     /// # Errors
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn for_model(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
-        let table = platform.registry().claim(platform, device, Kind::Model)?;
-        Ok(Self(Arc::new(Claim(table))))
+        let table = platform.registry().claim(platform, device, Side::Model)?;
+        Ok(Self(Arc::new(Tenure(table))))
     }
 
     /// The device that this table is for.
@@ -258,7 +258,7 @@ impl DmaWindows {
         let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
         let table = self.table();
         let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
-        let shared = Arc::new(Shared::new(memory, table.clone(), direction));
+        let shared = Arc::new(RegionMemory::new(memory, table.clone(), direction));
         let window = Window {
             device_address: shared.device_address,
             start: shared.start.addr().get(),
@@ -309,7 +309,7 @@ impl DmaWindows {
             regions.extend(windows.filter_map(|window| window.shared.upgrade()));
             break state.views.clone();
         };
-        let view = (self.table().kind == Kind::Model).then_some(view);
+        let view = (self.table().side == Side::Model).then_some(view);
         let windows = regions.into_iter().map(|region| DmaWindow::new(region, direction, view.clone()));
         GuestRegionCollection { regions: windows.collect() }
     }
@@ -326,7 +326,7 @@ impl DmaWindows {
     /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device is on a bus.
     pub fn reset_model(&self) -> Result<Quiet, ResetError> {
         let table = self.table();
-        if table.kind != Kind::Model {
+        if table.side != Side::Model {
             return Err(ResetError::WrongDevice);
         }
         let state = table.state.lock();
@@ -355,7 +355,7 @@ impl DmaWindows {
     /// # Errors
     /// [`DmaError::WrongDevice`] if it is another device's or this one is not a model, [`DmaError::WrongLife`].
     pub fn publish(&self, address: DmaAddr<'_>) -> Result<GuestAddress, DmaError> {
-        if self.table().kind != Kind::Model {
+        if self.table().side != Side::Model {
             return Err(DmaError::WrongDevice);
         }
         self.tell([address], |[address]| GuestAddress(address))
@@ -402,10 +402,10 @@ impl DmaWindows {
     pub(crate) fn are_of(&self, device: DeviceId, registry: &DmaRegistry) -> bool {
         let table = self.table();
         let same = core::ptr::eq(table.platform.registry(), registry);
-        same && table.kind == Kind::Bus && table.device == device
+        same && table.side == Side::Bus && table.device == device
     }
 
-    pub(super) fn table(&self) -> &Arc<Table> {
+    pub(super) fn table(&self) -> &Arc<WindowTable> {
         &self.0.0
     }
 }
@@ -417,16 +417,16 @@ impl fmt::Debug for DmaWindows {
     }
 }
 
-impl State {
+impl TableState {
     fn tell(&mut self) {
         self.told = true;
         self.tellings += 1;
     }
 }
 
-impl Table {
-    fn new(platform: &'static dyn Platform, device: DeviceId, kind: Kind) -> Self {
-        let state = State {
+impl WindowTable {
+    fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
+        let state = TableState {
             told: false,
             tellings: 0,
             life: 0,
@@ -438,7 +438,7 @@ impl Table {
             views: Arc::new(()),
         };
         let (claimed, life) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { platform, device, kind, claimed, life, state: Lock::new(Level::Windows, state) }
+        Self { platform, device, side, claimed, life, state: Lock::new(Level::Windows, state) }
     }
 
     pub(super) fn device(&self) -> DeviceId {
@@ -485,7 +485,7 @@ impl Table {
     }
 
     /// The device holds nothing any more that it was told of.
-    fn end_life(self: &Arc<Self>, mut state: Guard<'_, State>) -> Quiet {
+    fn end_life(self: &Arc<Self>, mut state: Guard<'_, TableState>) -> Quiet {
         let ended = Life { table: self.clone(), number: state.life };
         state.life += 1;
         self.life.store(state.life, Ordering::Relaxed);
