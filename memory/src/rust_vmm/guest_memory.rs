@@ -40,7 +40,11 @@ macro_rules! address {
         }
     };
 }
-address!(GuestAddress, "An address as the other side uses it: a device, or a driver seen from its device.");
+address!(
+    GuestAddress,
+    "An address as a device uses it. It is not a [`PhysAddr`](crate::PhysAddr): those numbers only a device without an \
+     IOMMU and a bus offset uses, and that is whose memory a [`PhysMap`](super::PhysMap) is."
+);
 address!(MemoryRegionAddress, "An offset in one region, in bytes.");
 
 /// Why a guest address was refused. Nothing was accessed, unless `PartialBuffer` says how much.

@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{AddressSpace, DmaRegion, FrameRange, PAGE_SHIFT, PAGE_SIZE, VirtAddr, VolatileSlice};
 
-/// The physical memory map, frozen: which addresses are RAM. It is [`GuestMemory`](super::GuestMemory).
+/// The physical memory map, frozen: which addresses are RAM, to a device that uses physical addresses. It is
+/// [`GuestMemory`](super::GuestMemory).
 ///
 /// Only the DMA regions that their owners have lent can be accessed through it, each as a region of its own, while the
 /// loan lasts. Slices of all other RAM are refused, since Rust objects or somebody else's buffers live there.
