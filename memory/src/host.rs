@@ -126,8 +126,9 @@ impl HostPlatform {
     /// Puts a block of `len` plain bytes at physical address `start`, for `mmio_map` to find: registers without a
     /// device behind them, which the test reads and writes as the device would.
     pub fn add_registers(&self, start: u64, len: usize) -> HostMemory {
-        let pages = Pages::new(len.next_multiple_of(PAGE_SIZE)).unwrap();
-        let memory = HostMemory(Arc::new(Lent { pages: Some(pages), idle: Arc::default() }));
+        let len = len.next_multiple_of(PAGE_SIZE);
+        let lent = Arc::new(Lent { pages: Pages::new(len), idle: Arc::default() });
+        let memory = HostMemory { lent, offset: 0, len };
         let block = Registers { start, memory: memory.clone(), claim: Weak::new() };
         self.state.lock().registers.push(block);
         memory
@@ -135,7 +136,7 @@ impl HostPlatform {
 
     /// The bytes that `device` means by `address..address + len`, if all of them are in one block that is shared
     /// with it now.
-    pub fn translate(&self, device: DeviceId, address: u64, len: usize) -> Option<HostBytes> {
+    pub fn translate(&self, device: DeviceId, address: u64, len: usize) -> Option<HostMemory> {
         let state = self.state.lock();
         let window = state.windows.iter().find(|window| {
             window.device == device
@@ -143,9 +144,9 @@ impl HostPlatform {
                 && address - window.device_address < window.len as u64
         })?;
         let offset = (address - window.device_address) as usize;
-        let memory = HostMemory(window.pages.upgrade()?);
-        memory.slice().subslice(offset, len).ok()?;
-        Some(HostBytes { memory, offset, len })
+        let lent = window.pages.upgrade()?;
+        lent.slice().subslice(offset, len).ok()?;
+        Some(HostMemory { lent, offset, len })
     }
 
     /// How many bytes are given out as DMA memory now.
@@ -164,28 +165,18 @@ impl HostPlatform {
     }
 }
 
-/// A block of host memory as the fake device sees it.
+/// Host memory as the fake device sees it: a block, or the bytes of an address. Keeps it alive.
 #[derive(Clone)]
-pub struct HostMemory(Arc<Lent>);
-
-impl HostMemory {
-    /// All bytes.
-    pub fn slice(&self) -> VolatileSlice<'_> {
-        self.0.slice()
-    }
-}
-
-/// A translated device address range; keeps the memory alive.
-pub struct HostBytes {
-    memory: HostMemory,
+pub struct HostMemory {
+    lent: Arc<Lent>,
     offset: usize,
     len: usize,
 }
 
-impl HostBytes {
-    /// The bytes.
+impl HostMemory {
+    /// All bytes.
     pub fn slice(&self) -> VolatileSlice<'_> {
-        self.memory.slice().subslice(self.offset, self.len).unwrap()
+        self.lent.slice().subslice(self.offset, self.len).unwrap()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use ringfence_memory::host::{HostBytes, HostPlatform};
+use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, DeviceId};
 
 /// Features (section 6) that change what a ring looks like.
@@ -118,7 +118,7 @@ impl DeviceRing {
     }
 
     /// Memory at a device address: everything that the driver mentions must be shared with the device.
-    pub fn memory(&self, address: u64, len: usize) -> HostBytes {
+    pub fn memory(&self, address: u64, len: usize) -> HostMemory {
         self.platform
             .translate(self.id, address, len)
             .unwrap_or_else(|| panic!("{len} bytes at {address:#x} are not shared with the device"))

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{Acquire, Release};
 use hyperlight_common::virtq::{BufferChain, RingConsumer};
 use ringfence_drivers::virtio::features::{EVENT_IDX, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueError, QueueOptions};
-use ringfence_memory::host::{HostBytes, HostPlatform};
+use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, Direction, DmaPool, VolatileError};
 
 use crate::common::noise;
@@ -28,7 +28,7 @@ impl Behind {
     /// Nobody's device address.
     const BASE: u64 = 0x7f00_0000_0000;
 
-    fn at(&self, address: u64, len: usize) -> Result<HostBytes, VolatileError> {
+    fn at(&self, address: u64, len: usize) -> Result<HostMemory, VolatileError> {
         let events = Self::BASE + 16 * u64::from(self.size);
         let place = match address {
             address if address < Self::BASE => address,
