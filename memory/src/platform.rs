@@ -60,9 +60,9 @@ pub unsafe trait Platform: Sync {
 /// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes. Dropping it
 /// gives it back to the platform.
 pub struct DmaMemory {
-    start: NonNull<u8>,
-    len: usize,
-    device_address: u64,
+    pub(crate) start: NonNull<u8>,
+    pub(crate) len: usize,
+    pub(crate) device_address: u64,
     /// Where it is booked.
     frames: Option<&'static FrameAllocator>,
     /// What else is in the same quarantine.
@@ -106,18 +106,6 @@ impl DmaMemory {
         Self { start, len, device_address, frames, next: None, _owner: Box::new(pages) }
     }
 
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
-    pub(crate) fn device_address(&self) -> u64 {
-        self.device_address
-    }
-
     /// Books the memory as being in quarantine, or not any more.
     pub(crate) fn book(&self, quarantined: bool) {
         let (from, to) =
@@ -130,8 +118,8 @@ impl DmaMemory {
 
 /// Device registers, as the platform hands them out. Dropping it gives them back.
 pub struct MmioMemory {
-    start: NonNull<u8>,
-    len: usize,
+    pub(crate) start: NonNull<u8>,
+    pub(crate) len: usize,
     _owner: Box<dyn Send + Sync>,
 }
 
@@ -148,13 +136,5 @@ impl MmioMemory {
     /// dropped. No reference to them exists in that time.
     pub unsafe fn new(start: NonNull<u8>, len: usize, owner: Box<dyn Send + Sync>) -> Self {
         Self { start, len, _owner: owner }
-    }
-
-    pub(crate) fn start(&self) -> NonNull<u8> {
-        self.start
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.len
     }
 }

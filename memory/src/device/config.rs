@@ -112,7 +112,7 @@ impl Ecam {
     ) -> Result<Self, PlatformError> {
         let buses = usize::from(last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?) + 1;
         let registers = platform.mmio_map(start, buses * BUS_LEN)?;
-        if registers.len() < buses * BUS_LEN || !registers.start().cast::<u32>().is_aligned() {
+        if registers.len < buses * BUS_LEN || !registers.start.cast::<u32>().is_aligned() {
             return Err(PlatformError::BadRange);
         }
         Ok(Self { registers, segment, first_bus, last_bus })
@@ -125,7 +125,7 @@ impl Ecam {
         let at = usize::from(bus) * BUS_LEN + in_bus;
         let there = function.segment == self.segment && offset < CONFIG_LEN;
         // SAFETY: `new` saw that all buses are mapped, so this is in bounds.
-        there.then(|| unsafe { self.registers.start().add(at) }.cast())
+        there.then(|| unsafe { self.registers.start.add(at) }.cast())
     }
 }
 

@@ -42,10 +42,10 @@ impl MmioRegion {
     /// Claims and maps `start..start + len` from the platform.
     pub fn map(platform: &dyn Platform, start: PhysAddr, len: usize) -> Result<Self, PlatformError> {
         let claim = platform.mmio_map(start, len)?;
-        if claim.len() < len {
+        if claim.len < len {
             Err(PlatformError::BadRange)
         } else {
-            Ok(Self { start: claim.start(), claim: Arc::new(claim), len })
+            Ok(Self { start: claim.start, claim: Arc::new(claim), len })
         }
     }
 

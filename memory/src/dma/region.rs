@@ -30,7 +30,7 @@ unsafe impl Sync for RegionMemory {}
 
 impl RegionMemory {
     pub(super) fn new(memory: DmaMemory, table: Arc<WindowTable>, direction: Direction) -> Self {
-        let (device_address, len, start) = (memory.device_address(), memory.len(), memory.start());
+        let (device_address, len, start) = (memory.device_address, memory.len, memory.start);
         // In a box already, so that it goes to the quarantine without an allocation.
         let memory = Some(Box::new(memory));
         Self { memory, start, table, device_address, len, direction }

@@ -474,7 +474,7 @@ impl WindowTable {
         let mut state = self.state.lock();
         if state.told {
             memory.book(true);
-            state.quarantined += memory.len();
+            state.quarantined += memory.len;
             memory.next = state.quarantine.take();
             state.quarantine = Some(memory);
         } else {
