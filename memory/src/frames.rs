@@ -20,7 +20,6 @@ use crate::mapping::Tag;
 use crate::range::FrameRange;
 use core::fmt;
 use core::mem::ManuallyDrop;
-use core::ops::Deref;
 
 macro_rules! owners {
     ($($(#[$doc:meta])* $owner:ident = $name:literal,)*) => {
@@ -404,37 +403,18 @@ impl FrameAllocator {
     }
 }
 
-/// Adjacent frames that nobody else has and no page maps. Dropping makes them free.
-pub struct AllocatedFrames {
-    range: FrameRange,
-    home: Option<&'static FrameAllocator>,
+crate::token::token! {
+    /// Adjacent frames that nobody else has and no page maps. Dropping makes them free.
+    AllocatedFrames: FrameRange of FrameAllocator,
+    /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same allocator.
+    merge |this, other| this.join(other).or_else(|| other.join(this)),
+    drop |home, range| home.put_back(Owner::Allocated, range)
 }
 
-static_assertions::assert_not_impl_any!(AllocatedFrames: Clone, core::ops::DerefMut);
-
 impl AllocatedFrames {
-    /// No frames.
-    pub const fn empty() -> Self {
-        Self { range: FrameRange::empty(), home: None }
-    }
-
     /// Conjures a token. The caller has just taken these frames from elsewhere, and booked them as allocated.
     pub(crate) const fn new(home: &'static FrameAllocator, range: FrameRange) -> Self {
         Self { range, home: Some(home) }
-    }
-
-    /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same allocator.
-    pub fn merge(&mut self, other: Self) -> Result<(), Self> {
-        let joined = self.range.join(&other.range).or_else(|| other.range.join(&self.range));
-        match joined {
-            Some(range) if self.home.is_none() || other.home.is_none() || self.is_of(other.home) => {
-                self.home = self.home.or(other.home);
-                self.range = range;
-                core::mem::forget(other);
-                Ok(())
-            }
-            _ => Err(other),
-        }
     }
 
     /// The first `count` frames and the rest. Gives the token back if it has fewer.
@@ -443,35 +423,6 @@ impl AllocatedFrames {
         let this = ManuallyDrop::new(self);
         let part = |range| Self { range, home: this.home };
         Ok((part(head), part(tail)))
-    }
-
-    pub(crate) fn is_of(&self, home: Option<&FrameAllocator>) -> bool {
-        match (self.home, home) {
-            (Some(a), Some(b)) => core::ptr::eq(a, b),
-            _ => false,
-        }
-    }
-}
-
-impl Deref for AllocatedFrames {
-    type Target = FrameRange;
-
-    fn deref(&self) -> &FrameRange {
-        &self.range
-    }
-}
-
-impl Drop for AllocatedFrames {
-    fn drop(&mut self) {
-        if let Some(home) = self.home.filter(|_| !self.range.is_empty()) {
-            home.put_back(Owner::Allocated, &self.range);
-        }
-    }
-}
-
-impl fmt::Debug for AllocatedFrames {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} (allocated)", self.range)
     }
 }
 

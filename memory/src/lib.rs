@@ -42,6 +42,7 @@ pub mod seed_systems {}
 #[cfg(ringfence_loom)]
 pub mod shadow;
 mod tlb;
+mod token;
 mod volatile;
 
 pub mod theseus {

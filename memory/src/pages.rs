@@ -4,9 +4,7 @@ use crate::address::{PAGE_SHIFT, VirtAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::lock::{Level, Lock};
 use crate::range::PageRange;
-use core::fmt;
 use core::mem::ManuallyDrop;
-use core::ops::Deref;
 
 /// The allocator of virtual addresses, over one window.
 ///
@@ -116,33 +114,18 @@ pub(crate) const fn has_addresses(pages: &PageRange) -> bool {
     pages.is_empty() || (pages.first() > 0 && pages.past() < PageRange::END)
 }
 
-/// Adjacent pages that nobody else has. Dropping gives them back.
-pub struct AllocatedPages {
-    range: PageRange,
-    home: Option<&'static PageAllocator>,
+crate::token::token! {
+    /// Adjacent pages that nobody else has. Dropping gives them back.
+    AllocatedPages: PageRange of PageAllocator,
+    /// Joins `other` to these pages. Gives it back unless it follows directly and is of the same allocator.
+    merge PageRange::join,
+    drop |home, range| {
+        let start = (range.first() - home.window.first()) as usize;
+        home.buddy.lock().free(start, range.size_in_pages());
+    }
 }
 
-static_assertions::assert_not_impl_any!(AllocatedPages: Clone, core::ops::DerefMut);
-
 impl AllocatedPages {
-    /// No pages.
-    pub const fn empty() -> Self {
-        Self { range: PageRange::empty(), home: None }
-    }
-
-    /// Joins `other` to these pages. Gives it back unless it follows directly and is of the same allocator.
-    pub fn merge(&mut self, other: Self) -> Result<(), Self> {
-        match self.range.join(&other.range) {
-            Some(range) if self.home.is_none() || other.home.is_none() || self.is_of(other.home) => {
-                self.home = self.home.or(other.home);
-                self.range = range;
-                core::mem::forget(other);
-                Ok(())
-            }
-            _ => Err(other),
-        }
-    }
-
     /// The pages before `at` and those from `at` on; either may be empty. Gives the pages back if `at` is not a multiple
     /// of 4 KiB or lies outside (the address just past the last page is allowed).
     pub fn split(self, at: VirtAddr) -> Result<(Self, Self), Self> {
@@ -166,40 +149,10 @@ impl AllocatedPages {
         let rest = self.merge(next);
         debug_assert!(rest.is_ok(), "not adjacent");
     }
-
-    pub(crate) fn is_of(&self, home: Option<&PageAllocator>) -> bool {
-        match (self.home, home) {
-            (Some(a), Some(b)) => core::ptr::eq(a, b),
-            _ => false,
-        }
-    }
 }
 
 impl Default for AllocatedPages {
     fn default() -> Self {
         Self::empty()
-    }
-}
-
-impl Deref for AllocatedPages {
-    type Target = PageRange;
-
-    fn deref(&self) -> &PageRange {
-        &self.range
-    }
-}
-
-impl Drop for AllocatedPages {
-    fn drop(&mut self) {
-        if let Some(home) = self.home.filter(|_| !self.range.is_empty()) {
-            let start = (self.range.first() - home.window.first()) as usize;
-            home.buddy.lock().free(start, self.range.size_in_pages());
-        }
-    }
-}
-
-impl fmt::Debug for AllocatedPages {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} (allocated)", self.range)
     }
 }
