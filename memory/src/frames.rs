@@ -406,7 +406,8 @@ impl FrameAllocator {
 crate::token::token! {
     /// Adjacent frames that nobody else has and no page maps. Dropping makes them free.
     AllocatedFrames: FrameRange of FrameAllocator,
-    /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same allocator.
+    /// Joins `other` to this token. Gives it back unless it lies directly before or after and is of the same
+    /// allocator.
     merge |this, other| this.join(other).or_else(|| other.join(this)),
     drop |home, range| home.put_back(Owner::Allocated, range)
 }

@@ -25,8 +25,8 @@ pub enum VolatileError {
     NotPermitted,
 }
 
-/// Which way bytes go between a driver and its device. The driver's side may always read and write; what is given to the
-/// device, or to who plays one, serves its direction alone.
+/// Which way bytes go between a driver and its device. The driver's side may always read and write; what is given to
+/// the device, or to who plays one, serves its direction alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The device reads.

@@ -1,5 +1,5 @@
-//! A driver's queue and a device's that share memory, and what each has yet to see of the other: for any combination of
-//! ring features.
+//! A driver's queue and a device's that share memory, and what each has yet to see of the other: for any
+//! combination of ring features.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 

@@ -1,5 +1,5 @@
-//! The common configuration of a virtio device on PCI (virtio 1.4, 4.1.4.3): through it the device learns where its queues
-//! are, and by its status it is known to have forgotten them.
+//! The common configuration of a virtio device on PCI (virtio 1.4, 4.1.4.3): through it the device learns where its
+//! queues are, and by its status it is known to have forgotten them.
 
 use core::fmt;
 use core::time::Duration;

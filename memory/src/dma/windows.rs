@@ -290,8 +290,8 @@ impl DmaWindows {
         self.snapshot(Direction::FromDevice)
     }
 
-    /// The windows that the device may use in this direction, as they are now, with new dirty bitmaps of kind `B`. The
-    /// memory can be reached through it if the device is a [model](Self::for_model); of a device on a bus it only tells
+    /// The windows that the device may use in this direction, as they are now, with new dirty bitmaps of kind `B`.
+    /// The memory can be reached through it if the device is a [model](Self::for_model); of a device on a bus it only tells
     /// the addresses, for an IOMMU.
     ///
     /// The snapshot holds the regions: their memory stays until it is dropped.
@@ -323,7 +323,8 @@ impl DmaWindows {
     /// its memory, so that nothing can reach what it was given.
     ///
     /// # Errors
-    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device is on a bus.
+    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device is on a
+    /// bus.
     pub fn reset_model(&self) -> Result<Quiet, ResetError> {
         let table = self.table();
         if table.side != Side::Model {

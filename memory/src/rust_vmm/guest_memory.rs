@@ -42,8 +42,8 @@ macro_rules! address {
 }
 address!(
     GuestAddress,
-    "An address as a device uses it. It is not a [`PhysAddr`](crate::PhysAddr): those numbers only a device without an \
-     IOMMU and a bus offset uses, and that is whose memory a [`PhysMap`](super::PhysMap) is."
+    "An address as a device uses it. It is not a [`PhysAddr`](crate::PhysAddr): those numbers only a device without \
+     IOMMU and bus offset uses, whose memory a [`PhysMap`](super::PhysMap) is."
 );
 address!(MemoryRegionAddress, "An offset in one region, in bytes.");
 

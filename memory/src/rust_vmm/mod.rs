@@ -1,12 +1,13 @@
 //! Memory as somebody else addresses it, in the names of rust-vmm's `vm-memory`: what differs is listed in
 //! [`seed_systems`](crate::seed_systems).
 //!
-//! The views of a device's windows ([`DmaSnapshot`](crate::DmaSnapshot)) are [`GuestMemory`]; all else here is for device
-//! models, on a host or in tests. The examples of the trait's documentation, with memory from the heap in place of
-//! `GuestMemoryMmap`:
+//! The views of a device's windows ([`DmaSnapshot`](crate::DmaSnapshot)) are [`GuestMemory`]; all else here is for
+//! device models, on a host or in tests. The examples of the trait's documentation, with memory from the heap in
+//! place of `GuestMemoryMmap`:
 //!
 //! ```
-//! # use ringfence_memory::{Bytes, rust_vmm::{GuestAddress, GuestMemory, GuestMemoryHeap, GuestMemoryRegion}};
+//! # use ringfence_memory::Bytes;
+//! # use ringfence_memory::rust_vmm::{GuestAddress, GuestMemory, GuestMemoryHeap, GuestMemoryRegion};
 //! let start_addr1 = GuestAddress(0x0);
 //! let start_addr2 = GuestAddress(0x400);
 //! let gm = GuestMemoryHeap::<()>::from_ranges(&vec![(start_addr1, 1024), (start_addr2, 2048)])
