@@ -14,7 +14,7 @@
 //!
 //! What it cannot see: a leaf whose frame was exchanged for one that a token holds unmapped (both sums stay the same).
 
-use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
+use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::FreeUnits;
 use crate::bits;
 use crate::frames::{Inner, Owner};
@@ -25,8 +25,10 @@ use crate::range::{FrameRange, PageRange};
 use core::ops::Range;
 
 mod report;
+mod windows;
 
 pub use report::{Finding, Report};
+use windows::Place;
 
 /// Work of an ordinary step: words of bitmaps, table entries, and what costs as much as some of them.
 const STEP: usize = 1536;
@@ -63,13 +65,13 @@ enum Phase {
     Free(Owner),
     /// Looks at tables.
     Walk,
-    /// Looks at the devices' windows.
-    Windows,
+    /// Looks at the devices' windows, from here on.
+    Windows(Place),
 }
 
 /// The audit that is under way in a frame allocator, or was last.
 pub(crate) struct Progress {
-    /// How many were begun.
+    /// How many were begun, or begun again.
     begun: u64,
     phase: Phase,
     /// The pages below this number (without its sign) have been looked at, and are kept track of.
@@ -108,6 +110,7 @@ impl Progress {
     }
 
     fn begin(&mut self) {
+        self.begun += 1;
         (self.phase, self.walked, self.mapped, self.present) = (Phase::Clear(0), 0, [0; 4], 0);
         self.report = Report::new(Owner::ALL.map(|owner| (owner, 0)));
         self.blamed = None;
@@ -160,27 +163,6 @@ impl AddressSpace {
         let begun = self.frames().inner().lock().audit.begun;
         Audit { space: self, number: begun + 1, work: 0 }
     }
-
-    /// Every window of a device has a live region, whose pages are DMA memory, and every region its window. That no
-    /// frame is in two windows follows from the leaves, as no frame has two.
-    fn audit_windows(&self, report: &mut Report) {
-        let mut wrong = None;
-        let is_dma = |at: VirtAddr| {
-            let leaf = self.mapper().lock().leaf(at.value() >> PAGE_SHIFT, &mut None);
-            leaf.is_some_and(|leaf| leaf.pte.tag() == Tag::Dma)
-        };
-        let seen = self.registry().audit(
-            |at| wrong = wrong.or((!is_dma(at)).then_some(at)),
-            |device| report.add(Finding::WindowWithoutRegion(device)),
-        );
-        if let Some(at) = wrong {
-            report.add(Finding::WindowNotDma(at));
-        }
-        if seen.regions != seen.windows {
-            report.add(Finding::Windows { regions: seen.regions, windows: seen.windows });
-        }
-        report.windows = (seen.windows, seen.pages);
-    }
 }
 
 impl Audit<'_> {
@@ -190,7 +172,7 @@ impl Audit<'_> {
     }
 
     /// The same, until `limit` words and entries have been looked at, or what costs as much; a leaf, a table or a free
-    /// block may be begun before and makes it up to 250 more. The devices' windows are one step, however many there are.
+    /// block may be begun before and makes it up to 250 more.
     pub fn step_of(&mut self, limit: usize) -> Option<Report> {
         let space = self.space;
         // The locks of the windows come before the mapper's, so that these are looked at on their own.
@@ -199,14 +181,19 @@ impl Audit<'_> {
             if let Some(report) = self.ended(progress) {
                 return Some(report);
             }
-            (progress.phase == Phase::Windows).then(|| (progress.begun, progress.report.clone()))
+            let Progress { begun, phase, ref report, .. } = *progress;
+            if let Phase::Windows(place) = phase { Some((begun, place, report.clone())) } else { None }
         };
-        if let Some((begun, mut report)) = windows {
-            space.audit_windows(&mut report);
+        if let Some((begun, place, mut report)) = windows {
+            let (next, work) = space.audit_windows(place, limit.max(1), &mut report);
+            self.work = work;
             let progress = &mut space.frames().inner().lock().audit;
             // Unless another processor was here first.
-            if (progress.begun, progress.phase) == (begun, Phase::Windows) {
-                progress.end(report);
+            if (progress.begun, progress.phase) == (begun, Phase::Windows(place)) {
+                match next {
+                    Some(place) => (progress.phase, progress.report) = (Phase::Windows(place), report),
+                    None => progress.end(report),
+                }
             }
             return self.ended(progress);
         }
@@ -250,15 +237,12 @@ struct Slice<'a> {
 impl Slice<'_> {
     fn run(&mut self) {
         match self.inner.audit.phase {
-            Phase::Idle => {
-                self.inner.audit.begun += 1;
-                self.inner.audit.begin();
-            }
+            Phase::Idle => self.inner.audit.begin(),
             Phase::Clear(word) => self.clear(word),
             Phase::Tables(first) => self.forget_tables(first),
             Phase::Free(owner) => self.free(owner),
             Phase::Walk => self.walk(),
-            Phase::Windows => {}
+            Phase::Windows(_) => {}
         }
     }
 
@@ -336,7 +320,7 @@ impl Slice<'_> {
             let audit = &mut self.inner.audit;
             audit.report.frames = counts;
             audit.report.total = counts.iter().map(|(_, count)| count).sum();
-            (audit.phase, page) = (Phase::Windows, 0);
+            (audit.phase, page) = (Phase::Windows(Place::START), 0);
         }
         self.inner.audit.walked = page;
         self.mapper.pool_mut().set_walked(page);

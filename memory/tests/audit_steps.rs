@@ -195,6 +195,25 @@ fn steps_are_bounded() {
     system.check();
 }
 
+/// Windows make no step longer, however many there are; each is looked at once.
+#[test]
+fn steps_through_windows_are_bounded() {
+    let system = System::small();
+    let windows = system.model();
+    let regions: Vec<_> = (0..300).map(|page| windows.allocate(page % 4 * 4096 + 1).unwrap()).collect();
+    for limit in [1, 20, 21, 100] {
+        let mut audit = system.space.start_audit();
+        let report = loop {
+            if let Some(report) = audit.step_of(limit) {
+                break report;
+            }
+            assert!(audit.work() <= limit + 250, "{} of {limit}", audit.work());
+        };
+        assert!(report.ok());
+        assert_eq!(report.windows, (300, regions.iter().map(|region| region.len() / 4096).sum()));
+    }
+}
+
 /// Who asks while an audit is under way gets the next one, and shares it.
 #[test]
 fn requests_share_an_audit() {
@@ -281,4 +300,80 @@ fn an_audit_may_look_before_the_acknowledgements() {
         }
     }
     panic!("no audit came to an end");
+}
+
+/// What one processor does: a bit of everything, with two devices of its own whose tables lie on both sides
+/// of all others.
+fn work(system: &System, platform: &'static SystemPlatform, thread: u32, turns: &AtomicUsize) {
+    let (space, mut held) = (system.space, Vec::new());
+    let devices = [DeviceId(thread), DeviceId(100 - thread)]
+        .map(|id| (DmaWindows::new(platform, id).unwrap(), DmaWindows::for_model(platform, id).unwrap()));
+    for turn in 0_usize.. {
+        if turns.fetch_add(1, Relaxed) >= TURNS {
+            return;
+        }
+        let (bus, model) = &devices[turn % 2];
+        // The others may have left too little for any of these.
+        held.extend(space.allocate([1, 3, 600][turn % 3], Protection::ReadWrite).ok().map(Held::Private));
+        held.extend(bus.allocate(4096 * (1 + turn % 3)).ok().map(Held::Region));
+        let count = 1 + turn as u64 % 2;
+        held.extend(space.claim_mmio(frames(4096 + count, count)).ok().map(Held::Mmio));
+        if let Ok(region) = model.allocate(4096 * (1 + turn % 30)) {
+            // From here on the device may use it.
+            model.publish(region.address(0).unwrap()).unwrap();
+            let view = model.writable();
+            drop(region);
+            drop(view);
+        }
+        if turn.is_multiple_of(3) {
+            model.reset_model().unwrap();
+        }
+        held.drain(..held.len().saturating_sub(5 * (turn % 3)));
+    }
+}
+
+const TURNS: usize = 800;
+
+/// Two processors audit while two others map, unmap, open and close windows, and end devices' lives: nothing
+/// is found. What is wrong all the while is.
+#[test]
+fn several_processors_audit_while_others_work() {
+    for wrong in [false, true] {
+        let system = System::small();
+        unsafe { (1..3).for_each(|count| system.space.offer_mmio(frames(4096 + count, count)).unwrap()) };
+        let platform: &'static _ = Box::leak(Box::new(SystemPlatform { space: system.space, bus: 0 }));
+        let region = DmaWindows::new(platform, DeviceId(50)).unwrap().allocate(3 * 4096).unwrap();
+        let page = region.as_volatile_slice().as_ptr().as_ptr() as u64 + 4096;
+        let (entry, expected) =
+            (system.machine.entry(page, 0), Finding::WindowNotDma(VirtAddr::new(page).unwrap()));
+        let sound = system.machine.word(entry);
+        // The tag says private, not for devices.
+        system.machine.set_word(entry, if wrong { sound ^ 3 << 9 } else { sound });
+        let (turns, reports) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (system, turns, reports) = (&system, &turns, &reports);
+            for thread in [1, 2] {
+                scope.spawn(move || work(system, platform, thread, turns));
+            }
+            for limit in [50, 1000] {
+                scope.spawn(move || {
+                    while turns.load(Relaxed) < TURNS {
+                        let mut audit = system.space.start_audit();
+                        let mut step = || (audit.step_of(limit), std::thread::yield_now()).0;
+                        let report = std::iter::repeat_with(&mut step).flatten().next().unwrap();
+                        if report.ok() == wrong
+                            || report.findings().any(|finding| *finding == expected) != wrong
+                        {
+                            turns.store(TURNS, Relaxed);
+                            panic!("{:?}", report.findings().collect::<Vec<_>>());
+                        }
+                        reports.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+        });
+        assert!(reports.into_inner() > 0);
+        system.machine.set_word(entry, sound);
+        system.check();
+    }
 }

@@ -5,14 +5,14 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroUsize;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::region::{Region, RegionMemory};
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::{
-    DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform, VirtAddr,
+    DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform,
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
@@ -21,25 +21,12 @@ use crate::{
 pub struct DmaRegistry {
     /// By device.
     tables: Lock<Vec<Arc<WindowTable>>>,
-    /// Live [`DmaRegion`]s, counted apart from the tables.
-    regions: AtomicUsize,
-}
-
-/// What an audit of the windows finds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct WindowAudit {
-    /// Live regions, counted where they are made and dropped.
-    pub regions: usize,
-    /// Windows whose region is alive.
-    pub windows: usize,
-    /// Pages of all windows.
-    pub pages: usize,
 }
 
 impl DmaRegistry {
     /// A register of no tables.
     pub const fn new() -> Self {
-        Self { tables: Lock::new(Level::Registry, Vec::new()), regions: AtomicUsize::new(0) }
+        Self { tables: Lock::new(Level::Registry, Vec::new()) }
     }
 
     /// The table of a device, which nobody else has from here on.
@@ -53,7 +40,7 @@ impl DmaRegistry {
         let found = with_room(
             &self.tables,
             |tables| tables,
-            |tables| match tables.binary_search_by_key(&(device, side), |table| (table.device, table.side)) {
+            |tables| match tables.binary_search_by_key(&new.key(), |table| table.key()) {
                 Ok(at) => tables[at].clone(),
                 Err(at) => {
                     tables.insert(at, new.clone());
@@ -64,31 +51,10 @@ impl DmaRegistry {
         if found.claimed.swap(true, Ordering::Acquire) { Err(DmaError::Claimed) } else { Ok(found) }
     }
 
-    /// Counts regions and windows, and shows each page of each window to `page`. `dead` is told of windows without a
-    /// region.
-    pub(crate) fn audit(
-        &self,
-        mut page: impl FnMut(VirtAddr),
-        mut dead: impl FnMut(DeviceId),
-    ) -> WindowAudit {
-        let mut seen = WindowAudit { regions: self.regions.load(Ordering::Relaxed), windows: 0, pages: 0 };
-        for table in self.tables.lock().iter() {
-            for window in &table.state.lock().windows {
-                if window.shared.strong_count() == 0 {
-                    dead(table.device);
-                    continue;
-                }
-                seen.windows += 1;
-                for offset in (0..window.len).step_by(PAGE_SIZE) {
-                    seen.pages += 1;
-                    if let Some(at) = window.start.checked_add(offset).and_then(|at| VirtAddr::new(at as u64))
-                    {
-                        page(at);
-                    }
-                }
-            }
-        }
-        seen
+    /// The first table whose [key](WindowTable::key) is at least `key`. Tables stay.
+    pub(crate) fn table_from(&self, key: u64) -> Option<Arc<WindowTable>> {
+        let tables = self.tables.lock();
+        tables.get(tables.partition_point(|table| table.key() < key)).cloned()
     }
 }
 
@@ -131,7 +97,7 @@ fn with_room<S, T, R>(
 }
 
 /// What is on the other side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Side {
     /// A device on a bus, which knows no memory but by what its registers and descriptors say.
     Bus,
@@ -199,6 +165,8 @@ struct TableState {
     life: u64,
     /// By rising address.
     windows: Vec<Window>,
+    /// Live regions, counted where they are made and dropped.
+    regions: usize,
     /// Bytes of open windows.
     open: usize,
     quarantine: Option<Box<DmaMemory>>,
@@ -209,12 +177,21 @@ struct TableState {
     views: Arc<()>,
 }
 
-struct Window {
-    device_address: u64,
-    start: usize,
-    len: usize,
+/// Memory that a device may reach.
+pub(crate) struct Window {
+    pub device_address: u64,
+    /// Where this program has it.
+    pub start: usize,
+    pub len: usize,
     direction: Direction,
     shared: Weak<RegionMemory>,
+}
+
+impl Window {
+    /// Whether the memory is gone.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.shared.strong_count() == 0
+    }
 }
 
 impl DmaWindows {
@@ -271,12 +248,12 @@ impl DmaWindows {
             |state| &mut state.windows,
             |state| {
                 let at = state.windows.partition_point(|other| other.device_address < window.device_address);
+                state.regions += 1;
                 state.open += window.len;
                 state.windows.insert(at, window);
                 state.generation += 1;
             },
         );
-        table.platform.registry().regions.fetch_add(1, Ordering::Relaxed);
         Ok(DmaRegion(Arc::new(Region { shared, _windows: self.clone() })))
     }
 
@@ -432,6 +409,7 @@ impl WindowTable {
             tellings: 0,
             life: 0,
             windows: Vec::new(),
+            regions: 0,
             open: 0,
             quarantine: None,
             quarantined: 0,
@@ -442,7 +420,7 @@ impl WindowTable {
         Self { platform, device, side, claimed, life, state: Lock::new(Level::Windows, state) }
     }
 
-    pub(super) fn device(&self) -> DeviceId {
+    pub(crate) fn device(&self) -> DeviceId {
         self.device
     }
 
@@ -461,13 +439,26 @@ impl WindowTable {
     /// The region at `device_address` was dropped.
     pub(super) fn close_window(&self, device_address: u64) {
         let mut state = self.state.lock();
+        state.regions -= 1;
         if let Ok(at) = state.windows.binary_search_by_key(&device_address, |window| window.device_address) {
             let window = state.windows.remove(at);
             state.open -= window.len;
             state.generation += 1;
         }
-        drop(state);
-        self.platform.registry().regions.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Its place in the registry.
+    pub(crate) fn key(&self) -> u64 {
+        u64::from(self.device.0) << 1 | self.side as u64
+    }
+
+    /// Shows the windows from `device_address` on until `see` wants no more, and says how many regions and
+    /// how many windows there are. None is opened or closed meanwhile.
+    pub(crate) fn look(&self, device_address: u64, see: impl FnMut(&Window) -> bool) -> (usize, usize) {
+        let state = self.state.lock();
+        let first = state.windows.partition_point(|window| window.device_address < device_address);
+        let _all = state.windows[first..].iter().all(see);
+        (state.regions, state.windows.len())
     }
 
     /// Nobody on this side holds the memory any more; the device may.
@@ -502,3 +493,7 @@ impl WindowTable {
         Quiet { ended }
     }
 }
+
+#[cfg(test)]
+#[path = "windows_tests.rs"]
+mod tests;
