@@ -91,7 +91,7 @@ impl Inner {
     }
 
     /// Moves frames from one owner to another: as many as there are, so that the sum stays what it is.
-    fn transfer(&mut self, from: Owner, to: Owner, count: usize) {
+    pub(crate) fn transfer(&mut self, from: Owner, to: Owner, count: usize) {
         let count = count.min(self.count(from));
         self.counts[from as usize] -= count;
         self.counts[to as usize] += count;
@@ -104,7 +104,7 @@ impl Inner {
     }
 
     /// Adds frames to the DMA arena, for good.
-    fn keep(&mut self, from: Owner, start: usize, count: usize) {
+    pub fn keep(&mut self, from: Owner, start: usize, count: usize) {
         self.dma.free(start, count);
         self.transfer(from, Owner::DmaIdle, count);
     }
@@ -158,13 +158,6 @@ impl FrameRequest {
     pub const fn new(count: usize) -> Self {
         Self { count, align: 1, below: None, at: None }
     }
-}
-
-/// Frames on their way into a DMA mapping.
-pub(crate) struct DmaFrames {
-    pub range: FrameRange,
-    /// The rest of the block by which the arena grows for them, if it does. No device has seen any of it.
-    spare: Option<FrameRange>,
 }
 
 /// The locked books, while page tables change.
@@ -302,57 +295,6 @@ impl FrameAllocator {
             .is_some_and(|(start, end)| bits::find(self.inner.lock().ram, start, end, true) < end)
     }
 
-    /// Takes frames for devices: from the DMA arena, which grows out of free memory when no idle run of frames is long
-    /// enough, and never shrinks. To be followed by [`Self::keep_dma`] or [`Self::undo_dma`]; until then they are booked
-    /// as allocated.
-    pub(crate) fn take_dma(&self, request: &FrameRequest) -> Result<DmaFrames, AllocError> {
-        let wanted = self.request(request)?;
-        let inner = &mut *self.inner.lock();
-        match inner.dma.allocate_joined(&wanted) {
-            Err(AllocError::OutOfMemory) => {}
-            result => {
-                let range = self.range(result?, wanted.count);
-                inner.transfer(Owner::DmaIdle, Owner::Allocated, wanted.count);
-                return Ok(DmaFrames { range, spare: None });
-            }
-        }
-        // Whole 2 MiB blocks keep the arena in few places; when there is none, a block that is just enough.
-        let block = if wanted.at.is_some() { wanted.count } else { wanted.count.next_power_of_two() };
-        let large = Request { count: block.max(512), align: wanted.align.max(512), ..wanted };
-        let small = Request { count: block, ..wanted };
-        let (start, count) = match inner.private.allocate(&large) {
-            Ok(start) => (start, large.count),
-            Err(_) => (inner.private.allocate(&small)?, block),
-        };
-        inner.transfer(Owner::Free, Owner::Allocated, count);
-        let spare = Some(self.range(start + wanted.count, count - wanted.count));
-        Ok(DmaFrames { range: self.range(start, wanted.count), spare })
-    }
-
-    /// The frames are mapped: from here on they, and those that came with them, belong to the arena.
-    pub(crate) fn keep_dma(&self, frames: DmaFrames) {
-        if let Some((start, end)) = frames.spare.and_then(|spare| self.indices(&spare)) {
-            self.inner.lock().keep(Owner::Allocated, start, end - start);
-        }
-    }
-
-    /// The frames were not mapped: they go where they came from.
-    pub(crate) fn undo_dma(&self, frames: DmaFrames) {
-        match frames.spare {
-            None => self.give_dma(Owner::Allocated, &frames.range),
-            Some(spare) => {
-                [frames.range, spare].iter().for_each(|part| self.put_back(Owner::Allocated, part))
-            }
-        }
-    }
-
-    /// Gives frames that are unmapped and flushed to the DMA arena.
-    pub(crate) fn give_dma(&self, from: Owner, range: &FrameRange) {
-        if let Some((start, end)) = self.indices(range) {
-            self.inner.lock().keep(from, start, end - start);
-        }
-    }
-
     /// Books frames for another owner, who has them in hand.
     pub(crate) fn transfer(&self, from: Owner, to: Owner, count: usize) {
         self.inner.lock().transfer(from, to, count);
@@ -388,7 +330,7 @@ impl FrameAllocator {
             .unwrap_or(FrameRange::empty())
     }
 
-    fn request(&self, request: &FrameRequest) -> Result<Request, AllocError> {
+    pub(crate) fn request(&self, request: &FrameRequest) -> Result<Request, AllocError> {
         let index = |frame: u64| frame.checked_sub(self.span.first()).map(|index| index as usize);
         let at = match request.at {
             Some(address) if !address.is_page_aligned() => return Err(AllocError::Misaligned),

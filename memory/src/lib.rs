@@ -21,6 +21,7 @@ extern crate std;
 
 mod address;
 mod allocator;
+mod arena;
 mod audit;
 mod bits;
 mod bytes;
