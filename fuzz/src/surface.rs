@@ -83,7 +83,6 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
     (
         "of modules that are private",
         &[
-            "allocate_joined",
             "any_free",
             "change",
             "count_anew",

@@ -253,33 +253,6 @@ impl Buddy {
         true
     }
 
-    /// As [`allocate`](Self::allocate) without a fixed place, also from blocks that are adjacent but no larger block
-    /// together: succeeds whenever as many adjacent units are free. Time grows with the number of free blocks.
-    pub fn allocate_joined(&mut self, request: &Request) -> Result<usize, AllocError> {
-        match self.allocate(request) {
-            Err(AllocError::OutOfMemory) if request.at.is_none() => {}
-            result => return result,
-        }
-        let start = self.find_run(request).ok_or(AllocError::OutOfMemory)?;
-        self.allocate(&Request { at: Some(start), ..*request })
-    }
-
-    /// The first place where everything that a request wants is free.
-    fn find_run(&mut self, request: &Request) -> Option<usize> {
-        self.settle();
-        let (mut start, mut past) = (request.from.checked_next_multiple_of(request.align)?, request.from);
-        while let Some((next, end, _)) = self.next_free(past) {
-            if next > past {
-                start = next.checked_next_multiple_of(request.align)?;
-            }
-            past = end;
-            if past.min(request.below).saturating_sub(start) >= request.count {
-                return Some(start);
-            }
-        }
-        None
-    }
-
     fn book_taken(&mut self, start: usize, count: usize) {
         self.free -= count;
         self.found = self.found.wrapping_sub(self.among_counted(start, count));
@@ -366,8 +339,9 @@ impl Buddy {
         Some((start, end, blocks().filter(|(other, _)| *other < end).count() == 1))
     }
 
-    /// Merges the blocks that were kept apart; whether there were any.
-    fn settle(&mut self) -> bool {
+    /// Merges the blocks that were kept apart, so that nothing is preferred to a smaller block; whether there
+    /// were any.
+    pub fn settle(&mut self) -> bool {
         let mut any = false;
         for order in 0..self.orders {
             let start = core::mem::replace(&mut self.recent[order], NONE);

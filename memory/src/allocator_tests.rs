@@ -41,22 +41,14 @@ impl Model {
         starts.any(|start| start >= request.from && start + size <= below)
     }
 
-    /// Whether all units of some place are free.
-    fn fits(&self, request: &Request) -> bool {
-        let mut starts = (0..self.free.len()).step_by(request.align).filter(|start| *start >= request.from);
-        starts.any(|start| start + request.count <= request.below && self.is_free(start, request.count))
-    }
-
     fn allocate(&mut self, request: &Request) -> Option<usize> {
-        let mut must = match request.at {
+        let must = match request.at {
             Some(at) => {
                 at >= request.from && at + request.count <= request.below && self.is_free(at, request.count)
             }
             None => self.must_succeed(request),
         };
-        let joined = request.align > 2;
-        must |= joined && self.fits(request);
-        let result = if joined { self.buddy.allocate_joined(request) } else { self.buddy.allocate(request) };
+        let result = self.buddy.allocate(request);
         if let Ok(start) = result {
             let end = start + request.count;
             assert!(self.is_free(start, request.count), "{request:?} gave {start}, which is not free");

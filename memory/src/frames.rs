@@ -42,7 +42,7 @@ macro_rules! owners {
 owners! {
     /// The allocator.
     Free = "free",
-    /// A token that is not mapped.
+    /// A token that is not mapped; or a `MappedPages<Dma>`, the rest of its block.
     Allocated = "allocated",
     /// A `MappedPages<Private>`.
     Private = "private",
