@@ -31,7 +31,7 @@ pub use report::{Finding, Report};
 use windows::Place;
 
 /// Work of an ordinary step: words of bitmaps, table entries, and what costs as much as some of them.
-const STEP: usize = 1536;
+const STEP: usize = 1024;
 /// Looking at one leaf or at one free block.
 const ONE: usize = 8;
 /// Counting the entries of one table.
@@ -171,8 +171,8 @@ impl Audit<'_> {
         self.step_of(STEP)
     }
 
-    /// The same, until `limit` words and entries have been looked at, or what costs as much; a leaf, a table or a free
-    /// block may be begun before and makes it up to 250 more.
+    /// The same, until `limit` words and entries have been looked at, or what costs as much; a leaf, a table
+    /// or a free block may be begun before and makes it up to 250 more.
     pub fn step_of(&mut self, limit: usize) -> Option<Report> {
         let space = self.space;
         // The locks of the windows come before the mapper's, so that these are looked at on their own.

@@ -3,31 +3,19 @@
 use alloc::vec::Vec;
 
 use ringfence_kernel::memory::space;
-use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::println;
-use ringfence_memory::{
-    DeviceId, DmaPool, DmaWindows, FrameRequest, MappedPages, PAGE_SIZE, PageRequest, Private, Protection,
-};
+use ringfence_memory::{FrameRequest, MappedPages, PAGE_SIZE, PageRequest, Private, Protection};
 
 use crate::support::{Random, Series, count};
+use crate::{audit, devices};
 
 /// How often each operation is measured.
-const ROUNDS: usize = 201;
+pub const ROUNDS: usize = 201;
 /// Names of the sizes, how many pages each has, and the number of rounds: zeroing takes long.
 const SIZES: [(&str, usize, usize); 4] =
     [("4 KiB", 1, ROUNDS), ("64 KiB", 16, ROUNDS), ("2 MiB", 512, 101), ("1 GiB", 1 << 18, 3)];
-/// The same for DMA memory.
-const DMA_SIZES: [(&str, usize, usize); 3] =
-    [("DMA 4 KiB", 1, ROUNDS), ("DMA 64 KiB", 16, ROUNDS), ("DMA 2 MiB", 512, 101)];
 /// How many mappings are made in a row before all of them are freed again.
 const BURST: usize = 8;
-/// Buffers of the pool, and how many of them are lent while one is measured.
-const BUFFERS: usize = 256;
-const LENT: usize = 32;
-
-/// How many whole audits are made.
-const AUDITS: usize = 5;
-
 /// Makes `depth` live mappings and measures everything among them.
 pub fn measure(depth: usize) {
     let mut live = Live::new(depth);
@@ -35,24 +23,21 @@ pub fn measure(depth: usize) {
         private(name, pages, rounds, &mut live);
         burst(name, pages, rounds, &mut live);
     }
-    for (name, pages, rounds) in DMA_SIZES {
-        dma(name, pages, rounds, &mut live);
-    }
-    buffers(&mut live);
+    devices::measure(&mut live);
     protect(&mut live);
-    audit(&mut live);
+    audit::count_steps(&mut live);
     assert_eq!(live.mappings.len(), depth);
 }
 
 /// The live mappings: 4 KiB each, all owned here.
-struct Live {
-    mappings: Vec<MappedPages<Private>>,
-    random: Random,
+pub struct Live {
+    pub mappings: Vec<MappedPages<Private>>,
+    pub random: Random,
 }
 
 impl Live {
     /// Makes them, frees a third of them in random order, and makes new ones: what is free is scattered as in use.
-    fn new(depth: usize) -> Self {
+    pub fn new(depth: usize) -> Self {
         let mut live = Self { mappings: Vec::with_capacity(depth), random: Random::new(0x5eed) };
         live.mappings.extend((0..depth).map(|_| page()));
         for _ in 0..depth / 3 {
@@ -64,7 +49,7 @@ impl Live {
     }
 
     /// Replaces one: rounds do not begin where the last one ended.
-    fn churn(&mut self) {
+    pub fn churn(&mut self) {
         let victim = self.random.below(self.mappings.len());
         self.mappings[victim] = page();
     }
@@ -137,41 +122,6 @@ fn burst(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
     [allocate, free].into_iter().for_each(Series::report);
 }
 
-/// Memory for devices, the zeroing told apart: it is done once more on its own.
-fn dma(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
-    let [mut allocate, mut zero, mut free] =
-        ["allocate and map", "zero", "unmap and free"].map(|metric| Series::new(name, metric, rounds));
-    for _ in 0..rounds {
-        live.churn();
-        let (cost, memory) = count(|| space().allocate_dma(FrameRequest::new(pages)));
-        let Ok(mut memory) = memory else { panic!("{name}: no memory") };
-        let (zeroing, ()) = count(|| memory.zero());
-        zero.add(zeroing);
-        allocate.add(cost - zeroing);
-        free.add(count(|| drop(memory)).0);
-    }
-    [allocate, zero, free].into_iter().for_each(Series::report);
-}
-
-/// Buffers of a pool.
-fn buffers(live: &mut Live) {
-    let windows = DmaWindows::new(&KERNEL, DeviceId(1)).expect("nobody else has it");
-    let pool = DmaPool::new(&windows, BUFFERS, 4096).expect("room for the pool");
-    let mut lent: Vec<_> = (0..LENT).filter_map(|_| pool.take()).collect();
-    let [mut take, mut give] =
-        ["take", "give back"].map(|metric| Series::new("DmaBuf 4 KiB", metric, ROUNDS));
-    for _ in 0..ROUNDS {
-        live.churn();
-        let other = live.random.below(LENT);
-        lent[other] = pool.take().expect("most buffers are free");
-        let (cost, buffer) = count(|| pool.take());
-        take.add(cost);
-        give.add(count(|| drop(buffer)).0);
-    }
-    assert_eq!(pool.available(), BUFFERS - LENT);
-    [take, give].into_iter().for_each(Series::report);
-}
-
 /// Another protection for 512 leaves of 4 KiB.
 fn protect(live: &mut Live) {
     let whole = space().allocate(512, Protection::ReadWrite).expect("room for 2 MiB");
@@ -183,25 +133,6 @@ fn protect(live: &mut Live) {
         live.churn();
         let flags = if round.is_multiple_of(2) { Protection::ReadOnly } else { Protection::ReadWrite };
         series.add(count(|| pages.remap(flags)).0);
-    }
-    series.report();
-}
-
-/// The longest step of an audit: for so long other tasks wait.
-fn audit(live: &mut Live) {
-    let mut series = Series::new("audit", "longest step", AUDITS);
-    for _ in 0..AUDITS {
-        live.churn();
-        let mut audit = space().start_audit();
-        let mut longest = 0;
-        loop {
-            let (cost, report) = count(|| audit.step());
-            longest = longest.max(cost);
-            if report.is_some() {
-                break;
-            }
-        }
-        series.add(longest);
     }
     series.report();
 }
