@@ -370,7 +370,7 @@ fn packets_go_one_way() {
         packet.write(&[1; 60]).unwrap();
         net.send(packet).unwrap();
         net.kick();
-        let (readable, writable) = (fake.windows().readable(), fake.windows().writable());
+        let (readable, writable) = (fake.windows().readable().unwrap(), fake.windows().writable().unwrap());
         for (queue, is_writable) in [(0, true), (1, false)] {
             let mut ring = fake.ring(queue);
             let chains: Vec<_> = std::iter::from_fn(|| ring.take()).collect();
@@ -528,7 +528,7 @@ fn a_model_that_goes_on_looking() {
         let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
         block.submit(read(pool.take().unwrap())).unwrap();
         block.kick();
-        let view = if access { windows.writable() } else { windows.readable() };
+        let view = if access { windows.writable().unwrap() } else { windows.readable().unwrap() };
         let (in_use, usage) = (fake.platform.dma_in_use(), windows.usage());
         drop(block);
         assert_eq!(fake.model().status, 0, "it says that it is");

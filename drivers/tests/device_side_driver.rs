@@ -58,7 +58,7 @@ fn requests_and_answers() {
         }
         number += 1;
         driver.kick();
-        let (readable, writable) = (windows.readable(), windows.writable());
+        let (readable, writable) = (windows.readable().unwrap(), windows.writable().unwrap());
         let n = usize::from(SIZE);
         let memory = QueueMemory {
             desc: range(&readable, at.descriptors, 16 * n),
@@ -119,9 +119,9 @@ fn what_is_not_lent_is_not_found() {
     let address = windows.publish(region.address(0).unwrap()).unwrap().0;
     let driver = DriverRange::try_from((address, 16)).unwrap();
     let beyond = DriverRange::try_from((address + 4090, 16)).unwrap();
-    let (before, after) = (windows.readable(), {
+    let (before, after) = (windows.readable().unwrap(), {
         drop(region);
-        windows.readable()
+        windows.readable().unwrap()
     });
     assert_eq!(before.translate(driver.clone()).map(|range| range.len()), Some(16));
     assert!(before.translate(beyond).is_none());

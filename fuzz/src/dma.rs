@@ -25,7 +25,7 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
         0 => claim(world, input),
         1 => {
             if let Some((who, windows)) = world.windows.pick(input) {
-                drop(windows.snapshot::<AtomicBitmap>(Direction::FromDevice));
+                drop(windows.snapshot::<AtomicBitmap>(Direction::FromDevice).unwrap());
                 let _ = (windows.generation(), windows.now());
                 world.lives.put((*who, windows.life()));
                 let copy = (*who, windows.clone());
@@ -238,7 +238,7 @@ fn view(world: &mut World, input: &mut Input<'_>) {
     }
     let Some((who, windows)) = world.windows.pick(input) else { return };
     let who = *who;
-    let view = if input.flag() { windows.readable() } else { windows.writable() };
+    let view = if input.flag() { windows.readable().unwrap() } else { windows.writable().unwrap() };
     for region in view.iter() {
         let (start, len) = (region.start_addr(), region.len() as usize);
         let wrote = region.write_slice(&vec![0xcc; len], MemoryRegionAddress(0)).is_ok();
@@ -265,9 +265,9 @@ fn publish(world: &mut World, input: &mut Input<'_>) {
         let Ok(number) = windows.publish(address) else { continue };
         assert!(who.party.model && of == *who, "{who:?} is told an address of {of:?}");
         world.sides[who.side].reach(who.party, number.0, 1, "published");
-        let _ = windows.writable().write_slice(&[0xcc; 16], number);
+        let _ = windows.writable().unwrap().write_slice(&[0xcc; 16], number);
         let mut seen = [0; 16];
-        let _ = windows.readable().read_slice(&mut seen, number);
+        let _ = windows.readable().unwrap().read_slice(&mut seen, number);
     }
 }
 

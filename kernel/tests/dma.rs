@@ -132,7 +132,7 @@ fn quarantine_keeps_memory() {
     let ranges = others.iter().map(|other| other.physical_address().value());
     assert!(ranges.clone().all(|start| start + 3 * PAGE <= frame || frame + 3 * PAGE <= start));
     assert_sound();
-    let view = windows.readable();
+    let view = windows.readable().expect("room for the list");
     assert_eq!(windows.reset_model().err(), Some(ResetError::Timeout), "somebody looks at it");
     assert_eq!((count(Owner::Quarantined), windows.usage()), (3, (0, 3 * PAGE_SIZE)));
     drop(view);

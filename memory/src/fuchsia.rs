@@ -66,7 +66,7 @@ impl From<Range<usize>> for DriverRange {
 /// let address = windows.publish(region.address(0).unwrap()).unwrap().raw_value();
 ///
 /// // A device model finds address and length in a descriptor, and believes neither.
-/// let memory = windows.writable();
+/// let memory = windows.writable()?;
 /// let range = memory.translate(DriverRange::try_from((address, 16)).unwrap()).expect("a window");
 /// range.store(7_u32, 4, Ordering::Release)?;
 /// assert!(range.store(7_u32, 16, Ordering::Release).is_err(), "beyond the end");

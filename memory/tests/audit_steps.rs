@@ -321,7 +321,7 @@ fn work(system: &System, platform: &'static SystemPlatform, thread: u32, turns: 
         if let Ok(region) = model.allocate(4096 * (1 + turn % 30)) {
             // From here on the device may use it.
             model.publish(region.address(0).unwrap()).unwrap();
-            let view = model.writable();
+            let view = model.writable().unwrap();
             drop(region);
             drop(view);
         }

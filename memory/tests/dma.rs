@@ -249,7 +249,7 @@ fn quarantine_that_nobody_can_release_is_leaked_not_reused() {
     let windows = model(host);
     let region = windows.allocate(4096).unwrap();
     windows.publish(region.address(0).unwrap()).unwrap();
-    let view = windows.writable();
+    let view = windows.writable().unwrap();
     drop((windows, region));
     assert_eq!(host.dma_in_use(), 4096);
     drop(view);
@@ -303,7 +303,7 @@ fn foreign_code_runs_without_locks() {
     CHECK_LOCKS.set(true);
     let windows = model(platform());
     let regions: Vec<_> = (0..40).map(|_| windows.allocate(4096).unwrap()).collect();
-    assert_eq!(windows.snapshot::<Curious>(Direction::ToDevice).num_regions(), 40);
+    assert_eq!(windows.snapshot::<Curious>(Direction::ToDevice).unwrap().num_regions(), 40);
     let many: Vec<_> = (0..20).map(|id| DmaWindows::new(platform(), DeviceId(id)).unwrap()).collect();
     windows.publish(regions[3].address(0).unwrap()).unwrap();
     drop((regions, many));

@@ -141,7 +141,8 @@ fn equal_segments_fill_their_array() {
 /// A descriptor as the device reads it: its two halves.
 fn descriptor<F: RingFormat>(windows: &DmaWindows, table: &DescriptorTable<F>, index: usize) -> (u64, u64) {
     let start = windows.publish(table.address()).unwrap();
-    let halves: [u64; 2] = windows.readable().read_obj(GuestAddress(start.0 + 16 * index as u64)).unwrap();
+    let halves: [u64; 2] =
+        windows.readable().unwrap().read_obj(GuestAddress(start.0 + 16 * index as u64)).unwrap();
     (u64::from_le(halves[0]), u64::from_le(halves[1]))
 }
 
@@ -295,7 +296,7 @@ fn what_follows_the_descriptors() {
     let [desc, driver, _] = queue.addresses();
     let (desc, driver) = (windows.publish(desc).unwrap(), windows.publish(driver).unwrap());
     assert_eq!(driver.0, desc.0 + 16 * 256);
-    assert_eq!(windows.readable().read_obj::<u16>(driver), Ok(0x1234));
+    assert_eq!(windows.readable().unwrap().read_obj::<u16>(driver), Ok(0x1234));
     drop(table);
     drop(area);
     assert_eq!(windows.usage(), (2 * PAGE, PAGE), "the array owns it too");
@@ -312,11 +313,14 @@ fn an_array_keeps_the_window_open() {
     let address = windows.publish(region.address(0).unwrap()).unwrap();
     drop((region, other));
     assert_eq!(windows.usage(), (PAGE, 0));
-    assert!(windows.readable().check_range(address, PAGE) && windows.writable().check_range(address, PAGE));
+    assert!(
+        windows.readable().unwrap().check_range(address, PAGE)
+            && windows.writable().unwrap().check_range(address, PAGE)
+    );
     assert_eq!(array.load(1, Acquire), Some(77));
     assert_eq!(windows.publish(array.address(0).unwrap()), Ok(address));
     drop(array);
-    assert!(!windows.readable().address_in_range(address), "the window is closed");
+    assert!(!windows.readable().unwrap().address_in_range(address), "the window is closed");
     assert_eq!((host.dma_in_use(), windows.usage()), (PAGE, (0, PAGE)));
     windows.reset_model().unwrap();
     assert_eq!((host.dma_in_use(), windows.usage()), (0, (0, 0)));

@@ -11,20 +11,21 @@ use std::any::Any;
 use std::cell::Cell;
 
 thread_local! {
-    static HEAP_IS_FULL: Cell<bool> = const { Cell::new(false) };
+    /// The most bytes that the heap has in one piece.
+    static HEAP: Cell<usize> = const { Cell::new(usize::MAX) };
     /// How often something was allocated while a lock of the crate was held.
     static UNDER_LOCK: Cell<usize> = const { Cell::new(0) };
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The heap, which has no room for this thread when told so.
+/// The heap, which has as much room for this thread as it is told.
 struct Scarce;
 
 unsafe impl GlobalAlloc for Scarce {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         UNDER_LOCK.set(UNDER_LOCK.get() + usize::from(host::locks_held()));
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        if HEAP_IS_FULL.get() { std::ptr::null_mut() } else { unsafe { Heap.alloc(layout) } }
+        if layout.size() > HEAP.get() { std::ptr::null_mut() } else { unsafe { Heap.alloc(layout) } }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         unsafe { Heap.dealloc(pointer, layout) }
@@ -32,7 +33,7 @@ unsafe impl GlobalAlloc for Scarce {
 }
 
 #[global_allocator]
-static HEAP: Scarce = Scarce;
+static SCARCE: Scarce = Scarce;
 
 /// What is in short supply.
 #[derive(Clone, Copy, Debug)]
@@ -276,9 +277,9 @@ fn unmap_into_parts_without_heap() {
     let system = System::small();
     let mapping = system.space.allocate(521, Protection::ReadWrite).unwrap();
     let before = system.everything();
-    HEAP_IS_FULL.set(true);
+    HEAP.set(0);
     let result = mapping.unmap_into_parts();
-    HEAP_IS_FULL.set(false);
+    HEAP.set(usize::MAX);
     let mapping = result.unwrap_err();
     assert_eq!(system.everything(), before);
     system.check();
@@ -312,6 +313,30 @@ fn dma_regions_and_pools() {
         Err(error) => Err((error, windows)),
     };
     inject(Resource::Frames, 4, &[error], windows, pool);
+}
+
+/// Lists grow with what there is of regions and devices; when they cannot, nothing has changed.
+#[test]
+fn lists_cannot_grow() {
+    let system = System::small();
+    let platform = Box::leak(Box::new(SystemPlatform { space: system.space, bus: 0 }));
+    let models: Vec<_> = (0..64).map(|id| DmaWindows::for_model(platform, DeviceId(id)).unwrap()).collect();
+    let windows = &models[0];
+    let _regions: Vec<_> = (0..64).map(|_| windows.allocate(1).unwrap()).collect();
+    let attempts = || {
+        let pool = DmaPool::new(windows, 1000, 4).err();
+        let view = [windows.readable().err(), windows.writable().err()];
+        (windows.allocate(1).err(), pool, view, DmaWindows::for_model(platform, DeviceId(64)).err())
+    };
+    let before = (system.everything(), windows.usage(), windows.generation());
+    HEAP.set(400);
+    let failed = attempts();
+    HEAP.set(usize::MAX);
+    let none = Some(DmaError::Platform(PlatformError::OutOfMemory));
+    assert_eq!(failed, (none, none, [none; 2], none));
+    assert!(before == (system.everything(), windows.usage(), windows.generation()));
+    assert_eq!(attempts(), (None, None, [None; 2], None));
+    system.check();
 }
 
 /// Forgetting a guard costs capacity, and nothing else: no rule of the audit rests on `Drop`.

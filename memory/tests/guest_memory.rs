@@ -71,8 +71,8 @@ fn addresses_of_windows() {
     let regions = [1, 3, 2].map(|pages| windows.allocate(pages * 4096).unwrap());
     let start = |region: &DmaRegion| windows.publish(region.address(0).unwrap()).unwrap().0;
     let ranges: Vec<_> = regions.iter().map(|region| (start(region), region.len() as u64)).collect();
-    conforms(&windows.readable(), &ranges);
-    conforms(&windows.writable(), &ranges);
+    conforms(&windows.readable().unwrap(), &ranges);
+    conforms(&windows.writable().unwrap(), &ranges);
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_view_serves_its_direction_alone() {
     let make = |direction| windows.allocate_for(4096, direction).unwrap();
     let regions = [make(Direction::ToDevice), make(Direction::FromDevice), make(Direction::Both)];
     let address = |region: &DmaRegion| windows.publish(region.address(0).unwrap()).unwrap();
-    let (readable, writable) = (windows.readable(), windows.writable());
+    let (readable, writable) = (windows.readable().unwrap(), windows.writable().unwrap());
     for region in &regions {
         let at = address(region);
         assert_eq!(readable.address_in_range(at), region.direction() != Direction::FromDevice);
@@ -278,7 +278,7 @@ fn ranges_translate_as_fuchsia_says() {
     let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let region = windows.allocate(8192).unwrap();
     let start = windows.publish(region.address(0).unwrap()).unwrap().0 as usize;
-    let view = windows.writable();
+    let view = windows.writable().unwrap();
     let translate = |range: std::ops::Range<usize>| view.translate(DriverRange(range));
     let range = translate(start + 4095..start + 8192).unwrap();
     assert_eq!((range.len(), range.is_empty()), (4097, false));
@@ -338,7 +338,7 @@ fn windows_record_what_a_device_writes() {
     let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
     let region = windows.allocate(4 * 4096).unwrap();
     let at = windows.publish(region.address(4095).unwrap()).unwrap();
-    let view = windows.snapshot::<AtomicBitmap>(Direction::FromDevice);
+    let view = windows.snapshot::<AtomicBitmap>(Direction::FromDevice).unwrap();
     view.write_slice(&[1, 2], at).unwrap();
     let bitmap = view.iter().next().unwrap().bitmap();
     assert_eq!([0, 1, 2, 3].map(|page| bitmap.is_bit_set(page)), [true, true, false, false]);
@@ -354,12 +354,12 @@ fn a_snapshot_is_frozen_and_keeps_its_regions() {
     let region = windows.allocate(4096).unwrap();
     let at = windows.publish(region.address(0).unwrap()).unwrap();
     region.as_volatile_slice().write_obj(7_u8, 0).unwrap();
-    let (before, generation) = (windows.readable(), windows.generation());
+    let (before, generation) = (windows.readable().unwrap(), windows.generation());
     let later = windows.allocate(4096).unwrap();
     assert_ne!(windows.generation(), generation);
-    assert_eq!((before.num_regions(), windows.readable().num_regions()), (1, 2));
+    assert_eq!((before.num_regions(), windows.readable().unwrap().num_regions()), (1, 2));
     drop((region, later));
-    assert_eq!(windows.readable().num_regions(), 0, "closed for whoever asks now");
+    assert_eq!(windows.readable().unwrap().num_regions(), 0, "closed for whoever asks now");
     assert_eq!(before.read_obj::<u8>(at), Ok(7), "but not pulled away");
     assert_eq!(windows.reset_model().unwrap_err(), ResetError::Timeout, "somebody looks at the memory");
     assert_eq!((windows.usage(), host.dma_in_use()), ((0, 4096), 8192), "held by the snapshot");
@@ -421,7 +421,7 @@ fn a_bus_device_has_no_stand_in() {
     let region = windows.allocate(4096).unwrap();
     assert_eq!(windows.publish(region.address(0).unwrap()), Err(DmaError::WrongDevice));
     assert_eq!(windows.reset_model().unwrap_err(), ResetError::WrongDevice);
-    for view in [windows.readable(), windows.writable()] {
+    for view in [windows.readable().unwrap(), windows.writable().unwrap()] {
         let start = view.iter().next().unwrap().start_addr();
         assert!(view.check_range(start, 4096), "an IOMMU can be told the addresses");
         assert_eq!(view.read_obj::<u8>(start), Err(GuestMemoryError::HostAddressNotAvailable));
@@ -436,7 +436,7 @@ fn quarantined_frames_have_their_own_owner() {
     let count = |owner| system.space.frames().count(owner);
     let windows = DmaWindows::for_model(kernel, DEVICE).unwrap();
     let (idle, region) = (count(Owner::DmaIdle), windows.allocate(3 * 4096).unwrap());
-    let snapshot = windows.writable();
+    let snapshot = windows.writable().unwrap();
     windows.publish(region.address(0).unwrap()).unwrap();
     drop(region);
     assert_eq!((count(Owner::Dma), count(Owner::Quarantined)), (3, 0), "a snapshot still has it");

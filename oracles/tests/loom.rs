@@ -62,7 +62,7 @@ impl Rig {
         let areas = [registers.descriptors, registers.driver, registers.device];
         let side = Side { windows, features, size, areas, interrupts: Arc::default() };
 
-        let (readable, writable) = (side.windows.readable(), side.windows.writable());
+        let (readable, writable) = (side.windows.readable().unwrap(), side.windows.writable().unwrap());
         let buffers: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
         let rings = match side.memory(&readable, &writable) {
             RingMemory::Split(memory) => vec![memory.desc, memory.avail, memory.used],
@@ -107,7 +107,7 @@ impl Side {
     /// The device looks once, and answers what it finds, which must be `expected`, with 1 more. Before that it may ask
     /// for notifications, or for none.
     fn serve(&self, position: &mut Position, expected: u32, notifications: Option<bool>) -> bool {
-        let (readable, writable) = (self.windows.readable(), self.windows.writable());
+        let (readable, writable) = (self.windows.readable().unwrap(), self.windows.writable().unwrap());
         let interrupt = || {
             self.interrupts.fetch_add(1, Relaxed);
         };

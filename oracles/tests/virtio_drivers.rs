@@ -138,7 +138,7 @@ impl Disk {
     /// One look at the ring: takes all chains and returns them in any order. Says how many.
     fn serve(&mut self) -> usize {
         let Some([desc, avail, used]) = self.addresses else { return 0 };
-        let (readable, writable) = (self.windows.readable(), self.windows.writable());
+        let (readable, writable) = (self.windows.readable().unwrap(), self.windows.writable().unwrap());
         let size = self.size;
         let memory = QueueMemory {
             desc: at(&readable, desc, 16 * usize::from(size)),

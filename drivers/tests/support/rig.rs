@@ -179,7 +179,7 @@ impl Rig {
         let buffers = usize::from(driver.depth()) * usize::from(options.parts);
         let pools = [Direction::ToDevice, Direction::FromDevice]
             .map(|direction| DmaPool::new_for(&windows, buffers, LEN, direction).unwrap());
-        let views = leak([windows.readable(), windows.writable()]);
+        let views = leak([windows.readable().unwrap(), windows.writable().unwrap()]);
         let interrupts = NotificationCounter::default();
         let side = Self::open(&fake, mode, views, &interrupts, batching);
         Self {

@@ -103,7 +103,11 @@ impl<M: Model> State<M> {
         if !self.granted || self.status & (status::DRIVER_OK | status::NEEDS_RESET) != status::DRIVER_OK {
             return;
         }
-        let (view, rings) = (View::new(&self.windows), &mut self.rings[..]);
+        let Ok(view) = View::new(&self.windows) else {
+            self.status |= status::NEEDS_RESET;
+            return;
+        };
+        let rings = &mut self.rings[..];
         let mut queues = Queues { view, rings, features: self.features, interrupts: &self.interrupts };
         for index in indexes {
             if self.model.run(index, &mut queues).is_err() {
@@ -289,7 +293,7 @@ impl<M: Model> Transport for Loopback<M> {
             notified: None,
         };
         let fits = queue.addresses.size() <= state.options.queue_size;
-        let view = View::new(&state.windows);
+        let view = View::new(&state.windows).map_err(|_| refused)?;
         let queue = ring.open(&view, state.features, Interrupt(&state.interrupts));
         queue.filter(|_| fits).ok_or(refused)?;
         *place = Some(ring);

@@ -8,7 +8,7 @@ use ringfence_drivers::virtio::device_side::queue::{
 use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
 use ringfence_drivers::virtio::features;
 use ringfence_memory::{
-    DmaSnapshot, DmaWindows,
+    DmaError, DmaSnapshot, DmaWindows,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
     rust_vmm::GuestAddress,
 };
@@ -39,8 +39,8 @@ pub struct View {
 }
 
 impl View {
-    pub(super) fn new(windows: &DmaWindows) -> Self {
-        Self { readable: windows.readable(), writable: windows.writable() }
+    pub(super) fn new(windows: &DmaWindows) -> Result<Self, DmaError> {
+        Ok(Self { readable: windows.readable()?, writable: windows.writable()? })
     }
 }
 

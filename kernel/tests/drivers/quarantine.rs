@@ -117,7 +117,8 @@ impl Target {
 
 /// All frames that the device may read or write.
 fn frames(windows: &DmaWindows) -> Vec<u64> {
-    let views = [windows.readable(), windows.writable()];
+    let views =
+        [windows.readable().expect("room for the list"), windows.writable().expect("room for the list")];
     let windows = views.iter().flat_map(GuestMemory::iter);
     // Without an IOMMU a device address is a physical address.
     let ranges = windows.map(|window| window.start_addr().0..window.start_addr().0 + window.len());

@@ -263,7 +263,9 @@ fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: 
     let start = windows.publish(rings.table.address()).expect("its own");
     // Addresses are no numbers on the driver's side, so the descriptors are written from the device's.
     let at = |offset: usize| GuestAddress(start.0 + offset as u64);
-    let write = |bytes: &[u8], offset| windows.writable().write_slice(bytes, at(offset)).expect("a window");
+    let write = |bytes: &[u8], offset| {
+        windows.writable().expect("room for the list").write_slice(bytes, at(offset)).expect("a window")
+    };
     let descriptor = |index: usize, address: u64, len: u32, flags: u16| {
         let words = [address, u64::from(len) | u64::from(flags) << 32 | (index as u64 + 1) << 48];
         write(&words.map(u64::to_le_bytes).concat(), 16 * index);
@@ -282,7 +284,7 @@ fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: 
     transport.set_up_queue(windows, &rings.setup(0)).expect("the rings are in a window");
     transport.set_status(accepted | status::FEATURES_OK | status::DRIVER_OK);
     device.poll();
-    let view = windows.readable();
+    let view = windows.readable().expect("room for the list");
     assert_eq!(view.read_obj::<u16>(at(USED + 2)), Ok(1), "the request came back");
     let answer = (view.read_obj(at(USED + 8)).expect("it fits"), view.read_obj(at(STATUS)).expect("it fits"));
     assert_eq!(transport.reset(windows, Duration::ZERO).err(), Some(ResetError::Timeout), "there is a view");

@@ -24,6 +24,7 @@ mod snapshot;
 mod windows;
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 
 pub use array::DmaArray;
@@ -63,6 +64,15 @@ crate::error::messages! { DmaError {
     WrongLife => "the device was reset since",
     Access(error: VolatileError) => "outside the memory: {error:?}",
 } }
+
+/// An empty list with room for `count`.
+fn list<T>(count: usize) -> Result<Vec<T>, DmaError> {
+    let mut list = Vec::new();
+    match list.try_reserve_exact(count) {
+        Ok(()) => Ok(list),
+        Err(_) => Err(DmaError::Platform(PlatformError::OutOfMemory)),
+    }
+}
 
 /// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's window to
 /// that memory is open.

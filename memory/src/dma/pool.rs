@@ -134,7 +134,10 @@ impl DmaPool {
         let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes > 0 && bytes < u32::MAX as usize);
         let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
         // Taken from the beginning: the first buffer lent is the first of the region.
-        let next = (1..=count).map(|index| AtomicU32::new(if index < count { index as u32 + 1 } else { 0 }));
+        let mut next = super::list(count)?;
+        next.extend(
+            (1..=count).map(|index| AtomicU32::new(if index < count { index as u32 + 1 } else { 0 })),
+        );
         let (device_address, table) = (region.0.device_address, Arc::as_ptr(&region.0.table));
         let slots = Slots {
             region,
@@ -143,7 +146,7 @@ impl DmaPool {
             direction,
             slot_len,
             head: AtomicU64::new(1),
-            next: next.collect(),
+            next: next.into_boxed_slice(),
             out: AtomicIsize::new(0),
         };
         Ok(Self(NonNull::from(Box::leak(Box::new(slots)))))

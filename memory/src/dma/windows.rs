@@ -47,7 +47,7 @@ impl DmaRegistry {
                     new.clone()
                 }
             },
-        );
+        )?;
         if found.claimed.swap(true, Ordering::Acquire) { Err(DmaError::Claimed) } else { Ok(found) }
     }
 
@@ -75,7 +75,7 @@ fn with_room<S, T, R>(
     lock: &Lock<S>,
     list: impl Fn(&mut S) -> &mut Vec<T>,
     then: impl FnOnce(&mut S) -> R,
-) -> R {
+) -> Result<R, DmaError> {
     let mut larger = Vec::new();
     loop {
         let mut state = lock.lock();
@@ -84,7 +84,7 @@ fn with_room<S, T, R>(
             let len = full.len();
             if larger.capacity() <= len {
                 drop(state);
-                larger = Vec::with_capacity((2 * len).max(8));
+                larger = super::list((2 * len).max(8))?;
                 continue;
             }
             larger.append(full);
@@ -92,7 +92,7 @@ fn with_room<S, T, R>(
         }
         let result = then(&mut state);
         drop(state);
-        return result;
+        return Ok(result);
     }
 }
 
@@ -123,9 +123,9 @@ pub(super) enum Side {
 /// // The device's side: it was told an address, and reads what is there.
 /// let address = windows.publish(region.address(8).unwrap())?;
 /// let mut seen = [0; 13];
-/// windows.readable().read_slice(&mut seen, address).unwrap();
+/// windows.readable()?.read_slice(&mut seen, address).unwrap();
 /// assert_eq!(&seen, b"to the device");
-/// assert!(windows.writable().write_slice(b"no", address).is_err());
+/// assert!(windows.writable()?.write_slice(b"no", address).is_err());
 ///
 /// // The device may still use it: until it was reset, the memory is not reused.
 /// drop(region);
@@ -253,17 +253,17 @@ impl DmaWindows {
                 state.windows.insert(at, window);
                 state.generation += 1;
             },
-        );
+        )?;
         Ok(DmaRegion(Arc::new(Region { shared, _windows: self.clone() })))
     }
 
     /// What the device may read now. A range of this view cannot be written through it.
-    pub fn readable(&self) -> DmaSnapshot {
+    pub fn readable(&self) -> Result<DmaSnapshot, DmaError> {
         self.snapshot(Direction::ToDevice)
     }
 
     /// What the device may write now. A range of this view cannot be read through it.
-    pub fn writable(&self) -> DmaSnapshot {
+    pub fn writable(&self) -> Result<DmaSnapshot, DmaError> {
         self.snapshot(Direction::FromDevice)
     }
 
@@ -272,14 +272,17 @@ impl DmaWindows {
     /// the addresses, for an IOMMU.
     ///
     /// The snapshot holds the regions: their memory stays until it is dropped.
-    pub fn snapshot<B: NewBitmap>(&self, direction: Direction) -> DmaSnapshot<B> {
+    ///
+    /// # Errors
+    /// [`DmaError::Platform`] if there is no memory for the list.
+    pub fn snapshot<B: NewBitmap>(&self, direction: Direction) -> Result<DmaSnapshot<B>, DmaError> {
         let mut regions = Vec::new();
         let view = loop {
             let state = self.table().state.lock();
             if regions.capacity() < state.windows.len() {
                 let wanted = state.windows.len();
                 drop(state);
-                regions = Vec::with_capacity(wanted);
+                regions = super::list(wanted)?;
                 continue;
             }
             let windows = state.windows.iter().filter(|window| window.direction.allows(direction));
@@ -287,8 +290,9 @@ impl DmaWindows {
             break state.views.clone();
         };
         let view = (self.table().side == Side::Model).then_some(view);
-        let windows = regions.into_iter().map(|region| DmaWindow::new(region, direction, view.clone()));
-        GuestRegionCollection { regions: windows.collect() }
+        let mut windows = super::list(regions.len())?;
+        windows.extend(regions.into_iter().map(|region| DmaWindow::new(region, direction, view.clone())));
+        Ok(GuestRegionCollection { regions: windows })
     }
 
     /// Changes whenever a window is opened or closed: a snapshot of the same generation is still accurate.

@@ -69,7 +69,7 @@ impl NewBitmap for () {
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let region = windows.allocate(3 * 4096)?;
 /// let end_of_first_page = windows.publish(region.address(4095).unwrap()).unwrap();
-/// let writable = windows.snapshot::<AtomicBitmap>(Direction::FromDevice);
+/// let writable = windows.snapshot::<AtomicBitmap>(Direction::FromDevice)?;
 /// writable.write_slice(&[1, 2], end_of_first_page).unwrap();
 /// assert_eq!(writable.iter().next().unwrap().bitmap().dirty_pages(), 2);
 /// # Ok::<(), ringfence_memory::DmaError>(())

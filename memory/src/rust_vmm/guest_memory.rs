@@ -209,7 +209,7 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
 ///
 /// let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DeviceId(0x18))?;
 /// let regions = [windows.allocate(4096)?, windows.allocate(8192)?];
-/// let memory = windows.writable();
+/// let memory = windows.writable()?;
 /// assert_eq!(memory.num_regions(), 2);
 /// let address = windows.publish(regions[1].address(8000).unwrap()).unwrap();
 /// assert!(memory.check_range(address, 192) && !memory.check_range(address, 193));

@@ -110,7 +110,8 @@ impl Iommu for Windows {
 pub fn memory(windows: &DmaWindows, faults: &Faults) -> Memory {
     let mut shared = BTreeMap::new();
     let snapshots =
-        [(Permissions::Read, windows.readable()), (Permissions::Write, windows.writable())].map(Arc::new);
+        [(Permissions::Read, windows.readable().unwrap()), (Permissions::Write, windows.writable().unwrap())]
+            .map(Arc::new);
     for snapshot in &snapshots {
         for window in snapshot.1.iter() {
             let slice = window.get_slice(MemoryRegionAddress(0), window.len() as usize).unwrap();

@@ -161,7 +161,7 @@ pub fn behind_a_producer(size: u16, features: u64, steps: Vec<Step>) {
     let theirs = RingProducer::new(layout(ring.base, size), Memory(ring.clone()));
     let mut producer = Producer { theirs, blocks, free, flights: HashMap::new(), seed: 0 };
 
-    let views = [windows.readable(), windows.writable()];
+    let views = [windows.readable().unwrap(), windows.writable().unwrap()];
     let memory = PackedMemory {
         desc: at(&views[0], ring.base, 16 * n),
         desc_used: at(&views[1], ring.base, 16 * n),
