@@ -30,6 +30,9 @@ const POOL: u64 = 0xffff_e000_0000_0000;
 const BITMAPS: u64 = 0xffff_e800_0000_0000;
 const WINDOW: u64 = 0xffff_f000_0000_0000;
 
+/// How many use the page tables: see [`ThisCpu`].
+const PROCESSORS: usize = 1;
+
 const PAGE: u64 = PAGE_SIZE as u64;
 const GIB: u64 = 1 << 30;
 
@@ -189,7 +192,7 @@ impl Plan {
         let mut plan = Self { span, window, pool: FrameRange::empty(), bitmaps: FrameRange::empty() };
 
         // Tables for all RAM in 4 KiB pages twice over; registers add a few.
-        let pool_frames = TablePool::frames_for(2 * span.size_in_frames()) + 64;
+        let pool_frames = TablePool::frames_for(2 * span.size_in_frames(), PROCESSORS) + 64;
         let bitmap_frames = (plan.words() * size_of::<u64>()).div_ceil(PAGE_SIZE);
         let bytes = (pool_frames + bitmap_frames) as u64 * PAGE;
         let region = memory_map

@@ -281,7 +281,7 @@ fn borrowed_views_own_their_memory() {
 #[test]
 fn a_pool_of_the_advised_size_never_runs_out() {
     let window_pages = 1 << 17;
-    let pool_frames = TablePool::frames_for(window_pages);
+    let pool_frames = TablePool::frames_for(window_pages, 1);
     let system = System::new(Config { window_pages, pool_frames, ..Config::default() });
     let before = system.state();
     let at = |page: usize| system.machine.window.start_address().checked_add(page as u64 * PAGE);

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use ringfence_memory::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 const CPUS: usize = 3;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -385,5 +385,70 @@ proptest! {
         prop_assert_eq!(reserved_or_true(space, smp), 0);
         system.check();
         prop_assert_eq!(space.frames().count(Owner::Private) + space.frames().count(Owner::Unmapped), 0);
+    }
+}
+
+/// While one processor waits for the others, the next one maps a page beside and unmaps it again, and so on:
+/// all wait.
+struct Chain {
+    machine: &'static Machine,
+    space: OnceLock<&'static AddressSpace>,
+    left: AtomicUsize,
+    /// Whether the next request is for what was unmapped.
+    unmaps: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Chain {
+    fn map_and_unmap(&self) {
+        match self.space.get().unwrap().allocate(1, Protection::ReadWrite) {
+            Ok(mapped) => {
+                self.unmaps.store(true, SeqCst);
+                drop(mapped);
+            }
+            Err(error) => self.failed.store(error == MapError::NoTables, SeqCst),
+        }
+    }
+}
+
+unsafe impl Cpu for Chain {
+    fn shoot_down(&self, stale: &Stale) {
+        let more = self.unmaps.swap(false, SeqCst) && self.left.load(SeqCst) > 0;
+        if more {
+            self.left.fetch_sub(1, SeqCst);
+            self.map_and_unmap();
+        }
+        self.machine.shoot_down(stale);
+    }
+
+    unsafe fn load_root(&self, root: PhysAddr) {
+        unsafe { self.machine.load_root(root) }
+    }
+
+    fn root(&self) -> PhysAddr {
+        self.machine.root()
+    }
+}
+
+#[test]
+fn a_pool_for_many_processors_never_runs_out() {
+    const MANY: usize = 40;
+    for (processors, runs_out) in [(MANY, false), (1, true)] {
+        let pool_frames = TablePool::frames_for(1 << 14, processors);
+        let mut chain = None;
+        let system = System::with_cpu(Config { pool_frames, ..Config::default() }, |machine| {
+            let (space, left) = (OnceLock::new(), AtomicUsize::new(MANY - 1));
+            let (unmaps, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+            let it: &'static _ = Box::leak(Box::new(Chain { machine, space, left, unmaps, failed }));
+            chain = Some(it);
+            it
+        });
+        let chain = chain.unwrap();
+        chain.space.set(system.space).ok().unwrap();
+        let before = system.space.audit().tables;
+        chain.map_and_unmap();
+        assert_eq!(chain.failed.load(SeqCst), runs_out, "{} left", chain.left.load(SeqCst));
+        assert_eq!(system.space.audit().tables, before);
+        system.check();
     }
 }

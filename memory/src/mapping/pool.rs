@@ -68,12 +68,17 @@ pub struct TablePool {
 unsafe impl Send for TablePool {}
 
 impl TablePool {
-    /// How many frames a pool needs so that it can never run out, with a window of `pages` pages and the kernel's own
-    /// mappings: about 0.2 % of the window. A smaller pool works, too: then mapping may fail with `NoTables`. Several
-    /// processors need more: what one unmaps is missing until all have acknowledged.
-    pub const fn frames_for(pages: usize) -> usize {
+    /// How many frames a pool needs so that it can never run out, with a window of `pages` pages, the
+    /// kernel's own mappings, and `processors` that map and unmap at the same time: about 0.2 % of the
+    /// window. A smaller pool works, too: then mapping may fail with `NoTables`.
+    ///
+    /// A table that one processor unlinks is missing until all have acknowledged. Others may want another in
+    /// its place only if it is for pages of others, too: one on either side of what is unmapped, at each of
+    /// three levels.
+    pub const fn frames_for(pages: usize, processors: usize) -> usize {
         let lowest = pages.div_ceil(ENTRIES) + 1;
-        let tables = lowest + lowest.div_ceil(ENTRIES) + 1 + lowest.div_ceil(ENTRIES * ENTRIES) + 1 + 1;
+        let linked = lowest + lowest.div_ceil(ENTRIES) + 1 + lowest.div_ceil(ENTRIES * ENTRIES) + 1 + 1;
+        let tables = linked + 6 * processors.saturating_sub(1);
         // Kernel image, boot stack, the pool itself and the allocators' storage, all with 4 KiB leaves.
         let boot = 32 + tables.div_ceil(ENTRIES) + pages.div_ceil(ENTRIES * PAGE_SIZE);
         tables + boot + (tables + boot).div_ceil(NOTES)
