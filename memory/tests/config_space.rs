@@ -3,8 +3,12 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::thread;
 
+use proptest::prelude::*;
+use proptest::sample::select;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
 use support::*;
@@ -39,8 +43,8 @@ fn a_revoked_bus_master_bit_stays_away() {
     assert_eq!(command() & (BUS_MASTER | MEMORY), MEMORY);
 }
 
-/// What is written to configuration space is the command register, the BARs' own values and MSI-X's control: no other
-/// word, whatever is called.
+/// What is written to configuration space is the command register, the BARs' own values and MSI-X's control:
+/// no other word, whatever is called.
 #[test]
 fn nothing_else_is_written_to_configuration_space() {
     let card = Card::new();
@@ -109,4 +113,116 @@ fn ecam_stays_in_its_window() {
     drop(ecam);
     assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 6) }.err(), Some(PlatformError::BadRange));
     assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 3) }.err(), Some(PlatformError::BadRange));
+}
+
+/// A function as PCI 3.0 has it: of each register the bits that can be written, and a status that ones clear.
+struct Function {
+    firmware: [u32; 64],
+    writable: [u32; 64],
+    words: Mutex<[u32; 64]>,
+    written: Mutex<BTreeSet<u16>>,
+}
+
+impl Function {
+    fn new(firmware: [u32; 64], writable: [u32; 64]) -> &'static Self {
+        let (words, written) = (Mutex::new(firmware), Mutex::default());
+        Box::leak(Box::new(Self { firmware, writable, words, written }))
+    }
+
+    fn config(&'static self) -> ConfigSpace {
+        ConfigSpace::new(self, PciAddress::new(0, 0, 1, 0).unwrap())
+    }
+
+    fn words(&self) -> [u32; 64] {
+        *self.words.lock().unwrap()
+    }
+}
+
+unsafe impl ConfigAccess for Function {
+    fn read(&self, _: PciAddress, offset: u16) -> u32 {
+        assert!(offset.is_multiple_of(4));
+        self.words()[usize::from(offset / 4)]
+    }
+
+    unsafe fn write(&self, _: PciAddress, offset: u16, value: u32) {
+        assert!(offset.is_multiple_of(4));
+        self.written.lock().unwrap().insert(offset);
+        let (words, index) = (&mut *self.words.lock().unwrap(), usize::from(offset / 4));
+        if offset == COMMAND {
+            words[1] = value & 0xffff | words[1] & !value & 0xffff_0000;
+            assert!(words[1] & DECODES == 0 || words[4..10] == self.firmware[4..10], "it answers elsewhere");
+        } else {
+            assert!(words[1] & DECODES == 0, "moved while it answers");
+            words[index] = words[index] & !self.writable[index] | value & self.writable[index];
+        }
+    }
+
+    fn last_bus(&self) -> u8 {
+        0
+    }
+}
+
+/// Whether it answers in memory, or at ports.
+const DECODES: u32 = 0b11;
+
+/// Addresses and encodings meet where registers are small.
+fn any_or_least() -> impl Strategy<Value = u8> {
+    prop_oneof![Just(0), any::<u8>()]
+}
+
+proptest! {
+    /// Base address registers as 6.2.5.1 draws them: how they are encoded, which bits an address has, and which
+    /// of those can be set. A header of type 0 has six, of type 1 (a bridge) two, others none that we know.
+    #[test]
+    fn bars_are_what_they_say(
+        header in 0..3u32, multifunction: bool, command in 0..0x800u32,
+        drawn in prop::array::uniform6(
+            (select(&[0_u32, 1, 2, 4, 6, 8, 12, 14][..]), any_or_least(), any::<u64>(), 0..64u32)
+        ),
+        narrow: bool, echo: bool,
+    ) {
+        let mut firmware = [0x1234_5678; 64];
+        let mut writable = [u32::MAX; 64];
+        firmware[1] = 0xf9b0_0000 | command;
+        firmware[3] = header << 16 | u32::from(multifunction) << 23;
+        let count = [6, 2, 0][header as usize];
+        let mut expected = [None; 6];
+        let mut at = 0;
+        while at < count {
+            let (encoding, bits, address, shift) = drawn[at];
+            let (ports, wide) = (encoding & 1 != 0, encoding & 0b111 == 0b100);
+            let top = if wide { 64 } else if ports && narrow { 16 } else { 32 };
+            let least = if ports { 2 } else { 4 };
+            let bits = least + u32::from(bits) % (top - least + 1);
+            // With no bit to be set there is no address: the register is not there, or says nonsense.
+            let mask = (least..top).filter(|bit| *bit >= bits).fold(0, |mask, bit| mask | 1_u64 << bit);
+            let address = address >> shift & mask;
+            let whole = !wide || at + 1 < count;
+            expected[at] = match encoding & 0b111 {
+                _ if mask == 0 || !whole => None,
+                0 | 0b100 => Some(Bar::Memory {
+                    address: if (1..1 << 52).contains(&address) { PhysAddr::new(address) } else { None },
+                    size: 1 << bits,
+                    prefetchable: encoding & 8 != 0,
+                }),
+                // The two kinds that are reserved.
+                0b010 | 0b110 => None,
+                _ => Some(Bar::Io { port: address as u32, size: 1 << bits }),
+            };
+            firmware[4 + at] = address as u32 | encoding;
+            // What the encoding reads as then is not part of the size.
+            writable[4 + at] = mask as u32 | if echo { (1 << least) - 1 } else { 0 };
+            at += 1;
+            if wide && whole {
+                (firmware[4 + at], writable[4 + at]) = ((address >> 32) as u32, (mask >> 32) as u32);
+                at += 1;
+            }
+        }
+        let function = Function::new(firmware, writable);
+        prop_assert_eq!(function.config().bars(), expected);
+        prop_assert_eq!(function.words(), firmware);
+        let written = function.written.lock().unwrap().clone();
+        let end = 0x10 + 4 * count as u16;
+        prop_assert!(written.iter().all(|at| *at == COMMAND || (0x10..end).contains(at)), "{written:x?}");
+    }
 }

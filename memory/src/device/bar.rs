@@ -79,9 +79,6 @@ const fn is_wide(low: u32) -> bool {
 impl Bar {
     /// What the register `low` describes, of which the bits in `mask` can be set; `upper` is the same of the upper half.
     fn new(low: u32, mask: u32, upper: Option<(u32, u32)>) -> Option<Self> {
-        if mask == 0 {
-            return None;
-        }
         if low & 1 != 0 {
             let size = lowest_bit(u64::from(mask & !0b11)) as u32;
             return (size != 0).then_some(Self::Io { port: low & !0b11, size });
@@ -90,7 +87,7 @@ impl Bar {
             // 1 MiB of the 8086 or reserved, or half a 64-bit register.
             return None;
         }
-        let (high, high_mask) = upper.unwrap_or((0, u32::MAX));
+        let (high, high_mask) = upper.unwrap_or_default();
         let flags = 0b1111;
         let join = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low & !flags);
         let address = PhysAddr::new(join(high, low)).filter(|address| address.value() != 0);
