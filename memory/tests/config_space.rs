@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::array;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::thread;
@@ -224,5 +225,99 @@ proptest! {
         let written = function.written.lock().unwrap().clone();
         let end = 0x10 + 4 * count as u16;
         prop_assert!(written.iter().all(|at| *at == COMMAND || (0x10..end).contains(at)), "{written:x?}");
+    }
+
+    /// The list of 6.7: low bits masked, nothing below 0x40, no place twice, and none without the status bit.
+    #[test]
+    fn a_list_of_capabilities_ends(
+        mut bytes in prop::collection::vec(any::<u8>(), 256), long: bool, listed in prop::bool::weighted(0.9),
+    ) {
+        bytes[6] = u8::from(listed) << 4;
+        if long {
+            bytes.iter_mut().skip(0x31).for_each(|byte| *byte |= 0x40);
+        }
+        let (mut expected, mut next, mut seen) = (Vec::new(), bytes[0x34] & 0xfc, BTreeSet::new());
+        while listed && next >= 0x40 && seen.insert(next) {
+            expected.push((bytes[usize::from(next)], next));
+            next = bytes[usize::from(next) + 1] & 0xfc;
+        }
+        prop_assert_eq!(list(&bytes), expected);
+    }
+}
+
+/// The capabilities of a function with these bytes, or the first hundred.
+fn list(bytes: &[u8]) -> Vec<(u8, u8)> {
+    let words = array::from_fn(|index| u32::from_le_bytes(array::from_fn(|byte| bytes[4 * index + byte])));
+    let found = Function::new(words, [0; 64]).config().capabilities().take(100);
+    found.map(|capability| (capability.id, capability.offset)).collect()
+}
+
+#[test]
+fn a_capability_that_names_itself() {
+    for place in (0x40..=0xfc_u8).step_by(4) {
+        let mut bytes = [0; 256];
+        (bytes[6], bytes[0x34]) = (0x10, place);
+        bytes[usize::from(place)..][..2].copy_from_slice(&[7, place]);
+        assert_eq!(list(&bytes), [(7, place)]);
+    }
+    let last = Capability { id: 7, offset: 0xfc };
+    assert_eq!([0, 3, 4].map(|field| last.field(field)), [Some(0xfc), Some(0xff), None]);
+}
+
+/// Each operation on the command register (6.2.2) changes its bit, and the status is left as it was.
+#[test]
+fn commands_change_one_bit() {
+    let grant = unsafe { DmaGrant::without_iommu(DeviceId(8)) };
+    type Operation<'a> = (&'a dyn Fn(ConfigSpace), u32, u32);
+    let operations: [Operation<'_>; 5] = [
+        (&|config| config.enable_memory(), 0, 1 << 1),
+        (&|config| config.enable_intx(true), 1 << 10, 0),
+        (&|config| config.enable_intx(false), 0, 1 << 10),
+        (&|config| config.enable_bus_master(&grant).unwrap(), 0, 1 << 2),
+        (&|config| config.disable_bus_master(), 1 << 2, 0),
+    ];
+    for command in 0..0x800 {
+        for (operate, clear, set) in operations {
+            let mut words = [0x1234_5678; 64];
+            words[1] = 0xf9b0_0000 | command;
+            let function = Function::new(words, [u32::MAX; 64]);
+            operate(function.config());
+            words[1] = words[1] & !clear | set;
+            assert_eq!(function.words(), words);
+        }
+    }
+}
+
+#[test]
+fn registers_of_every_width() {
+    let bytes: [u8; 256] = array::from_fn(|index| (index as u8).wrapping_mul(0x9d) ^ 0x5a);
+    let word = |at: usize| u32::from_le_bytes(array::from_fn(|byte| bytes[at + byte]));
+    let config = Function::new(array::from_fn(|index| word(4 * index)), [0; 64]).config();
+    for at in 0..256 {
+        let offset = at as u16;
+        assert_eq!(config.read_u32(offset), word(at & !3));
+        assert_eq!(config.read_u16(offset), u16::from_le_bytes([bytes[at & !1], bytes[at | 1]]));
+        assert_eq!(config.read_u8(offset), bytes[at]);
+    }
+}
+
+/// Five bits of device and three of function, in a byte behind the bus (3.2.2.3.2); the segment is above.
+#[test]
+fn an_address_has_four_parts() {
+    for (segment, bus, device, function) in
+        (0..=u16::MAX).map(|all| (all ^ 0xa5c3, (all >> 3) as u8 ^ 0x5b, all as u8, (all >> 8) as u8))
+    {
+        let Some(address) = PciAddress::new(segment, bus, device, function) else {
+            assert!(device > 31 || function > 7);
+            continue;
+        };
+        let parts = (address.segment, address.bus, address.device(), address.function());
+        assert_eq!(parts, (segment, bus, device, function));
+        assert!(device <= 31 && function <= 7);
+        let requester = u16::from(bus) * 256 + u16::from(device) * 8 + u16::from(function);
+        assert_eq!(address.requester_id(), requester);
+        assert_eq!(address.id(), DeviceId(u32::from(segment) * 0x1_0000 + u32::from(requester)));
+        let text = format!("{segment:04x}:{bus:02x}:{device:02x}.{function}");
+        assert_eq!([address.to_string(), format!("{address:?}")], [&*text, &*text]);
     }
 }
