@@ -172,8 +172,9 @@ fn any_or_least() -> impl Strategy<Value = u8> {
 }
 
 proptest! {
-    /// Base address registers as 6.2.5.1 draws them: how they are encoded, which bits an address has, and which
-    /// of those can be set. A header of type 0 has six, of type 1 (a bridge) two, others none that we know.
+    /// Base address registers as 6.2.5.1 draws them: how they are encoded, which bits an address has, and
+    /// which of those can be set. A header of type 0 has six, of type 1 (a bridge) two, others none that we
+    /// know.
     #[test]
     fn bars_are_what_they_say(
         header in 0..3u32, multifunction: bool, command in 0..0x800u32,

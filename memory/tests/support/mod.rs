@@ -156,8 +156,8 @@ unsafe impl ConfigAccess for Card {
         let word = &mut words[usize::from(offset) / 4];
         *word = match offset {
             COMMAND => value & 0xffff | *word & 0xffff_0000,
-            0x10 if value == u32::MAX => !(BAR_LEN as u32 - 1),
-            0x14..0x28 if value == u32::MAX => 0,
+            0x10..0x28 if value == u32::MAX && *word != 0 => !(BAR_LEN as u32 - 1),
+            0x10..0x28 if value == u32::MAX => 0,
             _ => value,
         };
         if offset == COMMAND {

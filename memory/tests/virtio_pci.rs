@@ -1,0 +1,279 @@
+//! What a virtio device says of its structures (virtio 1.4, 4.1.4), and where they are then.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
+use ringfence_memory::*;
+use support::*;
+
+/// Where the card's capabilities are in configuration space.
+const CAPABILITIES: [(u8, u16); 4] = [(1, 0x40), (3, 0x54), (4, 0x68), (2, 0x7c)];
+const MSIX_CAPABILITY: u16 = 0x90;
+const END: u32 = BAR_LEN as u32;
+const AT: [u32; 5] = [0, 0, NOTIFY as u32, ISR as u32, DEVICE_CONFIG as u32];
+
+impl Card {
+    /// The capability at `at` as 4.1.4 draws it, with a multiplier of 4.
+    fn describe(&self, at: u16, [cap_len, kind, bar, offset, length]: [u32; 5]) {
+        let header = 0x09 | u32::from(at + 0x14) << 8 | cap_len << 16 | kind << 24;
+        for (word, value) in [header, 0xa5a5_a500 | bar, offset, length, 4].into_iter().enumerate() {
+            self.poke(at + 4 * word as u16, value);
+        }
+    }
+
+    /// Bytes that are all different, as far as bytes can be.
+    fn pattern(&self) {
+        for at in (0..BAR_LEN).step_by(2) {
+            self.registers.slice().write_obj((at as u16).wrapping_mul(0x6d2b), at).unwrap();
+        }
+    }
+
+    fn at<T: zerocopy::FromBytes + AtomicAccess>(&self, offset: u32) -> T {
+        self.registers.slice().read_obj(offset as usize).unwrap()
+    }
+}
+
+/// A structure is used if its capability is long enough and of a kind and in a BAR that there are, and if it
+/// is aligned, long enough and in its BAR: else it is as if it were not there.
+#[test]
+fn a_structure_is_where_its_capability_says() {
+    let usable: &[[u32; 5]] = &[
+        [16, 1, 0, 0, 0x38],
+        [255, 1, 0, 4, 0x38],
+        [16, 1, 0, END - 0x38, 0x38],
+        [20, 2, 0, AT[2], 2],
+        [20, 2, 0, AT[2] + 2, 0x1000 - 2],
+        [20, 2, 0, END - 2, 2],
+        [16, 3, 0, AT[3], 1],
+        [16, 3, 0, AT[3] + 1, 1],
+        [16, 3, 0, END - 1, 1],
+        [16, 4, 0, AT[4], 1],
+        [16, 4, 0, AT[4] + 4, 0x1000],
+        [16, 4, 0, END - 4, 4],
+        [16, 4, 0, 0, END],
+    ];
+    for &row @ [_, kind, _, offset, length] in usable {
+        let card = Card::new();
+        card.pattern();
+        let place = CAPABILITIES.iter().find(|(of, _)| u32::from(*of) == kind).unwrap().1;
+        card.describe(place, row);
+        assert!(VirtioPci::is_modern(&card.config()));
+        let virtio = card.virtio();
+        match kind {
+            1 => {
+                let queues = virtio.common.read::<u16>(common::NUM_QUEUES).unwrap();
+                assert_eq!(queues, card.at::<u16>(offset + common::NUM_QUEUES as u32), "{row:x?}");
+                assert_eq!(virtio.common.read::<u16>(length as usize), Err(MmioError::OutOfBounds));
+            }
+            2 => {
+                virtio.notify.notifier(0x1234, 0, false).unwrap().notify(0);
+                assert_eq!(card.at::<u16>(offset), 0x1234, "{row:x?}");
+                let end = virtio.notify.notifier(0, length.div_ceil(4) as u16, false);
+                assert_eq!(end.unwrap_err(), MmioError::OutOfBounds);
+            }
+            3 => assert_eq!(virtio.isr.read(), card.at::<u8>(offset), "{row:x?}"),
+            _ => {
+                let device = virtio.device.unwrap();
+                assert_eq!(device.read::<u8>(0), Ok(card.at::<u8>(offset)), "{row:x?}");
+                assert_eq!(device.len(), length as usize);
+            }
+        }
+    }
+    // The first number is where it would be; what follows is what is wrong with it.
+    let unusable: &[(u8, [u32; 5])] = &[
+        (1, [15, 1, 0, 0, 0x38]),
+        (1, [16, 1, 0, 0, 0x37]),
+        (1, [16, 1, 0, 2, 0x38]),
+        (1, [16, 1, 0, END - 0x34, 0x38]),
+        (1, [16, 1, 0, 0x7000, 0x34]),
+        (1, [16, 1, 0, 0, u32::MAX]),
+        (1, [16, 1, 0, 0xffff_fffc, 0x38]),
+        (1, [16, 1, 1, 0, 0x38]),
+        (1, [16, 1, 2, 0, 0x38]),
+        (1, [16, 1, 6, 0, 0x38]),
+        (1, [16, 1, 255, 0, 0x38]),
+        (1, [16, 0, 0, 0, 0x38]),
+        (1, [16, 5, 0, 0, 0x38]),
+        (1, [16, 8, 0, 0, 0x38]),
+        (2, [19, 2, 0, AT[2], 2]),
+        (2, [20, 2, 0, AT[2] + 1, 2]),
+        (2, [20, 2, 0, AT[2], 1]),
+        (2, [20, 2, 0, END - 2, 3]),
+        (3, [15, 3, 0, AT[3], 1]),
+        (3, [16, 3, 0, AT[3], 0]),
+        (3, [16, 3, 0, END, 1]),
+        (4, [15, 4, 0, AT[4], 4]),
+        (4, [16, 4, 0, AT[4] + 2, 4]),
+        (4, [16, 4, 0, AT[4], 0]),
+        (4, [16, 4, 0, END - 4, 5]),
+    ];
+    for &(kind, row) in unusable {
+        let card = Card::new();
+        // An I/O BAR.
+        card.poke(0x18, 0x8001);
+        let place = CAPABILITIES.iter().find(|(of, _)| *of == kind).unwrap().1;
+        card.describe(place, row);
+        let [cap_len, now, bar, ..] = row;
+        let modern = kind != 1 || now == 1 && cap_len >= 16 && bar < 6;
+        assert_eq!(VirtioPci::is_modern(&card.config()), modern, "{row:x?}");
+        match VirtioPci::new(card.platform, card.config()) {
+            Ok(virtio) => assert!(kind == 4 && virtio.device.is_none(), "{row:x?}"),
+            Err(error) => assert_eq!(error, VirtioPciError::MissingCapability(kind), "{row:x?}"),
+        }
+    }
+}
+
+/// Of several capabilities of a kind the first that can be used is (4.1.4.1).
+#[test]
+fn the_first_structure_that_can_be_used() {
+    for (bar, expected) in [(0, 0_u32), (6, 0x2000), (1, 0x2000)] {
+        let card = Card::new();
+        card.pattern();
+        card.describe(0x40, [16, 1, bar, 0, 0x38]);
+        card.describe(0x68, [16, 1, 0, 0x2000, 0x38]);
+        let virtio = card.virtio();
+        assert_eq!(virtio.common.read::<u32>(0), Ok(card.at::<u32>(expected)));
+        assert!(virtio.device.is_none());
+    }
+}
+
+/// Where queues are notified there is no byte of the common structure or the table of messages; next to them
+/// there may be. The same offset in another BAR is another place.
+#[test]
+fn structures_may_touch() {
+    let table = MSIX as u32;
+    for (bar, offset, length, refused) in [
+        (0, 0x800, 0x100, false),
+        (0, 0x7fe, 2, true),
+        (0, 0x3fe, 2, false),
+        (0, 0x3fe, 4, true),
+        (0, table + 0x40, 2, false),
+        (0, table + 0x3e, 2, true),
+        (0, table - 2, 2, false),
+        (0, table - 2, 3, true),
+        (1, 0x400, 0x400, false),
+        (1, table, 0x40, false),
+    ] {
+        let card = Card::new();
+        let second = card.platform.add_registers(SECOND, BAR_LEN);
+        card.poke(0x14, SECOND as u32);
+        card.describe(0x40, [16, 1, 0, 0x400, 0x400]);
+        card.describe(0x7c, [20, 2, bar, offset, length]);
+        match VirtioPci::new(card.platform, card.config()) {
+            Ok(virtio) => {
+                assert!(!refused, "{bar}, {offset:#x}");
+                virtio.notify.notifier(0x1234, 0, false).unwrap().notify(0);
+                let there = if bar == 0 { &card.registers } else { &second };
+                assert_eq!(there.slice().read_obj::<u16>(offset as usize), Ok(0x1234));
+            }
+            Err(error) => {
+                assert!(refused, "{bar}, {offset:#x}");
+                assert_eq!(error, VirtioPciError::MissingCapability(2));
+            }
+        }
+    }
+}
+
+/// Of the card at 1; cards are 1 MiB apart.
+const SECOND: u64 = BAR + 0x18_0000;
+
+/// The table of messages is used if all of it is in a BAR that there is: the low three bits say in which (PCI
+/// 3.0, 6.8.2).
+#[test]
+fn a_table_of_messages_is_where_its_capability_says() {
+    for (bar, offset, used) in [
+        (0, MSIX as u32, true),
+        (0, MSIX as u32 + 8, true),
+        (0, END - 0x40, true),
+        (0, END - 0x38, false),
+        (0, 0xffff_fff8, false),
+        (1, 0, true),
+        (1, 8, true),
+        (2, MSIX as u32, false),
+        (6, MSIX as u32, false),
+        (7, MSIX as u32, false),
+    ] {
+        let card = Card::new();
+        let second = card.platform.add_registers(SECOND, BAR_LEN);
+        card.poke(0x14, SECOND as u32);
+        card.poke(MSIX_CAPABILITY + 4, offset | bar);
+        let control = || card.config().read_u32(MSIX_CAPABILITY) >> 16;
+        let Some(msix) = card.virtio().msix else {
+            assert!(!used, "{bar}, {offset:#x}");
+            continue;
+        };
+        assert!(used, "{bar}, {offset:#x}");
+        let there = if bar == 0 { &card.registers } else { &second };
+        let word = |at: usize| there.slice().read_obj::<u32>(offset as usize + at).unwrap();
+        let masked = [0, 1, 2, 3].map(|entry| word(16 * entry + 12));
+        assert_eq!((masked, msix.size()), ([1; 4], VECTORS));
+        // Bit 15 turns it on, bit 14 would mask all; the size below is not for us to change.
+        card.poke(MSIX_CAPABILITY, 0x7803_0011);
+        assert!(msix.enable(true));
+        assert_eq!(control(), 0xb803);
+        assert!(msix.enable(false));
+        assert_eq!(control(), 0x3803);
+    }
+}
+
+/// With the structures come the memory BARs and no interrupt line; the device is not let onto the bus.
+#[test]
+fn a_device_answers_and_is_silent() {
+    for before in [0, BUS_MASTER, 0x402] {
+        let card = Card::new();
+        card.poke(COMMAND, before);
+        let virtio = card.virtio();
+        assert_eq!(card.config().read_u32(COMMAND) & 0xffff, before | 0x402);
+        assert!(format!("{virtio:?} {:?}", virtio.common).matches("0000:00:01.0").count() == 2);
+    }
+}
+
+/// The register of a queue is its offset times the multiplier into the structure (4.1.4.4); what is written
+/// there is the queue's number, with NOTIFICATION_DATA the position above it (4.1.5.2).
+#[test]
+fn a_notifier_writes_its_queue() {
+    let card = Card::new();
+    let notify = card.virtio().notify;
+    notify.notifier(0x1234, 3, false).unwrap().notify(0x5678);
+    assert_eq!(card.at::<u64>(AT[2] + 12), 0x1234);
+    notify.notifier(0x1234, 5, true).unwrap().notify(0xabcd);
+    assert_eq!(card.at::<u64>(AT[2] + 20), 0xabcd_1234);
+    for (offset, with_data, expected) in [(1023, true, None), (1024, false, Some(MmioError::OutOfBounds))] {
+        assert_eq!(notify.notifier(0, offset, with_data).err(), expected);
+    }
+    for (multiplier, offset, expected) in [
+        (2, 1, Some(MmioError::Misaligned)),
+        (0, 9, None),
+        (u32::MAX, u16::MAX, Some(MmioError::OutOfBounds)),
+    ] {
+        let card = Card::new();
+        card.poke(0x7c + 16, multiplier);
+        assert_eq!(card.virtio().notify.notifier(0, offset, true).err(), expected);
+    }
+}
+
+/// Each error has a text of its own.
+#[test]
+fn errors_say_what_is_wrong() {
+    let texts: &[&dyn Display] = &[
+        &DmaError::WrongDevice,
+        &MmioError::OutOfBounds,
+        &MmioError::Misaligned,
+        &VirtioPciError::MissingCapability(1),
+        &VirtioPciError::MissingCapability(2),
+        &VirtioPciError::Platform(PlatformError::Claimed),
+        &VirtioPciError::Platform(PlatformError::OutOfMemory),
+        &VirtioPciError::Platform(PlatformError::BadRange),
+        &VirtioPciError::Mmio(MmioError::OutOfBounds),
+        &SetQueueError::Dma(DmaError::WrongLife),
+        &SetQueueError::WrongFormat,
+        &SetQueueError::Unavailable,
+        &SetQueueError::Refused,
+    ];
+    let different: BTreeSet<_> = texts.iter().map(|text| text.to_string()).collect();
+    assert_eq!(different.len(), texts.len());
+    assert!(different.iter().all(|text| text.len() > 8), "{different:?}");
+}
