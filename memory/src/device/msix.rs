@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use super::{BAR_COUNT, Capability, ConfigSpace, MmioError, MmioRegion, MsiMessage};
+use super::{Capability, ConfigSpace, MmioError, MmioRegion, MsiMessage};
 
 const ENTRY_LEN: usize = 16;
 const VECTOR_CONTROL: usize = 12;
@@ -18,7 +18,7 @@ pub(super) struct MsixCapability {
     control: u16,
     /// Number of table entries, 1..=2048.
     size: u16,
-    /// BAR index of the table.
+    /// BAR index of the table, 0..=7.
     pub(super) bar: u8,
     /// Byte offset of the table in that BAR: a multiple of 8.
     offset: u32,
@@ -32,8 +32,7 @@ impl MsixCapability {
         let table = config.read_u32(capability.field(4)?);
         let bar = (table & 0b111) as u8;
         let size = (config.read_u32(control) & CONTROL_SIZE) >> 16;
-        let there = usize::from(bar) < BAR_COUNT;
-        there.then_some(Self { control, size: size as u16 + 1, bar, offset: table & !0b111 })
+        Some(Self { control, size: size as u16 + 1, bar, offset: table & !0b111 })
     }
 
     /// The bytes of the BAR that the table takes.

@@ -54,13 +54,13 @@ impl Structure {
         vendor.filter_map(move |capability| Self::read(&config, capability))
     }
 
-    /// Reads a virtio capability; `None` if it is too short or of a kind or in a BAR that is reserved (4.1.4.1).
+    /// Reads a virtio capability of any kind; `None` if it is too short or in a BAR that is reserved (4.1.4.1).
     fn read(config: &ConfigSpace, capability: Capability) -> Option<Self> {
         let word = |at| capability.field(at).map(|offset| config.read_u32(offset));
         let [_, _, cap_len, kind] = word(0)?.to_le_bytes();
         let [bar, ..] = word(4)?.to_le_bytes();
         let least = if kind == NOTIFY { 20 } else { 16 };
-        if cap_len < least || usize::from(bar) >= BAR_COUNT || !(COMMON..=DEVICE).contains(&kind) {
+        if cap_len < least || usize::from(bar) >= BAR_COUNT {
             return None;
         }
         let multiplier = if kind == NOTIFY { word(16)? } else { 0 };
