@@ -5,8 +5,11 @@ mod support;
 
 use std::array;
 use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::thread;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -320,5 +323,54 @@ fn an_address_has_four_parts() {
         assert_eq!(address.id(), DeviceId(u32::from(segment) * 0x1_0000 + u32::from(requester)));
         let text = format!("{segment:04x}:{bus:02x}:{device:02x}.{function}");
         assert_eq!([address.to_string(), format!("{address:?}")], [&*text, &*text]);
+    }
+}
+
+/// A platform that maps something else than it was asked for.
+struct Careless {
+    host: HostPlatform,
+    /// How far from an aligned place, and how many bytes too few (or, below 0, too many).
+    off: (usize, isize),
+    asked: Mutex<Vec<usize>>,
+}
+
+unsafe impl Platform for Careless {
+    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+        self.host.dma_allocate(device, pages)
+    }
+
+    fn mmio_map(&self, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+        self.asked.lock().unwrap().push(len);
+        let words = vec![0_u64; 0x50_0000 / 8].leak().as_mut_ptr().cast::<u8>();
+        let start = NonNull::new(words.wrapping_add(self.off.0)).unwrap();
+        Ok(unsafe { MmioMemory::new(start, len.wrapping_add_signed(-self.off.1), Box::new(())) })
+    }
+
+    fn now(&self) -> Duration {
+        self.host.now()
+    }
+
+    fn registry(&self) -> &DmaRegistry {
+        self.host.registry()
+    }
+}
+
+#[test]
+fn a_mapping_is_as_long_and_aligned_as_it_must_be() {
+    let start = PhysAddr::new(BAR).unwrap();
+    for off in [(0, 0), (0, -1), (4, 0), (0, 1), (0, 0x1000), (1, 0), (2, 0), (3, -8), (2, 1)] {
+        let platform = Careless { host: HostPlatform::new(), off, asked: Mutex::default() };
+        let ecam = unsafe { Ecam::new(&platform, start, 7, 4, 7) };
+        let expected = off.0 % 4 == 0 && off.1 <= 0;
+        assert_eq!(ecam.as_ref().err(), (!expected).then_some(&PlatformError::BadRange), "{off:?}");
+        if let Ok(ecam) = ecam {
+            let last = PciAddress::new(7, 7, 31, 7).unwrap();
+            unsafe { ecam.write(last, 4094, 0x1234_5678) };
+            assert_eq!([4092, 4093, 4095].map(|offset| ecam.read(last, offset)), [0x1234_5678; 3]);
+            assert_eq!(format!("{ecam:?}"), "Ecam(0007:04..=07)");
+        }
+        let region = MmioRegion::map(&platform, start, 0x1001).map(|region| region.len());
+        assert_eq!(region, if off.1 <= 0 { Ok(0x1001) } else { Err(PlatformError::BadRange) });
+        assert_eq!(*platform.asked.lock().unwrap(), [4 << 20, 0x1001]);
     }
 }
