@@ -2,6 +2,8 @@
 //! a test does.
 #![allow(dead_code, missing_docs, clippy::undocumented_unsafe_blocks, reason = "each test uses a part of it")]
 
+pub mod stepped;
+
 use std::sync::Mutex;
 use std::time::Duration;
 
