@@ -17,11 +17,13 @@ struct Model {
     buddy: Buddy,
     free: Vec<bool>,
     live: BTreeMap<usize, usize>,
+    /// Whether all units have been counted: what was found keeps up with what is free then.
+    counted: bool,
 }
 
 impl Model {
     fn new(units: usize) -> Self {
-        Self { buddy: buddy(units), free: vec![false; units], live: BTreeMap::new() }
+        Self { buddy: buddy(units), free: vec![false; units], live: BTreeMap::new(), counted: false }
     }
 
     fn is_free(&self, start: usize, count: usize) -> bool {
@@ -65,6 +67,8 @@ impl Model {
     fn check(&mut self) {
         let free = self.free.iter().filter(|free| **free).count();
         assert_eq!(self.buddy.free_units(), free);
+        assert!(!self.counted || self.buddy.found() == free);
+        self.counted = true;
         for (unit, free) in self.free.iter().enumerate() {
             assert_eq!(self.buddy.is_free(unit), *free, "unit {unit}");
         }
@@ -83,6 +87,10 @@ impl Model {
             }
         }
         assert_eq!((seen, self.buddy.found()), (self.free.clone(), free));
+        for (order, map) in self.buddy.maps.iter().enumerate() {
+            let any = (0..map.bits).any(|block| map.get(self.buddy.words, block));
+            assert_eq!(self.buddy.filled & 1 << order != 0, any, "order {order}");
+        }
     }
 }
 
@@ -115,7 +123,7 @@ proptest! {
 
     #[test]
     fn behaves_like_a_list_of_booleans(
-        units in prop_oneof![Just(1usize), Just(64), Just(1000), 1..700usize],
+        units in prop_oneof![Just(1usize), Just(64), Just(129), Just(1000), 1..700usize],
         holes in prop::collection::vec((0..700usize, 0..40usize), 0..4),
         steps in prop::collection::vec(step(700), 1..120),
     ) {
@@ -179,7 +187,24 @@ fn bad_requests_are_told_apart() {
     assert_eq!(refused(Request { from: 10, below: 5, ..any }), AllocError::OutOfRange);
     assert_eq!(refused(Request { align: 2048, ..any }), AllocError::OutOfMemory);
     assert_eq!(buddy.free_units(), 1 << 10);
+    // The rest of a block, to its end, when the block begins too low.
+    assert_eq!(buddy.allocate(&Request { count: 1023, from: 1, ..any }), Ok(1));
     assert!(Buddy::new(100, &mut []).is_none());
+}
+
+/// Two bits a unit, one more in 64 for the levels above, and at most a part of a word and a word above for each order.
+#[test]
+fn storage_is_no_larger_than_the_bitmaps() {
+    for units in [1, 63, 64, 65, 1000, 4096, 4097, 1 << 20, (1 << 24) + 1] {
+        let words = Buddy::storage_words(units);
+        let bits: usize = (0..25).map(|order| units >> order).sum();
+        assert!(words * 64 >= bits, "{units} units in {words} words");
+        assert!(words <= bits / 62 + 2 * 25, "{units} units in {words} words");
+    }
+    assert_eq!(Buddy::storage_words(1), 1);
+    assert_eq!(Buddy::storage_words(64), 7);
+    // 65 bits are two words and one above; 32 are one.
+    assert_eq!(Buddy::storage_words(65), 3 + 6);
 }
 
 #[test]
