@@ -22,6 +22,27 @@ fn value() -> impl Strategy<Value = u64> {
 
 proptest! {
     #[test]
+    fn addresses_are_numbers_with_bounds(value in value(), bytes in value()) {
+        let sum = u128::from(value) + u128::from(bytes);
+        let canonical = |value: u128| value < 1 << 47 || (0xffff_8000_0000_0000..1 << 64).contains(&value);
+        let aligned = value % PAGE == 0;
+        let phys = PhysAddr::new(value);
+        prop_assert_eq!(phys.is_some(), value < 1 << 52);
+        if let Some(phys) = phys {
+            prop_assert_eq!((phys.value(), phys.is_page_aligned()), (value, aligned));
+            prop_assert_eq!(phys.frame_offset() as u64, value % PAGE);
+            prop_assert_eq!(phys.checked_add(bytes).map(|sum| sum.value().into()), Some(sum).filter(|sum| *sum < 1 << 52));
+        }
+        let virt = VirtAddr::new(value);
+        prop_assert_eq!(virt.is_some(), canonical(value.into()));
+        if let Some(virt) = virt {
+            prop_assert_eq!((virt.value(), virt.is_page_aligned()), (value, aligned));
+            prop_assert_eq!(virt.page_offset() as u64, value % PAGE);
+            prop_assert_eq!(virt.checked_add(bytes).map(|sum| sum.value().into()), Some(sum).filter(|sum| canonical(*sum)));
+        }
+    }
+
+    #[test]
     fn frames_fit_in_52_bits(start in value(), count in prop_oneof![0..5usize, any::<usize>()]) {
         let Some(address) = PhysAddr::new(start) else {
             prop_assert!(start >= 1 << 52);
