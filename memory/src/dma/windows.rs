@@ -90,9 +90,7 @@ fn with_room<S, T, R>(
             larger.append(full);
             core::mem::swap(full, &mut larger);
         }
-        let result = then(&mut state);
-        drop(state);
-        return Ok(result);
+        return Ok(then(&mut state));
     }
 }
 
