@@ -83,7 +83,7 @@ impl AtomicBitmap {
     /// Whether page `page` (counted from the region's start) was written.
     pub fn is_bit_set(&self, page: usize) -> bool {
         let word = self.words.get(page / 64).map_or(0, |word| word.load(Ordering::Relaxed));
-        page < self.pages && word >> (page % 64) & 1 != 0
+        word >> (page % 64) & 1 != 0
     }
 
     /// Number of pages.
