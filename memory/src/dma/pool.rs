@@ -99,7 +99,7 @@ impl Slots {
         let follow = |at: &u32| at.checked_sub(1).and_then(|index| self.next.get(index as usize));
         let after = |at: &u32| follow(at).map(|next| next.load(Ordering::Relaxed));
         let list = core::iter::successors(Some(head as u32), after);
-        list.take(self.next.len() + 1).filter(|&at| at != 0).count()
+        list.take(self.next.len()).filter(|&at| at != 0).count()
     }
 
     /// Accounts for `change` buffers more out, the pool being gone or those never coming home; frees `this` with the last.
@@ -131,7 +131,7 @@ impl DmaPool {
         slot_len: usize,
         direction: Direction,
     ) -> Result<Self, DmaError> {
-        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes > 0 && bytes < u32::MAX as usize);
+        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes < u32::MAX as usize);
         let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
         // Taken from the beginning: the first buffer lent is the first of the region.
         let mut next = super::list(count)?;
