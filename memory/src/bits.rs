@@ -29,3 +29,32 @@ pub(crate) fn set(words: &mut [u64], start: usize, end: usize) {
 pub(crate) fn clear(words: &mut [u64], start: usize, end: usize) {
     masks(start, end).for_each(|(word, mask)| words[word] &= !mask);
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec::Vec;
+
+    /// Against single bits, for runs that begin and end around the edges of words.
+    #[test]
+    fn runs_are_those_of_single_bits() {
+        let words = [0x8000_0000_ffff_0001, 0x0123_4567_89ab_cdef, 0x7fff_ffff_0000_fffe];
+        let bits =
+            |words: [u64; 3]| (0..192).map(|at| words[at / 64] >> (at % 64) & 1 != 0).collect::<Vec<_>>();
+        let old = bits(words);
+        for start in [0, 1, 16, 62, 63, 64, 65, 127, 128, 129, 191, 192] {
+            for end in start..=192 {
+                let [mut set, mut clear] = [words; 2];
+                super::set(&mut set, start, end);
+                super::clear(&mut clear, start, end);
+                let [mut expected_set, mut expected_clear] = [old.clone(), old.clone()];
+                expected_set[start..end].fill(true);
+                expected_clear[start..end].fill(false);
+                assert_eq!((bits(set), bits(clear)), (expected_set, expected_clear), "{start}..{end}");
+                for wanted in [false, true] {
+                    let found = (start..end).find(|at| old[*at] == wanted).unwrap_or(end);
+                    assert_eq!(super::find(&words, start, end, wanted), found, "{start}..{end}");
+                }
+            }
+        }
+    }
+}

@@ -8,6 +8,7 @@ fn locks_are_taken_in_their_order() {
     let sum = *windows.lock() + *frames.lock();
     assert_eq!(sum, 3);
     let first = windows.lock();
+    assert!(held());
     drop(frames.lock());
     drop(first);
     assert!(!held());
