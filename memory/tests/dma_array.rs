@@ -59,6 +59,7 @@ fn nothing_beyond_the_end() {
     let windows = windows();
     let region = windows.allocate(PAGE).unwrap();
     let array = region.array::<u32>(8, 3).unwrap();
+    assert!(!array.is_empty());
     region.as_volatile_slice().fill(0xa5).unwrap();
     for index in [3, 4, 1000, usize::MAX / 4, usize::MAX / 4 + 1, usize::MAX] {
         assert_eq!((array.load(index, Relaxed), array.store(index, 0, Relaxed)), (None, None), "{index}");

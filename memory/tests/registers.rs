@@ -251,6 +251,11 @@ fn another_devices_reset_proves_nothing() {
     let (theirs, ours) = (other.windows(), Ring::new(&windows, 4));
     assert_eq!(foreign.common.set_queue(&theirs, 0, &ours.addresses()), wrong);
     assert_eq!(foreign.common.set_queue(&windows, 0, &ours.addresses()), wrong);
+    // One of three areas.
+    let area = theirs.allocate(4096).unwrap();
+    let (own, foreign_area) = (ours.device.address(0).unwrap(), area.address(0).unwrap());
+    let mixed = ours.descriptors.queue(foreign_area, own).unwrap();
+    assert_eq!(virtio.common.set_queue(&windows, 0, &mixed), wrong);
     assert_eq!((other.told(common::QUEUE_DESC), windows.usage().1), (0, held));
     // The same id on another platform, and as a model.
     let elsewhere = Card::new();

@@ -94,6 +94,8 @@ fn what_is_refused_changes_nothing() {
         (Ok(0), outside.map(|()| 0))
     );
     assert!(slice.split_at(16).is_ok() && slice.split_at(17).is_err());
+    let nothings = slice.get_array_ref::<()>(16, 2).unwrap();
+    assert_eq!((nothings.load(1), nothings.load(2)), (Ok(()), outside));
     assert_eq!((slice.get_array_ref::<u8>(16, 0).unwrap().is_empty(), slice.is_empty()), (true, false));
 }
 
