@@ -171,8 +171,8 @@ impl Mapper {
             self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
             cleared(leaf.pte.tag(), pages.first(), frames);
             if self.pool.used(leaf.table) == 0 {
+                // `near` may name one of these: it is all zero, and has no leaf.
                 self.prune(pages.first(), &mut flush.tables);
-                near = None;
             }
             *pages = pages.split_at(count as usize).map_or(PageRange::empty(), |(_, rest)| rest);
         }
@@ -276,7 +276,7 @@ impl Mapper {
             let fits = |level: &usize| {
                 (page | frame).is_multiple_of(leaf_pages(*level)) && left >= leaf_pages(*level)
             };
-            let level = (0..=largest).rev().find(fits).filter(|_| left > 0)?;
+            let level = (0..=largest).rev().find(fits)?;
             let leaves = (ENTRIES - slot(page, level)).min((left / leaf_pages(level)) as usize);
             let span = Span { page, frame, level, leaves };
             page += leaves as u64 * leaf_pages(level);
@@ -318,12 +318,12 @@ impl Mapper {
         })
     }
 
-    /// The table at `level` on the way to a page.
+    /// The table at `level` on the way to a page whose leaf has just been cleared: an empty entry names frame 0,
+    /// which is no table.
     fn table_of(&self, page: u64, level: usize) -> Option<Table> {
-        (level + 1..=TOP).rev().try_fold(self.root, |table, level| {
-            let pte = self.pool.get(table, slot(page, level));
-            self.pool.at(pte.frame()).filter(|_| pte.is_present() && !pte.is_leaf(level))
-        })
+        (level + 1..=TOP)
+            .rev()
+            .try_fold(self.root, |table, level| self.pool.at(self.pool.get(table, slot(page, level)).frame()))
     }
 
     /// Unlinks the tables on the way to `page` that have become empty.
