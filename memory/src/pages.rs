@@ -81,7 +81,8 @@ impl PageAllocator {
         self.buddy.lock().free_units()
     }
 
-    /// Takes pages. They are not mapped.
+    /// Takes pages. They are not mapped. Without `at` and `within` they begin at a multiple of a power of two that
+    /// is not below their number, or of 1 GiB, so that the largest leaves fit.
     pub fn allocate(&'static self, request: PageRequest) -> Result<AllocatedPages, AllocError> {
         let index = |page: u64| page.checked_sub(self.window.first()).map(|index| index as usize);
         let at = match request.at {

@@ -110,9 +110,8 @@ impl AddressSpace {
         if claim.pages.is_some() {
             return Err(ClaimError::AlreadyClaimed);
         }
-        let (count, map_error) = (frames.size_in_frames(), |error| ClaimError::Map(MapError::Pages(error)));
-        let request = PageRequest { align: self.natural_alignment(count), ..PageRequest::new(count) };
-        let pages = self.pages().allocate(request).map_err(map_error)?;
+        let pages = self.pages().allocate(PageRequest::new(frames.size_in_frames()));
+        let pages = pages.map_err(|error| ClaimError::Map(MapError::Pages(error)))?;
         let mapped = self.map::<Mmio>(pages, &frames, Protection::ReadWrite);
         let mapped = mapped.map_err(|(error, _)| ClaimError::Map(error))?;
         claim.pages = Some(*mapped);

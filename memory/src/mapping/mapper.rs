@@ -112,10 +112,6 @@ impl Mapper {
         &mut self.pool
     }
 
-    pub(crate) const fn gib_pages(&self) -> bool {
-        self.gib_pages
-    }
-
     pub(crate) const fn root_table(&self) -> Table {
         self.root
     }

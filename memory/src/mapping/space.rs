@@ -2,7 +2,7 @@
 
 use super::claims::Claims;
 use super::mapped_pages::{Dma, Kind, MappedPages, Private};
-use super::{MapError, Mapper, Protection, leaf_pages};
+use super::{MapError, Mapper, Protection};
 use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
@@ -23,7 +23,6 @@ use crate::tlb::{Cpu, Flushed};
 pub struct AddressSpace {
     pub(super) claims: Lock<Claims>,
     mapper: Lock<Mapper>,
-    gib_pages: bool,
     frames: &'static FrameAllocator,
     pages: &'static PageAllocator,
     cpu: &'static dyn Cpu,
@@ -46,9 +45,8 @@ impl AddressSpace {
         cpu: &'static dyn Cpu,
     ) -> Self {
         assert_eq!(cpu.root(), mapper.root(), "the mapper's tables are not in use");
-        let gib_pages = mapper.gib_pages();
         let (claims, mapper) = (Lock::new(Level::Claims, Claims::new()), Lock::new(Level::Mapper, mapper));
-        Self { claims, mapper, gib_pages, frames, pages, cpu, registry: DmaRegistry::new() }
+        Self { claims, mapper, frames, pages, cpu, registry: DmaRegistry::new() }
     }
 
     /// The allocator of physical memory.
@@ -86,8 +84,7 @@ impl AddressSpace {
 
     /// As [`allocate`](Self::allocate), writable, with what the last owners left in it.
     pub(super) fn allocate_stale(&'static self, count: usize) -> Result<MappedPages<Private>, MapError> {
-        let request = PageRequest { align: self.natural_alignment(count), ..PageRequest::new(count) };
-        let pages = self.pages.allocate(request).map_err(MapError::Pages)?;
+        let pages = self.pages.allocate(PageRequest::new(count)).map_err(MapError::Pages)?;
         self.map_stale(pages).map_err(|(error, _)| error)
     }
 
@@ -181,9 +178,7 @@ impl AddressSpace {
     /// Maps memory for devices: adjacent frames of the DMA arena, zeroed. Dropping the mapping gives them back to the
     /// arena, never to private use.
     pub fn allocate_dma(&'static self, request: FrameRequest) -> Result<MappedPages<Dma>, MapError> {
-        let align = self.natural_alignment(request.count);
-        let pages = self.pages.allocate(PageRequest { align, ..PageRequest::new(request.count) });
-        let pages = pages.map_err(MapError::Pages)?;
+        let pages = self.pages.allocate(PageRequest::new(request.count)).map_err(MapError::Pages)?;
         let frames = self.frames.take_dma(&request).map_err(MapError::Frames)?;
         let mut mapped = match self.map::<Dma>(pages, &frames.range, Protection::ReadWrite) {
             Ok(mapped) => mapped,
@@ -254,12 +249,6 @@ impl AddressSpace {
     /// How many runs of adjacent frames the pages are mapped to.
     pub(super) fn runs(&self, pages: &PageRange) -> usize {
         self.mapper.lock().runs(pages)
-    }
-
-    /// The alignment in pages that lets `count` pages use the largest leaf they can fill.
-    pub(super) fn natural_alignment(&self, count: usize) -> usize {
-        let mut levels = (1..=1 + usize::from(self.gib_pages)).rev();
-        levels.find(|level| count as u64 >= leaf_pages(*level)).map_or(1, |level| leaf_pages(level) as usize)
     }
 
     pub(crate) fn mapper(&self) -> &Lock<Mapper> {
