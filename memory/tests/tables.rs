@@ -134,9 +134,9 @@ fn leaf(frame: u64) -> u64 {
 #[test]
 fn leaves_of_every_size() {
     for gib_pages in [false, true] {
-        // A table is one more wherever a leaf or a table of any level begins.
-        for bits in [9, 18, 27] {
-            let border = 5 << bits;
+        // Wherever a table of some level ends, and where only one of the lowest level does.
+        for bits in [9, 16, 18, 24, 27] {
+            let border = (5 << 27) + (1 << bits);
             check(&[(border - 1, 77, 2)], gib_pages);
             check(&[(border - 3, 77, 1), (border - 1, 500, 700), (border - 2, 78, 1)], gib_pages);
         }

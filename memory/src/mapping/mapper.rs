@@ -336,3 +336,33 @@ impl Mapper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::PAGE_SIZE;
+    use std::vec;
+
+    /// The next leaf of a table is found without a walk, though nothing leads there any more; no other table's is.
+    #[test]
+    fn the_last_table_is_remembered() {
+        let memory = vec![0_u64; 17 * ENTRIES].leak().as_mut_ptr().cast::<u8>();
+        let base = memory.wrapping_add(memory.align_offset(PAGE_SIZE));
+        // SAFETY: sixteen aligned pages of `memory`, which nothing else touches.
+        let pool = unsafe { TablePool::new(base, FrameRange::from_numbers(16, 16).unwrap()) }.unwrap();
+        let mut mapper = Mapper::new(pool, true).unwrap();
+        for level in 0..TOP {
+            let (size, first) = (leaf_pages(level), (5 + level as u64) << 27);
+            let pages = PageRange::from_numbers(first, 2 * size).unwrap();
+            let frames = FrameRange::from_numbers(3 * size, 2 * size).unwrap();
+            mapper.map(&pages, &frames, Protection::ReadOnly, Tag::Boot).unwrap();
+            let mut near = None;
+            let frame = |leaf: Option<Leaf>| leaf.map(|leaf| leaf.pte.frame());
+            assert_eq!(frame(mapper.leaf(first, &mut near)), Some(3 * size));
+            mapper.pool.set(mapper.root, slot(first, TOP), Pte::EMPTY);
+            assert_eq!(frame(mapper.leaf(first + size, &mut near)), Some(4 * size));
+            assert_eq!(frame(mapper.leaf(first + size, &mut None)), None);
+            assert_eq!(frame(mapper.leaf(first + leaf_pages(level + 1), &mut near)), None);
+        }
+    }
+}
