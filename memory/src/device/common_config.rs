@@ -257,9 +257,10 @@ impl CommonConfig {
         Ok(if enabled { Ok(()) } else { Err(SetQueueError::Refused) })
     }
 
-    /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the status, which was
-    /// something else before, reads 0, while the function is there and decodes its memory BARs, and the device was told of
-    /// nothing since it was asked. Then its life has ended, it holds no buffer, and the quarantine is released.
+    /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the status,
+    /// which was something else before, reads 0, while the function is there and decodes its memory BARs, and
+    /// the device was told of nothing since. Then its life has ended, it holds no buffer, and the quarantine is
+    /// released.
     ///
     /// It polls until then. Not for interrupt handlers.
     ///
@@ -269,36 +270,53 @@ impl CommonConfig {
         if !self.is_of(windows) {
             return Err(ResetError::WrongDevice);
         }
-        let start = self.platform.now();
-        let tellings = windows.tellings();
-        // A register that never reads anything but 0 proves nothing.
-        if self.status() == 0 {
-            self.set_status(ACKNOWLEDGE);
-        }
-        if !self.config.while_decoding(|| !matches!(self.status(), 0 | GONE)) {
+        let (start, tellings) = (self.platform.now(), windows.tellings());
+        if !self.ask_for_reset() {
             return Err(ResetError::Timeout);
         }
-        {
-            let mut told = self.told.lock();
-            *told = Told::default();
-            // SAFETY: a device that is reset does less than before.
-            unsafe { self.status.write(0) };
-        }
-        while self.status() != 0 {
+        loop {
+            // A 0 that is not proved may be that of a function whose BARs are being sized: look again.
+            if self.status() == 0
+                && let Ok(quiet) = windows.end_life_if(tellings, || self.is_reset())
+            {
+                return Ok(quiet);
+            }
             if self.platform.now().saturating_sub(start) > limit {
                 return Err(ResetError::Timeout);
             }
             core::hint::spin_loop();
         }
-        windows.end_life_if(tellings, || {
-            // Nobody sets the status, or features, until the life has ended.
-            let mut told = self.told.lock();
-            let quiet = self.config.while_decoding(|| self.status() == 0);
-            if quiet {
-                *told = Told { all: true, ..Told::default() };
+    }
+
+    /// Writes a status of 0 to a device that was seen to have another, while nothing keeps it from being heard.
+    fn ask_for_reset(&self) -> bool {
+        let mut told = self.told.lock();
+        let shows_status = self.config.while_decoding(|| {
+            if self.status() == 0 {
+                told.status |= ACKNOWLEDGE;
+                // SAFETY: as in `set_status`.
+                unsafe { self.status.write(told.status) };
             }
-            quiet
-        })
+            // A register that never reads anything but 0 proves nothing.
+            !matches!(self.status(), 0 | GONE)
+        });
+        shows_status
+            && self.config.while_decoding(|| {
+                *told = Told::default();
+                // SAFETY: a device that is reset does less than before.
+                unsafe { self.status.write(0) };
+                true
+            })
+    }
+
+    /// Whether the status is 0. Nobody sets it, or features, while a life ends.
+    fn is_reset(&self) -> bool {
+        let mut told = self.told.lock();
+        let quiet = self.config.while_decoding(|| self.status() == 0);
+        if quiet {
+            *told = Told { all: true, ..Told::default() };
+        }
+        quiet
     }
 
     fn is_of(&self, windows: &DmaWindows) -> bool {
