@@ -380,8 +380,8 @@ fn a_queue_told_meanwhile_undoes_the_proof() {
         let told = virtio.common.set_queue(windows, 1, &ring.addresses());
         assert_eq!(told, Err(SetQueueError::WrongFormat), "it may have been asked to reset after that");
     });
-    assert_eq!(proof.unwrap_err(), ResetError::Timeout);
-    assert!(windows.usage().1 > 0, "both rings are in quarantine");
+    assert!(proof.is_ok());
+    assert_eq!(windows.usage(), (0, 0));
     // Somebody else saw it reset, and it has a new life.
     let (proof, windows) = reset_while(|card, virtio, windows| {
         told(card, virtio, windows);

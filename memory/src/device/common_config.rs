@@ -259,8 +259,8 @@ impl CommonConfig {
 
     /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the status,
     /// which was something else before, reads 0, while the function is there and decodes its memory BARs, and
-    /// the device was told of nothing since. Then its life has ended, it holds no buffer, and the quarantine is
-    /// released.
+    /// nobody else ended its life since it was asked: until then it is told of no queue. Then its life has ended,
+    /// it holds no buffer, and the quarantine is released.
     ///
     /// It polls until then. Not for interrupt handlers.
     ///
@@ -270,14 +270,14 @@ impl CommonConfig {
         if !self.is_of(windows) {
             return Err(ResetError::WrongDevice);
         }
-        let (start, tellings) = (self.platform.now(), windows.tellings());
+        let (start, life) = (self.platform.now(), windows.life());
         if !self.ask_for_reset() {
             return Err(ResetError::Timeout);
         }
         loop {
             // A 0 that is not proved may be that of a function whose BARs are being sized: look again.
             if self.status() == 0
-                && let Ok(quiet) = windows.end_life_if(tellings, || self.is_reset())
+                && let Ok(quiet) = windows.end_life_if(&life, || self.is_reset())
             {
                 return Ok(quiet);
             }

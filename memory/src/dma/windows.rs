@@ -157,8 +157,6 @@ pub(crate) struct WindowTable {
 struct TableState {
     /// Whether the device may have been told of memory in this life.
     told: bool,
-    /// Counts what the device was told.
-    tellings: u64,
     /// Counts the lives that have ended.
     life: u64,
     /// By rising address.
@@ -355,27 +353,23 @@ impl DmaWindows {
         if addresses.iter().any(|address| address.life != state.life) {
             return Err(DmaError::WrongLife);
         }
-        state.tell();
+        state.told = true;
         Ok(write(addresses.map(|address| address.value)))
     }
 
-    /// Ends the device's life if `is_quiet`, which is asked while nobody can tell the device anything, and if it was told
-    /// nothing since there were `tellings`.
+    /// Ends the device's life if it is still `life`, and if `is_quiet`, which is asked while nobody can tell the
+    /// device anything.
     pub(crate) fn end_life_if(
         &self,
-        tellings: u64,
+        life: &Life,
         is_quiet: impl FnOnce() -> bool,
     ) -> Result<Quiet, ResetError> {
         let state = self.table().state.lock();
-        if state.tellings == tellings && is_quiet() {
+        if state.life == life.number && is_quiet() {
             Ok(self.table().end_life(state))
         } else {
             Err(ResetError::Timeout)
         }
-    }
-
-    pub(crate) fn tellings(&self) -> u64 {
-        self.table().state.lock().tellings
     }
 
     /// Whether these are the windows of `device` on a bus, by this registry.
@@ -397,18 +391,10 @@ impl fmt::Debug for DmaWindows {
     }
 }
 
-impl TableState {
-    fn tell(&mut self) {
-        self.told = true;
-        self.tellings += 1;
-    }
-}
-
 impl WindowTable {
     fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
         let state = TableState {
             told: false,
-            tellings: 0,
             life: 0,
             windows: Vec::new(),
             regions: 0,
@@ -434,7 +420,7 @@ impl WindowTable {
     /// descriptor table. Says in which life.
     pub(super) fn open_descriptors(&self) -> u64 {
         let mut state = self.state.lock();
-        state.tell();
+        state.told = true;
         state.life
     }
 
