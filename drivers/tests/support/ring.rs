@@ -69,8 +69,8 @@ pub struct DeviceRing {
     /// Positions, which count on where the ring wraps: in the split ring entries, in the packed ring descriptors.
     pub taken: u64,
     pub used: u64,
-    /// Used elements that the driver cannot see yet.
-    unpublished: Vec<(u64, u16)>,
+    /// Second halves of used descriptors that the driver cannot see yet.
+    unpublished: Vec<(u64, u64)>,
     /// How far the driver was told of used elements.
     told: u64,
     /// Descriptors of the chains that were taken, by id.
@@ -136,16 +136,27 @@ impl DeviceRing {
         self.memory(address, 2).slice().store(value.to_le(), 0, Ordering::Release).unwrap();
     }
 
+    fn u32_at(&self, address: u64) -> u32 {
+        u32::from_le(self.memory(address, 4).slice().load(0, Ordering::Acquire).unwrap())
+    }
+
+    fn u64_at(&self, address: u64) -> u64 {
+        u64::from_le(self.memory(address, 8).slice().load(0, Ordering::Acquire).unwrap())
+    }
+
+    fn put_u64(&self, address: u64, value: u64) {
+        self.memory(address, 8).slice().store(value.to_le(), 0, Ordering::Release).unwrap();
+    }
+
+    /// Each half in one access, as the driver does.
     fn descriptor(&self, table: u64, at: u16) -> Descriptor {
-        let bytes: [u8; 16] = self.memory(table + 16 * u64::from(at), 16).slice().read_obj(0).unwrap();
-        let part = |from: usize, len: usize| {
-            bytes[from..from + len].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
-        };
-        Descriptor {
-            address: part(0, 8),
-            len: part(8, 4) as u32,
-            tail: [part(12, 2) as u16, part(14, 2) as u16],
-        }
+        let [address, rest] = [0, 8].map(|half| self.u64_at(table + 16 * u64::from(at) + half));
+        Descriptor { address, len: rest as u32, tail: [(rest >> 32) as u16, (rest >> 48) as u16] }
+    }
+
+    /// Where length, id and flags are of the descriptor at `position` of a packed ring.
+    fn rest(&self, position: u64) -> u64 {
+        self.descriptors + 16 * u64::from(self.place(position).0) + 8
     }
 
     /// The index of a position in the ring, and the wrap counter there.
@@ -162,8 +173,8 @@ impl DeviceRing {
 
     /// Flags of the descriptor at `position` of a packed ring, if it is available.
     fn available_flags(&self, position: u64) -> Option<u16> {
-        let (index, wrap) = self.place(position);
-        let flags = self.u16_at(self.descriptors + 16 * u64::from(index) + 14);
+        let (_, wrap) = self.place(position);
+        let flags = (self.u64_at(self.rest(position)) >> 48) as u16;
         ((flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap).then_some(flags)
     }
 
@@ -298,18 +309,15 @@ impl DeviceRing {
     pub fn put_used(&mut self, id: u32, len: u32) {
         let (index, wrap) = self.place(self.used);
         if !self.packed() {
-            let element = self.memory(self.device + 4 + 8 * u64::from(index), 8);
-            element.slice().write_obj(id.to_le(), 0).unwrap();
-            element.slice().write_obj(len.to_le(), 4).unwrap();
+            let element = u64::from(id) | u64::from(len) << 32;
+            self.put_u64(self.device + 4 + 8 * u64::from(index), element);
             self.end(id);
             self.used += 1;
             return;
         }
-        let descriptor = self.memory(self.descriptors + 16 * u64::from(index), 16);
-        descriptor.slice().write_obj(len.to_le(), 8).unwrap();
-        descriptor.slice().write_obj((id as u16).to_le(), 12).unwrap();
         let flags = if wrap { AVAIL | USED } else { 0 } | if len > 0 { WRITE } else { 0 };
-        self.unpublished.push((self.used, flags));
+        let rest = u64::from(len) | u64::from(id as u16) << 32 | u64::from(flags) << 48;
+        self.unpublished.push((self.used, rest));
         self.used += u64::from(self.end(id));
     }
 
@@ -339,8 +347,8 @@ impl DeviceRing {
     /// Shows the driver all used elements. Says whether an interrupt is due.
     pub fn publish(&mut self) -> bool {
         if self.packed() {
-            for (position, flags) in std::mem::take(&mut self.unpublished).into_iter().rev() {
-                self.put_flags(position, flags);
+            for (position, rest) in std::mem::take(&mut self.unpublished).into_iter().rev() {
+                self.put_u64(self.rest(position), rest);
             }
         } else {
             self.put_u16(self.device + 2, self.used as u16);
@@ -349,14 +357,14 @@ impl DeviceRing {
         self.interrupt_due(told, self.used)
     }
 
-    fn put_flags(&self, position: u64, flags: u16) {
-        self.put_u16(self.descriptors + 16 * u64::from(self.place(position).0) + 14, flags);
-    }
-
     /// Tells the driver that used elements are where none are: the used index of a split ring, or flags in a packed one.
     pub fn lie(&mut self, index: u16) {
         self.lied = true;
-        if self.packed() { self.put_flags(self.used, index) } else { self.put_u16(self.device + 2, index) }
+        if !self.packed() {
+            return self.put_u16(self.device + 2, index);
+        }
+        let at = self.rest(self.used);
+        self.put_u64(at, self.u64_at(at) & !(0xffff << 48) | u64::from(index) << 48);
     }
 
     /// Writes a used element for a chain that may not be due, or not even there.
@@ -378,11 +386,11 @@ impl DeviceRing {
     /// Whether the driver is to be interrupted for the used elements `old..new`.
     pub fn interrupt_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
-            // Flags first: they say whether the position means anything.
-            return match self.u16_at(self.driver + 2) {
+            let event = self.u32_at(self.driver);
+            return match event >> 16 {
                 0 => old != new,
                 1 => false,
-                2 if self.event_idx() => self.passes(self.u16_at(self.driver), old, new),
+                2 if self.event_idx() => self.passes(event as u16, old, new),
                 flags => panic!("event flags {flags:#x}"),
             };
         }
@@ -414,8 +422,8 @@ impl DeviceRing {
     /// Writes the device event suppression structure.
     pub fn put_event(&self, [position, flags]: [u16; 2]) {
         assert!(self.packed());
-        self.put_u16(self.device, position);
-        self.put_u16(self.device + 2, flags);
+        let event = u32::from(position) | u32::from(flags) << 16;
+        self.memory(self.device, 4).slice().store(event.to_le(), 0, Ordering::Release).unwrap();
     }
 
     pub fn put_avail_event(&self, event: u16) {
@@ -426,7 +434,8 @@ impl DeviceRing {
     /// Whether the device is to be notified of what became available at the positions `old..new`.
     pub fn kick_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
-            let [event, flags] = [self.u16_at(self.device), self.u16_at(self.device + 2) & 3];
+            let event = self.u32_at(self.device);
+            let (event, flags) = (event as u16, event >> 16 & 3);
             return old != new
                 && flags != 1
                 && (flags != 2 || !self.event_idx() || self.passes(event, old, new));

@@ -11,7 +11,7 @@ use ringfence_memory::{
 };
 
 use super::queue::{DescChain, DescError, DriverNotify, walk, writable};
-use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element};
+use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element, halves};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,12 +100,12 @@ fn indirect<M: DriverMem + ?Sized>(
     }
     let table = translate(tables, address, len)?;
     if packed {
-        let bytes = (0..table_len).step_by(DESC_LEN).map(|at| table.read_obj(at));
-        let descs = bytes.map(|bytes| bytes.map(|bytes| Desc::packed(bytes, 0).0.in_packed_table()));
+        let descs = (0..table_len).step_by(DESC_LEN).map(|at| halves(&table, at));
+        let descs = descs.map(|halves| halves.map(|halves| Desc::packed(halves, 0).0.in_packed_table()));
         let descs = descs.collect::<Result<_, _>>().map_err(|_| ChainError::TranslateFailed)?;
         return Ok((descs, None));
     }
-    Ok(walk(0, count, |index| table.read_obj(element(0, index, DESC_LEN)).ok().map(Desc::split)))
+    Ok(walk(0, count, |index| halves(&table, element(0, index, DESC_LEN)).ok().map(Desc::split)))
 }
 
 fn translate<'m, M: DriverMem + ?Sized>(

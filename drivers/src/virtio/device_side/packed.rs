@@ -1,6 +1,8 @@
 //! The memory of a packed virtqueue (section 2.8) as the device sees it.
 //!
-//! A position is a slot of the ring with the wrap counter in bit 15, as in the event suppression structures.
+//! A position is a slot of the ring with the wrap counter in bit 15, as in the event suppression structures. Those, and
+//! either half of a descriptor, are accessed as a whole, as our driver does: two sizes would be none that the language
+//! says anything of.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -8,23 +10,21 @@ use core::sync::atomic::Ordering;
 use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
 use super::queue::{PackedMemory, QueueError, Taken};
-use super::ring::{DESC_LEN, Desc, MAX_SIZE, element, is_aligned};
+use super::ring::{DESC_LEN, Desc, MAX_SIZE, element, halves, is_aligned};
 
-const LEN: usize = 8;
-const ID: usize = 12;
-const FLAGS: usize = 14;
-
-/// Flags of a descriptor in the ring.
-const WRITE: u16 = 1 << 1;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
+/// The second half of a descriptor: length, buffer id, flags (2.8.13).
+const REST: usize = 8;
+const ID_SHIFT: u32 = 32;
+const WRITE: u64 = 1 << 49;
+const AVAIL: u64 = 1 << 55;
+const USED: u64 = 1 << 63;
 
 /// An event suppression structure (2.8.10): a position, and flags.
 const EVENT_LEN: usize = 4;
-const EVENT_FLAGS: usize = 2;
-const ENABLE: u16 = 0;
-const DISABLE: u16 = 1;
-const AT: u16 = 2;
+const EVENT_FLAGS: u32 = 0xffff << 16;
+const ENABLE: u32 = 0;
+const DISABLE: u32 = 1 << 16;
+const AT: u32 = 2 << 16;
 
 const WRAP: u16 = 1 << 15;
 
@@ -87,9 +87,9 @@ impl<'a> Packed<'a> {
         let room = self.room(next, used);
         let (mut descs, mut at) = (Vec::new(), next);
         for slots in 1..=room {
-            let bytes = self.memory.desc.read_obj(self.at(at, 0)).map_err(|_| QueueError::Overrun)?;
+            let halves = halves(&self.memory.desc, self.at(at, 0)).map_err(|_| QueueError::Overrun)?;
             at = self.advance(at, 1);
-            let (desc, id) = Desc::packed(bytes, at & !WRAP);
+            let (desc, id) = Desc::packed(halves, at & !WRAP);
             descs.push(desc);
             if !desc.has_next() {
                 return Ok(Some(Taken { id, slots, descs, error: None }));
@@ -117,34 +117,27 @@ impl<'a> Packed<'a> {
     /// Whether the driver has made the descriptor at `position` available.
     fn is_set(&self, position: u16) -> bool {
         // Acquire: the chain is read after the flags that make it available (2.8.21).
-        let flags =
-            self.memory.desc.load(self.at(position, FLAGS), Ordering::Acquire).map_or(0, u16::from_le);
+        let rest = self.memory.desc.load(self.at(position, REST), Ordering::Acquire).map_or(0, u64::from_le);
         let wrap = position & WRAP != 0;
-        (flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap
+        (rest & AVAIL != 0) == wrap && (rest & USED != 0) != wrap
     }
 
     /// Writes a used descriptor at `used` (2.8.7).
     pub(super) fn put(&self, used: u16, id: u16, written: u32) {
-        let ring = &self.memory.desc_used;
-        let mut flags = if used & WRAP == 0 { 0 } else { AVAIL | USED };
-        if written > 0 {
-            flags |= WRITE;
-        }
-        self.store(ring, written.to_le(), self.at(used, LEN), Ordering::Relaxed);
-        self.store(ring, id.to_le(), self.at(used, ID), Ordering::Relaxed);
-        // Release: length, id and buffers are written before the flags that tell of them.
-        self.store(ring, flags.to_le(), self.at(used, FLAGS), Ordering::Release);
+        let flags = if used & WRAP == 0 { 0 } else { AVAIL | USED } | if written > 0 { WRITE } else { 0 };
+        let rest = u64::from(written) | u64::from(id) << ID_SHIFT | flags;
+        // Release: buffers are written before the flags that tell of them.
+        self.store(&self.memory.desc_used, rest.to_le(), self.at(used, REST), Ordering::Release);
     }
 
     /// Whether the driver wants to be notified after the used position went from `old` to `new`.
     pub(super) fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
-        let event = &self.memory.driver_event;
-        // Acquire: the driver writes the position before the flags that make it count.
-        match event.load(EVENT_FLAGS, Ordering::Acquire).map(u16::from_le) {
-            Ok(DISABLE) => false,
-            Ok(AT) if event_idx => event
-                .load(0, Ordering::Relaxed)
-                .map_or(true, |at| self.distance(old, u16::from_le(at)) < self.distance(old, new)),
+        let Ok(event) = self.memory.driver_event.load(0, Ordering::Relaxed).map(u32::from_le) else {
+            return true;
+        };
+        match event & EVENT_FLAGS {
+            DISABLE => false,
+            AT if event_idx => self.distance(old, event as u16) < self.distance(old, new),
             _ => true,
         }
     }
@@ -152,14 +145,13 @@ impl<'a> Packed<'a> {
     /// Asks the driver to notify the device of every chain, or none.
     pub(super) fn suppress_notifications(&self, suppress: bool) {
         let flags = if suppress { DISABLE } else { ENABLE };
-        self.store(&self.memory.device_event, flags.to_le(), EVENT_FLAGS, Ordering::Relaxed);
+        self.store(&self.memory.device_event, flags.to_le(), 0, Ordering::Relaxed);
     }
 
     /// Asks the driver to notify the device when it makes the slot of `position` available.
     pub(super) fn set_avail_event(&self, position: u16) {
-        let event = &self.memory.device_event;
-        self.store(event, position.to_le(), 0, Ordering::Relaxed);
-        self.store(event, AT.to_le(), EVENT_FLAGS, Ordering::Release);
+        let event = AT | u32::from(position);
+        self.store(&self.memory.device_event, event.to_le(), 0, Ordering::Relaxed);
     }
 
     fn at(&self, position: u16, field: usize) -> usize {

@@ -4,7 +4,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
+use ringfence_memory::{AtomicAccess, Bytes, VolatileError, fuchsia::DeviceRange};
 
 /// Bytes of a descriptor, and its alignment.
 pub(super) const DESC_LEN: usize = 16;
@@ -52,17 +52,15 @@ impl Desc {
     const WRITE: u16 = 2;
     const INDIRECT: u16 = 4;
 
-    /// From the 16 bytes of a split virtqueue's descriptor.
-    pub(super) fn split(bytes: u128) -> Self {
-        let [address, len, flags, next] = fields(bytes);
-        Self { address, len: len as u32, flags: flags as u16, next: next as u16 }
+    /// From the halves of a split virtqueue's descriptor.
+    pub(super) fn split([address, rest]: [u64; 2]) -> Self {
+        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
-    /// From the 16 bytes of a packed virtqueue's descriptor, where `next` follows from the position, and the
-    /// buffer id.
-    pub(super) fn packed(bytes: u128, next: u16) -> (Self, u16) {
-        let [address, len, id, flags] = fields(bytes);
-        (Self { address, len: len as u32, flags: flags as u16, next }, id as u16)
+    /// From the halves of a packed virtqueue's descriptor, where `next` follows from the position, and the buffer
+    /// id.
+    pub(super) fn packed([address, rest]: [u64; 2], next: u16) -> (Self, u16) {
+        (Self { address, len: rest as u32, flags: (rest >> 48) as u16, next }, (rest >> 32) as u16)
     }
 
     /// A descriptor of a packed indirect table: only the flag WRITE counts (2.8.8); the others are taken only to
@@ -106,11 +104,15 @@ impl Desc {
     }
 }
 
-/// The four little-endian fields of 8, 4, 2 and 2 bytes.
-fn fields(bytes: u128) -> [u64; 4] {
-    let bytes = u128::from_le(bytes);
-    let upper = (bytes >> 64) as u64;
-    [bytes as u64, upper & 0xffff_ffff, upper >> 32 & 0xffff, upper >> 48]
+/// Copies the descriptor at `at`: two halves, each in one access, as our driver writes them. Another driver's table
+/// may be aligned to less.
+pub(super) fn halves(range: &DeviceRange<'_>, at: usize) -> Result<[u64; 2], VolatileError> {
+    let half = |at| range.load::<u64>(at, Ordering::Relaxed).map(u64::from_le);
+    if let (Ok(address), Ok(rest)) = (half(at), half(at.saturating_add(8))) {
+        return Ok([address, rest]);
+    }
+    let bytes = u128::from_le(range.read_obj(at)?);
+    Ok([bytes as u64, (bytes >> 64) as u64])
 }
 
 /// Byte offset of element `index` in an array at `base`. Saturates: a wrong one is refused by the range.
@@ -169,7 +171,7 @@ impl<'a> Driver<'a> {
 
     /// A copy of descriptor `index`; `None` beyond the table.
     pub fn get_desc(&self, index: u16) -> Option<Desc> {
-        self.desc.read_obj(element(0, index, DESC_LEN)).ok().map(Desc::split)
+        halves(&self.desc, element(0, index, DESC_LEN)).ok().map(Desc::split)
     }
 
     /// Whether the driver wants to be notified, after the used index went from `old` to `new`. If `event_idx`
@@ -262,8 +264,12 @@ impl<'a> Device<'a> {
     pub fn insert_used(&mut self, used: Used, index: u16) {
         let slot = index & self.queue_size.wrapping_sub(1);
         let at = element(ENTRIES, slot, USED_LEN);
-        self.store(used.id.to_le(), at, Ordering::Relaxed);
-        self.store(used.len.to_le(), at.saturating_add(4), Ordering::Relaxed);
+        // In one access, as our driver reads it; in another's ring it may be aligned to 4 bytes only.
+        let both = u64::from(used.id) | u64::from(used.len) << 32;
+        if self.used.store(both.to_le(), at, Ordering::Relaxed).is_err() {
+            self.store(used.id.to_le(), at, Ordering::Relaxed);
+            self.store(used.len.to_le(), at.saturating_add(4), Ordering::Relaxed);
+        }
     }
 
     /// Shows the driver the elements before the free running `index`. It is not notified.
