@@ -5,10 +5,12 @@
 //! their ordering, and a load may return any value that the memory model lets it see. Copies, and relaxed accesses of 64
 //! bits, are plain accesses, which must be ordered by those: if they are not, loom calls it a race. A wider access that is
 //! atomic all the same ends, as memory goes, with its flags: who sees these in one access sees the rest.
+//!
+//! What is accessed once as an integer is that integer's place: an access of another size, or a copy, panics.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::sync::atomic::Ordering;
 use std::thread_local;
 
@@ -22,9 +24,14 @@ const PAIR: usize = 4;
 /// A unit; what borrows it mutably while another thread is about to access it is a race as well.
 type Unit = Rc<RefCell<AtomicU16>>;
 
+/// How a place is accessed: where the integer begins and how long it is, or not as one.
+type Place = Option<(usize, usize)>;
+
 thread_local! {
     /// Loom runs all threads of a model on one thread of the host. Sorted by address.
     static UNITS: RefCell<Vec<(usize, Unit)>> = RefCell::default();
+    /// How each of them was accessed first.
+    static PLACES: RefCell<Vec<Cell<Option<Place>>>> = RefCell::default();
 }
 
 /// Ends what [`cover`] began.
@@ -44,6 +51,7 @@ pub fn cover(slices: &[VolatileSlice<'_>]) -> Cover {
         }
     }
     units.sort_by_key(|unit| unit.0);
+    PLACES.with(|places| places.replace(units.iter().map(|_| Cell::default()).collect()));
     UNITS.with(|all| all.replace(units));
     Cover(())
 }
@@ -51,6 +59,18 @@ pub fn cover(slices: &[VolatileSlice<'_>]) -> Cover {
 impl Drop for Cover {
     fn drop(&mut self) {
         UNITS.with(|all| all.take());
+    }
+}
+
+/// Sees that all of `at..at + len` is accessed as `place` every time.
+fn check(at: usize, len: usize, place: Place) {
+    let unit = |at| UNITS.with_borrow(|all| all.binary_search_by_key(&at, |unit| unit.0).ok());
+    for index in (at & !1..at + len).step_by(2).filter_map(unit) {
+        PLACES.with_borrow(|places| {
+            let first = places[index].get().unwrap_or(place);
+            assert_eq!(first, place, "one place in two sizes, at {at:#x}");
+            places[index].set(Some(first));
+        });
     }
 }
 
@@ -66,8 +86,9 @@ fn unit(at: usize) -> Option<Unit> {
 /// Loads an integer from `at`, if it is covered.
 pub(crate) fn load<const LEN: usize>(at: *const u8, order: Ordering) -> Option<[u8; LEN]> {
     let mut bytes = [0; LEN];
+    check(at.addr(), LEN, Some((at.addr(), LEN)));
     if LEN == 1 || LEN == 8 && order == Ordering::Relaxed {
-        return read(at, &mut bytes).then_some(bytes);
+        return unordered_read(at, &mut bytes).then_some(bytes);
     }
     let (lower, [.., low, high]) = bytes.split_at_mut(LEN - 2) else { return None };
     let order = if LEN == PAIR { Ordering::Acquire } else { order };
@@ -80,15 +101,14 @@ pub(crate) fn load<const LEN: usize>(at: *const u8, order: Ordering) -> Option<[
 
 /// Stores an integer to `at`, if it is covered.
 pub(crate) fn store(at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
-    let Some((lower, [low, high])) = bytes.split_last_chunk() else { return write(at, bytes) };
+    check(at.addr(), bytes.len(), Some((at.addr(), bytes.len())));
+    let Some((lower, [low, high])) = bytes.split_last_chunk() else { return unordered_write(at, bytes) };
     if bytes.len() == 8 && order == Ordering::Relaxed {
-        return write(at, bytes);
+        return unordered_write(at, bytes);
     }
-    if bytes.len() == PAIR {
-        let Some(unit) = unit(at.addr()) else { return false };
-        unit.borrow().store(u16::from_ne_bytes([bytes[0], bytes[1]]), Ordering::Relaxed);
-    } else if !write(at, lower) {
-        return false;
+    for (at, pair) in (at.addr()..).step_by(2).zip(lower.chunks_exact(2)) {
+        let Some(unit) = unit(at) else { return false };
+        unit.borrow().store(u16::from_ne_bytes([pair[0], pair[1]]), Ordering::Relaxed);
     }
     let Some(unit) = unit(at.addr() + lower.len()) else { return false };
     let order = if bytes.len() == PAIR { Ordering::Release } else { order };
@@ -98,6 +118,11 @@ pub(crate) fn store(at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
 
 /// Copies to `bytes` from `at`, if all of it is covered.
 pub(crate) fn read(at: *const u8, bytes: &mut [u8]) -> bool {
+    check(at.addr(), bytes.len(), None);
+    unordered_read(at, bytes)
+}
+
+fn unordered_read(at: *const u8, bytes: &mut [u8]) -> bool {
     for (at, byte) in (at.addr()..).zip(bytes) {
         let Some(unit) = unit(at) else { return false };
         // SAFETY: a race is what loom is to find: it panics.
@@ -108,6 +133,11 @@ pub(crate) fn read(at: *const u8, bytes: &mut [u8]) -> bool {
 
 /// Copies `bytes` to `at`, if all of it is covered.
 pub(crate) fn write(at: *mut u8, bytes: &[u8]) -> bool {
+    check(at.addr(), bytes.len(), None);
+    unordered_write(at, bytes)
+}
+
+fn unordered_write(at: *mut u8, bytes: &[u8]) -> bool {
     for (at, byte) in (at.addr()..).zip(bytes) {
         let Some(unit) = unit(at) else { return false };
         unit.borrow_mut().with_mut(|value| {
