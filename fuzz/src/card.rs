@@ -28,11 +28,13 @@ const PACKED: u32 = 1 << 2;
 /// The largest queue, and how many.
 pub const QUEUE_SIZE: u16 = 8;
 const QUEUES: u16 = 4;
+/// ACKNOWLEDGE, DRIVER and FEATURES_OK.
+const AT_WORK: u8 = 0x0b;
 const NOT_RUNG: u32 = 0xaaaa_5555;
 const WRITE: u64 = 2;
 const INDIRECT: u64 = 4;
 
-/// Called at each read of a configuration register.
+/// Called after each read of a configuration register.
 pub type Hook = Box<dyn FnMut(&Card) + Send>;
 
 /// A queue as the card was told of it.
@@ -181,10 +183,19 @@ impl Card {
         self.state().raced = on;
     }
 
-    /// What it is told from here on, or was told, it has heard of.
+    /// What it was told it has heard of, and is at work.
     pub fn settle(&self) {
         self.look();
         self.state().told.iter_mut().for_each(|told| told.raced = false);
+        if !self.told().is_empty() && self.get::<u8>(common::DEVICE_STATUS) == 0 {
+            self.show(AT_WORK);
+        }
+    }
+
+    /// Shows this status, whatever it is at.
+    pub fn show(&self, status: u8) {
+        self.look();
+        self.put(common::DEVICE_STATUS, status);
     }
 
     /// Whether it was notified since the last time.
@@ -347,14 +358,14 @@ unsafe impl ConfigAccess for Card {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
         let hook = self.hook.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         self.look();
+        let words = self.state().words;
         if let Some(mut hook) = hook {
             hook(self);
             self.hook.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get_or_insert(hook);
             self.look();
         }
-        let state = self.state();
-        let there = function == self.address && state.words[0] != u32::MAX;
-        if there { state.words[usize::from(offset) / 4] } else { u32::MAX }
+        let there = function == self.address && words[0] != u32::MAX;
+        if there { words[usize::from(offset) / 4] } else { u32::MAX }
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {

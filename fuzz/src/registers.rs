@@ -1,12 +1,11 @@
 //! Steps with configuration space and registers, without a driver.
 
-use std::sync::{Arc, PoisonError, mpsc};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError};
 
 use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 
-use crate::card::Card;
+use crate::card::{Card, Hook};
 use crate::input::Input;
 use crate::with_table;
 use crate::world::{Who, World};
@@ -146,76 +145,81 @@ fn access(world: &mut World, input: &mut Input<'_>) {
     world.card(*who).look();
 }
 
+/// Called with the number of each read of configuration space.
+type AtRead = Box<dyn FnMut(&Card, usize) + Send>;
+
 /// Resets a device by the registers of any, by windows of any; something may happen meanwhile.
 fn reset(world: &mut World, input: &mut Input<'_>) {
     let Some((of, virtio)) = world.registers.pick(input) else { return };
     let Some((who, windows)) = world.windows.pick_of(*of, input) else { return };
     let (of, who, virtio, windows) = (*of, *who, virtio.clone(), windows.clone());
-    let (card, what, mut wait) = (world.card(of), input.below(8), input.below(9));
+    let (card, what, wait) = (world.card(of), input.below(8), input.below(13));
+    let side = world.sides[of.side];
+    let mut reads = 0;
+    let at_each_read = |mut then: AtRead| {
+        let hook: Hook = Box::new(move |card| {
+            then(card, reads);
+            reads += 1;
+        });
+        *card.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(hook);
+    };
     match what {
-        // The first four reads of configuration space are before the status is written.
+        // The first six reads of configuration space are before the device is asked, which takes its time.
         0 => {
-            wait %= 4;
             world.serve(who);
-            let queue = queue_of(&windows);
-            let mut queue = queue.map(|queue| (queue, virtio.clone(), windows.clone()));
-            *card.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(move |_| {
-                if let Some((queue, virtio, windows)) = queue.take_if(|_| wait == 0) {
-                    tell_beside(card, virtio, windows, queue);
+            let mut other = Some((virtio.clone(), windows.clone()));
+            at_each_read(Box::new(move |card, read| {
+                if let Some((virtio, windows)) = other.take_if(|_| read == 6) {
+                    card.show(0x40);
+                    let tell =
+                        move || tell_beside(side.cards()[of.party.card], &virtio, &windows, wait % 2 == 1);
+                    *side.meanwhile.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(tell));
                 }
-                wait = wait.saturating_sub(1);
             }));
         }
-        event @ 1..5 => {
-            let mut left = Some(wait);
-            *card.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(move |card| {
-                left = match left {
-                    Some(0) => {
-                        card.happen([0, 0, 2, 4][event - 1]);
-                        None
-                    }
-                    other => other.map(|left| left - 1),
-                };
-            }));
-        }
+        // Decoding goes off, comes back, and goes off again.
+        1 => at_each_read(Box::new(move |card, read| {
+            if (wait..wait + 3).contains(&read) {
+                card.happen((read - wait) % 2);
+            }
+        })),
+        event @ 2..5 => at_each_read(Box::new(move |card, read| {
+            if read == wait {
+                card.happen([0, 2, 4][event - 2]);
+            }
+        })),
         _ => {}
     }
     let before = world.card(who).lives();
     let proof = virtio.common.reset(&windows, LIMIT);
     *card.hook.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *side.meanwhile.lock().unwrap_or_else(PoisonError::into_inner) = None;
     card.settle();
     if let Ok(quiet) = proof {
         world.proved(who, quiet, before);
     }
 }
 
-/// A queue for another CPU to tell a device of.
-fn queue_of(windows: &DmaWindows) -> Option<(DescriptorTable<Split>, DmaRegion)> {
-    let table = DescriptorTable::new(windows, 8, 0, Direction::ToDevice).ok()?;
-    Some((table, windows.allocate(4096).ok()?))
-}
-
-/// Another CPU tells the device, and is done before this one goes on.
-fn tell_beside(
-    card: &'static Card,
-    virtio: Arc<VirtioPci>,
-    windows: DmaWindows,
-    (table, areas): (DescriptorTable<Split>, DmaRegion),
-) {
-    card.race(true);
-    let (done, wait) = mpsc::channel();
-    std::thread::spawn(move || {
-        if let (Some(driver), Some(device)) = (areas.address(0), areas.address(2048)) {
-            let queue = table.queue(driver, device).expect("there is room");
-            let _ = virtio.common.set_queue(&windows, 1, &queue);
-        }
+/// Another CPU tells the device of a queue while its reset is waited for, after a reset of its own if `again`. The device
+/// may hear of it at once or when it is reset; its status reads 0 then, by right or not.
+fn tell_beside(card: &Card, virtio: &VirtioPci, windows: &DmaWindows, again: bool) {
+    if again {
+        let _ = virtio.common.reset(windows, LIMIT);
         card.look();
-        drop((table, areas, windows, virtio));
-        let _ = done.send(());
-    });
-    wait.recv_timeout(Duration::from_secs(10)).expect("another CPU is kept from telling the device");
+    }
+    let _ = virtio.common.set_driver_features(0);
+    virtio.common.set_status(0x0b);
+    card.race(true);
+    if let Ok(table) = DescriptorTable::<Split>::new(windows, 8, 0, Direction::ToDevice)
+        && let Ok(areas) = windows.allocate(4096)
+        && let (Some(driver), Some(device)) = (areas.address(0), areas.address(2048))
+    {
+        let queue = table.queue(driver, device).expect("there is room");
+        let told = virtio.common.set_queue(windows, 1, &queue);
+        reached(if told.is_ok() { "told beside" } else { "not told beside" });
+    }
     card.race(false);
-    reached("told beside");
+    card.show(0);
 }
 
 fn config(world: &mut World, input: &mut Input<'_>) {

@@ -53,6 +53,8 @@ pub struct Side {
     blocks: Mutex<BTreeMap<u64, Block>>,
     /// Whom the next memory is for.
     party: Mutex<Party>,
+    /// What another CPU does when the clock is looked at next, which is done with no lock held.
+    pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     cards: OnceLock<[&'static Card; CARDS]>,
 }
 
@@ -70,6 +72,7 @@ impl Side {
             system: System::new(config),
             host: HostPlatform::new(),
             clock: AtomicU64::new(0),
+            meanwhile: Mutex::default(),
             blocks: Mutex::default(),
             party: Mutex::new(Party { card: 0, model: false }),
             cards: OnceLock::new(),
@@ -173,7 +176,10 @@ unsafe impl Platform for Side {
 
     fn now(&self) -> Duration {
         self.cards.get().into_iter().flatten().for_each(|card| card.tick());
-        Duration::from_millis(self.clock.fetch_add(100, Ordering::Relaxed))
+        let now = self.clock.fetch_add(100, Ordering::Relaxed);
+        let meanwhile = self.meanwhile.lock().expect("nothing panics under it").take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
+        Duration::from_millis(now)
     }
 
     fn registry(&self) -> &DmaRegistry {

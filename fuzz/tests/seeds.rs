@@ -34,13 +34,15 @@ type Seed = (&'static str, &'static [&'static [u8]], &'static [(&'static str, us
 const SEEDS: &[Seed] = &[
     // By the registers of the other side's card, which has the same number.
     ("o2-foreign-registers", &[STORE, TELL, DROP_POOL, &[128, 6, 1, 7, 7, 0]], &[("queue told", 1)]),
-    // Decoding is off before; then it goes off at a read of configuration space.
+    // Decoding is off before; then it goes off just before the device is asked, and again before the answer.
     ("o3-decoding-off", &[STORE, TELL, DROP_POOL, &[128, 11, 0, 0], RESET], &[("queue told", 1)]),
-    ("o3-decoding-off-meanwhile", &[STORE, TELL, DROP_POOL, &[128, 6, 0, 0, 1, 2]], &[("queue told", 1)]),
+    ("o3-decoding-off-meanwhile", &[STORE, TELL, DROP_POOL, &[128, 6, 0, 0, 1, 3]], &[("queue told", 1)]),
     ("o5-stale-address", &[STORE, TELL, &[128, 4, 0, 0, 0, 0]], &[("reset proved", 1)]),
     // Its descriptor is of memory that the reset gave back.
     ("o5-stale-table", &[STORE, TELL, DROP_POOL, RESET, TELL], &[("queue told", 1), ("reset proved", 1)]),
-    ("o6-told-meanwhile", &[&[128, 6, 0, 0, 0, 0]], &[("told beside", 1)]),
+    // In the life that is to end, and in the next, which somebody else began.
+    ("o6-told-meanwhile", &[&[128, 6, 0, 0, 0, 0]], &[("not told beside", 1), ("reset proved", 1)]),
+    ("o6-next-life", &[&[128, 6, 0, 0, 0, 1]], &[("told beside", 1)]),
     // A table of the other side, in a queue and behind a descriptor; then its buffer in a descriptor.
     ("o7-two-platforms", &[&[128, 2, 0, 0, 23, 0, 1, 0, 1, 0]], &[]),
     ("o7-two-platforms-segment", &[&[40, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0x27], TELL], &[("queue told", 1)]),
