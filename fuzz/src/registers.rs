@@ -75,7 +75,11 @@ fn set_queue(world: &mut World, input: &mut Input<'_>) {
     let device = address(world, who, input);
     let (Some((of_driver, driver)), Some((of_device, device))) = (driver, device) else { return };
     let Ok(addresses) = with_table!(table, it => it.queue(driver, device)) else { return };
-    if virtio.common.set_queue(windows, u16::from(byte >> 4), &addresses).is_ok() {
+    let told = virtio.common.set_queue(windows, u16::from(byte >> 4), &addresses);
+    if told == Err(SetQueueError::WrongFormat) {
+        reached("wrong format");
+    }
+    if told.is_ok() {
         reached("queue told");
         let all = [of_windows, of_table, &of_driver, &of_device];
         assert!(all.iter().all(|of| **of == who), "{who:?} is told of {all:?}");
