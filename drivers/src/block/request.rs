@@ -43,6 +43,8 @@ pub enum Request {
 pub enum RequestError {
     /// The ring or the supply of control blocks is used up for now.
     Full,
+    /// There is no memory to wait for room in the ring.
+    OutOfMemory,
     /// It reaches beyond the end of the disk.
     OutOfRange,
     /// The start or the length is not a multiple of the block size, or the length is 0.

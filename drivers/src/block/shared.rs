@@ -4,6 +4,7 @@
 //! since it last ran, and wakes whoever is done. There is no lock: a queue's tasks run on one CPU, and other queues
 //! have tasks of their own.
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
@@ -30,6 +31,7 @@ enum Flight {
 
 struct State<'a, N> {
     queue: &'a mut BlockQueue<N>,
+    /// Never more than there was room for at the start.
     flights: Slab<Flight>,
     /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not have
     /// run yet.
@@ -42,8 +44,9 @@ struct State<'a, N> {
     /// Whether interrupts are on.
     armed: bool,
     closed: bool,
-    /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a [`Transfer`].
-    woken: Vec<Waker>,
+    /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a [`Transfer`]. There is
+    /// room for all that are kept above.
+    woken: VecDeque<Waker>,
 }
 
 /// One request queue that many tasks use at the same time; see [`request`](Self::request) for them, and
@@ -58,20 +61,22 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         let tickets = queue.tickets();
         let state = State {
             queue,
-            flights: Slab::with_capacity(tickets),
+            // As many again may be done whose tasks have not run.
+            flights: Slab::with_capacity(tickets.saturating_mul(2)),
             keys: alloc::vec![usize::MAX; tickets],
             waiting: Vec::new(),
             server: None,
             hybrid,
             armed: true,
             closed: false,
-            woken: Vec::with_capacity(tickets),
+            woken: VecDeque::with_capacity(tickets.saturating_mul(2).saturating_add(2)),
         };
         Self { state: RefCell::new(state) }
     }
 
     /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer. A
-    /// request that is refused, for example since it reaches beyond the end of the disk, never gets to the device.
+    /// request that is refused, for example since it reaches beyond the end of the disk, never gets to the device. It
+    /// allocates nothing, except when more tasks wait for room than ever before.
     ///
     /// If the future is dropped while the device has the request, the request still happens, and its buffer then goes
     /// back to its pool.
@@ -116,7 +121,7 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
             }
             state.flights.retain(|_, flight| match mem::replace(flight, Flight::Abandoned) {
                 Flight::Waiting(waker) => {
-                    state.woken.push(waker);
+                    state.woken.push_back(waker);
                     *flight = Flight::Done((Err(RequestError::Broken), None));
                     true
                 }
@@ -126,7 +131,7 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
                     true
                 }
             });
-            state.woken.append(&mut state.waiting);
+            state.wake_waiting();
             state.wake_server();
         });
     }
@@ -162,14 +167,11 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
     fn with<R>(&self, change: impl FnOnce(&mut State<'a, N>) -> R) -> R {
         let mut state = self.state.borrow_mut();
         let result = change(&mut state);
-        if state.woken.is_empty() {
-            return result;
+        while let Some(waker) = state.woken.pop_front() {
+            drop(state);
+            waker.wake();
+            state = self.state.borrow_mut();
         }
-        let mut woken = mem::take(&mut state.woken);
-        drop(state);
-        woken.drain(..).for_each(Waker::wake);
-        // For its memory.
-        self.state.borrow_mut().woken = woken;
         result
     }
 }
@@ -177,6 +179,28 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
 impl<N: Notify> State<'_, N> {
     fn wake_server(&mut self) {
         self.woken.extend(self.server.take());
+    }
+
+    fn wake_waiting(&mut self) {
+        self.woken.extend(self.waiting.drain(..));
+    }
+
+    /// Makes room for telling one more waker than are kept now.
+    fn reserve(&mut self) -> Result<(), RequestError> {
+        let wakers = self.flights.len().saturating_add(self.waiting.len()).saturating_add(2);
+        self.woken.try_reserve(wakers).map_err(|_| RequestError::OutOfMemory)
+    }
+
+    /// Lets a task wait for room: says that it does, or why not.
+    fn wait(&mut self, waker: &Waker) -> RequestError {
+        if self.waiting.iter().any(|other| other.will_wake(waker)) {
+            return RequestError::Full;
+        }
+        if self.waiting.try_reserve(1).is_err() {
+            return RequestError::OutOfMemory;
+        }
+        self.waiting.push(waker.clone());
+        RequestError::Full
     }
 
     /// Whether to look again soon.
@@ -192,7 +216,7 @@ impl<N: Notify> State<'_, N> {
             let Self { queue, flights, keys, woken, .. } = self;
             let found = queue.reap(|done| finish(flights, keys, woken, done))?;
             if found > 0 {
-                self.woken.append(&mut self.waiting);
+                self.wake_waiting();
             }
             if self.hybrid.look_again(found, self.queue.in_flight()) {
                 return Ok(true);
@@ -210,13 +234,15 @@ impl<N: Notify> State<'_, N> {
         if self.closed {
             return Err((RequestError::Broken, request));
         }
-        let result = self.queue.submit(request);
-        if matches!(result, Err((RequestError::Full, _)))
-            && !self.waiting.iter().any(|other| other.will_wake(waker))
-        {
-            self.waiting.push(waker.clone());
+        if let Err(error) = self.reserve() {
+            return Err((error, request));
         }
-        let ticket = result?;
+        let full = self.flights.len() == self.flights.capacity();
+        let result = if full { Err((RequestError::Full, request)) } else { self.queue.submit(request) };
+        let ticket = result.map_err(|(error, request)| match error {
+            RequestError::Full => (self.wait(waker), request),
+            error => (error, request),
+        })?;
         let key = self.flights.insert(Flight::Waiting(waker.clone()));
         // Each ticket has a place.
         if let Some(place) = self.keys.get_mut(ticket.index()) {
@@ -231,7 +257,7 @@ impl<N: Notify> State<'_, N> {
         match self.flights.get_mut(key) {
             Some(Flight::Waiting(old)) if old.will_wake(waker) => Err(None),
             Some(Flight::Waiting(old)) => Err(Some(mem::replace(old, waker.clone()))),
-            _ => match self.flights.try_remove(key) {
+            _ => match self.remove(key) {
                 Some(Flight::Done(result)) => Ok(result),
                 // Only a transfer itself abandons its request.
                 _ => Ok((Err(RequestError::Broken), None)),
@@ -239,20 +265,28 @@ impl<N: Notify> State<'_, N> {
         }
     }
 
+    /// Forgets a request; there is room for another.
+    fn remove(&mut self, key: usize) -> Option<Flight> {
+        if self.flights.len() == self.flights.capacity() {
+            self.wake_waiting();
+        }
+        self.flights.try_remove(key)
+    }
+
     /// The task does not wait any more. What is left to be dropped.
     fn abandon(&mut self, key: usize) -> Option<Flight> {
         match self.flights.get_mut(key) {
             Some(flight @ Flight::Waiting(_)) => Some(mem::replace(flight, Flight::Abandoned)),
-            _ => self.flights.try_remove(key),
+            _ => self.remove(key),
         }
     }
 }
 
-fn finish(flights: &mut Slab<Flight>, keys: &[usize], woken: &mut Vec<Waker>, done: Done) {
+fn finish(flights: &mut Slab<Flight>, keys: &[usize], woken: &mut VecDeque<Waker>, done: Done) {
     let key = keys.get(done.ticket.index()).copied().unwrap_or(usize::MAX);
     let Some(flight) = flights.get_mut(key) else { return };
     match mem::replace(flight, Flight::Done((done.result, done.buffer))) {
-        Flight::Waiting(waker) => woken.push(waker),
+        Flight::Waiting(waker) => woken.push_back(waker),
         Flight::Abandoned | Flight::Done(_) => drop(flights.try_remove(key)),
     }
 }
