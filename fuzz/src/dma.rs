@@ -55,6 +55,9 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
             let at = input.below(70);
             let _ = array.store(at, u64::from(input.word()) << input.below(48), Ordering::Relaxed);
             assert_eq!(array.load(at, Ordering::Relaxed).is_some(), at < array.len());
+            array.store_wrapping(at, array.load_wrapping(at / 2, Ordering::Relaxed), Ordering::Relaxed);
+            let part = array.part(at / 8, at % 8);
+            assert!(part.is_none_or(|part| part.len() == at % 8 && at / 8 + part.len() <= array.len()));
             let segments = array.segments(input.below(5), input.flag()).map(|segments| (*who, segments));
             segments.into_iter().for_each(|it| world.segments.put(it));
             if let Some((who, one)) = world.segments.pick(input)

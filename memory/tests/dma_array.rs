@@ -33,7 +33,7 @@ fn arrays_lie_in_their_region_and_are_aligned() {
     assert_eq!(region.array::<u64>(0, len / 8).unwrap().len(), len / 8);
     assert_eq!(region.array::<u32>(len - 4, 1).unwrap().len(), 1);
     assert_eq!(region.array::<u8>(len - 1, 1).unwrap().len(), 1);
-    assert!(region.array::<u16>(6, 0).unwrap().is_empty());
+    assert!(out_of_bounds(region.array::<u16>(6, 0)), "none");
     for (offset, count) in [
         (0, len / 8 + 1),
         (8, len / 8),
@@ -356,7 +356,7 @@ proptest! {
     #[test]
     fn agrees_with_an_array(
         offset in (0_usize..40).prop_map(|words| 2 * words),
-        count in 0_usize..50,
+        count in 1_usize..50,
         steps in prop::collection::vec((0_usize..60, any::<u16>()), 0..100),
     ) {
         let region = windows().allocate(PAGE).unwrap();
@@ -372,5 +372,28 @@ proptest! {
         let mut all = vec![0; PAGE];
         region.as_volatile_slice().read_slice(&mut all, 0).unwrap();
         prop_assert_eq!(all, model);
+    }
+
+    /// For rings: any index leads to a value of the array, and nothing around it is touched; if the length is
+    /// a power of two, it goes round and round.
+    #[test]
+    fn wraps_within_the_array(
+        first in 0_usize..100,
+        count in prop_oneof![1_usize..70, (0..7).prop_map(|order| 1_usize << order)],
+        index in prop_oneof![0_usize..200, any::<usize>()],
+    ) {
+        let region = windows().allocate(PAGE).unwrap();
+        let whole = region.array::<u16>(0, PAGE / 2).unwrap();
+        let array = whole.part(first, count).unwrap();
+        prop_assert_eq!(array.segment(0, count, true).map(|part| part.len() as usize), Some(2 * count));
+        array.store_wrapping(index, 7, Release);
+        prop_assert_eq!(array.load_wrapping(index, Acquire), 7);
+        let written: Vec<usize> = (0..whole.len()).filter(|at| whole.load(*at, Relaxed) == Some(7)).collect();
+        prop_assert_eq!(written.len(), 1);
+        prop_assert!((first..first + count).contains(&written[0]));
+        prop_assert!(!count.is_power_of_two() || written[0] == first + index % count);
+        for (index, count) in [(0, 0), (count, 1), (0, count + 1), (usize::MAX, 2), (1, usize::MAX)] {
+            prop_assert!(array.part(index, count).is_none());
+        }
     }
 }

@@ -14,7 +14,10 @@ use crate::{AtomicAccess, VolatileError};
 /// It owns the region together with whoever else holds a part of it: while it exists, the device's window is open.
 pub struct DmaArray<T> {
     start: NonNull<T>,
+    /// Not 0.
     count: usize,
+    /// `count - 1`.
+    last: usize,
     device_address: u64,
     /// Keeps `start` valid.
     region: Arc<Region>,
@@ -30,7 +33,7 @@ impl DmaRegion {
     /// The `count` consecutive values of type `T` from the byte at `offset` on.
     ///
     /// # Errors
-    /// [`DmaError::Access`] if they are not all in the region, or not aligned.
+    /// [`DmaError::Access`] if there are none, if they are not all in the region, or not aligned.
     pub fn array<T: AtomicAccess>(&self, offset: usize, count: usize) -> Result<DmaArray<T>, DmaError> {
         DmaArray::new(&self.0, offset, count)
     }
@@ -38,13 +41,24 @@ impl DmaRegion {
 
 impl<T: AtomicAccess> DmaArray<T> {
     pub(super) fn new(region: &Arc<Region>, offset: usize, count: usize) -> Result<Self, DmaError> {
+        let last = count.checked_sub(1).ok_or(VolatileError::OutOfBounds)?;
         let len = count.checked_mul(size_of::<T>()).ok_or(VolatileError::OutOfBounds)?;
         let start = region.as_volatile_slice().subslice(offset, len)?.as_ptr().cast::<T>();
         if !start.is_aligned() {
             return Err(VolatileError::Misaligned.into());
         }
         let device_address = region.device_address.wrapping_add(offset as u64);
-        Ok(Self { start, count, device_address, region: region.clone() })
+        Ok(Self { start, count, last, device_address, region: region.clone() })
+    }
+
+    /// The `count` values from `index` on, as an array of their own in the same memory. `None` if there are
+    /// none, or not as many.
+    pub fn part(&self, index: usize, count: usize) -> Option<Self> {
+        let last = count.checked_sub(1)?;
+        index.checked_add(count).filter(|&end| end <= self.count)?;
+        let (start, offset) = (self.at(index)?, index.wrapping_mul(size_of::<T>()) as u64);
+        let device_address = self.device_address.wrapping_add(offset);
+        Some(Self { start, count, last, device_address, region: self.region.clone() })
     }
 
     /// Number of values.
@@ -52,7 +66,7 @@ impl<T: AtomicAccess> DmaArray<T> {
         self.count
     }
 
-    /// Whether there are none.
+    /// Always false: an array has at least one value.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -72,6 +86,21 @@ impl<T: AtomicAccess> DmaArray<T> {
         // SAFETY: as in `load`.
         unsafe { T::store(at, value, order) };
         Some(())
+    }
+
+    /// [`load`](Self::load), from the beginning again where the array ends, if its length is a power of two;
+    /// of other arrays some value. For rings: there is nothing to check.
+    #[inline]
+    pub fn load_wrapping(&self, index: usize, order: Ordering) -> T {
+        // SAFETY: as in `load`.
+        unsafe { T::load(self.at_wrapping(index), order) }
+    }
+
+    /// [`store`](Self::store), where [`load_wrapping`](Self::load_wrapping) loads.
+    #[inline]
+    pub fn store_wrapping(&self, index: usize, value: T, order: Ordering) {
+        // SAFETY: as in `load`.
+        unsafe { T::store(self.at_wrapping(index), value, order) }
     }
 
     /// Where the device finds the value at `index`; `None` beyond the end.
@@ -95,6 +124,12 @@ impl<T: AtomicAccess> DmaArray<T> {
     fn at(&self, index: usize) -> Option<NonNull<T>> {
         // SAFETY: `index` is below the number of values from `start` on.
         (index < self.count).then(|| unsafe { self.start.add(index) })
+    }
+
+    #[inline]
+    fn at_wrapping(&self, index: usize) -> NonNull<T> {
+        // SAFETY: with no bits but those of `last` it is not above `last`, which is the last value's index.
+        unsafe { self.start.add(index & self.last) }
     }
 }
 
