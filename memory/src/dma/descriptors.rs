@@ -193,7 +193,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         if chain.iter().any(|(segment, _)| !ptr::eq(segment.table, self.table)) {
             return Err(DmaError::WrongDevice);
         }
-        if N > self.count || index > self.count.wrapping_sub(N) {
+        if index.checked_add(N).is_none_or(|end| end > self.count) {
             return Err(VolatileError::OutOfBounds.into());
         }
         let (words, is_held) = (self.words, self.held.is_some());

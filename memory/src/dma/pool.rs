@@ -7,6 +7,7 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 
+use super::segment::LONGEST;
 use super::windows::WindowTable;
 use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
 use crate::{Bytes, Direction, VolatileError, VolatileSlice};
@@ -131,7 +132,7 @@ impl DmaPool {
         slot_len: usize,
         direction: Direction,
     ) -> Result<Self, DmaError> {
-        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes < u32::MAX as usize);
+        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes <= LONGEST as usize);
         let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
         // Taken from the beginning: the first buffer lent is the first of the region.
         let mut next = super::list(count)?;

@@ -36,7 +36,7 @@ pub struct Segment<'a> {
 
 /// The most bytes of a segment: a chain with a header and a status of up to 64 KiB each is below 4 GiB then (virtio 1.4,
 /// 2.7.5).
-const LONGEST: u32 = u32::MAX - (1 << 18);
+pub(super) const LONGEST: u32 = u32::MAX - (1 << 18);
 
 impl Segment<'_> {
     #[inline]
@@ -78,10 +78,12 @@ impl DmaBuf {
     /// buffer, if there are none, or if the buffer is not for this direction.
     #[inline]
     pub fn segment(&self, offset: usize, len: usize, writable: bool) -> Option<Segment<'_>> {
-        offset.checked_add(len).filter(|&end| end <= self.len())?;
+        // No buffer is longer than `LONGEST`.
+        offset.checked_add(len).filter(|&end| end <= self.len() && len > 0)?;
         let address = self.device_address().wrapping_add(offset as u64);
-        Segment::new(self.table(), address, len, writable)
-            .filter(|_| self.direction().allows(direction(writable)))
+        let (len, table) = (len as u32, self.table());
+        let segment = Segment { address, len, writable, table, owner: PhantomData };
+        self.direction().allows(direction(writable)).then_some(segment)
     }
 }
 
