@@ -24,9 +24,15 @@ impl<B> Place<B> {
     /// Takes what is in flight from now on, as the chain after `order` others. Returns the next free slot.
     #[inline(always)]
     fn fill(&mut self, buffers: B, chain: Chain, order: u64) -> u16 {
-        (self.writable, self.count, self.order) = (chain.writable, chain.count, order);
+        self.renew(chain, order);
         self.buffers = Some(buffers);
         self.link
+    }
+
+    /// What is in flight goes again, as the chain after `order` others.
+    #[inline(always)]
+    fn renew(&mut self, chain: Chain, order: u64) {
+        (self.writable, self.count, self.order) = (chain.writable, chain.count, order);
     }
 }
 
@@ -189,6 +195,9 @@ impl<B: Buffers> Flights<B> {
         }
         let Some(buffers) = place.buffers.take() else { return Err(QueueError::Broken) };
         ring.advance(place.count);
+        if self.in_order.is_some() {
+            ring.freed_in_order(place.count);
+        }
         let free = if slot < self.first_indirect { &mut self.free } else { &mut self.free_indirect };
         place.link = core::mem::replace(free, slot as u16);
         self.completed = self.completed.wrapping_add(1);
@@ -260,24 +269,22 @@ impl<B: Buffers> Flights<B> {
         }
         ring.advance(place.count);
         let slot = used.id as u16;
-        if B::SAME_AGAIN && ring.add_again(slot)? {
+        if B::SAME_AGAIN && ring.add_again::<B>(slot)? {
             place.order = self.submitted;
             return Ok(true);
         }
-        let added =
-            buffers.prepare(&self.context, slot).ok_or(QueueError::Broken).and_then(|()| {
-                match buffers.only(&self.context) {
-                    Some(segment) if ring.is_usual(slot) => ring.add_usual::<B>(slot, &segment),
-                    _ => ring.add_any(Entry { buffers, context: &self.context, slot }, others),
-                }
-            });
-        match added {
-            Ok(chain) => {
-                (place.order, place.writable, place.count) = (self.submitted, chain.writable, chain.count)
-            }
-            Err(error) => return Err(self.drop_one(slot, error)),
-        }
-        Ok(true)
+        // Each way books what it wrote by itself: what is constant there stays so.
+        let added = if buffers.prepare(&self.context, slot).is_none() {
+            Err(QueueError::Broken)
+        } else if let Some(segment) = buffers.only(&self.context)
+            && ring.is_usual(slot)
+        {
+            ring.add_usual::<B>(slot, &segment).map(|chain| place.renew(chain, self.submitted))
+        } else {
+            let entry = Entry { buffers, context: &self.context, slot };
+            ring.add_any(entry, others).map(|chain| place.renew(chain, self.submitted))
+        };
+        added.map(|()| true).map_err(|error| self.drop_one(slot, error))
     }
 
     /// Frees a slot whose chain came back and cannot go again.

@@ -78,7 +78,7 @@ pub(super) trait Ring {
 
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again as it is; the
     /// device is not told. `false` if it must be written anew.
-    fn add_again(&mut self, _slot: u16) -> Result<bool, QueueError> {
+    fn add_again<B: Buffers>(&mut self, _slot: u16) -> Result<bool, QueueError> {
         Ok(false)
     }
 
@@ -99,6 +99,10 @@ pub(super) trait Ring {
 
     /// Goes on by a chain of `count` descriptors, which are free now.
     fn advance(&mut self, count: u16);
+
+    /// Where IN_ORDER was accepted: so many descriptors are free again. Called besides
+    /// [`advance`](Self::advance).
+    fn freed_in_order(&mut self, _count: u16) {}
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
     fn disable_interrupts(&mut self) -> Result<(), QueueError>;

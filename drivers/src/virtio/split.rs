@@ -50,8 +50,9 @@ fn link(next: Option<u16>) -> u64 {
 pub(super) struct SplitRing {
     /// Which the device can only read, as the available ring.
     descriptors: DescriptorTable<Split>,
-    /// Flags, index, entries and `used_event`.
+    /// Flags, index, entries and `used_event`; and the entries by themselves.
     available_ring: DmaArray<u16>,
+    available_entries: DmaArray<u16>,
     /// Flags, index, elements and `avail_event`, as 16-bit values, which the device can only write.
     used_ring: DmaArray<u16>,
     used_elements: DmaArray<u64>,
@@ -75,9 +76,10 @@ pub(super) struct SplitRing {
     /// Index of the next available entry to write, and that which the device was told.
     available: u16,
     published: u16,
-    /// Index of the next used element to read, how many are known to be there, and the `used_event` that was written.
+    /// Index of the next used element to read, the used index that was last seen, and the `used_event` that
+    /// was written.
     used: u16,
-    ready: u16,
+    seen: u16,
     used_event: u16,
 }
 
@@ -98,8 +100,10 @@ impl SplitRing {
         // In order any chain may need one.
         let count = if in_order { layout.slots } else { layout.tables() };
         let tables = (layout.tables() > 0).then(|| Tables::new(windows, count, layout.parts)).transpose()?;
+        let available_ring = descriptors.array_after(size.saturating_add(ENTRIES + 1))?;
         Ok(Self {
-            available_ring: descriptors.array_after(size.saturating_add(ENTRIES + 1))?,
+            available_entries: available_ring.part(ENTRIES, size).ok_or(Error::BadConfig)?,
+            available_ring,
             descriptors,
             used_ring: device.array(USED_AT, ring_len(USED_LEN) / 2)?,
             used_elements: device.array(USED_AT + RING_HEADER, size)?,
@@ -117,7 +121,7 @@ impl SplitRing {
             available: 0,
             published: 0,
             used: 0,
-            ready: 0,
+            seen: 0,
             used_event: 0,
         })
     }
@@ -163,11 +167,9 @@ impl SplitRing {
 
     /// Writes the available entry of the chain that begins at `head`.
     #[inline]
-    fn add_available(&mut self, head: u16) -> Result<(), QueueError> {
-        let place = usize::from(self.available & self.mask).wrapping_add(ENTRIES);
-        self.put(place, head, Ordering::Relaxed)?;
+    fn add_available(&mut self, head: u16) {
+        self.available_entries.store_wrapping(self.available.into(), head.to_le(), Ordering::Relaxed);
         self.available = self.available.wrapping_add(1);
-        Ok(())
     }
 
     /// The last descriptor of a slot in the ring.
@@ -211,7 +213,7 @@ impl Ring for SplitRing {
     }
 
     fn rewind(&mut self) -> Result<(), QueueError> {
-        (self.available, self.published, self.used, self.ready) = (0, 0, 0, 0);
+        (self.available, self.published, self.used, self.seen) = (0, 0, 0, 0);
         self.next_in_order = self.next_in_order.map(|_| 0);
         self.free = self.layout.size;
         self.put(INDEX, 0, Ordering::Relaxed)?;
@@ -261,22 +263,24 @@ impl Ring for SplitRing {
         };
         self.store(at, segment, next)?;
         let own = if segment.is_writable() { segment.len() } else { 0 };
-        self.add_available(slot)?;
-        Ok(Chain { count, writable: own.wrapping_add(self.last_len), id: slot })
+        let last = if B::FRAMED { self.last_len } else { 0 };
+        self.add_available(slot);
+        Ok(Chain { count, writable: own.wrapping_add(last), id: slot })
     }
 
     #[inline(always)]
-    fn add_again(&mut self, slot: u16) -> Result<bool, QueueError> {
-        if slot >= self.usual_end || self.framed {
+    fn add_again<B: Buffers>(&mut self, slot: u16) -> Result<bool, QueueError> {
+        if slot >= self.usual_end || B::FRAMED {
             return Ok(false);
         }
-        self.add_available(slot).map(|()| true)
+        self.add_available(slot);
+        Ok(true)
     }
 
     #[inline(never)]
     fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
         let chain = self.write_any(entry, others)?;
-        self.add_available(chain.id)?;
+        self.add_available(chain.id);
         Ok(chain)
     }
 
@@ -299,17 +303,17 @@ impl Ring for SplitRing {
 
     #[inline]
     fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
-        if self.ready != 0 {
+        if self.used != self.seen {
             return Ok(());
         }
         // Acquire: elements and buffers are read after the index that covers them.
-        let ready = self.get(INDEX, Ordering::Acquire)?.wrapping_sub(self.used);
-        if ready > in_flight {
+        let index = self.get(INDEX, Ordering::Acquire)?;
+        if index.wrapping_sub(self.used) > in_flight {
             return Err(QueueError::Broken);
         }
-        self.ready = ready;
+        self.seen = index;
         // Until the next look the device can go on by a whole ring.
-        let ahead = self.used_event.wrapping_sub(self.used).wrapping_sub(ready);
+        let ahead = self.used_event.wrapping_sub(index);
         if self.event_index && !self.interrupts && ahead < self.layout.size {
             self.disable_interrupts()?;
         }
@@ -318,31 +322,31 @@ impl Ring for SplitRing {
 
     #[inline]
     fn used(&self) -> Result<Option<Used>, QueueError> {
-        if self.ready == 0 {
+        if self.used == self.seen {
             return Ok(None);
         }
-        let at = usize::from(self.used & self.mask);
-        let element = self.used_elements.load(at, Ordering::Relaxed).ok_or(QueueError::Broken)?;
-        let element = u64::from_le(element);
+        let element = u64::from_le(self.used_elements.load_wrapping(self.used.into(), Ordering::Relaxed));
         Ok(Some(Used { id: element as u32, len: (element >> 32) as u32 }))
     }
 
     fn is_skippable(&self) -> bool {
-        self.ready != 0
+        self.used != self.seen
     }
 
     #[inline]
-    fn advance(&mut self, count: u16) {
-        self.free = self.free.wrapping_add(count);
+    fn advance(&mut self, _: u16) {
         self.used = self.used.wrapping_add(1);
-        self.ready = self.ready.wrapping_sub(1);
+    }
+
+    fn freed_in_order(&mut self, count: u16) {
+        self.free = self.free.wrapping_add(count);
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {
         self.interrupts = false;
         if self.event_index {
             // The flag must stay 0 (2.7.7.1).
-            self.set_used_event(self.used.wrapping_add(self.ready).wrapping_add(FAR))
+            self.set_used_event(self.seen.wrapping_add(FAR))
         } else {
             self.put(FLAGS, SUPPRESS, Ordering::Relaxed)
         }
