@@ -40,16 +40,28 @@ struct Place {
 impl Place {
     const START: Self = Self { index: 0, available: AVAIL };
 
-    /// The place `count` further on in a ring of `size`; `count` is not above it.
+    /// Goes on by `count` in a ring of `size`; `count` is not above it.
     #[inline]
-    fn after(self, count: u16, size: u16) -> Self {
+    fn advance(&mut self, count: u16, size: u16) {
         let index = self.index.wrapping_add(count);
-        if index < size { Self { index, ..self } } else { self.wrapped(index.wrapping_sub(size)) }
+        if index < size { self.index = index } else { self.wrap_to(index.wrapping_sub(size)) }
     }
 
     #[cold]
-    fn wrapped(self, index: u16) -> Self {
-        Self { index, available: self.available ^ (AVAIL | USED) }
+    fn wrap_to(&mut self, index: u16) {
+        *self = Self { index, available: self.available ^ (AVAIL | USED) };
+    }
+
+    /// The place `count` further on.
+    fn after(mut self, count: u16, size: u16) -> Self {
+        self.advance(count, size);
+        self
+    }
+
+    /// How far it is to `end`, which is not more than one round further on.
+    fn until(self, end: Self, size: u16) -> u16 {
+        let round = if self.available == end.available { 0 } else { size };
+        end.index.wrapping_sub(self.index).wrapping_add(round)
     }
 
     fn wrap(self) -> bool {
@@ -64,8 +76,8 @@ impl Place {
     /// Whether flags here say that the descriptor was used: both bits are as the wrap counter is.
     #[inline]
     fn is_used(self, rest: u64) -> bool {
-        let used = if self.wrap() { AVAIL | USED } else { 0 };
-        rest & (AVAIL | USED) == used
+        // `available` has the one of them that says so: AVAIL where both are set, USED where both are clear.
+        (rest ^ self.available) & (AVAIL | USED) == USED
     }
 }
 
@@ -89,13 +101,11 @@ pub(super) struct PackedRing {
     usual_end: u16,
     event_index: bool,
     interrupts: bool,
-    /// Where the next descriptor goes, and where the next used one comes.
+    /// Where the next descriptor goes, where it did when the device was last told, and where the next used
+    /// one comes.
     available: Place,
+    published: Place,
     used: Place,
-    /// Free descriptors in the ring.
-    free: u16,
-    /// Descriptors since then.
-    added: u16,
 }
 
 impl PackedRing {
@@ -117,16 +127,16 @@ impl PackedRing {
             event_index,
             interrupts: true,
             available: Place::START,
+            published: Place::START,
             used: Place::START,
-            free: layout.size,
-            added: 0,
         })
     }
 
     /// Whether a chain can be written directly while `others` more may each need a descriptor.
-    #[inline]
     fn is_room(&self, others: u16) -> bool {
-        self.tables.is_none() || self.free.wrapping_sub(others) >= self.layout.parts
+        let taken = self.used.until(self.available, self.layout.size);
+        let free = self.layout.size.wrapping_sub(taken);
+        self.tables.is_none() || free.wrapping_sub(others) >= self.layout.parts
     }
 
     /// Writes any chain at all; `others` slots are free besides.
@@ -180,9 +190,7 @@ impl PackedRing {
     /// Goes on behind a chain that was written.
     #[inline]
     fn added(&mut self, chain: Chain) -> Chain {
-        self.available = self.available.after(chain.count, self.layout.size);
-        self.free = self.free.wrapping_sub(chain.count);
-        self.added = self.added.wrapping_add(chain.count);
+        self.available.advance(chain.count, self.layout.size);
         chain
     }
 
@@ -205,8 +213,7 @@ impl Ring for PackedRing {
     }
 
     fn rewind(&mut self) -> Result<(), QueueError> {
-        (self.available, self.used) = (Place::START, Place::START);
-        (self.free, self.added) = (self.layout.size, 0);
+        (self.available, self.published, self.used) = (Place::START, Place::START, Place::START);
         self.descriptors.clear();
         self.device_event.store(0, ENABLE, Ordering::Relaxed).ok_or(QueueError::Broken)?;
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
@@ -249,7 +256,8 @@ impl Ring for PackedRing {
         if !self.descriptors.store_held(Ordering::Release)? {
             return Ok(false);
         }
-        let added = core::mem::take(&mut self.added);
+        let added = self.published.until(self.available, self.layout.size);
+        self.published = self.available;
         // The device either sees that, or we see what it wrote before it went to sleep (2.8.21.3.1).
         fence(Ordering::SeqCst);
         let event = self.device_event.load(0, Ordering::Relaxed).map(u32::from_le);
@@ -281,8 +289,7 @@ impl Ring for PackedRing {
 
     #[inline]
     fn advance(&mut self, count: u16) {
-        self.used = self.used.after(count, self.layout.size);
-        self.free = self.free.wrapping_add(count);
+        self.used.advance(count, self.layout.size);
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {
