@@ -43,11 +43,20 @@ impl Stale {
         Self { pages: [Page::containing_address(PageRange::empty().start_address()); PAGES], count: 0 }
     }
 
-    pub(crate) const fn add(&mut self, page: Page) {
+    pub(crate) const fn add_page(&mut self, page: Page) {
         if self.count < PAGES {
             self.pages[self.count] = page;
         }
         self.count += 1;
+    }
+
+    /// Adds the leaves of `leaf` pages each that `pages` consist of.
+    pub(crate) fn add(&mut self, pages: PageRange, leaf: usize) {
+        let mut rest = pages;
+        while let Some(page) = rest.start() {
+            self.add_page(page);
+            rest = rest.split_at(leaf).map_or(PageRange::empty(), |(_, rest)| rest);
+        }
     }
 
     /// A page of each leaf, or `None` if there are so many that the processors should forget all that they know.
@@ -89,12 +98,12 @@ impl Flush {
         Self { stale: Stale::new(), frames: [FrameRange::empty(); RUNS], tables: Unlinked::new() }
     }
 
-    /// Adds the leaf that maps `frames` at `page`; `false` if there is no room.
-    pub fn push(&mut self, page: Page, frames: &FrameRange) -> bool {
+    /// Adds the leaves of `leaf` pages each that map `frames` at `pages`; `false` if there is no room.
+    pub fn push(&mut self, pages: PageRange, leaf: usize, frames: &FrameRange) -> bool {
         let joined = self.frames.iter_mut().find_map(|run| Some((run.join(frames)?, run)));
         let Some((both, run)) = joined else { return false };
         *run = both;
-        self.stale.add(page);
+        self.stale.add(pages, leaf);
         true
     }
 

@@ -7,6 +7,7 @@ use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
 use crate::range::{FrameRange, Page, PageRange};
 use crate::tlb::{Cpu, Flush, Stale};
+use core::ops::Range;
 
 /// Level of the top table; level 0 holds 4 KiB leaves.
 pub(crate) const TOP: usize = 3;
@@ -138,18 +139,15 @@ impl Mapper {
             return Err(MapError::NoTables);
         }
         for span in self.spans(pages, frames) {
-            let table = self.make_table(span.page, span.level);
-            for index in 0..span.leaves {
-                let frame = span.frame + index as u64 * leaf_pages(span.level);
-                let pte = Pte::leaf(frame, span.level, protection, tag);
-                self.pool.set(table, slot(span.page, span.level) + index, pte);
-            }
+            let (table, first) = (self.make_table(span.page, span.level), slot(span.page, span.level));
+            let pte = Pte::leaf(span.frame, span.level, protection, tag);
+            self.pool.set_run(table, first..first + span.leaves, pte, Pte::step(span.level));
         }
         Ok(())
     }
 
     /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
-    /// frames, and takes the pages it has done off `pages`. `cleared` hears of each leaf.
+    /// frames, and takes the pages it has done off `pages`. `cleared` hears of each run of leaves.
     pub(crate) fn unmap(
         &mut self,
         pages: &mut PageRange,
@@ -157,20 +155,22 @@ impl Mapper {
     ) -> Flush {
         let mut flush = Flush::new();
         let mut near = None;
-        while let Some(page) = pages.start() {
-            let leaf = self.own_leaf(pages.first(), pages.past(), &mut near);
-            let count = leaf_pages(leaf.level);
-            let frames = FrameRange::from_numbers(leaf.pte.frame(), count).unwrap_or(FrameRange::empty());
-            if !flush.push(page, &frames) {
+        while !pages.is_empty() {
+            let (leaf, slots) = self.own_leaves(pages, &mut near);
+            let count = slots.len() * leaf_pages(leaf.level) as usize;
+            let frames =
+                FrameRange::from_numbers(leaf.pte.frame(), count as u64).unwrap_or(FrameRange::empty());
+            let (head, rest) = pages.split_at(count).unwrap_or((*pages, PageRange::empty()));
+            if !flush.push(head, leaf_pages(leaf.level) as usize, &frames) {
                 break;
             }
-            self.pool.set(leaf.table, leaf.slot, Pte::EMPTY);
-            cleared(leaf.pte.tag(), pages.first(), frames);
+            self.pool.set_run(leaf.table, slots, Pte::EMPTY, 0);
+            cleared(leaf.pte.tag(), head.first(), frames);
             if self.pool.used(leaf.table) == 0 {
                 // `near` may name one of these: it is all zero, and has no leaf.
-                self.prune(pages.first(), &mut flush.tables);
+                self.prune(head.first(), &mut flush.tables);
             }
-            *pages = pages.split_at(count as usize).map_or(PageRange::empty(), |(_, rest)| rest);
+            *pages = rest;
         }
         flush
     }
@@ -178,13 +178,14 @@ impl Mapper {
     /// Gives the leaves of `pages` another protection.
     pub(crate) fn protect(&mut self, pages: &PageRange, protection: Protection) -> Stale {
         let (mut stale, mut rest, mut near) = (Stale::new(), *pages, None);
-        while let Some(page) = rest.start() {
-            let leaf = self.own_leaf(rest.first(), rest.past(), &mut near);
+        while !rest.is_empty() {
+            let (leaf, slots) = self.own_leaves(&rest, &mut near);
+            let count = slots.len() * leaf_pages(leaf.level) as usize;
             let pte = Pte::leaf(leaf.pte.frame(), leaf.level, protection, leaf.pte.tag());
-            self.pool.set(leaf.table, leaf.slot, pte);
-            stale.add(page);
-            rest =
-                rest.split_at(leaf_pages(leaf.level) as usize).map_or(PageRange::empty(), |(_, rest)| rest);
+            self.pool.set_run(leaf.table, slots, pte, Pte::step(leaf.level));
+            let (head, tail) = rest.split_at(count).unwrap_or((rest, PageRange::empty()));
+            stale.add(head, leaf_pages(leaf.level) as usize);
+            rest = tail;
         }
         stale
     }
@@ -202,13 +203,11 @@ impl Mapper {
             let table = self.pool.take().ok_or(MapError::NoTables)?;
             let level = leaf.level - 1;
             let protection = leaf.pte.protection().unwrap_or(Protection::ReadOnly);
-            for index in 0..ENTRIES {
-                let frame = leaf.pte.frame() + index as u64 * leaf_pages(level);
-                self.pool.set(table, index, Pte::leaf(frame, level, protection, leaf.pte.tag()));
-            }
+            let first = Pte::leaf(leaf.pte.frame(), level, protection, leaf.pte.tag());
+            self.pool.set_run(table, 0..ENTRIES, first, Pte::step(level));
             self.pool.set(leaf.table, leaf.slot, Pte::table(self.pool.frame(table)));
             self.pool.linked(table, number & !(leaf_pages(leaf.level) - 1));
-            stale.add(page);
+            stale.add_page(page);
         }
         Ok(stale)
     }
@@ -264,15 +263,24 @@ impl Mapper {
         leaf.filter(whole).expect("a mapping that is owned has lost its leaf")
     }
 
+    /// The first leaf of pages that the caller owns, and the entries of it and of those after it, in the same
+    /// table and among these pages, that differ from it in nothing but that their frames go on where the last
+    /// one's end.
+    fn own_leaves(&self, pages: &PageRange, near: &mut Option<(u64, Table, usize)>) -> (Leaf, Range<usize>) {
+        let leaf = self.own_leaf(pages.first(), pages.past(), near);
+        let most = (pages.size_in_pages() as u64 / leaf_pages(leaf.level)).min(ENTRIES as u64) as usize;
+        let slots = leaf.slot..(leaf.slot + most).min(ENTRIES);
+        (leaf, self.pool.run(leaf.table, slots, Pte::step(leaf.level)))
+    }
+
     fn spans(&self, pages: &PageRange, frames: &FrameRange) -> impl Iterator<Item = Span> + use<> {
         let largest = 1 + usize::from(self.gib_pages);
         let (mut page, mut frame, past) = (pages.first(), frames.first(), pages.past());
         core::iter::from_fn(move || {
             let left = past - page;
-            let fits = |level: &usize| {
-                (page | frame).is_multiple_of(leaf_pages(*level)) && left >= leaf_pages(*level)
-            };
-            let level = (0..=largest).rev().find(fits)?;
+            // The pages of a leaf are a power of two: 2 to the power of 9 times its level.
+            let order = left.checked_ilog2()?.min((page | frame).trailing_zeros());
+            let level = (order as usize / 9).min(largest);
             let leaves = (ENTRIES - slot(page, level)).min((left / leaf_pages(level)) as usize);
             let span = Span { page, frame, level, leaves };
             page += leaves as u64 * leaf_pages(level);
@@ -295,8 +303,11 @@ impl Mapper {
             table = next.ok_or(MapError::AlreadyMapped)?;
         }
         let first = slot(span.page, span.level);
-        let empty = (first..first + span.leaves).all(|slot| self.pool.get(table, slot).is_empty());
-        if empty { Ok(0) } else { Err(MapError::AlreadyMapped) }
+        if self.pool.are_empty(table, first..first + span.leaves) {
+            Ok(0)
+        } else {
+            Err(MapError::AlreadyMapped)
+        }
     }
 
     /// The table at `level` on the way to a page, with what is missing on the way, which [`Self::missing`] has counted.

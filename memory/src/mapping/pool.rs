@@ -1,5 +1,6 @@
 //! The frames that page tables live in.
 
+use core::ops::Range;
 use core::sync::atomic::{
     AtomicU64,
     Ordering::{Acquire, Release},
@@ -132,7 +133,7 @@ impl TablePool {
         } else if self.fresh < self.tables() {
             let table = Table(self.fresh);
             self.fresh += 1;
-            (0..ENTRIES).for_each(|slot| self.write(table, slot, Pte::EMPTY));
+            self.entries(table).iter().for_each(|entry| entry.store(0, Release));
             table
         } else {
             return None;
@@ -166,16 +167,43 @@ impl TablePool {
     }
 
     pub(crate) fn get(&self, table: Table, slot: usize) -> Pte {
-        // SAFETY: `entry` lies in the pool, which owns it; atomic since CPUs write accessed and dirty bits.
-        Pte(unsafe { AtomicU64::from_ptr(self.entry(table, slot)) }.load(Acquire))
+        load(&self.entries(table)[slot])
     }
 
     pub(crate) fn set(&mut self, table: Table, slot: usize, pte: Pte) {
-        let before = self.get(table, slot);
-        self.write(table, slot, pte);
+        self.set_run(table, slot..slot + 1, pte, 0);
+    }
+
+    /// Sets adjacent entries: the first to `pte`, each other to `step` more than the one before it.
+    pub(crate) fn set_run(&mut self, table: Table, slots: Range<usize>, pte: Pte, step: u64) {
+        let after = if pte.is_empty() { 0 } else { slots.len() as u32 };
+        let (mut next, mut before) = (pte.0, 0);
+        for entry in &self.entries(table)[slots] {
+            before += u32::from(!load(entry).is_empty());
+            // Release: what a CPU finds through it was written before.
+            entry.store(next, Release);
+            next = next.wrapping_add(step);
+        }
         // Changes the count alone, not what the audit has noted.
-        let note = self.note(table) + u32::from(!pte.is_empty()) - u32::from(!before.is_empty());
-        self.set_note(table, note);
+        self.set_note(table, self.note(table) + after - before);
+    }
+
+    /// Whether adjacent entries are all empty.
+    pub(crate) fn are_empty(&self, table: Table, slots: Range<usize>) -> bool {
+        self.entries(table)[slots].iter().all(|entry| load(entry).is_empty())
+    }
+
+    /// The first of these entries and those that follow it, as long as each is `step` more than the one
+    /// before, whatever the CPU has recorded in them.
+    pub(crate) fn run(&self, table: Table, slots: Range<usize>, step: u64) -> Range<usize> {
+        let entries = &self.entries(table)[slots.clone()];
+        let mut next = entries.first().map_or(0, |first| load(first).without_history().0);
+        let goes_on = |entry: &&AtomicU64| {
+            let same = load(entry).without_history().0 == next;
+            next = next.wrapping_add(step);
+            same
+        };
+        slots.start..slots.start + entries.iter().take_while(goes_on).count()
     }
 
     /// How many entries of a table in use are not empty.
@@ -229,15 +257,15 @@ impl TablePool {
         (index < self.fresh).then_some(Table(index))
     }
 
-    fn write(&mut self, table: Table, slot: usize, pte: Pte) {
-        // SAFETY: `entry` lies in the pool, which owns it. Release: what a CPU finds through it was written before.
-        unsafe { AtomicU64::from_ptr(self.entry(table, slot)) }.store(pte.0, Release);
-    }
-
-    fn entry(&self, table: Table, slot: usize) -> *mut u64 {
-        assert!(table.0 < self.tables() && slot < ENTRIES);
-        // Inside the pool by the line above, and aligned since `base` is.
-        self.base.wrapping_add((self.header + table.0) * PAGE_SIZE + slot * size_of::<u64>()).cast()
+    /// Atomic since CPUs write accessed and dirty bits.
+    #[inline]
+    fn entries(&self, table: Table) -> &[AtomicU64; ENTRIES] {
+        assert!(table.0 < self.tables());
+        let entries = self.base.wrapping_add((self.header + table.0) * PAGE_SIZE).cast_const().cast();
+        // SAFETY: by the assertion a frame of the pool, which owns it, aligned since `base` is, and there as
+        // long as the pool is borrowed (see `rebase`). The pool accesses it by these atomics only, CPUs by
+        // aligned words.
+        unsafe { &*entries }
     }
 
     fn note(&self, table: Table) -> u32 {
@@ -255,6 +283,12 @@ impl TablePool {
         assert!(table.0 < self.tables());
         self.base.wrapping_add(table.0 * size_of::<u32>()).cast()
     }
+}
+
+/// Acquire: what is reached through an entry is looked at later.
+#[inline]
+fn load(entry: &AtomicU64) -> Pte {
+    Pte(entry.load(Acquire))
 }
 
 #[cfg(test)]

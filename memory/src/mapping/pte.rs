@@ -70,6 +70,11 @@ impl Pte {
         Self(frame << PAGE_SHIFT | PRESENT | large | cache | access | (tag as u64) << TAG_SHIFT)
     }
 
+    /// What is added to a leaf at `level` to make it map the frames that follow.
+    pub const fn step(level: usize) -> u64 {
+        leaf_pages(level) << PAGE_SHIFT
+    }
+
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
