@@ -28,45 +28,55 @@ pub unsafe trait Cpu: Sync {
 }
 
 /// From more leaves on, forgetting everything is cheaper.
-const PAGES: usize = 32;
+const MOST: usize = 32;
 
 /// What the processors must forget: pages that the tables do not map any more, or map otherwise.
 #[derive(Clone, Debug)]
 #[must_use = "the processors must be told"]
 pub struct Stale {
-    pages: [Page; PAGES],
-    count: usize,
+    pages: PageRange,
+    /// Pages in the smallest leaf among them.
+    leaf: usize,
+    /// There are more pages than these.
+    all: bool,
 }
 
 impl Stale {
     pub(crate) const fn new() -> Self {
-        Self { pages: [Page::containing_address(PageRange::empty().start_address()); PAGES], count: 0 }
+        Self { pages: PageRange::empty(), leaf: usize::MAX, all: false }
     }
 
-    pub(crate) const fn add_page(&mut self, page: Page) {
-        if self.count < PAGES {
-            self.pages[self.count] = page;
+    /// One page.
+    pub(crate) fn of(page: Page) -> Self {
+        let pages = PageRange::empty().to_extended(page);
+        Self { pages: pages.unwrap_or_default(), leaf: 1, all: pages.is_err() }
+    }
+
+    /// Adds pages that were mapped by leaves of `leaf` pages each. They should follow those added before:
+    /// else all is to be forgotten.
+    pub(crate) fn add(&mut self, pages: &PageRange, leaf: usize) {
+        match self.pages.join(pages) {
+            Some(both) => (self.pages, self.leaf) = (both, self.leaf.min(leaf)),
+            None => self.all = true,
         }
-        self.count += 1;
     }
 
-    /// Adds the leaves of `leaf` pages each that `pages` consist of.
-    pub(crate) fn add(&mut self, pages: PageRange, leaf: usize) {
-        let mut rest = pages;
-        while let Some(page) = rest.start() {
-            self.add_page(page);
+    /// A page of each leaf, or more, or `None` if there are so many that the processors should forget all
+    /// that they know.
+    pub fn pages(&self) -> Option<impl Iterator<Item = Page> + use<>> {
+        let (mut rest, leaf) = (self.pages, self.leaf);
+        let next = move || {
+            let page = rest.start()?;
             rest = rest.split_at(leaf).map_or(PageRange::empty(), |(_, rest)| rest);
-        }
-    }
-
-    /// A page of each leaf, or `None` if there are so many that the processors should forget all that they know.
-    pub fn pages(&self) -> Option<&[Page]> {
-        self.pages.get(..self.count)
+            Some(page)
+        };
+        let few = rest.size_in_pages() <= leaf.saturating_mul(MOST);
+        (few && !self.all).then(|| core::iter::from_fn(next))
     }
 
     /// Tells the processors, if there is something to tell.
     pub(crate) fn shoot_down(&self, cpu: &dyn Cpu) {
-        if self.count > 0 {
+        if self.all || !self.pages.is_empty() {
             cpu.shoot_down(self);
         }
     }
@@ -99,7 +109,7 @@ impl Flush {
     }
 
     /// Adds the leaves of `leaf` pages each that map `frames` at `pages`; `false` if there is no room.
-    pub fn push(&mut self, pages: PageRange, leaf: usize, frames: &FrameRange) -> bool {
+    pub fn push(&mut self, pages: &PageRange, leaf: usize, frames: &FrameRange) -> bool {
         let joined = self.frames.iter_mut().find_map(|run| Some((run.join(frames)?, run)));
         let Some((both, run)) = joined else { return false };
         *run = both;
@@ -107,13 +117,37 @@ impl Flush {
         true
     }
 
-    /// Makes the processors forget, then yields the frames and the tables. To be called without a lock.
-    pub fn flush(
-        self,
-        cpu: &dyn Cpu,
-    ) -> (impl Iterator<Item = Flushed<FrameRange>>, Option<Flushed<Unlinked>>) {
+    /// Makes the processors forget, then passes the runs of frames on and yields the tables. To be called
+    /// without a lock.
+    #[inline]
+    pub fn flush(self, cpu: &dyn Cpu, take: impl FnMut(Flushed<FrameRange>)) -> Option<Flushed<Unlinked>> {
         self.stale.shoot_down(cpu);
-        let frames = self.frames.into_iter().filter(|run| !run.is_empty()).map(Flushed);
-        (frames, (!self.tables.is_empty()).then_some(Flushed(self.tables)))
+        self.frames.iter().take_while(|run| !run.is_empty()).copied().map(Flushed).for_each(take);
+        (!self.tables.is_empty()).then_some(Flushed(self.tables))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    fn stale(leaves: &[(u64, u64, usize)]) -> Option<Vec<u64>> {
+        let mut stale = Stale::new();
+        for (first, count, leaf) in leaves {
+            stale.add(&PageRange::from_numbers(*first, *count).unwrap(), *leaf);
+        }
+        stale.pages().map(|pages| pages.map(Page::number).collect())
+    }
+
+    #[test]
+    fn a_page_of_each_leaf_or_all() {
+        assert_eq!(stale(&[]), Some(Vec::new()));
+        assert_eq!(stale(&[(7, 2, 1), (9, 1, 1)]), Some(Vec::from([7, 8, 9])));
+        assert_eq!(stale(&[(512, 1024, 512)]), Some(Vec::from([512, 1024])));
+        assert_eq!(stale(&[(1, 31, 1), (32, 1, 1)]).map(|pages| pages.len()), Some(MOST));
+        assert_eq!(stale(&[(1, 31, 1), (32, 2, 1)]), None);
+        assert_eq!(stale(&[(511, 1, 1), (512, 512, 512)]), None);
+        assert_eq!(stale(&[(7, 2, 1), (10, 1, 1)]), None, "not adjacent");
     }
 }

@@ -80,7 +80,7 @@ unsafe impl Cpu for Smp {
                 self.busy.store(false, SeqCst);
             }
             let caches = &mut *cpu.lock().unwrap();
-            let pages = stale.pages().map(|pages| pages.iter().map(|page| page.number()).collect::<Vec<_>>());
+            let pages = stale.pages().map(|pages| pages.map(|page| page.number()).collect::<Vec<_>>());
             caches.tlb.retain(|page, (_, level)| {
                 let same = |stale: &u64| (stale ^ page) >> (9 * *level) == 0;
                 pages.as_ref().is_some_and(|pages| !pages.iter().any(same))

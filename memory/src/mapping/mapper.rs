@@ -52,7 +52,7 @@ struct Span {
 }
 
 const fn slot(page: u64, level: usize) -> usize {
-    (page >> (9 * level)) as usize % ENTRIES
+    (page / leaf_pages(level)) as usize % ENTRIES
 }
 
 impl Mapper {
@@ -147,13 +147,13 @@ impl Mapper {
     }
 
     /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
-    /// frames, and takes the pages it has done off `pages`. `cleared` hears of each run of leaves.
+    /// frames in `flush`, and takes the pages it has done off `pages`. `cleared` hears of each run of leaves.
     pub(crate) fn unmap(
         &mut self,
         pages: &mut PageRange,
+        flush: &mut Flush,
         mut cleared: impl FnMut(Tag, u64, FrameRange),
-    ) -> Flush {
-        let mut flush = Flush::new();
+    ) {
         let mut near = None;
         while !pages.is_empty() {
             let (leaf, slots) = self.own_leaves(pages, &mut near);
@@ -161,7 +161,7 @@ impl Mapper {
             let frames =
                 FrameRange::from_numbers(leaf.pte.frame(), count as u64).unwrap_or(FrameRange::empty());
             let (head, rest) = pages.split_at(count).unwrap_or((*pages, PageRange::empty()));
-            if !flush.push(head, leaf_pages(leaf.level) as usize, &frames) {
+            if !flush.push(&head, leaf_pages(leaf.level) as usize, &frames) {
                 break;
             }
             self.pool.set_run(leaf.table, slots, Pte::EMPTY, 0);
@@ -172,7 +172,6 @@ impl Mapper {
             }
             *pages = rest;
         }
-        flush
     }
 
     /// Gives the leaves of `pages` another protection.
@@ -184,7 +183,7 @@ impl Mapper {
             let pte = Pte::leaf(leaf.pte.frame(), leaf.level, protection, leaf.pte.tag());
             self.pool.set_run(leaf.table, slots, pte, Pte::step(leaf.level));
             let (head, tail) = rest.split_at(count).unwrap_or((rest, PageRange::empty()));
-            stale.add(head, leaf_pages(leaf.level) as usize);
+            stale.add(&head, leaf_pages(leaf.level) as usize);
             rest = tail;
         }
         stale
@@ -207,7 +206,7 @@ impl Mapper {
             self.pool.set_run(table, 0..ENTRIES, first, Pte::step(level));
             self.pool.set(leaf.table, leaf.slot, Pte::table(self.pool.frame(table)));
             self.pool.linked(table, number & !(leaf_pages(leaf.level) - 1));
-            stale.add_page(page);
+            stale = Stale::of(page);
         }
         Ok(stale)
     }

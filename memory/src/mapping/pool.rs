@@ -120,7 +120,7 @@ impl TablePool {
     }
 
     const fn tables(&self) -> usize {
-        self.frames.size_in_frames() - self.header
+        self.frames.size_in_frames().wrapping_sub(self.header)
     }
 
     /// Takes a table that is all zero.
@@ -261,7 +261,8 @@ impl TablePool {
     #[inline]
     fn entries(&self, table: Table) -> &[AtomicU64; ENTRIES] {
         assert!(table.0 < self.tables());
-        let entries = self.base.wrapping_add((self.header + table.0) * PAGE_SIZE).cast_const().cast();
+        let frame = self.header.wrapping_add(table.0);
+        let entries = self.base.wrapping_add(frame.wrapping_mul(PAGE_SIZE)).cast_const().cast();
         // SAFETY: by the assertion a frame of the pool, which owns it, aligned since `base` is, and there as
         // long as the pool is borrowed (see `rebase`). The pool accesses it by these atomics only, CPUs by
         // aligned words.

@@ -37,7 +37,7 @@ fn tables_are_zero_before_they_can_be_linked() {
         let mut flush = Flush::new();
         tables.into_iter().for_each(|table| pool.unlink(table, &mut flush.tables));
         assert_eq!((pool.take(), pool.available(), pool.in_use()), (None, 0, 0));
-        pool.give(flush.flush(&NoCpu).1.unwrap());
+        pool.give(flush.flush(&NoCpu, |_| ()).unwrap());
         assert_eq!(pool.available(), 7);
     }
 }

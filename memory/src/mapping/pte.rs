@@ -48,7 +48,8 @@ pub(crate) const LOW_PAGES: u64 = (1 << 36) - 1;
 
 /// Pages in a leaf at `level`: 0 is 4 KiB, 1 is 2 MiB, 2 is 1 GiB.
 pub(crate) const fn leaf_pages(level: usize) -> u64 {
-    1 << (9 * level)
+    // Without checks that nothing overflows: a level is at most 3, and this is asked for each page.
+    1_u64.wrapping_shl((level as u32).wrapping_mul(9))
 }
 
 impl Pte {

@@ -10,7 +10,7 @@ use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
 use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::range::{FrameRange, Page, PageRange};
-use crate::tlb::{Cpu, Flushed};
+use crate::tlb::{Cpu, Flush};
 
 /// The page tables in use, with the allocators of what they map.
 ///
@@ -222,16 +222,16 @@ impl AddressSpace {
     /// Unmaps pages that the caller owns and passes on each run of frames that no processor knows any more.
     pub(super) fn unmap(&self, mut pages: PageRange, mut take: impl FnMut(FrameRange)) {
         while !pages.is_empty() {
+            let mut flush = Flush::new();
             let mut mapper = self.mapper.lock();
             let mut books = self.frames.books();
-            let flush = mapper.unmap(&mut pages, |tag, page, frames| books.unmapped(tag, page, &frames));
+            mapper.unmap(&mut pages, &mut flush, |tag, page, frames| books.unmapped(tag, page, &frames));
             drop(books);
             drop(mapper);
-            let (frames, tables) = flush.flush(self.cpu);
+            let tables = flush.flush(self.cpu, |frames| take(frames.into_inner()));
             if let Some(tables) = tables {
                 self.mapper.lock().pool_mut().give(tables);
             }
-            frames.map(Flushed::into_inner).for_each(&mut take);
         }
     }
 

@@ -245,9 +245,9 @@ impl Machine {
 unsafe impl Cpu for Machine {
     fn shoot_down(&self, stale: &Stale) {
         assert!(!host::locks_held(), "a processor that spins for this lock would never acknowledge");
-        assert_ne!(stale.pages(), Some(&[][..]), "nothing is stale");
+        assert!(stale.pages().is_none_or(|mut pages| pages.next().is_some()), "nothing is stale");
         match stale.pages() {
-            Some(pages) => pages.iter().for_each(|page| self.flush(page.start_address())),
+            Some(pages) => pages.for_each(|page| self.flush(page.start_address())),
             None => {
                 self.before_flush();
                 self.forget(0..self.tlb.len());
