@@ -3,7 +3,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::num::NonZeroU32;
 use core::sync::atomic::AtomicU32;
 use ringfence_memory::*;
-use ringfence_memory::theseus::{BorrowedMappedPages, Immutable, Mutable};
+use ringfence_memory::theseus::{BorrowedMappedPages, Mutable};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// Three bytes after the first are padding.

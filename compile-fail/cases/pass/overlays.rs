@@ -1,6 +1,5 @@
 //! Types without padding or invalid bit patterns.
 use ringfence_memory::*;
-use ringfence_memory::theseus::Immutable;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 #[derive(FromBytes, Immutable, KnownLayout)]
