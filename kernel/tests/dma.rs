@@ -132,11 +132,13 @@ fn quarantine_keeps_memory() {
     let ranges = others.iter().map(|other| other.physical_address().value());
     assert!(ranges.clone().all(|start| start + 3 * PAGE <= frame || frame + 3 * PAGE <= start));
     assert_sound();
+    let other = windows.allocate(PAGE_SIZE).expect("there is memory");
     let view = windows.readable().expect("room for the list");
-    assert_eq!(windows.reset_model().err(), Some(ResetError::Timeout), "somebody looks at it");
-    assert_eq!((count(Owner::Quarantined), windows.usage()), (3, (0, 3 * PAGE_SIZE)));
+    assert_eq!(windows.reset_model().err(), Some(ResetError::Timeout), "somebody looks at memory");
+    assert_eq!((count(Owner::Quarantined), windows.usage()), (3, (PAGE_SIZE, 3 * PAGE_SIZE)));
     drop(view);
     assert!(windows.reset_model().is_ok());
+    drop(other);
     assert_eq!((count(Owner::Quarantined), windows.usage()), (0, (0, 0)));
     drop(others);
     let all: Vec<_> = (0..101).map(|_| allocate(3)).collect();
