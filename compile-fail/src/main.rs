@@ -1,5 +1,5 @@
-//! Tries files on the compiler with trybuild: `ringfence-compile-fail pass|fail GLOB`. A process of its own, because
-//! trybuild reports on the terminal as it goes, in the middle of what the test harness prints.
+//! Tries files on the compiler with trybuild: `ringfence-compile-fail pass|fail GLOB`. A process of its own,
+//! because trybuild reports on the terminal as it goes, in the middle of what the test harness prints.
 
 fn main() {
     let mut arguments = std::env::args().skip(1);

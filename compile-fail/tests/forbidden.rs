@@ -1,6 +1,6 @@
-//! Each function in `cases/fail` does one forbidden thing, in the line marked `//~ CODE name`. The compiler must report
-//! exactly that error for exactly that line; what else it says differs between versions. `cases/pass` does the allowed
-//! counterparts, so that a broken set-up cannot look like success.
+//! Each function in `cases/fail` does one forbidden thing, in the line marked `//~ CODE name`. The compiler
+//! must report exactly that error for exactly that line; what else it says differs between versions.
+//! `cases/pass` does the allowed counterparts, so that a broken set-up cannot look like success.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,8 +40,8 @@ fn mark(line: &str) -> Option<&str> {
     line.split_once("//~").map(|(_, mark)| mark.trim())
 }
 
-/// Every mark that the source has must be in an error with that code, and every error must have a mark: how many marks
-/// there are, or else all differences.
+/// Every mark that the source has must be in an error with that code, and every error must have a mark: how
+/// many marks there are, or else all differences.
 fn compare(source: &str, said: &str) -> Result<usize, Vec<String>> {
     let marks: Vec<&str> = source.lines().filter_map(mark).collect();
     let expected: BTreeSet<&str> = marks.iter().copied().collect();

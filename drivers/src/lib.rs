@@ -7,12 +7,13 @@
 //!                                                   DmaBuf, by value ─► Queue ─► device ─► Completion
 //! ```
 //!
-//! A driver owns its rings; buffers enter a queue by value and come back by value. What the device says is copied
-//! once, checked, and answered with a typed error if wrong: no value that it returns leads to a panic, an endless
-//! loop or an access out of bounds. Section numbers are those of the virtio 1.4 specification.
+//! A driver owns its rings; buffers enter a queue by value and come back by value. What the device says is
+//! copied once, checked, and answered with a typed error if wrong: no value that it returns leads to a panic,
+//! an endless loop or an access out of bounds. Section numbers are those of the virtio 1.4 specification.
 //!
 //! Nothing here sleeps or spawns: [`BlockQueue::reap`](block::BlockQueue::reap) and
-//! [`NetPair::receive`](net::NetPair::receive) are called by the kernel's tasks, after an interrupt or while polling.
+//! [`NetPair::receive`](net::NetPair::receive) are called by the kernel's tasks, after an interrupt or while
+//! polling.
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(

@@ -1,5 +1,5 @@
-//! What safe code could once do to get at memory that a device still has, or to have a device do what it should not yet.
-//! What the compiler refuses now is in the crate `compile-fail`.
+//! What safe code could once do to get at memory that a device still has, or to have a device do what it
+//! should not yet. What the compiler refuses now is in the crate `compile-fail`.
 
 mod support;
 
@@ -174,7 +174,8 @@ fn an_earlier_start_does_not_count() {
     }
 }
 
-/// A transport that lets the device go on, and says this of its resets, in turn; the truth where there is nothing.
+/// A transport that lets the device go on, and says this of its resets, in turn; the truth where there is
+/// nothing.
 struct Liar {
     inner: FakeTransport,
     answers: VecDeque<Option<Result<Quiet, ResetError>>>,
@@ -239,7 +240,8 @@ fn read(buffer: DmaBuf) -> Request {
     Request::Read { sector: 0, buffer, len: SECTOR }
 }
 
-/// Drops a driver with a request in flight, whose transport says `lie`; nothing may come free, neither memory nor buffer.
+/// Drops a driver with a request in flight, whose transport says `lie`; nothing may come free, neither memory
+/// nor buffer.
 #[track_caller]
 fn frees_nothing(fake: &Fake, lie: Result<Quiet, ResetError>) {
     let windows = fake.windows();

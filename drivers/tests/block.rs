@@ -314,8 +314,8 @@ proptest! {
     ) {
         let mut bench = bench_with(ALL, config(SECTORS, size_max, 8, 512), ring);
         let mut array = bench.disk.data.clone();
-        // One at a time in effect, since overlapping requests in flight have no order: kick and serve each batch of
-        // requests that touch different sectors.
+        // One at a time in effect, since overlapping requests in flight have no order: kick and serve each
+        // batch of requests that touch different sectors.
         let mut expected = std::collections::HashMap::<usize, (usize, usize, bool)>::new();
         let mut touched = Vec::<std::ops::Range<usize>>::new();
         for (write, sector, count, fill, order) in requests {

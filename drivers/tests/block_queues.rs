@@ -427,7 +427,8 @@ fn packed_rings_of_any_size() {
             let mut disk = Disk::new(bench.fake.ring(0));
             let depth = bench.block.depth();
             assert_eq!(depth, if indirect != 0 { size.min(40) } else { (size / 3).min(40) }.into());
-            // Around the ring a few times, with chains that cross its end, and in an order of the device's own.
+            // Around the ring a few times, with chains that cross its end, and in an order of the device's
+            // own.
             for round in 0..200 {
                 let mut chains = bench.fill(&mut disk);
                 assert_eq!(chains.len(), depth);

@@ -152,7 +152,8 @@ fn quarantine_without_proof() {
     other.read_slice(&mut contents, 0).unwrap();
     assert_eq!(contents, [0; 512]);
 
-    // Once it does reset, the quarantine is free; the buffer that was in flight is lost to its pool, not its memory.
+    // Once it does reset, the quarantine is free; the buffer that was in flight is lost to its pool, not its
+    // memory.
     fake.model().stuck = false;
     let block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
     assert_eq!(windows.usage().1, 0);

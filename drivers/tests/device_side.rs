@@ -1,5 +1,5 @@
-//! The device's side of virtqueues against a fake driver that plays by the rules: split and packed, over any start
-//! and size.
+//! The device's side of virtqueues against a fake driver that plays by the rules: split and packed, over any
+//! start and size.
 
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
@@ -161,8 +161,8 @@ proptest! {
         prop_assert!(!batching || fake.elements == elements, "one used element for each batch");
     }
 
-    /// The driver is notified if and only if the element that it asked for was used since the last decision, also
-    /// around the wrap and in batches.
+    /// The driver is notified if and only if the element that it asked for was used since the last decision,
+    /// also around the wrap and in batches.
     #[test]
     fn notified_of_the_event_asked_for(
         (packed, size, start) in rings(),

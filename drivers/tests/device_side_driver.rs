@@ -1,5 +1,5 @@
-//! Our driver's queue against our device's: through the windows of one device, which are all that the device side
-//! sees of memory.
+//! Our driver's queue against our device's: through the windows of one device, which are all that the device
+//! side sees of memory.
 
 mod support;
 
@@ -22,8 +22,8 @@ fn range(view: &DmaSnapshot, address: u64, len: usize) -> DeviceRange<'_> {
     view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in a window")
 }
 
-/// Every chain arrives as it was submitted and comes back as it was answered, in any order; the device side is built
-/// anew for each look, and both indexes wrap around several times.
+/// Every chain arrives as it was submitted and comes back as it was answered, in any order; the device side
+/// is built anew for each look, and both indexes wrap around several times.
 #[test]
 fn requests_and_answers() {
     const SIZE: u16 = 8;

@@ -1,5 +1,5 @@
-//! The device's side of virtqueues against drivers that break every rule: typed errors, once; nothing endless; no
-//! byte touched that the driver may not lend.
+//! The device's side of virtqueues against drivers that break every rule: typed errors, once; nothing
+//! endless; no byte touched that the driver may not lend.
 
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
@@ -20,7 +20,8 @@ use ringfence_memory::{Bytes, Direction};
 const SIZE: u16 = 4;
 const WRAP: u16 = 1 << 15;
 
-/// Publishes one chain, and checks that the device refuses it with `expected`, once, and goes on with the next.
+/// Publishes one chain, and checks that the device refuses it with `expected`, once, and goes on with the
+/// next.
 fn refused(
     packed: bool,
     features: u64,
@@ -162,7 +163,8 @@ fn split_chains_without_end() {
     }
 }
 
-/// The queue fails with `expected`, once, and there is nothing more to be had; what is in flight can be returned.
+/// The queue fails with `expected`, once, and there is nothing more to be had; what is in flight can be
+/// returned.
 fn broken(packed: bool, expected: QueueError, hurt: impl Fn(&Arena, &mut FakeQueue<'_>)) {
     for hold in [false, true] {
         let arena = Arena::new(1 << 14);
@@ -212,7 +214,8 @@ fn available_indexes_that_jump() {
 fn notifications_that_lie() {
     for packed in [false, true] {
         let start = if packed { WRAP | 2 } else { 65534 };
-        // How far the position lies from what was made available; chains taken of the two published; whether it is true.
+        // How far the position lies from what was made available; chains taken of the two published; whether
+        // it is true.
         let cases = [
             (0, 0, true),
             (0, 2, true),
@@ -323,8 +326,8 @@ fn wild() -> impl Strategy<Value = Wild> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Any bytes in the rings: no panic, a bounded number of chains and bytes, and no byte outside of the rings and
-    /// of what is lent for writing changes.
+    /// Any bytes in the rings: no panic, a bounded number of chains and bytes, and no byte outside of the
+    /// rings and of what is lent for writing changes.
     #[test]
     fn any_ring_is_harmless(
         packed in any::<bool>(),

@@ -1,5 +1,5 @@
-//! The driver's queue against our device's, in every combination of ring features: what goes in comes out, once, and
-//! notifications are sent exactly when they are due, in both directions.
+//! The driver's queue against our device's, in every combination of ring features: what goes in comes out,
+//! once, and notifications are sent exactly when they are due, in both directions.
 
 #[path = "support/fake_queue.rs"]
 mod fake_queue;
@@ -108,7 +108,8 @@ fn random(state: &Cell<u64>, below: usize) -> usize {
     (next % below as u64) as usize
 }
 
-/// More chains than indexes can count, in small rings, with a notification now and then; in any order if it may be.
+/// More chains than indexes can count, in small rings, with a notification now and then; in any order if it
+/// may be.
 #[test]
 fn indexes_wrap_in_every_mode() {
     for mode in Mode::all() {

@@ -1,4 +1,5 @@
-//! The network driver's options: several pairs of queues and the command that turns them on, both formats, batches.
+//! The network driver's options: several pairs of queues and the command that turns them on, both formats,
+//! batches.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! A queue that many tasks share, while the heap has no room: what it cannot take it gives back, and what it has taken
-//! it finishes.
+//! A queue that many tasks share, while the heap has no room: what it cannot take it gives back, and what it
+//! has taken it finishes.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod support;

@@ -1,5 +1,5 @@
-//! The PCI transport over a configuration space and registers that are plain memory: what is written can be seen,
-//! and what the device would say is put there beforehand.
+//! The PCI transport over a configuration space and registers that are plain memory: what is written can be
+//! seen, and what the device would say is put there beforehand.
 
 mod support;
 

@@ -203,8 +203,8 @@ fn a_refused_part_within_a_frame() {
     }
 }
 
-/// Parts that are not in their buffer, or are empty. What only a faulty `Buffers` of the crate could say is tried in
-/// `src/virtio/queue_tests.rs`.
+/// Parts that are not in their buffer, or are empty. What only a faulty `Buffers` of the crate could say is
+/// tried in `src/virtio/queue_tests.rs`.
 #[test]
 fn odd_chains_come_back() {
     for format in FORMATS {

@@ -1,5 +1,5 @@
-//! What single features of queues and proofs about devices are good for: resets of one queue, event indices, and the
-//! proofs of another device.
+//! What single features of queues and proofs about devices are good for: resets of one queue, event indices,
+//! and the proofs of another device.
 
 mod support;
 
@@ -258,7 +258,8 @@ impl Numbers {
     }
 }
 
-/// Whatever the device writes as `avail_event`: a kick exactly if the index passes it, and nothing else happens.
+/// Whatever the device writes as `avail_event`: a kick exactly if the index passes it, and nothing else
+/// happens.
 #[test]
 fn a_hostile_avail_event() {
     let mut bench = Bench::new(EVENT_IDX, 8, 1);
@@ -331,8 +332,8 @@ fn a_hostile_device_event() {
     }
 }
 
-/// Keeps `depth` chains in flight; the device answers in batches of up to `batch`, and the driver looks every now and
-/// then. Says how many interrupts were due over `total` completions.
+/// Keeps `depth` chains in flight; the device answers in batches of up to `batch`, and the driver looks every
+/// now and then. Says how many interrupts were due over `total` completions.
 fn interrupts_while_polling(features: u64, size: u16, depth: u16, batch: u64, total: u64) -> usize {
     let mut bench = Bench::with(Shape { features, size, chains: depth, parts: 1, framed: false });
     bench.queue.disable_interrupts();

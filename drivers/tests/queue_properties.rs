@@ -1,4 +1,5 @@
-//! The driver side of the virtqueue through any sequence of steps, in both formats and with every feature of the rings.
+//! The driver side of the virtqueue through any sequence of steps, in both formats and with every feature of
+//! the rings.
 
 mod support;
 
@@ -15,7 +16,8 @@ enum Step {
     },
     Kick,
     Take,
-    /// Completes one of the chains that the device holds, without publishing; in order, the oldest few at once.
+    /// Completes one of the chains that the device holds, without publishing; in order, the oldest few at
+    /// once.
     Use {
         which: prop::sample::Index,
         len: u32,

@@ -1,5 +1,5 @@
-//! Many tasks on one queue: whatever order tasks, server and device run in, each task gets its own answer or none,
-//! and none sleeps for ever.
+//! Many tasks on one queue: whatever order tasks, server and device run in, each task gets its own answer or
+//! none, and none sleeps for ever.
 
 mod support;
 #[path = "support/tasks.rs"]
@@ -228,7 +228,8 @@ fn queues_share_nothing() {
     }
 }
 
-/// A waker that owns its task, as those of most executors do: waking it last drops the task, whatever that does.
+/// A waker that owns its task, as those of most executors do: waking it last drops the task, whatever that
+/// does.
 struct Owning(Mutex<Option<Box<dyn FnOnce() + Send>>>);
 
 impl Wake for Owning {
@@ -322,8 +323,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in which order: as long as the device goes on, and interrupts are all that wakes the server,
-    /// every task comes to its end.
+    /// Whatever happens in which order: as long as the device goes on, and interrupts are all that wakes the
+    /// server, every task comes to its end.
     #[test]
     fn nobody_sleeps_for_ever(steps in prop::collection::vec(step(), 1..300), format in 0..8_usize, budget in 0..4_u32) {
         let mut bench = Bench::new(formats().nth(format).unwrap(), 1, 16);
@@ -389,7 +390,8 @@ impl Wake for Thread {
     }
 }
 
-/// The device is a thread of its own, so completions come at any moment: also while interrupts are being turned on.
+/// The device is a thread of its own, so completions come at any moment: also while interrupts are being
+/// turned on.
 #[test]
 fn no_wake_up_is_lost_between_two_threads() {
     const REQUESTS: u64 = 20_000;

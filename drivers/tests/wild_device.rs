@@ -1,5 +1,5 @@
-//! The driver's queue on a device that lies about order, and on one that writes anything anywhere it may write, in every
-//! combination of ring features.
+//! The driver's queue on a device that lies about order, and on one that writes anything anywhere it may
+//! write, in every combination of ring features.
 
 mod support;
 
@@ -56,8 +56,8 @@ fn a_batch_beyond_the_used_index() {
     }
 }
 
-/// Elements for chains that came back with an earlier one, that were never made available, or of which the device was not
-/// told.
+/// Elements for chains that came back with an earlier one, that were never made available, or of which the
+/// device was not told.
 #[test]
 fn ids_that_are_not_next() {
     for format in FORMATS {
@@ -131,8 +131,9 @@ fn put(bench: &Bench, at: usize, value: u16) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
-    /// Whatever it writes: no chain comes back that was not in flight and told of, or twice, or, with IN_ORDER, out of
-    /// order; lengths are possible; a broken queue stays broken; nothing panics and nothing hangs.
+    /// Whatever it writes: no chain comes back that was not in flight and told of, or twice, or, with
+    /// IN_ORDER, out of order; lengths are possible; a broken queue stays broken; nothing panics and nothing
+    /// hangs.
     #[test]
     fn anything_anywhere(
         features in subsequence(vec![RING_PACKED, INDIRECT_DESC, EVENT_IDX, IN_ORDER], 0..=4),
@@ -144,7 +145,8 @@ proptest! {
         let size = if has(RING_PACKED) { size } else { 1 << size.ilog2() };
         let mut bench = Bench::with(Shape { features, size, chains, parts, framed: false });
         let len = areas(&bench).iter().map(|area| area.1).sum::<usize>();
-        // Names of chains that the device was told of; the oldest that is in flight; the device's idea of where it is.
+        // Names of chains that the device was told of; the oldest that is in flight; the device's idea of
+        // where it is.
         let (mut told, mut oldest, mut used) = (0, 1, 0_u16);
         for step in steps {
             let mut back = Vec::new();

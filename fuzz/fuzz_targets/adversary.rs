@@ -5,7 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::LazyLock;
 
-/// Where the input that runs now is kept: a fault in the machine's memory ends the program before libFuzzer can.
+/// Where the input that runs now is kept: a fault in the machine's memory ends the program before libFuzzer
+/// can.
 static LAST: LazyLock<Option<File>> =
     LazyLock::new(|| File::create(std::env::var_os("RINGFENCE_FUZZ_LAST")?).ok());
 

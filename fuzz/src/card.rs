@@ -20,8 +20,8 @@ const MEMORY: u32 = 2;
 const IDS: u32 = 0x1042_1af4;
 /// Bytes of registers that read as zeros while the card does not decode.
 const COMMON_LEN: usize = 0x40;
-/// The same for both halves: indirect descriptors, event indexes; VERSION_1, ACCESS_PLATFORM, RING_PACKED, IN_ORDER,
-/// NOTIFICATION_DATA, RING_RESET.
+/// The same for both halves: indirect descriptors, event indexes; VERSION_1, ACCESS_PLATFORM, RING_PACKED,
+/// IN_ORDER, NOTIFICATION_DATA, RING_RESET.
 const OFFER: u32 = 1 << 28 | 1 << 29 | 0b1111 | 1 << 6 | 1 << 8;
 /// RING_PACKED in the upper half.
 const PACKED: u32 = 1 << 2;

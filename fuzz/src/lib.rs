@@ -1,11 +1,12 @@
-//! An adversarial safe caller: [`run`] takes a byte string for a program that calls the safe public functions of
-//! `ringfence-memory` and `ringfence-drivers` in any order, with what it has of two platforms, two cards on each, and
-//! device models. Behind the registers are [cards](card) that follow everything they were told and not yet made to
-//! forget by a reset, and write wherever they may. After each step [everything](world::World::check) must be in order.
+//! An adversarial safe caller: [`run`] takes a byte string for a program that calls the safe public functions
+//! of `ringfence-memory` and `ringfence-drivers` in any order, with what it has of two platforms, two cards
+//! on each, and device models. Behind the registers are [cards](card) that follow everything they were told
+//! and not yet made to forget by a reset, and write wherever they may. After each step
+//! [everything](world::World::check) must be in order.
 //!
-//! `tests/adversary.rs` draws programs, `fuzz_targets/adversary.rs` lets libFuzzer find them, and `seeds/` keeps some.
-//! A failing input is replayed by `RINGFENCE_REPLAY=FILE cargo test -p ringfence-fuzz -- replay`, or by putting it into
-//! `seeds/adversary/`.
+//! `tests/adversary.rs` draws programs, `fuzz_targets/adversary.rs` lets libFuzzer find them, and `seeds/`
+//! keeps some. A failing input is replayed by `RINGFENCE_REPLAY=FILE cargo test -p ringfence-fuzz -- replay`,
+//! or by putting it into `seeds/adversary/`.
 #![allow(missing_docs, reason = "nobody calls it but the tests beside it")]
 
 use std::cell::RefCell;
@@ -81,7 +82,8 @@ pub fn run(bytes: &[u8]) {
     SIDES.set(Some(sides));
 }
 
-/// Two drivers with a device of each platform: one by its registers, one by what it takes to begin a `Device`.
+/// Two drivers with a device of each platform: one by its registers, one by what it takes to begin a
+/// `Device`.
 fn prepare(world: &mut World) {
     for side in 0..2 {
         for card in 0..side::CARDS {

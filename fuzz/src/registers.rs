@@ -204,8 +204,8 @@ fn reset(world: &mut World, input: &mut Input<'_>) {
     }
 }
 
-/// Another CPU tells the device of a queue while its reset is waited for, after a reset of its own if `again`. The device
-/// may hear of it at once or when it is reset; its status reads 0 then, by right or not.
+/// Another CPU tells the device of a queue while its reset is waited for, after a reset of its own if
+/// `again`. The device may hear of it at once or when it is reset; its status reads 0 then, by right or not.
 fn tell_beside(card: &Card, virtio: &VirtioPci, windows: &DmaWindows, again: bool) {
     if again {
         let _ = virtio.common.reset(windows, LIMIT);

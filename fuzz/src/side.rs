@@ -134,8 +134,8 @@ impl Side {
         of_party.map(|(_, block)| block.len as usize).sum()
     }
 
-    /// Fails unless the bytes that the device of `party` calls `address..address + len` are its own, all in one block.
-    /// Says where they are in physical memory.
+    /// Fails unless the bytes that the device of `party` calls `address..address + len` are its own, all in
+    /// one block. Says where they are in physical memory.
     #[track_caller]
     pub fn reach(&self, party: Party, address: u64, len: u64, what: &str) -> u64 {
         let physical = address.wrapping_sub(DEVICE_BASE);
@@ -151,9 +151,9 @@ impl Side {
     }
 }
 
-// SAFETY: DMA memory is zeroed memory of the machine's DMA arena, which is never lent for anything else, given out once
-// until it is dropped; devices address it by adding `DEVICE_BASE`. Registers are `HostPlatform`'s. The clock counts calls.
-// The registry is the machine's own, and so is all memory.
+// SAFETY: DMA memory is zeroed memory of the machine's DMA arena, which is never lent for anything else,
+// given out once until it is dropped; devices address it by adding `DEVICE_BASE`. Registers are
+// `HostPlatform`'s. The clock counts calls. The registry is the machine's own, and so is all memory.
 unsafe impl Platform for Side {
     fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         let memory = self.system.space.allocate_dma(FrameRequest::new(pages.get()));

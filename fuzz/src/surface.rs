@@ -1,5 +1,5 @@
-//! What there is to call. A function that is public, safe and not called by any step is listed here with the reason, or
-//! the test at the end is red.
+//! What there is to call. A function that is public, safe and not called by any step is listed here with the
+//! reason, or the test at the end is red.
 
 /// Functions that no step calls, by why.
 pub const NOT_CALLED: &[(&str, &[&str])] = &[

@@ -215,8 +215,8 @@ impl World {
         self.sides[who.side].serve(who.party);
     }
 
-    /// Keeps a proof that a call gave. `before` is how often the device had been reset before it: a card that did not see
-    /// one more was not.
+    /// Keeps a proof that a call gave. `before` is how often the device had been reset before it: a card that
+    /// did not see one more was not.
     #[track_caller]
     pub fn proved(&mut self, who: Who, quiet: Quiet, before: u64) {
         let card = self.card(who);

@@ -1,5 +1,6 @@
-//! The seeds that are written by hand: what safe code could do before, one each, by its number in the review of ownership.
-//! Each reaches what it is about and finds everything in order. Take away what forbids it, and its seed is red.
+//! The seeds that are written by hand: what safe code could do before, one each, by its number in the review
+//! of ownership. Each reaches what it is about and finds everything in order. Take away what forbids it, and
+//! its seed is red.
 
 use std::path::Path;
 
@@ -54,7 +55,8 @@ const SEEDS: &[Seed] = &[
         &[("chain submitted", 1), ("queue started", 1)]),
     // A transport that hands out a proof of another life.
     ("o2-lying-transport", &[DEVICE, SHUT_DOWN, DROP_DEVICE, &[184, 0, 2, 0, 4, 1, 0, 0, 32]], &[("reset proved", 1)]),
-    // Numbers in a buffer, which a packed ring would take for an indirect table; an area that goes on behind its region.
+    // Numbers in a buffer, which a packed ring would take for an indirect table; an area that goes on behind
+    // its region.
     ("queue-format", &[&[40, 5, 0, 0, 0, 8, 8], &[40, 6, 0, 0, 0x34, 0x12, 0, 0, 0, 0], &[40, 6, 0, 1, 16, 0, 0, 0, 0, 0],
         &[40, 14, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0], &[128, 2, 0, 0, 0, 2, 2, 0, 0, 2, 0, 0]],
         &[("wrong format", 1)]),

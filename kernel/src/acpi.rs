@@ -1,8 +1,9 @@
-//! The two ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says where PCI
-//! configuration space is, MADT where the local APIC is.
+//! The two ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says
+//! where PCI configuration space is, MADT where the local APIC is.
 //!
-//! By hand, because the `acpi` crate has no way to refuse an address that a bad table asks it to map. Firmware is not
-//! trusted: lengths and checksums are verified, and whatever does not fit is as if it were absent.
+//! By hand, because the `acpi` crate has no way to refuse an address that a bad table asks it to map.
+//! Firmware is not trusted: lengths and checksums are verified, and whatever does not fit is as if it were
+//! absent.
 
 use alloc::vec::Vec;
 
@@ -12,7 +13,8 @@ const HEADER: usize = 36;
 /// Where the local APIC is unless firmware moved it.
 const LOCAL_APIC: u64 = 0xfee0_0000;
 
-/// A range of memory-mapped PCI configuration space: one entry of the MCFG (PCI Firmware Specification 3.3, 4.1.2).
+/// A range of memory-mapped PCI configuration space: one entry of the MCFG (PCI Firmware Specification 3.3,
+/// 4.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ecam {
     /// Physical address of bus 0, even if `first_bus` is another.

@@ -1,4 +1,5 @@
-//! Finds the PCI functions and brings up those that there is a driver for. The others are listed and left alone.
+//! Finds the PCI functions and brings up those that there is a driver for. The others are listed and left
+//! alone.
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -155,8 +156,9 @@ impl Device {
     }
 }
 
-/// What the option `opt/org.ringfence/queues` says: how many queues (of a network card: pairs of queues) each device
-/// shall have, from 1 to [`MAX_QUEUES`]. As many are used as the device has. Without the option it is 1.
+/// What the option `opt/org.ringfence/queues` says: how many queues (of a network card: pairs of queues) each
+/// device shall have, from 1 to [`MAX_QUEUES`]. As many are used as the device has. Without the option it is
+/// 1.
 fn wanted_queues() -> u16 {
     let Some(text) = fw_cfg::option("queues") else { return 1 };
     match text.parse() {
@@ -191,7 +193,8 @@ pub fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
         let buses = u64::from(ecam.last_bus - ecam.first_bus) + 1;
         let start = PhysAddr::new(ecam.base)?.checked_add(u64::from(ecam.first_bus) << 20)?;
         offer(start, buses << 20);
-        // SAFETY: the firmware's MCFG table says that configuration space of these buses of the segment is there.
+        // SAFETY: the firmware's MCFG table says that configuration space of these buses of the segment is
+        // there.
         unsafe { Ecam::new(&KERNEL, start, ecam.segment, ecam.first_bus, ecam.last_bus) }.ok()
     });
     match ecam {
@@ -203,8 +206,8 @@ pub fn config_access(tables: &acpi::Tables) -> &'static dyn ConfigAccess {
 /// Puts registers on offer to be claimed. What is RAM, or was offered before, is not.
 fn offer(start: PhysAddr, len: u64) {
     if let Ok(frames) = FrameRange::from_phys_addr(start, len) {
-        // SAFETY: firmware says that these are the registers of a function or the configuration space, and drivers
-        // reach memory through them only by the tokens of `memory`.
+        // SAFETY: firmware says that these are the registers of a function or the configuration space, and
+        // drivers reach memory through them only by the tokens of `memory`.
         if let Err(error) = unsafe { memory::space().offer_mmio(frames) } {
             log::debug!("{frames:?} is not offered: {error:?}");
         }
@@ -241,8 +244,8 @@ pub fn bring_up_with<D>(
         }
     }
     let id = function.address().id();
-    // SAFETY: without an IOMMU this is the promise that the devices of this machine access only what they were told.
-    // Under a hypervisor it is the hypervisor's own.
+    // SAFETY: without an IOMMU this is the promise that the devices of this machine access only what they
+    // were told. Under a hypervisor it is the hypervisor's own.
     let grant = unsafe { DmaGrant::without_iommu(id) };
     let attempt = |line_only| {
         let mut transport = PciTransport::new(&KERNEL, function)?;

@@ -1,7 +1,7 @@
 //! A virtio disk that many tasks read at once: the [`BlockSource`] under the file system.
 //!
-//! Its queues are [`SharedQueue`]s, each with a server and an interrupt of its own; requests go to them in turn. No
-//! reader waits for another, and nobody waits for the disk but readers.
+//! Its queues are [`SharedQueue`]s, each with a server and an interrupt of its own; requests go to them in
+//! turn. No reader waits for another, and nobody waits for the disk but readers.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -25,8 +25,8 @@ use crate::irq::DeviceInterrupts;
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
 const SMALL_COUNT: usize = 32;
-/// Looks at a queue that may find nothing before its server sleeps: about as long as sleeping and waking take under
-/// QEMU.
+/// Looks at a queue that may find nothing before its server sleeps: about as long as sleeping and waking take
+/// under QEMU.
 const BUDGET: u32 = 64;
 /// A reader that has waited this long has the device's health checked.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -100,7 +100,8 @@ impl Disk {
         })))
     }
 
-    /// Lets `count` more reads of [`MAX_READ`] bytes be in flight: for the disk that is served from. Call it once.
+    /// Lets `count` more reads of [`MAX_READ`] bytes be in flight: for the disk that is served from. Call it
+    /// once.
     pub fn enlarge(&self, count: usize) -> Result<(), DmaError> {
         let pool = DmaPool::new(&self.windows, count, MAX_READ)?;
         // A second pool would only be dropped.

@@ -35,8 +35,8 @@ pub fn run(start: impl FnOnce(Spawner)) -> ! {
         WOKEN.store(false, Ordering::Release);
         // SAFETY: this is the only call, and not from the pender.
         unsafe { executor.poll() };
-        // No wake-up is lost: with interrupts disabled nothing can wake a task between the check and the halt, and
-        // enabling takes effect only after the halt has begun.
+        // No wake-up is lost: with interrupts disabled nothing can wake a task between the check and the
+        // halt, and enabling takes effect only after the halt has begun.
         interrupts::disable();
         if WOKEN.load(Ordering::Acquire) {
             interrupts::enable();

@@ -30,7 +30,8 @@ static DEVICE: Mutex<Device> =
 
 impl Device {
     fn select(&mut self, key: u16) {
-        // SAFETY: selecting an item only rewinds the device's own read position; without the device it does nothing.
+        // SAFETY: selecting an item only rewinds the device's own read position; without the device it does
+        // nothing.
         unsafe { self.selector.write(key) };
     }
 

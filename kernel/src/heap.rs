@@ -1,4 +1,5 @@
-//! The kernel heap: talc over regions of mapped memory, which grows by itself once the kernel has its own memory.
+//! The kernel heap: talc over regions of mapped memory, which grows by itself once the kernel has its own
+//! memory.
 
 use core::alloc::Layout;
 use core::mem::ManuallyDrop;
@@ -23,8 +24,9 @@ static HEAP: TalcLock<spin::Mutex<()>, Growing> = TalcLock::new(Growing);
 #[derive(Debug)]
 struct Growing;
 
-// SAFETY: `AddressSpace::allocate` takes nothing from a heap, whether it succeeds or not, so the allocator is not entered
-// again. (Other operations of the address space do; none of them allocates while it holds a lock that this one takes.)
+// SAFETY: `AddressSpace::allocate` takes nothing from a heap, whether it succeeds or not, so the allocator is
+// not entered again. (Other operations of the address space do; none of them allocates while it holds a lock
+// that this one takes.)
 unsafe impl Source for Growing {
     fn acquire<B: Binning>(talc: &mut Talc<Self, B>, layout: Layout) -> Result<(), ()> {
         let wanted =
@@ -37,8 +39,8 @@ unsafe impl Source for Growing {
     }
 }
 
-/// Adds `len` bytes at `start` to the heap; false if that is too little to be of use. The first region must hold the
-/// allocator's own tables, about 1 KiB.
+/// Adds `len` bytes at `start` to the heap; false if that is too little to be of use. The first region must
+/// hold the allocator's own tables, about 1 KiB.
 ///
 /// # Safety
 /// The bytes are mapped writable, never unmapped, and used for nothing else.

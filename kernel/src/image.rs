@@ -63,8 +63,8 @@ macro_rules! section {
     };
 }
 
-/// The sections in ascending order, adjacent to each other. `stacks` contains the [`guard_pages`], which are to stay
-/// unmapped.
+/// The sections in ascending order, adjacent to each other. `stacks` contains the [`guard_pages`], which are
+/// to stay unmapped.
 pub fn sections() -> [Section; 5] {
     [
         section!("rodata", __rodata_start, __rodata_end, Read),

@@ -66,8 +66,8 @@ pub struct Message {
     pub data: u32,
 }
 
-/// One interrupt source, owned by who waits for it. Dropping it gives the vector back: the device must have been told
-/// not to use it any more.
+/// One interrupt source, owned by who waits for it. Dropping it gives the vector back: the device must have
+/// been told not to use it any more.
 #[derive(Debug)]
 pub struct Interrupt {
     index: usize,
@@ -79,8 +79,8 @@ pub fn allocate() -> Option<Interrupt> {
     claim(NO_LINE)
 }
 
-/// Claims a share of INTx line `line`, as the Interrupt Line register names it (0 to 15); `None` if there is no such
-/// line or too many interrupts are in use.
+/// Claims a share of INTx line `line`, as the Interrupt Line register names it (0 to 15); `None` if there is
+/// no such line or too many interrupts are in use.
 pub fn allocate_line(line: u8) -> Option<Interrupt> {
     if line < pic::LINES { claim(line) } else { None }
 }
@@ -111,8 +111,8 @@ impl Interrupt {
         self.slot().count.load(Ordering::Acquire)
     }
 
-    /// Ready if it fired since this was last ready; else wakes the task when it does. An INTx line is open only while
-    /// someone waits: call this when the device has been served.
+    /// Ready if it fired since this was last ready; else wakes the task when it does. An INTx line is open
+    /// only while someone waits: call this when the device has been served.
     pub fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let slot = self.slot();
         slot.waker.register(context.waker());
@@ -187,8 +187,8 @@ fn count_unexpected(unexpected: bool) {
 struct SingleProcessor;
 critical_section::set_impl!(SingleProcessor);
 
-// SAFETY: there is one processor, so with interrupts disabled nothing else runs. The state is whether they were enabled,
-// and only the outermost section enables them again.
+// SAFETY: there is one processor, so with interrupts disabled nothing else runs. The state is whether they
+// were enabled, and only the outermost section enables them again.
 unsafe impl critical_section::Impl for SingleProcessor {
     unsafe fn acquire() -> bool {
         let enabled = interrupts::are_enabled();

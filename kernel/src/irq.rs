@@ -16,10 +16,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How a device calls for attention.
 pub enum DeviceInterrupts {
-    /// A vector for the configuration (the first), and one for each queue, as far as the device has so many: the last
-    /// one serves the others. Those that were [taken](DeviceInterrupts::take) are missing.
+    /// A vector for the configuration (the first), and one for each queue, as far as the device has so many:
+    /// the last one serves the others. Those that were [taken](DeviceInterrupts::take) are missing.
     Msix(Vec<Option<Interrupt>>),
-    /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the queues.
+    /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the
+    /// queues.
     Line(Interrupt, IsrStatus, u64),
     /// None could be had: the device is polled.
     Polled(Timer),
@@ -70,8 +71,8 @@ impl DeviceInterrupts {
         }
     }
 
-    /// Takes the interrupt of queue `queue` for a task of its own. `None` if that serves others of the `queues`
-    /// queues too.
+    /// Takes the interrupt of queue `queue` for a task of its own. `None` if that serves others of the
+    /// `queues` queues too.
     pub fn take(&mut self, queue: u16, queues: u16) -> Option<Interrupt> {
         let vector = self.vector(queue)?;
         let Self::Msix(vectors) = self else { return None };
@@ -80,7 +81,8 @@ impl DeviceInterrupts {
         if is_shared { None } else { vectors.get_mut(usize::from(vector))?.take() }
     }
 
-    /// Interrupts so far of a queue whose interrupt was not taken. Those that cannot be told apart count for the first.
+    /// Interrupts so far of a queue whose interrupt was not taken. Those that cannot be told apart count for
+    /// the first.
     pub fn count(&self, queue: u16) -> u64 {
         match self {
             Self::Msix(vectors) => {

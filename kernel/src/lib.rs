@@ -1,5 +1,5 @@
-//! The unikernel that proves Ringfence: it boots under QEMU, drives virtio devices through `ringfence-drivers` in
-//! memory owned by `ringfence-memory`, and serves files over HTTP.
+//! The unikernel that proves Ringfence: it boots under QEMU, drives virtio devices through
+//! `ringfence-drivers` in memory owned by `ringfence-memory`, and serves files over HTTP.
 //!
 //! [`entry!`] makes a bootable image out of one function; [`boot::start`] is what runs before it.
 #![no_std]
@@ -32,8 +32,8 @@ pub mod time;
 #[doc(hidden)]
 pub use bootloader_api;
 
-/// Makes a bootable image: defines the entry point that both loaders jump to, which runs [`boot::start`] and then
-/// `$main`, a `fn(Boot) -> !`.
+/// Makes a bootable image: defines the entry point that both loaders jump to, which runs [`boot::start`] and
+/// then `$main`, a `fn(Boot) -> !`.
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {

@@ -1,4 +1,5 @@
-//! The kernel's own memory: from the loader's page tables to an [`AddressSpace`] in which every frame has one owner.
+//! The kernel's own memory: from the loader's page tables to an [`AddressSpace`] in which every frame has one
+//! owner.
 //!
 //! The upper half of the address space, by 512 GiB slots:
 //!
@@ -81,7 +82,8 @@ impl From<AllocError> for InitError {
 /// The one processor's page tables and TLB.
 struct ThisCpu;
 
-// SAFETY: no other processor uses the tables, and each function is the instruction that the trait names for one.
+// SAFETY: no other processor uses the tables, and each function is the instruction that the trait names for
+// one.
 unsafe impl Cpu for ThisCpu {
     fn shoot_down(&self, stale: &Stale) {
         let Some(pages) = stale.pages() else { return tlb::flush_all() };
@@ -120,17 +122,18 @@ pub fn try_space() -> Option<&'static AddressSpace> {
     SPACE.get()
 }
 
-/// Leaves the loader's page tables for the kernel's own, and takes over all RAM. Afterwards neither the loader's
-/// window nor anything in the lower half is mapped.
+/// Leaves the loader's page tables for the kernel's own, and takes over all RAM. Afterwards neither the
+/// loader's window nor anything in the lower half is mapped.
 pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, InitError> {
     let plan = Plan::new(boot.memory_map)?;
     let image = image_runs(loader)?;
     let in_window = loader.start() + plan.pool.start_address().value();
-    // SAFETY: the pool's frames are usable RAM that nothing else has, and the loader's window maps them at this address.
+    // SAFETY: the pool's frames are usable RAM that nothing else has, and the loader's window maps them at
+    // this address.
     let pool = unsafe { TablePool::new(in_window.as_mut_ptr(), plan.pool) }?;
     let mut mapper = Mapper::new(pool, gib_pages())?;
-    // SAFETY: the image keeps its addresses and gets the rights that its code expects; pool and bitmaps go where nothing
-    // was. The running code and its stack are in the image; `boot` and the memory map are too.
+    // SAFETY: the image keeps its addresses and gets the rights that its code expects; pool and bitmaps go
+    // where nothing was. The running code and its stack are in the image; `boot` and the memory map are too.
     unsafe {
         for run in &image {
             mapper.map_boot(run.pages, run.frames, run.protection)?;
@@ -155,15 +158,16 @@ pub fn give_up(error: &InitError) -> ! {
     qemu::exit(ExitCode::Failed)
 }
 
-/// Maps the local APIC's registers for good, and returns where. Processors that reach them by instructions need no
-/// mapping: then the address means nothing.
+/// Maps the local APIC's registers for good, and returns where. Processors that reach them by instructions
+/// need no mapping: then the address means nothing.
 pub fn claim_local_apic(address: u64) -> x86_64::VirtAddr {
     static REGISTERS: Once<MappedPages<Mmio>> = Once::new();
     if apic::has_x2apic() {
         return x86_64::VirtAddr::zero();
     }
     let Ok(frames) = range(address, address.saturating_add(PAGE)) else { panic!("no APIC at {address:#x}") };
-    // SAFETY: the MADT, or else the architecture, says that the local APIC is there, and only the kernel claims it.
+    // SAFETY: the MADT, or else the architecture, says that the local APIC is there, and only the kernel
+    // claims it.
     let offered = unsafe { space().offer_mmio(frames) };
     match offered.and_then(|()| space().claim_mmio(frames)) {
         Ok(pages) => x86_64::VirtAddr::from_ptr(REGISTERS.call_once(|| pages).as_ptr()),
@@ -199,7 +203,8 @@ impl Plan {
             .iter()
             .find(|region| region.kind == MemoryRegionKind::Usable && region.end - region.start >= bytes)
             .ok_or(InitError::TooLittleMemory(bytes))?;
-        // At the start, next to the image or to low memory: hosts that back RAM in large pages have backed those already.
+        // At the start, next to the image or to low memory: hosts that back RAM in large pages have backed
+        // those already.
         let both = range(region.start, region.start + bytes)?;
         (plan.pool, plan.bitmaps) = both.split_at(pool_frames).ok_or(InitError::BadRange)?;
         Ok(plan)
@@ -261,8 +266,9 @@ fn hand_over(
     plan: &Plan,
     image: &[Run],
 ) -> Result<(), InitError> {
-    // SAFETY: the image, the pool and the bitmaps are in use; firmware keeps its own. The rest of RAM, with what the
-    // loader used, is mapped nowhere now: the loader's tables are left, and nothing refers to its memory.
+    // SAFETY: the image, the pool and the bitmaps are in use; firmware keeps its own. The rest of RAM, with
+    // what the loader used, is mapped nowhere now: the loader's tables are left, and nothing refers to its
+    // memory.
     unsafe {
         for run in image {
             frames.add(run.frames, Owner::Kernel);
@@ -286,8 +292,8 @@ fn is_ram(region: &MemoryRegion) -> bool {
         && region.start < region.end
 }
 
-/// Whether a region is RAM that firmware keeps: ACPI tables and storage, UEFI runtime services. Other unknown kinds may
-/// as well be registers.
+/// Whether a region is RAM that firmware keeps: ACPI tables and storage, UEFI runtime services. Other unknown
+/// kinds may as well be registers.
 fn is_firmware_ram(kind: MemoryRegionKind) -> bool {
     matches!(kind, MemoryRegionKind::UnknownBios(3 | 4) | MemoryRegionKind::UnknownUefi(5 | 6 | 9 | 10))
 }

@@ -133,8 +133,8 @@ impl net::Nic for Nic {
     }
 
     fn register_waker(&mut self, waker: &Waker) {
-        // The waker comes first: what arrives once interrupts are on wakes the task, and what is there already shows
-        // when they are turned on.
+        // The waker comes first: what arrives once interrupts are on wakes the task, and what is there
+        // already shows when they are turned on.
         if let Err(error) = self.take_interrupts(waker) {
             self.give_up(error);
         }

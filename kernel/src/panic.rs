@@ -63,8 +63,9 @@ impl Write for FirstLine {
     }
 }
 
-/// Walks saved frame pointers. The addresses are those of the calls (return address less one), so that a symbolizer
-/// finds the calling line. Reads known stacks only and yields code addresses only, whatever the frame pointers say.
+/// Walks saved frame pointers. The addresses are those of the calls (return address less one), so that a
+/// symbolizer finds the calling line. Reads known stacks only and yields code addresses only, whatever the
+/// frame pointers say.
 struct Backtrace {
     rbp: u64,
 }

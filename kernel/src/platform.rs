@@ -1,4 +1,5 @@
-//! What the kernel gives to drivers: DMA memory, claimed registers, a clock, and access to configuration space.
+//! What the kernel gives to drivers: DMA memory, claimed registers, a clock, and access to configuration
+//! space.
 
 use alloc::boxed::Box;
 use core::num::NonZeroUsize;
@@ -22,13 +23,15 @@ pub struct Kernel;
 pub static KERNEL: Kernel = Kernel;
 
 // SAFETY: promise by promise:
-// - `dma_allocate` hands out pages of the address space's DMA arena as they are lent to one owner, the `DmaMemory`, and
-//   they are not lent again before it is dropped;
-// - that arena is type-stable: frames that were in it once go back to it, when their owner is dropped, and nowhere else;
-// - `mmio_map` hands out ranges that `claim_mmio` gives to one owner each: no page of one is given to another before, and
-//   a caller has the whole pages, so each byte is its own;
+// - `dma_allocate` hands out pages of the address space's DMA arena as they are lent to one owner, the
+//   `DmaMemory`, and they are not lent again before it is dropped;
+// - that arena is type-stable: frames that were in it once go back to it, when their owner is dropped, and
+//   nowhere else;
+// - `mmio_map` hands out ranges that `claim_mmio` gives to one owner each: no page of one is given to another
+//   before, and a caller has the whole pages, so each byte is its own;
 // - `now` is the TSC, of one processor, which never goes backwards;
-// - `registry` is that of the one address space, and `Kernel` has no state: all its values are the same platform.
+// - `registry` is that of the one address space, and `Kernel` has no state: all its values are the same
+//   platform.
 unsafe impl Platform for Kernel {
     fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         let request = FrameRequest::new(pages.get());
@@ -46,11 +49,11 @@ unsafe impl Platform for Kernel {
             _ => PlatformError::BadRange,
         })?;
         let first = NonNull::new(pages.as_ptr()).ok_or(PlatformError::BadRange)?;
-        // SAFETY: the pages were rounded outward from these bytes, so `frame_offset` is inside, and `len` bytes more are not
-        // beyond the end.
+        // SAFETY: the pages were rounded outward from these bytes, so `frame_offset` is inside, and `len`
+        // bytes more are not beyond the end.
         let first = unsafe { first.add(start.frame_offset()) };
-        // SAFETY: only ranges that are not RAM can be offered, and only those claimed; `Mmio` pages are mapped uncached,
-        // readable and writable, as long as they are owned, and give no references.
+        // SAFETY: only ranges that are not RAM can be offered, and only those claimed; `Mmio` pages are
+        // mapped uncached, readable and writable, as long as they are owned, and give no references.
         Ok(unsafe { MmioMemory::new(first, len, Box::new(pages)) })
     }
 
@@ -63,8 +66,9 @@ unsafe impl Platform for Kernel {
     }
 }
 
-/// Configuration space through the I/O ports 0xcf8 and 0xcfc: 256 bytes for each function of segment 0 (PCI Local Bus
-/// Specification 3.0, 3.2.2.3.2). What there is where ACPI names no memory-mapped configuration space.
+/// Configuration space through the I/O ports 0xcf8 and 0xcfc: 256 bytes for each function of segment 0 (PCI
+/// Local Bus Specification 3.0, 3.2.2.3.2). What there is where ACPI names no memory-mapped configuration
+/// space.
 #[derive(Debug)]
 pub struct ConfigPorts {
     ports: Mutex<(Port<u32>, Port<u32>)>,
@@ -81,8 +85,8 @@ impl ConfigPorts {
     }
 }
 
-// SAFETY: the two ports reach nothing but the selected function's configuration space, and the lock keeps selection and
-// access together.
+// SAFETY: the two ports reach nothing but the selected function's configuration space, and the lock keeps
+// selection and access together.
 unsafe impl ConfigAccess for ConfigPorts {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
         let Some(address) = Self::select(function, offset) else { return u32::MAX };

@@ -153,7 +153,8 @@ async fn log_audit() {
     }
 }
 
-/// Bits that the network cannot guess: from the processor's random numbers where it has them, else from the clock.
+/// Bits that the network cannot guess: from the processor's random numbers where it has them, else from the
+/// clock.
 fn seed() -> u64 {
     // CPUID 1, ECX bit 30.
     if __cpuid(1).ecx & 1 << 30 != 0 {

@@ -1,9 +1,11 @@
-//! The kernel's test harness: each file in `kernel/tests/` is a bootable image, each test in it a boot of its own.
+//! The kernel's test harness: each file in `kernel/tests/` is a bootable image, each test in it a boot of its
+//! own.
 //!
-//! The host chooses through the fw_cfg option `opt/org.ringfence/test`. With `list` the guest prints `test-name: NAME`
-//! for each test, followed by ` qemu=KEY` for one that needs a special machine. With a name it runs that test, prints
-//! `test-passed: NAME` or `test-failed: NAME: MESSAGE`, and leaves QEMU with the matching [`ExitCode`]. Passing takes
-//! both the line and the code, so a test that leaves QEMU on its own does not pass.
+//! The host chooses through the fw_cfg option `opt/org.ringfence/test`. With `list` the guest prints
+//! `test-name: NAME` for each test, followed by ` qemu=KEY` for one that needs a special machine. With a name
+//! it runs that test, prints `test-passed: NAME` or `test-failed: NAME: MESSAGE`, and leaves QEMU with the
+//! matching [`ExitCode`]. Passing takes both the line and the code, so a test that leaves QEMU on its own
+//! does not pass.
 
 use spin::Once;
 

@@ -1,4 +1,5 @@
-//! Monotonic time from the time-stamp counter (TSC), and alarms from the local APIC's timer for `embassy-time`.
+//! Monotonic time from the time-stamp counter (TSC), and alarms from the local APIC's timer for
+//! `embassy-time`.
 
 use core::arch::x86_64::_rdtsc;
 use core::cell::RefCell;
@@ -99,8 +100,8 @@ pub fn start() {
     start_measuring();
 }
 
-/// Finds out how fast the TSC runs: from the processor or hypervisor if they tell, else by measuring for at least
-/// 200 µs since [`start`]. That is good to about one percent; [`refine`] makes it better.
+/// Finds out how fast the TSC runs: from the processor or hypervisor if they tell, else by measuring for at
+/// least 200 µs since [`start`]. That is good to about one percent; [`refine`] makes it better.
 pub fn init() {
     let hz = reported_tsc_hz().or_else(measure_tsc).unwrap_or_else(|| {
         log::warn!("the speed of the time-stamp counter is unknown: 1 GHz is assumed");
@@ -115,8 +116,8 @@ fn set_tsc_hz(hz: u64) {
     log::debug!("time-stamp counter: {} kHz", hz / 1000);
 }
 
-/// Measures the TSC once more, over 20 ms in which other tasks run. What the clock showed until then stays: only its
-/// speed changes.
+/// Measures the TSC once more, over 20 ms in which other tasks run. What the clock showed until then stays:
+/// only its speed changes.
 pub async fn refine() {
     const WAIT: embassy_time::Duration = embassy_time::Duration::from_millis(20);
 

@@ -1,4 +1,5 @@
-//! Allocation: all RAM is there and nothing of it twice, failures are values, and random work keeps the books right.
+//! Allocation: all RAM is there and nothing of it twice, failures are values, and random work keeps the books
+//! right.
 #![no_std]
 #![no_main]
 #![feature(custom_test_frameworks)]
@@ -91,8 +92,8 @@ fn pages_do_not_alias() {
 #[test_case]
 const ALIASES_IN_64_MIB: On = On("mem=64", &pages_do_not_alias);
 
-/// All memory of a large guest in one mapping, from below to above 4 GiB: samples hold what was written there. (Each one
-/// that is written takes 2 MiB of the host.)
+/// All memory of a large guest in one mapping, from below to above 4 GiB: samples hold what was written
+/// there. (Each one that is written takes 2 MiB of the host.)
 fn large_mappings_do_not_alias() {
     const STRIDE: usize = 32 * MIB as usize / 8;
     let before = counts();
@@ -121,7 +122,8 @@ fn large_mappings_do_not_alias() {
 #[test_case]
 const ALIASES_IN_4_GIB: On = On("mem=4096", &large_mappings_do_not_alias);
 
-/// The heap takes more pages when it needs them, for many small values and for one that is larger than any step.
+/// The heap takes more pages when it needs them, for many small values and for one that is larger than any
+/// step.
 #[test_case]
 fn heap_grows() {
     let before = (heap::usage(), count(Owner::Private));
@@ -197,8 +199,8 @@ fn holds(memory: &MappedPages<Private>, tag: u64) -> bool {
     words.expect("it is readable").iter().all(|word| *word == tag)
 }
 
-/// A thousand random steps: maps, splits, protects, copies and drops mappings of all sizes and kinds, whose contents
-/// stay; the audit stays clean.
+/// A thousand random steps: maps, splits, protects, copies and drops mappings of all sizes and kinds, whose
+/// contents stay; the audit stays clean.
 #[test_case]
 fn random_work_stays_sound() {
     let mut state = 0x2545_f491_4f6c_dd1d;

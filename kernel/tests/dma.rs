@@ -147,7 +147,8 @@ fn quarantine_keeps_memory() {
     assert_sound();
 }
 
-/// Through the platform, as drivers get it: regions and pools, whose memory goes back when the last part is dropped.
+/// Through the platform, as drivers get it: regions and pools, whose memory goes back when the last part is
+/// dropped.
 #[test_case]
 fn regions_return_to_the_arena() {
     let before = count(Owner::Dma);

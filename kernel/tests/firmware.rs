@@ -52,8 +52,8 @@ fn memory_map_is_put_in_order() {
     assert_eq!(map.as_slice(), expected);
 }
 
-/// For random maps, a page is usable exactly if a usable region has all of it and no other region has any of it. Where
-/// there are too many regions, pages may be missing, but none is added.
+/// For random maps, a page is usable exactly if a usable region has all of it and no other region has any of
+/// it. Where there are too many regions, pages may be missing, but none is added.
 #[test_case]
 fn memory_map_matches_page_by_page() {
     const PAGES: u64 = 256;
@@ -163,7 +163,8 @@ fn tables_may_be_absent() {
     }
 }
 
-/// A table with a wrong byte is left out by its checksum; one with right checksums and random contents does no harm.
+/// A table with a wrong byte is left out by its checksum; one with right checksums and random contents does
+/// no harm.
 #[test_case]
 fn broken_tables_do_no_harm() {
     log::set_max_level(log::LevelFilter::Off);

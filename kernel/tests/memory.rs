@@ -1,4 +1,5 @@
-//! The kernel's page tables: what they hold, what they forbid, how they change, and that the audit sees it all.
+//! The kernel's page tables: what they hold, what they forbid, how they change, and that the audit sees it
+//! all.
 #![no_std]
 #![no_main]
 #![feature(custom_test_frameworks)]
@@ -93,7 +94,8 @@ fn tables_hold_nothing_unexpected() {
     assert_eq!(ram, mapped.map(count).iter().sum::<usize>());
 }
 
-/// The live tables, walked by this test itself, map what they should and nothing else, and agree with the audit.
+/// The live tables, walked by this test itself, map what they should and nothing else, and agree with the
+/// audit.
 #[test_case]
 const TABLES: On = On("", &tables_hold_nothing_unexpected);
 
@@ -296,8 +298,8 @@ fn dropped_mappings_fault() {
     assert_sound();
 }
 
-/// Protections can be changed, and the processor, which has the old ones in its TLB, follows at once: with small leaves
-/// and with a large one that stays whole.
+/// Protections can be changed, and the processor, which has the old ones in its TLB, follows at once: with
+/// small leaves and with a large one that stays whole.
 #[test_case]
 fn protections_change() {
     protections_change_in(3);

@@ -1,4 +1,5 @@
-//! The kernel's own parts between drivers and services: a disk with many readers, and network cards under the stack.
+//! The kernel's own parts between drivers and services: a disk with many readers, and network cards under the
+//! stack.
 #![no_std]
 #![no_main]
 #![feature(custom_test_frameworks)]
@@ -72,7 +73,8 @@ async fn read_some(disk: &Disk, random: &mut Random) -> Result<(), BlockError> {
     Ok(())
 }
 
-/// `READERS` tasks that read `reads` times each. `left` is how many are still at it, `failed` how many reads failed.
+/// `READERS` tasks that read `reads` times each. `left` is how many are still at it, `failed` how many reads
+/// failed.
 fn read_as_tasks(
     disk: &'static Disk,
     reads: usize,

@@ -31,7 +31,8 @@ fn run(future: impl Future<Output = ()> + 'static) -> ! {
 
 /// A register of the real-time clock.
 fn clock_register(index: u8) -> u8 {
-    // SAFETY: selects and reads a register of the CMOS clock; only register C has a side effect, which is wanted.
+    // SAFETY: selects and reads a register of the CMOS clock; only register C has a side effect, which is
+    // wanted.
     unsafe {
         Port::<u8>::new(0x70).write(index);
         Port::<u8>::new(0x71).read()
@@ -184,8 +185,8 @@ fn vectors_are_owned() {
     assert!(interrupts::allocate_line(16).is_none());
 }
 
-/// A line of the second 8259, the real-time clock's, interrupts again each time it is waited for, and all who share it
-/// are woken.
+/// A line of the second 8259, the real-time clock's, interrupts again each time it is waited for, and all who
+/// share it are woken.
 #[test_case]
 fn lines_are_shared() {
     run(async {

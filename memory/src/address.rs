@@ -1,8 +1,8 @@
 //! Addresses and page ranges: three address spaces that the type system keeps apart.
 //!
-//! There are no operators: every computation is checked and says so. [`PhysAddr`] and [`VirtAddr`] may be built
-//! from integers, because holding one gives no access to anything; a [`DmaAddr`](crate::DmaAddr) may not, because
-//! a device believes it.
+//! There are no operators: every computation is checked and says so. [`PhysAddr`] and [`VirtAddr`] may be
+//! built from integers, because holding one gives no access to anything; a [`DmaAddr`](crate::DmaAddr) may
+//! not, because a device believes it.
 
 use core::fmt;
 

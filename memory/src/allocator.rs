@@ -1,9 +1,10 @@
 //! The one allocator under frames and pages: a binary buddy system over the numbers `0..units`.
 //!
-//! Free blocks of each order are one bit each in a bitmap with 64-ary summaries, so every step costs the same with ten
-//! live allocations as with a hundred thousand, needs no heap, and always prefers the lowest address. The most
-//! recently freed block of each order is kept apart, unmerged: taking and returning the same size again and again
-//! would otherwise split and merge all orders each time, at a price that depends on what lies around the block.
+//! Free blocks of each order are one bit each in a bitmap with 64-ary summaries, so every step costs the same
+//! with ten live allocations as with a hundred thousand, needs no heap, and always prefers the lowest
+//! address. The most recently freed block of each order is kept apart, unmerged: taking and returning the
+//! same size again and again would otherwise split and merge all orders each time, at a price that depends on
+//! what lies around the block.
 
 /// Orders of blocks: 1 to 2^24 units (64 GiB).
 const ORDERS: usize = 25;
@@ -200,8 +201,8 @@ impl Buddy {
 
     /// Takes adjacent units and returns the first.
     ///
-    /// Succeeds whenever a free, naturally aligned block of `max(count, align)` rounded up to a power of two exists
-    /// within the bounds; at a fixed place whenever all units there are free.
+    /// Succeeds whenever a free, naturally aligned block of `max(count, align)` rounded up to a power of two
+    /// exists within the bounds; at a fixed place whenever all units there are free.
     pub fn allocate(&mut self, request: &Request) -> Result<usize, AllocError> {
         let below = request.below.min(self.units);
         if request.count == 0 {
@@ -313,8 +314,8 @@ impl Buddy {
         self.found
     }
 
-    /// Counts the next free units of one block, at most `most`, and returns where they are; `None` when all have been
-    /// counted. Units may be taken and freed between the calls.
+    /// Counts the next free units of one block, at most `most`, and returns where they are; `None` when all
+    /// have been counted. Units may be taken and freed between the calls.
     pub fn count_on(&mut self, most: usize) -> Option<FreeUnits> {
         self.settle();
         let Some((start, end, alone)) = self.next_free(self.counted) else {

@@ -35,7 +35,8 @@ impl Model {
         self.buddy.free(start, count);
     }
 
-    /// Whether the promise of `allocate` holds: some aligned block of the rounded size is free within the bounds.
+    /// Whether the promise of `allocate` holds: some aligned block of the rounded size is free within the
+    /// bounds.
     fn must_succeed(&self, request: &Request) -> bool {
         let size = request.count.max(request.align).next_power_of_two();
         let below = request.below.min(self.free.len());
@@ -192,7 +193,8 @@ fn bad_requests_are_told_apart() {
     assert!(Buddy::new(100, &mut []).is_none());
 }
 
-/// Two bits a unit, one more in 64 for the levels above, and at most a part of a word and a word above for each order.
+/// Two bits a unit, one more in 64 for the levels above, and at most a part of a word and a word above for
+/// each order.
 #[test]
 fn storage_is_no_larger_than_the_bitmaps() {
     for units in [1, 63, 64, 65, 1000, 4096, 4097, 1 << 20, (1 << 24) + 1] {

@@ -1,18 +1,21 @@
 //! Proof, from the live page tables, that every frame has one owner.
 //!
-//! Starts at the table that the processor really uses, not at what the mapper believes. Free blocks of both allocators,
-//! then every entry of every table are looked at; each frame that a leaf maps is one bit in a scratch bitmap. Marking
-//! twice is an alias; marking what is free is another; what is neither must be exactly as much as tokens and the
-//! firmware hold. Time grows with the number of leaves and tables, and with RAM only at one bit for each frame.
+//! Starts at the table that the processor really uses, not at what the mapper believes. Free blocks of both
+//! allocators, then every entry of every table are looked at; each frame that a leaf maps is one bit in a
+//! scratch bitmap. Marking twice is an alias; marking what is free is another; what is neither must be
+//! exactly as much as tokens and the firmware hold. Time grows with the number of leaves and tables, and with
+//! RAM only at one bit for each frame.
 //!
-//! An audit is many [steps](Audit::step) of bounded work, and memory may be mapped, unmapped, taken and freed between
-//! them. What has been looked at is kept up to date meanwhile: whoever changes a page below the one that the walk has
-//! come to changes its mark and its count too, by [`Progress::change`], under the locks under which the tables and the
-//! books change; the buddy allocators and the pool of tables do the like. So when the walk ends, marks and counts are
-//! those of that moment, as if everything had been looked at then, and must equal the books. What is wrong from
-//! beginning to end is found; what is done by the rules meanwhile is not.
+//! An audit is many [steps](Audit::step) of bounded work, and memory may be mapped, unmapped, taken and freed
+//! between them. What has been looked at is kept up to date meanwhile: whoever changes a page below the one
+//! that the walk has come to changes its mark and its count too, by [`Progress::change`], under the locks
+//! under which the tables and the books change; the buddy allocators and the pool of tables do the like. So
+//! when the walk ends, marks and counts are those of that moment, as if everything had been looked at then,
+//! and must equal the books. What is wrong from beginning to end is found; what is done by the rules
+//! meanwhile is not.
 //!
-//! What it cannot see: a leaf whose frame was exchanged for one that a token holds unmapped (both sums stay the same).
+//! What it cannot see: a leaf whose frame was exchanged for one that a token holds unmapped (both sums stay
+//! the same).
 
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::FreeUnits;
@@ -156,9 +159,9 @@ impl AddressSpace {
         }
     }
 
-    /// The same in steps, between which anything else may be done. Whoever asks while an audit is under way waits for
-    /// the next one, and shares it with all who ask until that begins: the wait is for two audits at most, and whoever
-    /// loses interest just stops.
+    /// The same in steps, between which anything else may be done. Whoever asks while an audit is under way
+    /// waits for the next one, and shares it with all who ask until that begins: the wait is for two audits
+    /// at most, and whoever loses interest just stops.
     pub fn start_audit(&self) -> Audit<'_> {
         let begun = self.frames().inner().lock().audit.begun;
         Audit { space: self, number: begun + 1, work: 0 }
@@ -465,7 +468,8 @@ impl Slice<'_> {
         let [boot, of_private, of_dma, _] = *mapped;
         report.compare(Private, private, of_private);
         report.compare(Dma, dma, of_dma);
-        // What is neither free nor mapped: tokens in somebody's hand, the firmware's, and kernel memory that is not mapped.
+        // What is neither free nor mapped: tokens in somebody's hand, the firmware's, and kernel memory that
+        // is not mapped.
         let marked = [free, boot, of_private, of_dma].into_iter().fold(0, usize::wrapping_add);
         report.compare(Allocated, held + kernel.saturating_sub(boot), present.saturating_sub(marked));
         if boot > kernel {

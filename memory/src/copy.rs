@@ -1,5 +1,5 @@
-//! How bytes are copied to and from shared memory. In terms of Rust: for each byte, from the first on, one relaxed atomic
-//! load or store of one byte. Why so, and what it is worth, is said at `VolatileSlice`.
+//! How bytes are copied to and from shared memory. In terms of Rust: for each byte, from the first on, one
+//! relaxed atomic load or store of one byte. Why so, and what it is worth, is said at `VolatileSlice`.
 
 pub(crate) use bytes::{from_shared, to_shared};
 
@@ -27,8 +27,8 @@ mod bytes {
     }
 }
 
-/// The same in moves of up to 8 bytes at any alignment: to do several relaxed accesses at once is one way for a machine to
-/// do them.
+/// The same in moves of up to 8 bytes at any alignment: to do several relaxed accesses at once is one way for
+/// a machine to do them.
 #[cfg(all(target_arch = "x86_64", not(any(miri, ringfence_tsan))))]
 mod bytes {
     use core::arch::asm;
@@ -50,14 +50,16 @@ mod bytes {
     }
 
     /// # Safety
-    /// `len` bytes at `from` must be valid for relaxed atomic loads, as many at `to` for relaxed atomic stores.
+    /// `len` bytes at `from` must be valid for relaxed atomic loads, as many at `to` for relaxed atomic
+    /// stores.
     #[inline]
     unsafe fn moves(from: *const u8, to: *mut u8, len: usize) {
         let mut at = 0;
         macro_rules! moves {
             ($repeat:tt $left:expr, $bytes:literal, $offsets:literal, $size:literal, $value:literal) => {
                 $repeat $left {
-                    // SAFETY: `at` bytes are done, so that of `len` as many as this moves are left. It touches only them.
+                    // SAFETY: `at` bytes are done, so that of `len` as many as this moves are left. It
+                    // touches only them.
                     unsafe {
                         asm!(
                             concat!(".irp offset, ", $offsets),

@@ -1,7 +1,7 @@
 //! Physical memory: who owns each frame.
 //!
-//! Where a frame is in its life is a type: each of these owns adjacent frames, none is `Clone`, and dropping one is the
-//! step to the left.
+//! Where a frame is in its life is a type: each of these owns adjacent frames, none is `Clone`, and dropping
+//! one is the step to the left.
 //!
 //! ```text
 //!            allocate                 map                     unmap         flush
@@ -9,7 +9,8 @@
 //! (DMA arena) ──────► DmaFrames ──────────► MappedPages<Dma> ──────► Flush ──────► (DMA arena)
 //! ```
 //!
-//! Theseus's `FreeFrames`, `MappedFrames` and `UnmappedFrames` are the allocator, the page tables and `Flush`.
+//! Theseus's `FreeFrames`, `MappedFrames` and `UnmappedFrames` are the allocator, the page tables and
+//! `Flush`.
 
 use crate::address::{PAGE_SHIFT, PhysAddr};
 use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
@@ -208,8 +209,8 @@ impl FrameAllocator {
         2 * Buddy::storage_words(frames) + 2 * frames.div_ceil(64)
     }
 
-    /// An allocator that knows of no RAM yet. `span` should reach from address 0 to the end of RAM; it must begin at a
-    /// multiple of 1 GiB.
+    /// An allocator that knows of no RAM yet. `span` should reach from address 0 to the end of RAM; it must
+    /// begin at a multiple of 1 GiB.
     pub fn new(span: FrameRange, storage: &'static mut [u64]) -> Result<Self, AllocError> {
         let frames = span.size_in_frames();
         if !span.first().is_multiple_of(MAX_ALIGN as u64) {
@@ -233,8 +234,9 @@ impl FrameAllocator {
         Ok(Self { span, inner: Lock::new(Level::Frames, inner) })
     }
 
-    /// Tells the allocator about RAM, as far as it lies in the span. Frames that were added before are skipped, so what
-    /// is in use goes in first and whole usable regions follow. Returns how many frames were taken.
+    /// Tells the allocator about RAM, as far as it lies in the span. Frames that were added before are
+    /// skipped, so what is in use goes in first and whole usable regions follow. Returns how many frames were
+    /// taken.
     ///
     /// # Safety
     /// The range is RAM. What is added as [`Owner::Free`] is used by nobody else, now or later.

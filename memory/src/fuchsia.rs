@@ -53,8 +53,9 @@ impl From<Range<usize>> for DriverRange {
 
 /// A range of driver memory that this side may touch, for `'a`.
 ///
-/// The other side may change it at any moment, so there are no references: safe code uses [`Bytes<usize>`](Bytes) by
-/// offset, which checks bounds, alignment and direction; `unsafe` code may take the pointers.
+/// The other side may change it at any moment, so there are no references: safe code uses
+/// [`Bytes<usize>`](Bytes) by offset, which checks bounds, alignment and direction; `unsafe` code may take
+/// the pointers.
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
@@ -93,11 +94,12 @@ impl<'a> From<VolatileSlice<'a>> for DeviceRange<'a> {
 }
 
 impl<'a> DeviceRange<'a> {
-    /// The bytes at the addresses `range`; empty if its end lies before its start, or its start is the null address.
+    /// The bytes at the addresses `range`; empty if its end lies before its start, or its start is the null
+    /// address.
     ///
     /// # Safety
-    /// For `'a` they must be mapped, readable and writable, and hold no Rust object. Their provenance must have been
-    /// exposed.
+    /// For `'a` they must be mapped, readable and writable, and hold no Rust object. Their provenance must
+    /// have been exposed.
     pub unsafe fn new(range: Range<usize>) -> Self {
         let start = NonNull::new(core::ptr::with_exposed_provenance_mut(range.start));
         let len = if start.is_some() { range.len() } else { 0 };
@@ -121,14 +123,14 @@ impl<'a> DeviceRange<'a> {
         self.0.is_empty()
     }
 
-    /// A pointer to a `T` at the start, valid for atomic reads as long as `'a`. `None` if the range is too short,
-    /// misaligned for `T`, or not to be read.
+    /// A pointer to a `T` at the start, valid for atomic reads as long as `'a`. `None` if the range is too
+    /// short, misaligned for `T`, or not to be read.
     pub fn try_ptr<T>(&self) -> Option<*const T> {
         self.pointer::<T>().filter(|_| self.0.direction() != Direction::FromDevice).map(<*mut T>::cast_const)
     }
 
-    /// A pointer to a `T` at the start, valid for atomic writes as long as `'a`. `None` if the range is too short,
-    /// misaligned for `T`, or not to be written.
+    /// A pointer to a `T` at the start, valid for atomic writes as long as `'a`. `None` if the range is too
+    /// short, misaligned for `T`, or not to be written.
     pub fn try_mut_ptr<T>(&self) -> Option<*mut T> {
         self.pointer::<T>().filter(|_| self.0.direction() != Direction::ToDevice)
     }
@@ -181,8 +183,8 @@ impl Bytes<usize> for DeviceRange<'_> {
 
 /// Turns what a driver published into memory.
 pub trait DriverMem {
-    /// The memory that `driver` means, if all of it is memory that this side may touch, in one piece. It cannot be
-    /// used longer than the translation is borrowed.
+    /// The memory that `driver` means, if all of it is memory that this side may touch, in one piece. It
+    /// cannot be used longer than the translation is borrowed.
     fn translate<'a>(&'a self, driver: DriverRange) -> Option<DeviceRange<'a>>;
 }
 

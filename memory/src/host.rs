@@ -1,5 +1,5 @@
-//! A [`Platform`] on the host, for tests: device addresses differ from pointers and physical addresses, so that a
-//! mix-up fails at once, and a fake device can reach exactly what was shared with it.
+//! A [`Platform`] on the host, for tests: device addresses differ from pointers and physical addresses, so
+//! that a mix-up fails at once, and a fake device can reach exactly what was shared with it.
 
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
@@ -17,7 +17,8 @@ use crate::{
     VolatileSlice, lock,
 };
 
-/// Whether this thread holds a lock of this crate: then nothing may be allocated. For the allocators of tests.
+/// Whether this thread holds a lock of this crate: then nothing may be allocated. For the allocators of
+/// tests.
 pub fn locks_held() -> bool {
     lock::held()
 }
@@ -55,8 +56,8 @@ impl Pages {
     }
 }
 
-/// Memory that a fake device may be looking at. When the driver side and every device access are done with it, it goes
-/// where the next DMA memory is taken from.
+/// Memory that a fake device may be looking at. When the driver side and every device access are done with
+/// it, it goes where the next DMA memory is taken from.
 struct Lent {
     /// `None` only while dropping.
     pages: Option<Pages>,
@@ -123,8 +124,8 @@ impl HostPlatform {
         self.state.lock().advanced += by;
     }
 
-    /// Puts a block of `len` plain bytes at physical address `start`, for `mmio_map` to find: registers without a
-    /// device behind them, which the test reads and writes as the device would.
+    /// Puts a block of `len` plain bytes at physical address `start`, for `mmio_map` to find: registers
+    /// without a device behind them, which the test reads and writes as the device would.
     pub fn add_registers(&self, start: u64, len: usize) -> HostMemory {
         let len = len.next_multiple_of(PAGE_SIZE);
         let lent = Arc::new(Lent { pages: Pages::new(len), idle: Arc::default() });
@@ -134,8 +135,8 @@ impl HostPlatform {
         memory
     }
 
-    /// The bytes that `device` means by `address..address + len`, if all of them are in one block that is shared
-    /// with it now.
+    /// The bytes that `device` means by `address..address + len`, if all of them are in one block that is
+    /// shared with it now.
     pub fn translate(&self, device: DeviceId, address: u64, len: usize) -> Option<HostMemory> {
         let state = self.state.lock();
         let window = state.windows.iter().find(|window| {
@@ -180,9 +181,10 @@ impl HostMemory {
     }
 }
 
-// SAFETY: DMA memory is zeroed, page-aligned host memory that was never anything else and is not freed; device addresses
-// count up and are never reused. A block of registers is lent to one caller at a time. The clock is `Instant` plus a sum
-// of positive steps. The registry is this platform's own, and so is all that it lends.
+// SAFETY: DMA memory is zeroed, page-aligned host memory that was never anything else and is not freed;
+// device addresses count up and are never reused. A block of registers is lent to one caller at a time. The
+// clock is `Instant` plus a sum of positive steps. The registry is this platform's own, and so is all that it
+// lends.
 unsafe impl Platform for HostPlatform {
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         let len = pages.get().checked_mul(PAGE_SIZE).ok_or(PlatformError::BadRange)?;

@@ -7,12 +7,12 @@
 //!    └ pages ─ Mapper ─ TLB        DmaWindows (one per device): what the device may reach
 //! ```
 //!
-//! A kernel that only wants the drivers implements [`Platform`]; one that also wants the allocators and the mapper
-//! implements [`Cpu`] as well.
+//! A kernel that only wants the drivers implements [`Platform`]; one that also wants the allocators and the
+//! mapper implements [`Cpu`] as well.
 //!
-//! Names that stand here are what kernels and drivers use. What only the systems ask for from which the design comes
-//! is in [`theseus`], [`rust_vmm`] and [`fuchsia`] (how a device model finds memory); [`seed_systems`] says what
-//! differs.
+//! Names that stand here are what kernels and drivers use. What only the systems ask for from which the
+//! design comes is in [`theseus`], [`rust_vmm`] and [`fuchsia`] (how a device model finds memory);
+//! [`seed_systems`] says what differs.
 #![no_std]
 
 extern crate alloc;
@@ -48,8 +48,8 @@ mod token;
 mod volatile;
 
 pub mod theseus {
-    //! Views of [`MappedPages`](crate::MappedPages) that own them, in the names of Theseus. Whoever need not move the
-    //! mapping with the view takes [`as_type`](crate::MappedPages::as_type) and its like.
+    //! Views of [`MappedPages`](crate::MappedPages) that own them, in the names of Theseus. Whoever need not
+    //! move the mapping with the view takes [`as_type`](crate::MappedPages::as_type) and its like.
 
     pub use crate::mapping::{
         BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,

@@ -2,13 +2,14 @@
 //!
 //! Three rules, all of them checked in debug builds on the host, where breaking one panics:
 //! - a lock is taken only by who holds none of the same or a later [`Level`];
-//! - nothing is allocated on the heap and no foreign code runs while a lock is held: a heap that must grow takes
-//!   [`Level::Mapper`] and what follows it (checked by the tests' allocator, through
+//! - nothing is allocated on the heap and no foreign code runs while a lock is held: a heap that must grow
+//!   takes [`Level::Mapper`] and what follows it (checked by the tests' allocator, through
 //!   [`host::locks_held`](crate::host::locks_held));
-//! - an interrupt handler takes none: what it interrupted may hold it ([`host::interrupt`](crate::host::interrupt)).
+//! - an interrupt handler takes none: what it interrupted may hold it
+//!   ([`host::interrupt`](crate::host::interrupt)).
 //!
-//! No lock disables interrupts. What takes none, and so may be called from a handler: everything on slices, arrays,
-//! buffers in hand, registers and messages.
+//! No lock disables interrupts. What takes none, and so may be called from a handler: everything on slices,
+//! arrays, buffers in hand, registers and messages.
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};

@@ -56,8 +56,9 @@ impl PageAllocator {
         Buddy::storage_words(pages)
     }
 
-    /// An allocator of all pages in `window`, which must begin at a multiple of 1 GiB, and holds neither page 0 (its first
-    /// byte is null) nor the very last one (the byte after it has no address): [`AllocError::OutOfRange`].
+    /// An allocator of all pages in `window`, which must begin at a multiple of 1 GiB, and holds neither page
+    /// 0 (its first byte is null) nor the very last one (the byte after it has no address):
+    /// [`AllocError::OutOfRange`].
     pub fn new(window: PageRange, storage: &'static mut [u64]) -> Result<Self, AllocError> {
         if !window.first().is_multiple_of(MAX_ALIGN as u64) {
             return Err(AllocError::Misaligned);
@@ -81,8 +82,8 @@ impl PageAllocator {
         self.buddy.lock().free_units()
     }
 
-    /// Takes pages. They are not mapped. Without `at` and `within` they begin at a multiple of a power of two that
-    /// is not below their number, or of 1 GiB, so that the largest leaves fit.
+    /// Takes pages. They are not mapped. Without `at` and `within` they begin at a multiple of a power of two
+    /// that is not below their number, or of 1 GiB, so that the largest leaves fit.
     pub fn allocate(&'static self, request: PageRequest) -> Result<AllocatedPages, AllocError> {
         let index = |page: u64| page.checked_sub(self.window.first()).map(|index| index as usize);
         let at = match request.at {
@@ -127,8 +128,8 @@ crate::token::token! {
 }
 
 impl AllocatedPages {
-    /// The pages before `at` and those from `at` on; either may be empty. Gives the pages back if `at` is not a multiple
-    /// of 4 KiB or lies outside (the address just past the last page is allowed).
+    /// The pages before `at` and those from `at` on; either may be empty. Gives the pages back if `at` is not
+    /// a multiple of 4 KiB or lies outside (the address just past the last page is allowed).
     pub fn split(self, at: VirtAddr) -> Result<(Self, Self), Self> {
         let count = (at.value() >> PAGE_SHIFT).checked_sub(self.range.first());
         let halves =

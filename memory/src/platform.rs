@@ -7,8 +7,8 @@ use core::time::Duration;
 
 use crate::{Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr};
 
-/// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also what
-/// an IOMMU sees.
+/// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also
+/// what an IOMMU sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub u32);
 
@@ -35,16 +35,18 @@ crate::error::messages! { PlatformError {
 ///
 /// # Safety
 /// The drivers build their memory safety on these promises:
-/// - memory from `dma_allocate` is as [`DmaMemory::new`] demands, and is not given out again before the `DmaMemory` is
-///   dropped;
-/// - it is *type-stable*: what has once been DMA memory is never anything else again. After a drop it may be given out
-///   anew, to any device, but no Rust object ever lies there;
-/// - memory from `mmio_map` is as [`MmioMemory::new`] demands, and each byte of it belongs to one caller until dropped;
+/// - memory from `dma_allocate` is as [`DmaMemory::new`] demands, and is not given out again before the
+///   `DmaMemory` is dropped;
+/// - it is *type-stable*: what has once been DMA memory is never anything else again. After a drop it may be
+///   given out anew, to any device, but no Rust object ever lies there;
+/// - memory from `mmio_map` is as [`MmioMemory::new`] demands, and each byte of it belongs to one caller
+///   until dropped;
 /// - `now` never goes backwards;
-/// - `registry` is always the same one, and the same for all platform values through which one device, or one byte of
-///   memory, can be had.
+/// - `registry` is always the same one, and the same for all platform values through which one device, or one
+///   byte of memory, can be had.
 pub unsafe trait Platform: Sync {
-    /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach. The caller owns them until drop.
+    /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach. The caller owns them until
+    /// drop.
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError>;
 
     /// Maps the registers at `start..start + len` (bytes; any alignment). The caller owns them until drop.
@@ -57,8 +59,8 @@ pub unsafe trait Platform: Sync {
     fn registry(&self) -> &DmaRegistry;
 }
 
-/// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes. Dropping it
-/// gives it back to the platform.
+/// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes.
+/// Dropping it gives it back to the platform.
 pub struct DmaMemory {
     pub(crate) start: NonNull<u8>,
     pub(crate) len: usize,
@@ -79,10 +81,10 @@ impl DmaMemory {
     /// `len` bytes from `start` on, which dropping `owner` gives back.
     ///
     /// # Safety
-    /// - The bytes are whole 4 KiB pages, zeroed, and until `owner` is dropped they are readable and writable at `start`,
-    ///   and hold no Rust object that anybody uses.
-    /// - To the device the same bytes begin at `device_address` and are contiguous, and `device_address + len` does not
-    ///   overflow.
+    /// - The bytes are whole 4 KiB pages, zeroed, and until `owner` is dropped they are readable and writable
+    ///   at `start`, and hold no Rust object that anybody uses.
+    /// - To the device the same bytes begin at `device_address` and are contiguous, and
+    ///   `device_address + len` does not overflow.
     pub unsafe fn new(
         start: NonNull<u8>,
         len: usize,
@@ -92,12 +94,12 @@ impl DmaMemory {
         Self { start, len, device_address, frames: None, next: None, _owner: owner }
     }
 
-    /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as quarantined while it
-    /// is.
+    /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as
+    /// quarantined while it is.
     ///
     /// # Safety
-    /// As for [`new`](Self::new): to the device the memory begins at `device_address`, which without an IOMMU is its
-    /// [physical address](MappedPages::physical_address).
+    /// As for [`new`](Self::new): to the device the memory begins at `device_address`, which without an IOMMU
+    /// is its [physical address](MappedPages::physical_address).
     pub unsafe fn from_pages(pages: MappedPages<Dma>, device_address: u64) -> Self {
         let frames = pages.frame_allocator();
         // `MappedPages<Dma>` is never empty, and never at address 0.
@@ -132,8 +134,8 @@ impl MmioMemory {
     /// `len` bytes from `start` on, which dropping `owner` gives back.
     ///
     /// # Safety
-    /// The bytes are device registers, never RAM, mapped uncached, and readable and writable at `start` until `owner` is
-    /// dropped. No reference to them exists in that time.
+    /// The bytes are device registers, never RAM, mapped uncached, and readable and writable at `start` until
+    /// `owner` is dropped. No reference to them exists in that time.
     pub unsafe fn new(start: NonNull<u8>, len: usize, owner: Box<dyn Send + Sync>) -> Self {
         Self { start, len, _owner: owner }
     }

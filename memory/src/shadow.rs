@@ -1,10 +1,12 @@
-//! Shared memory under loom, for tests of ring protocols: with `--cfg ringfence_loom` the code that runs is the real
-//! one, and what it does to the bytes that [`cover`] names is checked in every interleaving that C++11 memory allows.
+//! Shared memory under loom, for tests of ring protocols: with `--cfg ringfence_loom` the code that runs is
+//! the real one, and what it does to the bytes that [`cover`] names is checked in every interleaving that
+//! C++11 memory allows.
 //!
-//! Every 2 bytes are an atomic of loom's. Accesses of 16 bits, which is what flags, indices and ring entries are, keep
-//! their ordering, and a load may return any value that the memory model lets it see. Copies, and relaxed accesses of 64
-//! bits, are plain accesses, which must be ordered by those: if they are not, loom calls it a race. A wider access that is
-//! atomic all the same ends, as memory goes, with its flags: who sees these in one access sees the rest.
+//! Every 2 bytes are an atomic of loom's. Accesses of 16 bits, which is what flags, indices and ring entries
+//! are, keep their ordering, and a load may return any value that the memory model lets it see. Copies, and
+//! relaxed accesses of 64 bits, are plain accesses, which must be ordered by those: if they are not, loom
+//! calls it a race. A wider access that is atomic all the same ends, as memory goes, with its flags: who sees
+//! these in one access sees the rest.
 //!
 //! What is accessed once as an integer is that integer's place: an access of another size, or a copy, panics.
 
@@ -38,7 +40,8 @@ thread_local! {
 #[derive(Debug)]
 pub struct Cover(());
 
-/// From now on loom watches `slices`, whose bytes keep their values. At the start of a model, before its threads.
+/// From now on loom watches `slices`, whose bytes keep their values. At the start of a model, before its
+/// threads.
 pub fn cover(slices: &[VolatileSlice<'_>]) -> Cover {
     let mut units = Vec::new();
     for slice in slices {
@@ -74,7 +77,8 @@ fn check(at: usize, len: usize, place: Place) {
     }
 }
 
-/// The unit that holds the byte at `at`. No borrow of the table is left: loom switches threads at atomic accesses.
+/// The unit that holds the byte at `at`. No borrow of the table is left: loom switches threads at atomic
+/// accesses.
 fn unit(at: usize) -> Option<Unit> {
     UNITS.with(|all| {
         let all = all.borrow();

@@ -7,14 +7,16 @@ use crate::range::{FrameRange, Page, PageRange};
 /// The translation hardware: one implementation per kernel, for all of its processors together.
 ///
 /// # Safety
-/// The memory safety of every [`MappedPages`](crate::MappedPages) rests on these functions doing what they say.
+/// The memory safety of every [`MappedPages`](crate::MappedPages) rests on these functions doing what they
+/// say.
 pub unsafe trait Cpu: Sync {
-    /// Makes every processor that uses the tables forget what it has cached of the `stale` pages (of any size), and all
-    /// of its paging-structure caches, and returns when the last one has acknowledged that. On one processor: `INVLPG`
-    /// of each page, which forgets paging structures as well, or a reload of `CR3` (Intel SDM volume 3, 4.10.4.1).
+    /// Makes every processor that uses the tables forget what it has cached of the `stale` pages (of any
+    /// size), and all of its paging-structure caches, and returns when the last one has acknowledged that. On
+    /// one processor: `INVLPG` of each page, which forgets paging structures as well, or a reload of `CR3`
+    /// (Intel SDM volume 3, 4.10.4.1).
     ///
-    /// Called with no lock of this crate held: a processor that spins for one with interrupts off acknowledges when it
-    /// has it. Who waits here must answer the others' requests meanwhile.
+    /// Called with no lock of this crate held: a processor that spins for one with interrupts off
+    /// acknowledges when it has it. Who waits here must answer the others' requests meanwhile.
     fn shoot_down(&self, stale: &Stale);
 
     /// Makes the table at `root` the top-level table.
@@ -85,8 +87,8 @@ impl Stale {
 /// How many runs of frames are flushed at a time.
 const RUNS: usize = 8;
 
-/// Frames that are no longer mapped and tables that are no longer linked, which a processor may still have cached. They
-/// come out through [`Flush::flush`] only; without it they are lost, never reused.
+/// Frames that are no longer mapped and tables that are no longer linked, which a processor may still have
+/// cached. They come out through [`Flush::flush`] only; without it they are lost, never reused.
 #[must_use = "frames and tables come out through `flush`"]
 pub(crate) struct Flush {
     stale: Stale,

@@ -1,7 +1,7 @@
 //! Tokens: who holds one owns a range of what an allocator hands out.
 
-/// A token for a range of units of `$home`. `$joined` says what range two of them make, `$release` how one goes
-/// back.
+/// A token for a range of units of `$home`. `$joined` says what range two of them make, `$release` how one
+/// goes back.
 macro_rules! token {
     (
         $(#[$doc:meta])*

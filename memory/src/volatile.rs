@@ -1,8 +1,8 @@
 //! Access to memory that somebody else may change at any moment: a device, or the other half of a ring.
 //!
 //! No reference to such memory ever exists. A [`VolatileSlice`] holds a pointer, a length and a lifetime, and
-//! offers bounds-checked copies and same-size atomic accesses, nothing else. The rule for users: copy once, then
-//! validate the copy. The names follow rust-vmm's `vm-memory`.
+//! offers bounds-checked copies and same-size atomic accesses, nothing else. The rule for users: copy once,
+//! then validate the copy. The names follow rust-vmm's `vm-memory`.
 //!
 //! What a race is worth is in the documentation of [`VolatileSlice`].
 
@@ -19,14 +19,15 @@ use crate::{Bytes, copy, rust_vmm::BitmapSlice};
 pub enum VolatileError {
     /// The access would reach beyond the end of the slice.
     OutOfBounds,
-    /// An atomic access at an address that is not a multiple of its size, or array elements that do not fill it.
+    /// An atomic access at an address that is not a multiple of its size, or array elements that do not fill
+    /// it.
     Misaligned,
     /// A write to memory that was lent for reading only, or the reverse.
     NotPermitted,
 }
 
-/// Which way bytes go between a driver and its device. The driver's side may always read and write; what is given to
-/// the device, or to who plays one, serves its direction alone.
+/// Which way bytes go between a driver and its device. The driver's side may always read and write; what is
+/// given to the device, or to who plays one, serves its direction alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// The device reads.
@@ -47,8 +48,9 @@ impl Direction {
 
 /// A run of shared bytes, valid for `'a`, read and written without ever forming a reference.
 ///
-/// Its accessors are those of [`Bytes<usize>`](Bytes), by byte offset. Writes mark the dirty bitmap `B`. Copying the
-/// slice is free: holding one proves only that the memory stays mapped, not that its contents stay put.
+/// Its accessors are those of [`Bytes<usize>`](Bytes), by byte offset. Writes mark the dirty bitmap `B`.
+/// Copying the slice is free: holding one proves only that the memory stays mapped, not that its contents
+/// stay put.
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
@@ -70,22 +72,26 @@ impl Direction {
 /// ```
 ///
 /// # Races
-/// Rust's memory model (`core::sync::atomic`) leaves two kinds of race undefined: with an access that is not atomic, and
-/// between atomic accesses of different sizes. So no access is plain, and each place is accessed in one size:
+/// Rust's memory model (`core::sync::atomic`) leaves two kinds of race undefined: with an access that is not
+/// atomic, and between atomic accesses of different sizes. So no access is plain, and each place is accessed
+/// in one size:
 ///
-/// - *Copies* (`read…`, `write…`, `copy_…`, `fill`) access each byte by one relaxed atomic access of one byte, wherever
-///   they begin and end. Any copies may race: the result is a mix of old and new bytes. The machine may do several of
-///   these accesses in one move, and on x86-64 does, up to 8: in inline assembly, of which Rust asks that Rust code
-///   could have the same effect. Elsewhere, and where a sanitizer is to see it, it is a loop over `AtomicU8`.
-/// - *`load` and `store`* are one atomic access of the whole value, which never tears. Any of one size may race.
+/// - *Copies* (`read…`, `write…`, `copy_…`, `fill`) access each byte by one relaxed atomic access of one
+///   byte, wherever they begin and end. Any copies may race: the result is a mix of old and new bytes. The
+///   machine may do several of these accesses in one move, and on x86-64 does, up to 8: in inline assembly,
+///   of which Rust asks that Rust code could have the same effect. Elsewhere, and where a sanitizer is to see
+///   it, it is a loop over `AtomicU8`.
+/// - *`load` and `store`* are one atomic access of the whole value, which never tears. Any of one size may
+///   race.
 ///
-/// What is left is the protocol of the users: a place that is loaded or stored while others may access it is accessed in
-/// that size by all. Both sides of a split ring keep it, and where a copy meets a `load` or `store` (a descriptor is
-/// stored as two words and copied as 16 bytes), an acquire of the index comes between. In a packed ring our driver stores
-/// and loads flags together with what they guard, as a word, where a device (or a model of one in Rust) has them alone.
-/// There, and if a thread of Rust breaks the protocol, the bytes are still each an old or a new one: LLVM defines such
-/// a race byte by byte, and an aligned move of up to 8 bytes is one access of the processor. Rust's documentation does
-/// not promise that. A device is no thread of Rust: bus and processor order its accesses.
+/// What is left is the protocol of the users: a place that is loaded or stored while others may access it is
+/// accessed in that size by all. Both sides of a split ring keep it, and where a copy meets a `load` or
+/// `store` (a descriptor is stored as two words and copied as 16 bytes), an acquire of the index comes
+/// between. In a packed ring our driver stores and loads flags together with what they guard, as a word,
+/// where a device (or a model of one in Rust) has them alone. There, and if a thread of Rust breaks the
+/// protocol, the bytes are still each an old or a new one: LLVM defines such a race byte by byte, and an
+/// aligned move of up to 8 bytes is one access of the processor. Rust's documentation does not promise that.
+/// A device is no thread of Rust: bus and processor order its accesses.
 #[derive(Clone, Copy, Debug)]
 pub struct VolatileSlice<'a, B = ()> {
     start: NonNull<u8>,
@@ -95,16 +101,17 @@ pub struct VolatileSlice<'a, B = ()> {
     owner: PhantomData<&'a AtomicU8>,
 }
 
-// SAFETY: the slice gives only atomic access to memory that, by the contract of `new`, holds no Rust object; racing
-// accesses through it are the case it exists for.
+// SAFETY: the slice gives only atomic access to memory that, by the contract of `new`, holds no Rust object;
+// racing accesses through it are the case it exists for.
 unsafe impl<B: Send> Send for VolatileSlice<'_, B> {}
 // SAFETY: as for `Send`.
 unsafe impl<B: Sync> Sync for VolatileSlice<'_, B> {}
 
 impl VolatileSlice<'_> {
     /// # Safety
-    /// `start..start + len` must be mapped, readable and writable for the slice's lifetime; in that time no Rust reference
-    /// to any of it may exist, other than to atomics, and nobody may access it other than by atomics.
+    /// `start..start + len` must be mapped, readable and writable for the slice's lifetime; in that time no
+    /// Rust reference to any of it may exist, other than to atomics, and nobody may access it other than by
+    /// atomics.
     pub const unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
         Self { start, len, direction: Direction::Both, bitmap: (), owner: PhantomData }
     }
@@ -211,8 +218,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
 
     /// Copies bytes to `to`, as many as both have, and says how many.
     ///
-    /// Both sides may change meanwhile: each byte is read once and written once. Overlapping slices are copied from
-    /// the front.
+    /// Both sides may change meanwhile: each byte is read once and written once. Overlapping slices are
+    /// copied from the front.
     pub fn copy_to_volatile_slice<C: BitmapSlice>(
         &self,
         to: &VolatileSlice<'_, C>,
@@ -236,8 +243,8 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
             .try_for_each(|done| self.write_slice(&block[..(self.len - done).min(block.len())], done))
     }
 
-    /// A pointer to `len` bytes from `offset` on, unless the slice allows nothing but what is `refused`. None of no
-    /// bytes is refused, wherever it is.
+    /// A pointer to `len` bytes from `offset` on, unless the slice allows nothing but what is `refused`. None
+    /// of no bytes is refused, wherever it is.
     #[inline]
     fn accessible(
         &self,
@@ -448,8 +455,8 @@ macro_rules! atomic_access {
                 if let Some(bytes) = crate::shadow::load(at.as_ptr().cast(), order) {
                     return Self::from_ne_bytes(bytes);
                 }
-                // SAFETY: aligned and valid by this function's contract; no access to shared memory is plain (for
-                // races of different sizes see `VolatileSlice`).
+                // SAFETY: aligned and valid by this function's contract; no access to shared memory is plain
+                // (for races of different sizes see `VolatileSlice`).
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.load(order)
             }
             #[inline(always)]

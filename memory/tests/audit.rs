@@ -45,8 +45,8 @@ fn plant(system: &System, entry: u64, value: u64) -> Vec<Finding> {
     report.findings().copied().collect()
 }
 
-/// An audit between whose steps memory is mapped and unmapped, before and behind the page it has come to, and frames are
-/// taken and freed; all of it far from what is planted.
+/// An audit between whose steps memory is mapped and unmapped, before and behind the page it has come to, and
+/// frames are taken and freed; all of it far from what is planted.
 fn audit_meanwhile(system: &System, limit: usize) -> Report {
     let (space, window) = (system.space, system.space.pages().window());
     let mut held = Vec::new();
@@ -284,7 +284,8 @@ fn free_lists() {
     drop(system.space.allocate_dma(FrameRequest { at: alone, ..FrameRequest::new(1) }).unwrap());
     system.check();
     let at = |frame: u64| frames(frame, 1).start_address();
-    // Frame 2048 begins a block; 2049 is said to be one as well. The count of free frames is not right either.
+    // Frame 2048 begins a block; 2049 is said to be one as well. The count of free frames is not right
+    // either.
     let found = plant_bit(&system, 2049 / 64, 2049 % 64);
     assert!(found.contains(&Finding::FreeTwice(at(2048))), "{found:?}");
     // Frame 0 is the firmware's.
@@ -342,7 +343,8 @@ fn many_findings_are_counted_not_kept() {
     assert!(text.contains("writable and executable"), "{text}");
 }
 
-/// The books change together with what they count: whenever somebody else looks, they add up and agree with the tables.
+/// The books change together with what they count: whenever somebody else looks, they add up and agree with
+/// the tables.
 #[test]
 fn books_add_up_at_every_moment() {
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};

@@ -188,7 +188,8 @@ fn steps_are_bounded() {
             (total, steps) = (total + audit.work(), steps + 1);
         };
         assert!(report.ok() && report.leaves > 15_000);
-        // Two bitmaps of 16384 words, a gigabyte once more, a leaf or a free block for each mapping, and tables.
+        // Two bitmaps of 16384 words, a gigabyte once more, a leaf or a free block for each mapping, and
+        // tables.
         assert!((200_000..600_000).contains(&total), "{total} in {steps} steps");
         assert!(steps >= total / (limit + 250), "{steps}");
     }
@@ -264,8 +265,8 @@ fn ram_may_be_added_between_steps() {
     }
 }
 
-/// What is unmapped and waits until all processors have forgotten it, frames and tables, is nobody's: no audit that
-/// looks meanwhile finds anything, however far it has come.
+/// What is unmapped and waits until all processors have forgotten it, frames and tables, is nobody's: no
+/// audit that looks meanwhile finds anything, however far it has come.
 #[test]
 fn an_audit_may_look_before_the_acknowledgements() {
     let system = System::small();

@@ -1,5 +1,5 @@
-//! Null, the end of the address space, zero, overflow, misaligned, foreign, too large: every public function answers with
-//! a typed error and leaves everything as it was.
+//! Null, the end of the address space, zero, overflow, misaligned, foreign, too large: every public function
+//! answers with a typed error and leaves everything as it was.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod common;

@@ -55,7 +55,8 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Fields of a descriptor where `store` takes them. The length is the segment's, whatever stands in its place.
+/// Fields of a descriptor where `store` takes them. The length is the segment's, whatever stands in its
+/// place.
 fn bits([one, two]: [u16; 2]) -> u64 {
     0x5a5a_5a5a | u64::from(one) << 32 | u64::from(two) << 48
 }
@@ -196,14 +197,16 @@ fn agrees<F: RingFormat>(packed: bool, steps: &[Step]) -> Result<(), TestCaseErr
 }
 
 proptest! {
-    /// O10, O13: whatever is written, held and cleared in whatever order, the device finds what the model has.
+    /// O10, O13: whatever is written, held and cleared in whatever order, the device finds what the model
+    /// has.
     #[test]
     fn tables_agree_with_a_model(packed: bool, steps in prop::collection::vec(step(), 1..40)) {
         if packed { agrees::<Packed>(true, &steps)? } else { agrees::<Split>(false, &steps)? }
     }
 }
 
-/// A table has at least one descriptor, and then is not empty; the areas of a packed ring lie at multiples of 4.
+/// A table has at least one descriptor, and then is not empty; the areas of a packed ring lie at multiples of
+/// 4.
 #[test]
 fn the_smallest_tables_and_areas() {
     let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();

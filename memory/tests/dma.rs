@@ -99,7 +99,8 @@ fn a_pool_of_the_smallest_buffer() {
     assert_eq!(buffer.as_volatile_slice().len(), 1);
 }
 
-/// A buffer that was given up while the device has it is nobody's until the device is reset, and not in its pool again.
+/// A buffer that was given up while the device has it is nobody's until the device is reset, and not in its
+/// pool again.
 #[test]
 fn an_abandoned_buffer_stays_away() {
     let host = platform();
@@ -230,7 +231,8 @@ fn memory_of_a_live_device_is_quarantined_until_its_life_ends() {
     assert_eq!(next.as_volatile_slice().read_obj::<[u64; 512]>(0), Ok([0; 512]));
 }
 
-/// A table of descriptors may name whatever there is from then on, so nothing goes before the device's life has ended.
+/// A table of descriptors may name whatever there is from then on, so nothing goes before the device's life
+/// has ended.
 #[test]
 fn a_descriptor_table_makes_everything_stay() {
     let host = platform();
@@ -274,8 +276,8 @@ fn dropping_allocates_nothing() {
     }
 }
 
-/// Nothing is allocated, and no foreign code called, while a lock of the crate is held (O16 to O18): a bitmap's
-/// constructor and the platform may call back, and the heap may grow from the same memory.
+/// Nothing is allocated, and no foreign code called, while a lock of the crate is held (O16 to O18): a
+/// bitmap's constructor and the platform may call back, and the heap may grow from the same memory.
 #[test]
 fn foreign_code_runs_without_locks() {
     struct Curious;

@@ -1,5 +1,6 @@
-//! Each operation with each of its resources running out at each step: it fails with a typed error and gives back what
-//! it was given, tables and books are as before to the bit, and with enough of the resource it succeeds.
+//! Each operation with each of its resources running out at each step: it fails with a typed error and gives
+//! back what it was given, tables and books are as before to the bit, and with enough of the resource it
+//! succeeds.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod common;
@@ -88,8 +89,8 @@ fn scarce<T>(resource: Resource, left: usize, prepare: &impl Fn(&System) -> T) -
     (system, input, held)
 }
 
-/// Runs `operate` on what `prepare` made with 0, 1, 2, … of `resource` left, until it succeeds; it must have failed at
-/// least `least` times, and every time with one of these errors.
+/// Runs `operate` on what `prepare` made with 0, 1, 2, … of `resource` left, until it succeeds; it must have
+/// failed at least `least` times, and every time with one of these errors.
 fn inject<T, R, E: PartialEq + std::fmt::Debug>(
     resource: Resource,
     least: usize,
@@ -490,8 +491,8 @@ fn forgetting_any_guard() {
     }
 }
 
-/// A heap that must grow takes the locks itself: the operations that use one do so while they hold none, and the one that
-/// it grows by uses none.
+/// A heap that must grow takes the locks itself: the operations that use one do so while they hold none, and
+/// the one that it grows by uses none.
 #[test]
 fn nothing_is_allocated_under_a_lock() {
     let system = System::small();

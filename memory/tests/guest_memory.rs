@@ -369,8 +369,9 @@ fn a_snapshot_is_frozen_and_keeps_its_regions() {
     assert_eq!((windows.usage(), host.dma_in_use()), ((0, 0), 0));
 }
 
-/// Only one driver at a time has a device's windows, and the next one gets the same table: else an address from one
-/// table, told to the device through another, would be unknown to the table that decides what is quarantined.
+/// Only one driver at a time has a device's windows, and the next one gets the same table: else an address
+/// from one table, told to the device through another, would be unknown to the table that decides what is
+/// quarantined.
 #[test]
 fn a_device_has_one_table_and_one_owner() {
     let host = Box::leak(Box::new(HostPlatform::new()));

@@ -157,7 +157,8 @@ fn leaves_that_reach_further_are_noticed() {
     }
 }
 
-/// Entries that are neither empty nor present are nobody's to use, nor are tables that the pool has not given out.
+/// Entries that are neither empty nor present are nobody's to use, nor are tables that the pool has not given
+/// out.
 #[test]
 fn strange_entries_are_left_alone() {
     let system = System::small();

@@ -353,7 +353,8 @@ fn boot_mappings_are_checked() {
     assert!(unsafe { TablePool::new(arena.ram.wrapping_add(8), frames(0, 16)) }.is_err());
 }
 
-/// Whatever way frames take, the next owner of the memory sees zeros: not what another one left, nor the loader.
+/// Whatever way frames take, the next owner of the memory sees zeros: not what another one left, nor the
+/// loader.
 #[test]
 fn new_memory_is_zero() {
     let system = System::new(Config { ram_frames: 2048, ..Config::default() });

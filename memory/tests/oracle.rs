@@ -1,5 +1,5 @@
-//! Random mapping, unmapping, splitting, merging and remapping. After every few steps each address of the window is
-//! looked up in the tables by the `x86_64` crate, and compared with a map of what should be there.
+//! Random mapping, unmapping, splitting, merging and remapping. After every few steps each address of the
+//! window is looked up in the tables by the `x86_64` crate, and compared with a map of what should be there.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod common;

@@ -15,8 +15,8 @@ fn at(value: u64) -> VirtAddr {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Cutting a mapping of any sizes of leaf anywhere, any number of times, and joining it again changes no address
-    /// and no byte.
+    /// Cutting a mapping of any sizes of leaf anywhere, any number of times, and joining it again changes no
+    /// address and no byte.
     #[test]
     fn merge_undoes_split(count in 1..1600usize, cuts in prop::collection::vec(any::<usize>(), 0..6)) {
         let system = System::new(Config { window_pages: 1 << 13, ..Config::default() });
@@ -47,7 +47,8 @@ proptest! {
         prop_assert_eq!(system.state(), before);
     }
 
-    /// No frame is ever handed out while a processor could still reach it, whatever is unmapped in whatever order.
+    /// No frame is ever handed out while a processor could still reach it, whatever is unmapped in whatever
+    /// order.
     #[test]
     fn no_frame_is_free_while_cached(sizes in prop::collection::vec(1..700usize, 1..8), order in any::<usize>(), parts in any::<bool>()) {
         let system = System::new(Config { window_pages: 1 << 13, ram_frames: 6000, ..Config::default() });
@@ -78,7 +79,8 @@ proptest! {
         system.check();
     }
 
-    /// What is refused has changed nothing: no leaf was broken, no table taken, for any operation that can fail.
+    /// What is refused has changed nothing: no leaf was broken, no table taken, for any operation that can
+    /// fail.
     #[test]
     fn refused_is_unchanged(count in 1..1100usize, offset in any::<u64>(), pool_frames in prop_oneof![Just(128usize), 7..12usize]) {
         let system = System::new(Config { window_pages: 1 << 13, pool_frames, ..Config::default() });

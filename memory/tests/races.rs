@@ -1,6 +1,6 @@
-//! Threads that race for the same shared bytes. ThreadSanitizer reports what Rust's memory model leaves undefined (the check
-//! `check::thread_sanitizer`); here, what must hold for values is checked. Threads are joined one by one, since the end of a
-//! scope is in the standard library, where it sees nothing.
+//! Threads that race for the same shared bytes. ThreadSanitizer reports what Rust's memory model leaves
+//! undefined (the check `check::thread_sanitizer`); here, what must hold for values is checked. Threads are
+//! joined one by one, since the end of a scope is in the standard library, where it sees nothing.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicUsize};

@@ -106,7 +106,8 @@ fn regions_that_are_not_adjacent_have_no_physical_address() {
     }
 }
 
-/// The DMA arena grows by whole blocks, of 2 MiB at least, and at a fixed place by the block that begins there.
+/// The DMA arena grows by whole blocks, of 2 MiB at least, and at a fixed place by the block that begins
+/// there.
 #[test]
 fn the_arena_grows_by_blocks() {
     let system = System::new(Config { ram_frames: 8192, ..Config::default() });

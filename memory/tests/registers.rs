@@ -48,8 +48,8 @@ fn a_queue_is_told_where_it_is_and_nothing_else() {
     assert_eq!(card.told(common::QUEUE_DESC), 0);
 }
 
-/// How far the device goes is decided by the size that it is told: no queue is larger than its table and its areas, which
-/// are aligned and for it to read and to write.
+/// How far the device goes is decided by the size that it is told: no queue is larger than its table and its
+/// areas, which are aligned and for it to read and to write.
 #[test]
 fn a_queue_ends_where_its_memory_does() {
     let windows = Card::new().windows();
@@ -107,8 +107,8 @@ fn a_queue_ends_where_its_memory_does() {
     assert_eq!(table.queue(read, read).map(|queue| queue.size()), refused);
 }
 
-/// A ring is told to a device that will read it as it was written: else what is a length or an index to the one were a flag
-/// to the other.
+/// A ring is told to a device that will read it as it was written: else what is a length or an index to the
+/// one were a flag to the other.
 #[test]
 fn a_queue_has_the_format_that_was_negotiated() {
     let card = Card::new();

@@ -1,5 +1,5 @@
-//! Several processors: each has a TLB and paging-structure caches of its own, walks whenever it likes, and acknowledges
-//! late. Whatever one of them can still reach serves nobody else.
+//! Several processors: each has a TLB and paging-structure caches of its own, walks whenever it likes, and
+//! acknowledges late. Whatever one of them can still reach serves nobody else.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod common;
@@ -111,8 +111,8 @@ fn boot(config: Config) -> (System, &'static Smp) {
     (system, all.unwrap())
 }
 
-/// The tables as they are: address by level and key, and the frame of each page that is mapped. (The window lies in the
-/// lower half, so a page number is what leads to it.)
+/// The tables as they are: address by level and key, and the frame of each page that is mapped. (The window
+/// lies in the lower half, so a page number is what leads to it.)
 type Live = (BTreeMap<(u32, u64), u64>, BTreeMap<u64, u64>);
 
 fn live(machine: &Machine) -> Live {
@@ -135,8 +135,8 @@ fn live(machine: &Machine) -> Live {
     all
 }
 
-/// Whatever a processor remembers is so, or else nobody else has it: neither page nor frame nor table. How much there is
-/// that is no longer so.
+/// Whatever a processor remembers is so, or else nobody else has it: neither page nor frame nor table. How
+/// much there is that is no longer so.
 fn reserved_or_true(space: &'static AddressSpace, smp: &Smp) -> usize {
     let (tables, pages) = live(smp.machine);
     let (used_tables, used_frames): (BTreeSet<_>, BTreeSet<_>) =
@@ -185,8 +185,8 @@ fn one_page_per_table(system: &System) -> Vec<MappedPages<Private>> {
     (1..400).map(map).collect()
 }
 
-/// A table that was unlinked, but through which a processor still walks, holds nothing that could be an entry: the
-/// processor finds nothing there, and notes nothing there.
+/// A table that was unlinked, but through which a processor still walks, holds nothing that could be an
+/// entry: the processor finds nothing there, and notes nothing there.
 #[test]
 fn unlinked_tables_never_look_present() {
     let (system, smp) =
@@ -212,7 +212,8 @@ fn unlinked_tables_never_look_present() {
         drop(mapping);
     }
     *smp.before.lock().unwrap() = None;
-    // For each mapping 3, 2 and 1 processors still knew the page and the table (and the last one two more tables).
+    // For each mapping 3, 2 and 1 processors still knew the page and the table (and the last one two more
+    // tables).
     assert_eq!(walks.load(SeqCst), 399 * 3);
     assert!(stale.load(SeqCst) >= 399 * 2 * (3 + 2 + 1), "{stale:?}");
     assert_eq!(system.state(), before);
@@ -264,8 +265,8 @@ fn a_refused_mapping_links_nothing() {
     assert_eq!((count, system.space.audit().tables), (4, 11));
 }
 
-/// Neither protecting nor splitting nor unmapping tells the processors more often than it must, and always without a lock
-/// (which the machine checks).
+/// Neither protecting nor splitting nor unmapping tells the processors more often than it must, and always
+/// without a lock (which the machine checks).
 #[test]
 fn flushes_have_a_threshold() {
     let system = System::small();
@@ -320,7 +321,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
-    /// While a processor has not acknowledged, memory is taken and mapped by the others: never what it still knows.
+    /// While a processor has not acknowledged, memory is taken and mapped by the others: never what it still
+    /// knows.
     #[test]
     fn nothing_is_reused_before_all_have_acknowledged(steps in prop::collection::vec(step(), 1..30)) {
         let (system, smp) = boot(Config { window_pages: 1 << 13, ram_frames: 6000, pool_frames: 40, ..Config::default() });

@@ -1,6 +1,6 @@
-//! What Theseus's documents promise about `MappedPages` and its ranges, and the fourteen flaws found in its source: each
-//! `flaw_…` test fails if that flaw is here. Where a type excludes a flaw, the test is a line in `compile-fail`, named
-//! in the comment.
+//! What Theseus's documents promise about `MappedPages` and its ranges, and the fourteen flaws found in its
+//! source: each `flaw_…` test fails if that flaw is here. Where a type excludes a flaw, the test is a line in
+//! `compile-fail`, named in the comment.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
 mod common;
@@ -22,7 +22,8 @@ fn large() -> System {
     System::new(Config { ram_frames: 3 << 18, window_pages: 4 << 18, ..Config::default() })
 }
 
-/// Pages of their own, mapped to every second of as many frames: no two leaves are adjacent in physical memory.
+/// Pages of their own, mapped to every second of as many frames: no two leaves are adjacent in physical
+/// memory.
 fn scattered(system: &System, count: usize) -> MappedPages<Private> {
     let space = system.space;
     let start = space.pages().allocate(PageRequest::new(count)).unwrap();
@@ -185,7 +186,8 @@ fn flaw_01_misaligned_reference() {
     check::<[u64; 3]>(&system);
 }
 
-// Flaw 2: References to device memory, and to types with padding: `compile-fail/cases/fail/references.rs` and `overlays.rs`.
+// Flaw 2: References to device memory, and to types with padding: `compile-fail/cases/fail/references.rs` and
+// `overlays.rs`.
 
 /// Flaw 3: `remap` worked on whatever table was in use, and a failure left flags mixed.
 #[test]
@@ -273,8 +275,8 @@ fn flaw_06_unsynchronised_mappers() {
     assert_eq!(system.state(), before);
 }
 
-/// Flaw 7: A table was linked before it was zero, and never freed. (The order within the pool has a test there: what it
-/// hands out is zero.)
+/// Flaw 7: A table was linked before it was zero, and never freed. (The order within the pool has a test
+/// there: what it hands out is zero.)
 #[test]
 fn flaw_07_tables_linked_before_they_are_zero() {
     let system = System::small();
@@ -311,8 +313,8 @@ fn flaw_07_tables_linked_before_they_are_zero() {
     assert_eq!(system.state(), before, "every table is back");
 }
 
-/// Flaw 8: Loading another root was safe (`compile-fail`: `another_root`, `activated`): and tables that are not in use make no
-/// address space.
+/// Flaw 8: Loading another root was safe (`compile-fail`: `another_root`, `activated`): and tables that are
+/// not in use make no address space.
 #[test]
 #[should_panic(expected = "not in use")]
 fn flaw_08_tables_switched_by_safe_code() {
@@ -327,8 +329,9 @@ fn flaw_08_tables_switched_by_safe_code() {
     );
 }
 
-/// Flaw 9: A copy of executable memory was writable and executable for a while. (The machine of these tests refuses every
-/// access to such memory; that only private memory can be copied is `compile-fail`: `dma_copied`.)
+/// Flaw 9: A copy of executable memory was writable and executable for a while. (The machine of these tests
+/// refuses every access to such memory; that only private memory can be copied is `compile-fail`:
+/// `dma_copied`.)
 #[test]
 fn flaw_09_writable_and_executable_while_copying() {
     let system = System::small();
@@ -348,8 +351,8 @@ fn flaw_09_writable_and_executable_while_copying() {
     system.check();
 }
 
-/// Flaw 10: Large pages were one entry of 4 KiB each, and ranges of them ended too early. Every address of 1 GiB + 2 MiB +
-/// 4 KiB is looked up by the `x86_64` crate, before and after breaking.
+/// Flaw 10: Large pages were one entry of 4 KiB each, and ranges of them ended too early. Every address of 1
+/// GiB + 2 MiB + 4 KiB is looked up by the `x86_64` crate, before and after breaking.
 #[test]
 fn flaw_10_large_pages() {
     let system = large();
@@ -395,8 +398,8 @@ fn flaw_10_large_pages() {
     assert_eq!(system.state(), before, "no frame is lost");
 }
 
-/// Flaw 11: Addresses were made by unchecked arithmetic (`compile-fail`: `physical_address_plus`, `virtual_address_or`,
-/// `physical_address_from_bytes`).
+/// Flaw 11: Addresses were made by unchecked arithmetic (`compile-fail`: `physical_address_plus`,
+/// `virtual_address_or`, `physical_address_from_bytes`).
 #[test]
 fn flaw_11_unchecked_addresses() {
     for value in [1 << 52, 1 << 63, u64::MAX] {
@@ -419,7 +422,8 @@ fn flaw_11_unchecked_addresses() {
     assert!(last.to_extended(Frame::containing_address(PhysAddr::new(0).unwrap())).is_ok());
 }
 
-/// Flaw 12: Any safe code could claim any physical address that is no RAM (`compile-fail`: `registers_anywhere`).
+/// Flaw 12: Any safe code could claim any physical address that is no RAM (`compile-fail`:
+/// `registers_anywhere`).
 #[test]
 fn flaw_12_registers_claimed_at_will() {
     let system = System::small();
@@ -440,8 +444,8 @@ fn flaw_12_registers_claimed_at_will() {
     assert_eq!((system.state(), system.tables()), before);
 }
 
-/// Flaw 13: A device was given the address of memory that was already dropped. (An address for a device cannot be made:
-/// `compile-fail`: `device_address_from_physical`.)
+/// Flaw 13: A device was given the address of memory that was already dropped. (An address for a device
+/// cannot be made: `compile-fail`: `device_address_from_physical`.)
 #[test]
 fn flaw_13_device_address_outlives_its_memory() {
     let system = System::small();

@@ -23,7 +23,8 @@ fn contents(slice: &VolatileSlice<'_, impl BitmapSlice>) -> Vec<u8> {
     bytes
 }
 
-/// Each length up to several of the largest moves, at each offset in a word, changes what it is to and nothing else.
+/// Each length up to several of the largest moves, at each offset in a word, changes what it is to and
+/// nothing else.
 #[test]
 fn copies_of_every_length_and_alignment() {
     let region = region(LEN);
@@ -160,7 +161,8 @@ fn accesses_are_whole_and_aligned() {
 }
 
 proptest! {
-    /// Every way of writing marks the pages of what it wrote, and no others; parts of slices mark the same pages.
+    /// Every way of writing marks the pages of what it wrote, and no others; parts of slices mark the same
+    /// pages.
     #[test]
     fn writes_mark_their_pages(
         steps in prop::collection::vec((0_usize..6 * 4096, 0_usize..2 * 4096, 0_u8..6, 0_usize..4096), 1..8)

@@ -1,5 +1,6 @@
-//! Both sides of the rings, split and packed, as they are, in every interleaving that loom finds: what one side publishes the other
-//! sees whole, and neither sleeps while the other has something for it. Runs with `--cfg ringfence_loom` only.
+//! Both sides of the rings, split and packed, as they are, in every interleaving that loom finds: what one
+//! side publishes the other sees whole, and neither sleeps while the other has something for it. Runs with
+//! `--cfg ringfence_loom` only.
 #![cfg(ringfence_loom)]
 
 #[path = "../../drivers/tests/support/fake_queue.rs"]
@@ -104,8 +105,8 @@ impl Side {
         if self.features & RING_PACKED != 0 { Position::PACKED } else { Position::SPLIT }
     }
 
-    /// The device looks once, and answers what it finds, which must be `expected`, with 1 more. Before that it may ask
-    /// for notifications, or for none.
+    /// The device looks once, and answers what it finds, which must be `expected`, with 1 more. Before that
+    /// it may ask for notifications, or for none.
     fn serve(&self, position: &mut Position, expected: u32, notifications: Option<bool>) -> bool {
         let (readable, writable) = (self.windows.readable().unwrap(), self.windows.writable().unwrap());
         let interrupt = || {
@@ -131,8 +132,8 @@ impl Side {
     }
 }
 
-/// Explores `model` with every kind of ring; with `preemptions`, no schedule that takes a thread away more often than that
-/// from where it would go on.
+/// Explores `model` with every kind of ring; with `preemptions`, no schedule that takes a thread away more
+/// often than that from where it would go on.
 fn each(features: &[u64], preemptions: Option<usize>, model: impl Fn(u64) + Copy + Send + Sync + 'static) {
     for &features in features {
         let mut builder = Builder::new();

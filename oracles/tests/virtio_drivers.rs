@@ -1,5 +1,5 @@
-//! Our device side of the split ring, with the block driver of the `virtio-drivers` crate in front of it: a RAM disk
-//! that reaches memory only through the windows of its device.
+//! Our device side of the split ring, with the block driver of the `virtio-drivers` crate in front of it: a
+//! RAM disk that reaches memory only through the windows of its device.
 
 #![cfg(not(ringfence_loom))]
 
@@ -67,7 +67,8 @@ impl Machine {
 
 struct HostHal;
 
-// SAFETY: `dma_alloc` gives out fresh zeroed pages, aligned to 4096, that are kept in `shared` until `dma_dealloc`.
+// SAFETY: `dma_alloc` gives out fresh zeroed pages, aligned to 4096, that are kept in `shared` until
+// `dma_dealloc`.
 unsafe impl Hal for HostHal {
     fn dma_alloc(pages: usize, direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         machine(|machine| {

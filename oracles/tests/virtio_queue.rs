@@ -1,5 +1,5 @@
-//! Our driver side of the split ring, without and with indirect tables and event indexes, with rust-vmm's `virtio-queue`
-//! as the device behind an IOMMU that maps only what is shared with it.
+//! Our driver side of the split ring, without and with indirect tables and event indexes, with rust-vmm's
+//! `virtio-queue` as the device behind an IOMMU that maps only what is shared with it.
 
 #![cfg(not(ringfence_loom))]
 

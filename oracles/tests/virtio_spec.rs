@@ -1,4 +1,5 @@
-//! Rings in memory against the structures of the `virtio-spec` crate: what ours write theirs decode, and the reverse.
+//! Rings in memory against the structures of the `virtio-spec` crate: what ours write theirs decode, and the
+//! reverse.
 #![cfg(not(ringfence_loom))]
 
 #[path = "../../drivers/tests/support/mod.rs"]

@@ -1,5 +1,6 @@
-//! `GuestMemory`, regions and slices against rust-vmm's `vm-memory`: the same random map, the same calls, the same answers.
-//! What is different on purpose is marked DEVIATION, and is in the table of `ringfence_memory::seed_systems`.
+//! `GuestMemory`, regions and slices against rust-vmm's `vm-memory`: the same random map, the same calls, the
+//! same answers. What is different on purpose is marked DEVIATION, and is in the table of
+//! `ringfence_memory::seed_systems`.
 #![cfg(not(ringfence_loom))]
 #![expect(deprecated, reason = "try_access is part of the document")]
 
@@ -294,8 +295,8 @@ impl Pair {
     }
 }
 
-/// Up to five regions, with holes or none between them. DEVIATION: a region may end at the very last address, which theirs
-/// refuses; so the last one ends one byte before.
+/// Up to five regions, with holes or none between them. DEVIATION: a region may end at the very last address,
+/// which theirs refuses; so the last one ends one byte before.
 fn ranges() -> impl Strategy<Value = Vec<(u64, usize)>> {
     let len = prop_oneof![1..40_usize, 4000..4200_usize, 9000..9100_usize];
     let gap = prop_oneof![3 => Just(0), 2 => 1..20_u64, 1 => 4000..5000_u64];

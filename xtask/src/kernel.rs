@@ -39,8 +39,8 @@ pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf>
     if is_newer(&image, kernel) {
         return Ok(image);
     }
-    // By `--target-dir`, not CARGO_TARGET_DIR: the crate's build script starts a cargo of its own, which would inherit
-    // the variable and wait for this one's lock for ever.
+    // By `--target-dir`, not CARGO_TARGET_DIR: the crate's build script starts a cargo of its own, which
+    // would inherit the variable and wait for this one's lock for ever.
     let folder = target()?.join("uefi-image");
     let mut build = cargo(toolchain, &root().join("xtask/uefi-image"));
     build.args(["build", "--release", "--target-dir"]).arg(&folder);
@@ -57,8 +57,8 @@ pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf>
     Ok(image)
 }
 
-/// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the targets' names, and
-/// whether everything built.
+/// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the
+/// targets' names, and whether everything built.
 fn build_executables(
     toolchain: &Toolchain,
     kind: &str,
@@ -94,7 +94,8 @@ fn cargo(toolchain: &Toolchain, folder: &Path) -> Command {
     {
         command.env_remove(variable);
     }
-    // Debian's cargo looks for its companions on the PATH; rustc looks there for a linker it has not got itself.
+    // Debian's cargo looks for its companions on the PATH; rustc looks there for a linker it has not got
+    // itself.
     let path = std::env::var_os("PATH").unwrap_or_default();
     let ours = toolchain.linker_folder.iter().cloned().chain(toolchain.cargo.parent().map(Path::to_owned));
     if let Ok(path) = std::env::join_paths(ours.chain(std::env::split_paths(&path))) {

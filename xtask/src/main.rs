@@ -1,4 +1,5 @@
-//! Host side of Ringfence: sets a machine up, builds the kernel and its disk images, runs and tests it under QEMU.
+//! Host side of Ringfence: sets a machine up, builds the kernel and its disk images, runs and tests it under
+//! QEMU.
 
 mod bench;
 mod cli;

@@ -79,8 +79,8 @@ impl Machine {
         line.option("-machine", &self.kind);
         line.option("-accel", if self.kvm { "kvm" } else { "tcg" });
         line.option("-cpu", "max");
-        // Where there can be only one processor, QEMU 7.2 takes the guest's fences for needless and leaves them out,
-        // though its devices run in threads of their own: notifications would be lost now and then.
+        // Where there can be only one processor, QEMU 7.2 takes the guest's fences for needless and leaves
+        // them out, though its devices run in threads of their own: notifications would be lost now and then.
         line.option("-smp", "1,maxcpus=2");
         line.option("-m", format!("{}M", self.memory));
         self.add_boot(&mut line);
@@ -136,8 +136,8 @@ impl Line {
     }
 }
 
-/// A command that starts `program`, by way of this one, so that it dies with the thread that spawns it, however that
-/// thread ends.
+/// A command that starts `program`, by way of this one, so that it dies with the thread that spawns it,
+/// however that thread ends.
 pub fn tethered(program: &str, arguments: Vec<OsString>) -> anyhow::Result<Command> {
     let mut command = Command::new("/proc/self/exe");
     command.arg(TETHERED).arg(program).args(arguments);

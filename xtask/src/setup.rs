@@ -91,7 +91,8 @@ pub fn ensure(need: Need) -> Result<Toolchain> {
     }
 }
 
-/// What makes the Linux guest that the block benchmark compares with: as in [`PROGRAMS`], but only that needs it.
+/// What makes the Linux guest that the block benchmark compares with: as in [`PROGRAMS`], but only that needs
+/// it.
 const LINUX_GUEST: [(&str, &str, &str); 5] = [
     ("fio", "fio", "measures disks in the Linux guest of the benchmarks"),
     ("busybox", "busybox-static", "starts fio in that guest"),
@@ -161,7 +162,8 @@ fn missing_programs(need: Need) -> Vec<(&'static str, &'static str)> {
 
 // --- The kernel's compiler ---
 
-/// The compiler to build the kernel with: the pinned nightly, another nightly, then whatever else has library sources.
+/// The compiler to build the kernel with: the pinned nightly, another nightly, then whatever else has library
+/// sources.
 pub fn toolchain() -> Option<Toolchain> {
     let found = rustup_sysroots().into_iter().find_map(|sysroot| usable(&sysroot.join("bin"), &sysroot));
     found.or_else(|| {
@@ -283,7 +285,8 @@ fn install_packages(missing: &[(&str, &str)]) -> Result<()> {
     bail!("apt-get could not install {}: its own words are above", packages.join(" "))
 }
 
-/// Installed QEMU packages that this machine's archive does not have, as `name=version` of what it has instead.
+/// Installed QEMU packages that this machine's archive does not have, as `name=version` of what it has
+/// instead.
 fn foreign_qemu_packages() -> Vec<String> {
     let list = Command::new("dpkg-query")
         .args(["-W", "-f", "${Package} ${Version}\n", "qemu-*"])
@@ -309,7 +312,8 @@ fn apt_get(arguments: &[&str]) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Whether apt could install `package`. Without any package lists, and no right to fetch them, Debian is trusted to.
+/// Whether apt could install `package`. Without any package lists, and no right to fetch them, Debian is
+/// trusted to.
 fn apt_has(package: &str) -> bool {
     let candidate = |package| {
         let policy = output(Command::new("apt-cache").args(["policy", package])).unwrap_or_default();

@@ -53,8 +53,8 @@ pub struct Options {
     pub queues: u16,
     /// The most descriptors of each queue, from 3 on.
     pub queue_size: u16,
-    /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the device offers
-    /// [`INDIRECT_DESC`](features::INDIRECT_DESC), as few as possible take one and a table.
+    /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the
+    /// device offers [`INDIRECT_DESC`](features::INDIRECT_DESC), as few as possible take one and a table.
     pub depth: u16,
     /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
     pub features: u64,
@@ -83,8 +83,8 @@ pub struct Geometry {
     pub segments: u32,
 }
 
-/// Identifies a request while it is in flight in its queue: a number below [`BlockQueue::tickets`], to find its owner in a
-/// table.
+/// Identifies a request while it is in flight in its queue: a number below [`BlockQueue::tickets`], to find
+/// its owner in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u16);
 
@@ -98,8 +98,8 @@ impl Ticket {
 /// A finished request.
 #[derive(Debug)]
 pub struct Done {
-    /// What [`BlockQueue::submit`] returned for it. The next request may get the same one at once: move the result to
-    /// its owner now, or keep it under a number of your own.
+    /// What [`BlockQueue::submit`] returned for it. The next request may get the same one at once: move the
+    /// result to its owner now, or keep it under a number of your own.
     pub ticket: Ticket,
     /// Whether it was carried out. If not, the contents of a buffer to read into are unspecified.
     pub result: Result<(), RequestError>,
@@ -109,8 +109,9 @@ pub struct Done {
 
 /// A virtio block device.
 ///
-/// Dropping it resets the device and waits (up to [`RESET_LIMIT`](crate::virtio::RESET_LIMIT)) for that; requests
-/// in flight are then lost and their buffers free. If the device does not reset, its memory is never used again.
+/// Dropping it resets the device and waits (up to [`RESET_LIMIT`](crate::virtio::RESET_LIMIT)) for that;
+/// requests in flight are then lost and their buffers free. If the device does not reset, its memory is never
+/// used again.
 ///
 /// It is its first queue, and with [`split`](Self::split) each queue can be given to a CPU of its own.
 pub struct Block<T: Transport> {
@@ -132,8 +133,8 @@ impl<T: Transport> BlockControl<T> {
         self.device.features()
     }
 
-    /// After a configuration interrupt, or when a request is overdue: checks the device's health and reads its
-    /// capacity again. `true` if that changed. Requests in flight were checked against the old one.
+    /// After a configuration interrupt, or when a request is overdue: checks the device's health and reads
+    /// its capacity again. `true` if that changed. Requests in flight were checked against the old one.
     ///
     /// # Errors
     /// Any: drop the driver.
@@ -146,7 +147,8 @@ impl<T: Transport> BlockControl<T> {
     /// Resets the device for good. With the proof, what its queues still hold can be used again.
     ///
     /// # Errors
-    /// [`ResetError::Timeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used again.
+    /// [`ResetError::Timeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used
+    /// again.
     pub fn shut_down(&mut self) -> Result<Quiet, ResetError> {
         self.device.shut_down()
     }
@@ -230,8 +232,8 @@ impl<T: Transport> Block<T> {
         self.control.config_changed()
     }
 
-    /// Submits a request and waits for it, up to `limit`, polling without a pause (which costs an emulated processor far
-    /// more than the look that it delays): for set-up, or where there is nothing else to do.
+    /// Submits a request and waits for it, up to `limit`, polling without a pause (which costs an emulated
+    /// processor far more than the look that it delays): for set-up, or where there is nothing else to do.
     ///
     /// # Errors
     /// [`Error::Busy`] if requests are in flight, [`Error::Timeout`], or the queue's. Only where the
@@ -258,8 +260,8 @@ impl<T: Transport> Block<T> {
         }
     }
 
-    /// Asks for the disk's id (its serial number, padded with zeros) and waits for it, as [`call`](Self::call) does.
-    /// `buffer` has at least [`ID_LEN`] bytes.
+    /// Asks for the disk's id (its serial number, padded with zeros) and waits for it, as
+    /// [`call`](Self::call) does. `buffer` has at least [`ID_LEN`] bytes.
     ///
     /// # Errors
     /// As for [`call`](Self::call).

@@ -8,7 +8,8 @@ use ringfence_memory::Quiet;
 
 use crate::virtio::{Counters, DriverOk, Notify, Queue, QueueError};
 
-/// One request queue. It shares nothing that is written with the device's other queues, so each CPU can have its own.
+/// One request queue. It shares nothing that is written with the device's other queues, so each CPU can have
+/// its own.
 pub struct BlockQueue<N>(Queue<InFlight, N>);
 
 impl<N: Notify> BlockQueue<N> {
@@ -118,7 +119,8 @@ impl<N: Notify> BlockQueue<N> {
         self.0.disable_interrupts();
     }
 
-    /// Asks for an interrupt at the next completion. `true`: something is there already; reap instead of sleeping.
+    /// Asks for an interrupt at the next completion. `true`: something is there already; reap instead of
+    /// sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         self.0.enable_interrupts()

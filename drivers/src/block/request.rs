@@ -140,7 +140,8 @@ const NO_STATUS: u8 = 0xff;
 /// Words of a request's header: type and reserved in one, and the sector.
 const HEADER_WORDS: usize = 2;
 
-/// What the requests of a queue have in common: memory for their headers and status bytes, and what they are checked for.
+/// What the requests of a queue have in common: memory for their headers and status bytes, and what they are
+/// checked for.
 pub(super) struct Controls {
     /// By slot.
     headers: DmaArray<u64>,

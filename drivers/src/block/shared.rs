@@ -1,8 +1,8 @@
 //! One request queue for many tasks, under any executor.
 //!
-//! Tasks put requests into the ring and sleep. One more task, the server, tells the device once of all that were put
-//! since it last ran, and wakes whoever is done. There is no lock: a queue's tasks run on one CPU, and other queues
-//! have tasks of their own.
+//! Tasks put requests into the ring and sleep. One more task, the server, tells the device once of all that
+//! were put since it last ran, and wakes whoever is done. There is no lock: a queue's tasks run on one CPU,
+//! and other queues have tasks of their own.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -33,8 +33,8 @@ struct State<'a, N> {
     queue: &'a mut BlockQueue<N>,
     /// Never more than there was room for at the start.
     flights: Slab<Flight>,
-    /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not have
-    /// run yet.
+    /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not
+    /// have run yet.
     keys: Vec<usize>,
     /// Tasks that wait for room in the ring.
     waiting: Vec<Waker>,
@@ -44,8 +44,8 @@ struct State<'a, N> {
     /// Whether interrupts are on.
     armed: bool,
     closed: bool,
-    /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a [`Transfer`]. There is
-    /// room for all that are kept above.
+    /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a
+    /// [`Transfer`]. There is room for all that are kept above.
     woken: VecDeque<Waker>,
 }
 
@@ -74,21 +74,22 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         Self { state: RefCell::new(state) }
     }
 
-    /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer. A
-    /// request that is refused, for example since it reaches beyond the end of the disk, never gets to the device. It
-    /// allocates nothing, except when more tasks wait for room than ever before.
+    /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer.
+    /// A request that is refused, for example since it reaches beyond the end of the disk, never gets to the
+    /// device. It allocates nothing, except when more tasks wait for room than ever before.
     ///
-    /// If the future is dropped while the device has the request, the request still happens, and its buffer then goes
-    /// back to its pool.
+    /// If the future is dropped while the device has the request, the request still happens, and its buffer
+    /// then goes back to its pool.
     pub fn request(&self, request: Request) -> Transfer<'_, 'a, N> {
         Transfer { queue: self, stage: Stage::New(request) }
     }
 
-    /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by the rule
-    /// of [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the task must have
-    /// arranged that the queue's interrupt wakes it.
+    /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by
+    /// the rule of [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the
+    /// task must have arranged that the queue's interrupt wakes it.
     ///
-    /// Ready only if the queue is of no more use: reset the device, then [`close`](Self::close) all its queues.
+    /// Ready only if the queue is of no more use: reset the device, then [`close`](Self::close) all its
+    /// queues.
     pub fn poll_serve(&self, context: &mut Context<'_>) -> Poll<QueueError> {
         let (result, stale) = self.with(|state| {
             let stale = state.server.replace(context.waker().clone());
@@ -111,8 +112,8 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         self.with(State::wake_server);
     }
 
-    /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the proof
-    /// that the device is `quiet` the buffers are free again; without, they stay with the queue.
+    /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the
+    /// proof that the device is `quiet` the buffers are free again; without, they stay with the queue.
     pub fn close(&self, quiet: Option<&Quiet>) {
         self.with(|state| {
             state.closed = true;
@@ -228,8 +229,8 @@ impl<N: Notify> State<'_, N> {
         }
     }
 
-    /// Puts a request into the ring for a task; gives its key. [`RequestError::Full`] wakes the task when there may
-    /// be room.
+    /// Puts a request into the ring for a task; gives its key. [`RequestError::Full`] wakes the task when
+    /// there may be room.
     fn submit(&mut self, request: Request, waker: &Waker) -> Result<usize, (RequestError, Request)> {
         if self.closed {
             return Err((RequestError::Broken, request));

@@ -113,11 +113,12 @@ impl<T: Transport> NetControl<T> {
         Some(quiet)
     }
 
-    /// Asks the device to use `pairs` pairs, and waits for the answer. `false` if it refused: then it goes on with one.
+    /// Asks the device to use `pairs` pairs, and waits for the answer. `false` if it refused: then it goes on
+    /// with one.
     ///
     /// # Errors
-    /// [`Error::Timeout`] if there is no answer, [`Error::Queue`] if the control queue is broken, or what is wrong with
-    /// the device: it must be reset, since nobody knows what it does with the other pairs.
+    /// [`Error::Timeout`] if there is no answer, [`Error::Queue`] if the control queue is broken, or what is
+    /// wrong with the device: it must be reset, since nobody knows what it does with the other pairs.
     pub(super) fn set_pairs(&mut self, pairs: u16) -> Result<bool, Error> {
         let Self { device, commands: Some(commands), .. } = self else { return Ok(false) };
         commands.submit(SetPairs(pairs)).map_err(|(error, _)| error)?;
@@ -156,8 +157,8 @@ impl<T: Transport> NetControl<T> {
         self.device.features()
     }
 
-    /// After a configuration interrupt: checks the device's health and reads the link's state. `true` if the link
-    /// changed.
+    /// After a configuration interrupt: checks the device's health and reads the link's state. `true` if the
+    /// link changed.
     ///
     /// # Errors
     /// Any: drop the driver.

@@ -38,7 +38,8 @@ pub const MAX_FRAME_LEN: usize = DEFAULT_MTU as usize + ETHERNET_HEADER_LEN;
 /// How a network device is to be driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The most pairs of queues, 1 or more; as many are used as the device has. It spreads what it receives over them.
+    /// The most pairs of queues, 1 or more; as many are used as the device has. It spreads what it receives
+    /// over them.
     pub pairs: u16,
     /// The most descriptors of each queue, and so buffers in each direction: 1 or more.
     pub queue_size: u16,
@@ -56,7 +57,8 @@ impl Default for Options {
 ///
 /// Dropping it resets the device, as with [`Block`](crate::block::Block).
 ///
-/// It is its first pair of queues, and with [`split`](Self::split) each pair can be given to a CPU of its own.
+/// It is its first pair of queues, and with [`split`](Self::split) each pair can be given to a CPU of its
+/// own.
 pub struct Net<T: Transport> {
     // First, so that it is dropped first.
     control: NetControl<T>,
@@ -73,7 +75,8 @@ impl<T: Transport> Net<T> {
         Self::with_options(transport, grant, windows, &Options::default())
     }
 
-    /// Brings the device up and fills the receive queues. A device that refuses to use several pairs is used with one.
+    /// Brings the device up and fills the receive queues. A device that refuses to use several pairs is used
+    /// with one.
     ///
     /// # Errors
     /// As for [`new`](Self::new). Also if the device does not answer how many pairs it will use.
@@ -178,8 +181,9 @@ impl<T: Transport> Drop for Net<T> {
 /// Which of the `wanted` features of queues to accept.
 fn queue_features<T: Transport>(offer: &Offer<T>, wanted: u64) -> u64 {
     let wanted = wanted & features::QUEUES;
-    // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it goes on with
-    // the next ones without moving the position from which on it wants to be notified, so the driver stays silent.
+    // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it
+    // goes on with the next ones without moving the position from which on it wants to be notified, so the
+    // driver stays silent.
     if offer.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
 }
 

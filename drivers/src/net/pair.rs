@@ -10,8 +10,8 @@ use crate::virtio::{
     Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport, sealed,
 };
 
-/// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send, and
-/// nothing in it matters in what we receive.
+/// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send,
+/// and nothing in it matters in what we receive.
 const HEADER_LEN: usize = 12;
 /// One frame with its header.
 const BUFFER_LEN: usize = 2048;
@@ -115,8 +115,8 @@ impl Buffers for TxPacket {
     }
 }
 
-/// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the device's other
-/// pairs, so each CPU can have its own.
+/// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the
+/// device's other pairs, so each CPU can have its own.
 pub struct NetPair<N> {
     receive: Queue<RxPacket, N>,
     transmit: Queue<TxPacket, N>,
@@ -204,8 +204,8 @@ impl<N: Notify> NetPair<N> {
         let _ = self.receive.submit(packet);
     }
 
-    /// Shows `read` the frames of one look at the ring, recycles their buffers, and says how many there were. Faster than
-    /// one by one. Frames of impossible length are left out and counted as rejected.
+    /// Shows `read` the frames of one look at the ring, recycles their buffers, and says how many there were.
+    /// Faster than one by one. Frames of impossible length are left out and counted as rejected.
     ///
     /// # Errors
     /// [`QueueError::Broken`]: drop the driver.
@@ -231,8 +231,8 @@ impl<N: Notify> NetPair<N> {
         Ok(count)
     }
 
-    /// A packet to fill and [`send`](Self::send); `None` while all are in the ring. Dropping it instead loses a
-    /// buffer.
+    /// A packet to fill and [`send`](Self::send); `None` while all are in the ring. Dropping it instead loses
+    /// a buffer.
     pub fn take(&mut self) -> Option<TxPacket> {
         if self.tx_spare.is_empty() {
             self.reclaim_sent();
@@ -248,8 +248,9 @@ impl<N: Notify> NetPair<N> {
         self.transmit.submit(packet).map(|_| ())
     }
 
-    /// Puts up to `count` packets into the ring and says how many: `write` writes each, or returns `false` if there is
-    /// nothing more to send. Faster than one by one. The device sends them after the next [`kick`](Self::kick).
+    /// Puts up to `count` packets into the ring and says how many: `write` writes each, or returns `false` if
+    /// there is nothing more to send. Faster than one by one. The device sends them after the next
+    /// [`kick`](Self::kick).
     ///
     /// # Errors
     /// As for [`send`](Self::send); the packet is dropped.
@@ -281,8 +282,8 @@ impl<N: Notify> NetPair<N> {
         Ok(sent)
     }
 
-    /// Tells the device about packets to send and about buffers to fill: at most one notification each. Call it
-    /// once after a batch.
+    /// Tells the device about packets to send and about buffers to fill: at most one notification each. Call
+    /// it once after a batch.
     pub fn kick(&mut self) {
         self.refill();
         self.receive.kick();
@@ -303,8 +304,8 @@ impl<N: Notify> NetPair<N> {
         self.transmit.disable_interrupts();
     }
 
-    /// Asks for an interrupt at the next received frame and, only while the transmit ring is full, when frames
-    /// were sent. `true`: something is there already; go on instead of sleeping.
+    /// Asks for an interrupt at the next received frame and, only while the transmit ring is full, when
+    /// frames were sent. `true`: something is there already; go on instead of sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         let full = !self.can_send();

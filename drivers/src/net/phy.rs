@@ -1,7 +1,7 @@
 //! The network driver as a device of smoltcp.
 //!
-//! smoltcp works on slices, and no reference to DMA memory may exist: frames are copied once in each direction,
-//! through private buffers.
+//! smoltcp works on slices, and no reference to DMA memory may exist: frames are copied once in each
+//! direction, through private buffers.
 
 use alloc::boxed::Box;
 use alloc::vec;
@@ -56,7 +56,8 @@ impl<T: Transport> Phy<T> {
         self.net.split().1.any(|pair| pair.is_broken())
     }
 
-    /// Copies the next frame of the pair that is the `ahead`th from the next one on, and says which pair that is.
+    /// Copies the next frame of the pair that is the `ahead`th from the next one on, and says which pair that
+    /// is.
     fn receive_from(&mut self, ahead: usize) -> Option<(usize, usize)> {
         let number = self.next.checked_add(ahead)?.checked_rem(self.net.pairs())?;
         let pair = self.net.split().1.nth(number)?;
@@ -80,8 +81,8 @@ impl<T: Transport> Device for Phy<T> {
     where
         Self: 'a;
 
-    /// `None` also while nothing can be sent, since smoltcp may want to answer. A broken ring looks like silence:
-    /// [`NetPair::receive`] tells the difference.
+    /// `None` also while nothing can be sent, since smoltcp may want to answer. A broken ring looks like
+    /// silence: [`NetPair::receive`] tells the difference.
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Transmit<'_, T::Notifier>)> {
         let (number, len) = (0..self.net.pairs()).find_map(|ahead| self.receive_from(ahead))?;
         self.next = number.wrapping_add(1);

@@ -13,7 +13,8 @@ const HEADER_WORDS: usize = 2;
 
 /// Buffers for the device to read, buffers for it to write, and a name to know them by when they come back.
 ///
-/// In a queue with [frames](BufferFrames::new) the header of the chain is the name and a word of zeros, little-endian.
+/// In a queue with [frames](BufferFrames::new) the header of the chain is the name and a word of zeros,
+/// little-endian.
 #[derive(Debug)]
 pub struct BufferList {
     name: u64,
@@ -24,14 +25,14 @@ pub struct BufferList {
 }
 
 impl BufferList {
-    /// A chain of `readable` and then `writable`, all of each, of which the device must write at least `least_written`
-    /// bytes. The buffers are the queue's while the chain is in flight.
+    /// A chain of `readable` and then `writable`, all of each, of which the device must write at least
+    /// `least_written` bytes. The buffers are the queue's while the chain is in flight.
     pub fn new(name: u64, readable: Vec<DmaBuf>, writable: Vec<DmaBuf>, least_written: u32) -> Self {
         Self { name, readable, writable, parts: Vec::new(), least_written }
     }
 
-    /// Of each buffer, readable ones first, only the bytes in this range; all of those that have none. A queue refuses a
-    /// range that is empty or not in its buffer.
+    /// Of each buffer, readable ones first, only the bytes in this range; all of those that have none. A
+    /// queue refuses a range that is empty or not in its buffer.
     pub fn with_parts(self, parts: Vec<Range<usize>>) -> Self {
         Self { parts, ..self }
     }
@@ -64,8 +65,8 @@ struct Memory {
 }
 
 impl BufferFrames {
-    /// A header of 16 bytes, for the device to read, and a status byte, for it to write, for each slot of a queue like
-    /// `shape`.
+    /// A header of 16 bytes, for the device to read, and a status byte, for it to write, for each slot of a
+    /// queue like `shape`.
     ///
     /// # Errors
     /// If there is no memory for them.

@@ -9,24 +9,24 @@ pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// What can be put in a queue: a value that owns every buffer that it tells the device about, and shares none with
-/// anybody. Closed, since nothing but reading it shows that a type is like this; [`BufferList`](super::BufferList) is one
-/// for everybody.
+/// What can be put in a queue: a value that owns every buffer that it tells the device about, and shares none
+/// with anybody. Closed, since nothing but reading it shows that a type is like this;
+/// [`BufferList`](super::BufferList) is one for everybody.
 ///
 /// A chain is the [frame](Self::frames) of its slot, if slots have one, around the value's own segments.
 pub trait Buffers: sealed::Sealed {
     /// What belongs to the queue as a whole: memory for headers, say. `()` if nothing does.
     type Context;
 
-    /// Whether a value that goes again in its slot has the same segment as before, so that it need not be told
-    /// anew. Then its buffer must not be exchanged meanwhile.
+    /// Whether a value that goes again in its slot has the same segment as before, so that it need not be
+    /// told anew. Then its buffer must not be exchanged meanwhile.
     const SAME_AGAIN: bool = false;
 
     /// Whether slots can have [frames](Self::frames).
     const FRAMED: bool = false;
 
-    /// The first segments of the chains of all slots, for the device to read, and the last, for it to write. Asked once,
-    /// when the queue is set up, of values that can be [framed](Self::FRAMED).
+    /// The first segments of the chains of all slots, for the device to read, and the last, for it to write.
+    /// Asked once, when the queue is set up, of values that can be [framed](Self::FRAMED).
     fn frames(_context: &Self::Context) -> Option<[&SegmentArray; 2]> {
         None
     }
@@ -39,14 +39,14 @@ pub trait Buffers: sealed::Sealed {
         self.only(context).is_some().into()
     }
 
-    /// The segment with this index; `None` if there is none. Readable ones come before writable ones. Asked if there is not
-    /// exactly one.
+    /// The segment with this index; `None` if there is none. Readable ones come before writable ones. Asked
+    /// if there is not exactly one.
     fn segment<'a>(&'a self, context: &'a Self::Context, index: u16) -> Option<Segment<'a>> {
         if index == 0 { self.only(context) } else { None }
     }
 
-    /// Writes what the chain needs in its context, where `slot` is its own until it comes back. `None` if that is not
-    /// possible.
+    /// Writes what the chain needs in its context, where `slot` is its own until it comes back. `None` if
+    /// that is not possible.
     fn prepare(&self, _context: &Self::Context, _slot: u16) -> Option<()> {
         Some(())
     }
@@ -54,8 +54,8 @@ pub trait Buffers: sealed::Sealed {
     /// The fewest bytes that the device must have written for a completion to be true.
     fn least_written(&self) -> u32;
 
-    /// Gives up the buffers while the device may still use them: [`DmaBuf::abandon`](ringfence_memory::DmaBuf::abandon) for
-    /// each.
+    /// Gives up the buffers while the device may still use them:
+    /// [`DmaBuf::abandon`](ringfence_memory::DmaBuf::abandon) for each.
     fn abandon(self);
 }
 
@@ -95,8 +95,8 @@ impl From<DmaError> for QueueError {
 }
 
 impl<'a, B: Buffers> Entry<'a, B> {
-    /// Writes a chain of any number of segments, with those of `frame` at most `most`: calls `write` with the place of each,
-    /// and whether more follow.
+    /// Writes a chain of any number of segments, with those of `frame` at most `most`: calls `write` with the
+    /// place of each, and whether more follow.
     #[inline]
     pub(super) fn write<'s>(
         self,
@@ -114,7 +114,8 @@ impl<'a, B: Buffers> Entry<'a, B> {
         let count = count.ok_or(QueueError::BadChain)?;
         let (mut total, mut writable, mut place) = (0_u32, 0_u32, 0_u16);
         let mut put = |segment: &Segment<'s>| {
-            // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB (2.7.5).
+            // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB
+            // (2.7.5).
             total = total.saturating_add(segment.len());
             if total == u32::MAX || writable > 0 && !segment.is_writable() {
                 return Err(QueueError::BadChain);

@@ -16,7 +16,8 @@ const MAX_QUEUE_SIZE: u16 = 1 << 15;
 /// How often a changing configuration is read again.
 const CONFIG_ATTEMPTS: usize = 16;
 
-/// Proof that the driver has set DRIVER_OK in this life of the device: its queues may notify from now on (3.1.1).
+/// Proof that the driver has set DRIVER_OK in this life of the device: its queues may notify from now on
+/// (3.1.1).
 #[derive(Debug)]
 pub struct DriverOk(pub(super) Life);
 
@@ -49,7 +50,8 @@ pub struct Device<T: Transport> {
 pub struct Offer<T: Transport>(Device<T>);
 
 impl<T: Transport> Device<T> {
-    /// Resets the device, tells it that there is a driver for it, lets it master the bus, and reads what it offers.
+    /// Resets the device, tells it that there is a driver for it, lets it master the bus, and reads what it
+    /// offers.
     pub fn begin(
         mut transport: T,
         kind: DeviceType,
@@ -94,13 +96,14 @@ impl<T: Transport> Offer<T> {
         self.0.offered
     }
 
-    /// Reads the configuration field at `offset`. Before the negotiation that is for features which depend on it (2.5.3).
+    /// Reads the configuration field at `offset`. Before the negotiation that is for features which depend on
+    /// it (2.5.3).
     pub fn config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
         self.0.config(offset)
     }
 
-    /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a grant,
-    /// ACCESS_PLATFORM are always implemented.
+    /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a
+    /// grant, ACCESS_PLATFORM are always implemented.
     ///
     /// # Errors
     /// Any; the device is left reset and marked as failed.
@@ -137,10 +140,12 @@ impl<T: Transport> Device<T> {
         &self.windows
     }
 
-    /// Sets queue `index` up, with at least `least` descriptors. `context` makes what its chains have in common.
+    /// Sets queue `index` up, with at least `least` descriptors. `context` makes what its chains have in
+    /// common.
     ///
     /// # Errors
-    /// [`Error::WrongState`] after [`driver_ok`](Self::driver_ok) or [`shut_down`](Self::shut_down), or any other.
+    /// [`Error::WrongState`] after [`driver_ok`](Self::driver_ok) or [`shut_down`](Self::shut_down), or any
+    /// other.
     pub fn queue<B: Buffers>(
         &mut self,
         index: u16,
@@ -169,9 +174,10 @@ impl<T: Transport> Device<T> {
     ///
     /// # Errors
     /// [`Error::WrongState`] before [`driver_ok`](Self::driver_ok) and after [`shut_down`](Self::shut_down),
-    /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something is in flight,
-    /// [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue of another device or of an
-    /// earlier life of this one: then nothing was done. After any other the queue is broken.
+    /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something
+    /// is in flight, [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue
+    /// of another device or of an earlier life of this one: then nothing was done. After any other the queue
+    /// is broken.
     pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
         self.expect(status::DRIVER_OK)?;
         if self.features & features::RING_RESET == 0 {
@@ -204,8 +210,8 @@ impl<T: Transport> Device<T> {
         Ok(DriverOk(self.life.clone()))
     }
 
-    /// Whether `bit`, FEATURES_OK or DRIVER_OK, is what the driver set last, and nobody has reset the device since: where a
-    /// transport is shared it would be another driver's device by now.
+    /// Whether `bit`, FEATURES_OK or DRIVER_OK, is what the driver set last, and nobody has reset the device
+    /// since: where a transport is shared it would be another driver's device by now.
     fn expect(&self, bit: u8) -> Result<(), Error> {
         const BOTH: u8 = status::FEATURES_OK | status::DRIVER_OK;
         let expected = if bit == status::DRIVER_OK { BOTH } else { bit };
@@ -229,7 +235,8 @@ impl<T: Transport> Device<T> {
         self.transport.read_config(offset)
     }
 
-    /// Reads several fields as they were at one moment (2.5.3): `read` runs again if the configuration changed.
+    /// Reads several fields as they were at one moment (2.5.3): `read` runs again if the configuration
+    /// changed.
     pub fn consistent_config<V>(&self, read: impl Fn(&Self) -> Result<V, Error>) -> Result<V, Error> {
         for _ in 0..CONFIG_ATTEMPTS {
             let before = self.transport.config_generation();
@@ -250,8 +257,8 @@ impl<T: Transport> Device<T> {
         })
     }
 
-    /// Resets the device. On success nothing that it was given is in its hands any more. In any case the driver is done
-    /// with it.
+    /// Resets the device. On success nothing that it was given is in its hands any more. In any case the
+    /// driver is done with it.
     ///
     /// # Errors
     /// As for [`Transport::reset`]: then its memory stays in quarantine. It can be tried again.

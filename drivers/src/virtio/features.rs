@@ -1,7 +1,7 @@
 //! Feature bits, and their names for a person.
 //!
-//! A bit is accepted only if its driver implements it: each driver has one constant allow-list. [`select`] then
-//! drops what lacks a prerequisite, since devices do offer such (QEMU with `ctrl_vq=off`).
+//! A bit is accepted only if its driver implements it: each driver has one constant allow-list. [`select`]
+//! then drops what lacks a prerequisite, since devices do offer such (QEMU with `ctrl_vq=off`).
 
 use super::DeviceType;
 
@@ -55,8 +55,8 @@ pub mod net {
     pub const MQ: u64 = 1 << 22;
 }
 
-/// What an accepted bit (left) needs to be accepted too (right). Those of one type of device are not implemented for
-/// any other.
+/// What an accepted bit (left) needs to be accepted too (right). Those of one type of device are not
+/// implemented for any other.
 const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1), (net::MQ, net::CTRL_VQ)];
 
 /// The bits to accept: those offered and implemented whose prerequisites are accepted.

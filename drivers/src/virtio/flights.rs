@@ -43,7 +43,8 @@ const NONE: u16 = u16::MAX;
 pub(super) struct Flights<B: Buffers> {
     pub(super) context: B::Context,
     places: Vec<Place<B>>,
-    /// First of the free slots; those of a split queue with an indirect table are apart, and used when there are no others.
+    /// First of the free slots; those of a split queue with an indirect table are apart, and used when there
+    /// are no others.
     free: u16,
     free_indirect: u16,
     first_indirect: usize,
@@ -56,8 +57,8 @@ pub(super) struct Flights<B: Buffers> {
 }
 
 impl<B: Buffers> Flights<B> {
-    /// No chains, and `slots` places. The lists of free slots begin with their last ones; those of `indirect`, which have
-    /// tables, are numbered from `first_indirect` on.
+    /// No chains, and `slots` places. The lists of free slots begin with their last ones; those of
+    /// `indirect`, which have tables, are numbered from `first_indirect` on.
     pub(super) fn new(
         context: B::Context,
         slots: usize,
@@ -179,7 +180,8 @@ impl<B: Buffers> Flights<B> {
         Ok(slot)
     }
 
-    /// Hands the chain in `slot` to `done`: the device has used it. `len` is `None` if its length is not known.
+    /// Hands the chain in `slot` to `done`: the device has used it. `len` is `None` if its length is not
+    /// known.
     #[inline]
     fn take<R: Ring>(
         &mut self,
@@ -222,8 +224,8 @@ impl<B: Buffers> Flights<B> {
         self.take(ring, used.id as usize, Some(used.len), done).map(|()| true)
     }
 
-    /// Shows `renew` the chains that the device has used, and puts them into the ring again, each in its slot, until it
-    /// says `false`. Says how many those were. Does nothing in order.
+    /// Shows `renew` the chains that the device has used, and puts them into the ring again, each in its
+    /// slot, until it says `false`. Says how many those were. Does nothing in order.
     #[inline]
     pub(super) fn renew<R: Ring>(
         &mut self,

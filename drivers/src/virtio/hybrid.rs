@@ -3,17 +3,17 @@
 /// The rule by which whoever serves a queue waits for it:
 ///
 /// 1. An interrupt wakes the server. It turns interrupts off.
-/// 2. It looks at the queue, and looks again as long as there was something: under load there are no interrupts at all.
-///    It gives way to other tasks between two looks.
-/// 3. While something is in flight it also looks again after it found nothing, up to a budget of looks in a row: going
-///    to sleep and being woken costs more than a short wait. Who spins for as long as that costs is at most twice as
-///    slow as one who knows the future (Karlin et al., "Empirical studies of competitive spinning for a shared-memory
-///    multiprocessor", SOSP 1991).
-/// 4. Then it turns interrupts on and looks once more: what came before that raises no interrupt. If there is nothing
-///    it sleeps.
+/// 2. It looks at the queue, and looks again as long as there was something: under load there are no
+///    interrupts at all. It gives way to other tasks between two looks.
+/// 3. While something is in flight it also looks again after it found nothing, up to a budget of looks in a
+///    row: going to sleep and being woken costs more than a short wait. Who spins for as long as that costs
+///    is at most twice as slow as one who knows the future (Karlin et al., "Empirical studies of competitive
+///    spinning for a shared-memory multiprocessor", SOSP 1991).
+/// 4. Then it turns interrupts on and looks once more: what came before that raises no interrupt. If there is
+///    nothing it sleeps.
 ///
-/// No wake-up is lost if the server can be woken by the interrupt before step 4 begins: either the device sees that
-/// interrupts are wanted, or the last look sees what the device did. A full fence in
+/// No wake-up is lost if the server can be woken by the interrupt before step 4 begins: either the device
+/// sees that interrupts are wanted, or the last look sees what the device did. A full fence in
 /// [`enable_interrupts`](super::Queue::enable_interrupts) stands between the two, as one does in the device.
 #[derive(Clone, Debug)]
 pub struct Hybrid {
@@ -23,14 +23,14 @@ pub struct Hybrid {
 }
 
 impl Hybrid {
-    /// `budget` is the number of looks in a row that may find nothing before the server sleeps. With 0 it sleeps at
-    /// once.
+    /// `budget` is the number of looks in a row that may find nothing before the server sleeps. With 0 it
+    /// sleeps at once.
     pub const fn new(budget: u32) -> Self {
         Self { budget, empty: 0 }
     }
 
-    /// After a look that found `found` completions and left `in_flight`: whether to look again soon (steps 2 and 3),
-    /// or to turn interrupts on (step 4). With nothing in flight there is nothing to wait for.
+    /// After a look that found `found` completions and left `in_flight`: whether to look again soon (steps 2
+    /// and 3), or to turn interrupts on (step 4). With nothing in flight there is nothing to wait for.
     #[must_use]
     pub fn look_again(&mut self, found: usize, in_flight: usize) -> bool {
         if found > 0 {

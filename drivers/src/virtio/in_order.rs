@@ -1,5 +1,5 @@
-//! IN_ORDER (2.7.9, 2.8.9): the device uses chains in the order in which they were made available, and one used element
-//! may stand for several.
+//! IN_ORDER (2.7.9, 2.8.9): the device uses chains in the order in which they were made available, and one
+//! used element may stand for several.
 
 use alloc::vec::Vec;
 
@@ -35,9 +35,9 @@ impl InOrder {
         self.batch.map(|(used, _)| used)
     }
 
-    /// Takes the oldest chain of those that end with the one which `used` names, and says its slot. The length is known
-    /// of the last alone: the others were written to the end. `None` if `used` names none, or one of the `untold`
-    /// youngest.
+    /// Takes the oldest chain of those that end with the one which `used` names, and says its slot. The
+    /// length is known of the last alone: the others were written to the end. `None` if `used` names none, or
+    /// one of the `untold` youngest.
     pub(super) fn next(&mut self, used: Used, untold: u16) -> Option<(usize, Option<u32>)> {
         let left = match self.batch {
             Some((_, left)) => left,

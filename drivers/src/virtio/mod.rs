@@ -42,8 +42,8 @@ impl DeviceType {
     /// Block device.
     pub const BLOCK: Self = Self(2);
 
-    /// What a PCI function is, if it is a virtio device (4.1.2): modern ids say it themselves, transitional ones
-    /// by a table or by the subsystem id.
+    /// What a PCI function is, if it is a virtio device (4.1.2): modern ids say it themselves, transitional
+    /// ones by a table or by the subsystem id.
     pub fn of(function: &Function) -> Option<Self> {
         const VENDOR: u16 = 0x1af4;
         const MODERN: u16 = 0x1040;
@@ -136,8 +136,8 @@ pub enum Error {
     Timeout,
     /// Requests are in flight.
     Busy,
-    /// The device is not in the state for this: queues are set up before DRIVER_OK, and nothing is done after it was shut
-    /// down.
+    /// The device is not in the state for this: queues are set up before DRIVER_OK, and nothing is done after
+    /// it was shut down.
     WrongState,
 }
 

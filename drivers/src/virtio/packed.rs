@@ -1,8 +1,8 @@
-//! The packed virtqueue's memory (section 2.8): one ring of descriptors, which the driver makes available and the device
-//! overwrites when it has used them, and an event suppression structure for each side.
+//! The packed virtqueue's memory (section 2.8): one ring of descriptors, which the driver makes available and
+//! the device overwrites when it has used them, and an event suppression structure for each side.
 //!
-//! Of the ring only the second half of a used descriptor is read, in one access, and only where one is due. The buffer
-//! id is the slot.
+//! Of the ring only the second half of a used descriptor is read, in one access, and only where one is due.
+//! The buffer id is the slot.
 
 use core::sync::atomic::Ordering;
 
@@ -89,7 +89,8 @@ fn id(slot: u16) -> u64 {
 
 #[derive(Debug)]
 pub(super) struct PackedRing {
-    /// Which both sides write. Of the first one since the last [`publish`](Ring::publish) the second half is held back.
+    /// Which both sides write. Of the first one since the last [`publish`](Ring::publish) the second half is
+    /// held back.
     descriptors: DescriptorTable<Packed>,
     /// Our event suppression structure, and the device's.
     driver_event: DmaArray<u32>,
@@ -97,7 +98,8 @@ pub(super) struct PackedRing {
     tables: Option<Tables<Packed>>,
     layout: Layout,
     frames: Frames,
-    /// Before this index a chain of one own part is written in the usual way: within the frame, if slots have one.
+    /// Before this index a chain of one own part is written in the usual way: within the frame, if slots have
+    /// one.
     usual_end: u16,
     event_index: bool,
     interrupts: bool,
@@ -151,7 +153,8 @@ impl PackedRing {
         }
         let Self { descriptors, frames, layout, .. } = self;
         let frame = frames.get(slot);
-        // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for another.
+        // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for
+        // another.
         entry.write(frame, layout.parts, |_, segment, _| Ok(descriptors.check(segment)?))?;
         let mut first = None;
         let chain = entry.write(frame, layout.parts, |place, segment, more| {
@@ -163,14 +166,15 @@ impl PackedRing {
             }
             Ok(descriptors.store(at.index.into(), segment, bits, Ordering::Relaxed)?)
         })?;
-        // What the device may come to first is written last; it looks no further than the first of all those that it was
-        // not told of.
+        // What the device may come to first is written last; it looks no further than the first of all those
+        // that it was not told of.
         let (segment, bits) = first.ok_or(QueueError::BadChain)?;
         descriptors.hold(start.index.into(), [(&segment, bits)])?;
         Ok(chain)
     }
 
-    /// Writes a chain of one segment within a frame where the ring does not wrap, as [`add_any`](Ring::add_any) does.
+    /// Writes a chain of one segment within a frame where the ring does not wrap, as
+    /// [`add_any`](Ring::add_any) does.
     #[inline(always)]
     fn write_framed<B: Buffers>(&mut self, segment: &Segment<'_>, slot: u16) -> Result<Chain, QueueError> {
         let Self { descriptors, frames, available: start, .. } = self;
@@ -276,7 +280,8 @@ impl Ring for PackedRing {
 
     #[inline]
     fn used(&self) -> Result<Option<Used>, QueueError> {
-        // Acquire: buffers are read after the flags that cover them. The id and the length come with the flags.
+        // Acquire: buffers are read after the flags that cover them. The id and the length come with the
+        // flags.
         let rest = self.descriptors.load_rest(self.used.index.into(), Ordering::Acquire);
         let rest = rest.ok_or(QueueError::Broken)?;
         let used = Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: rest as u32 };

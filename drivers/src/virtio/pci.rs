@@ -32,7 +32,8 @@ impl PciTransport {
     /// memory BARs; its interrupt line is turned off.
     ///
     /// # Errors
-    /// [`Error::LegacyOnly`] if none of the structures of virtio 1.x is there: then the device was left alone.
+    /// [`Error::LegacyOnly`] if none of the structures of virtio 1.x is there: then the device was left
+    /// alone.
     pub fn new(platform: &'static dyn Platform, function: &Function) -> Result<Self, Error> {
         let kind = DeviceType::of(function).ok_or(Error::WrongType)?;
         if !is_modern(function) {
@@ -57,8 +58,8 @@ impl PciTransport {
         self.registers.msix.as_ref().map_or(0, MsixTable::size)
     }
 
-    /// Uses MSI-X: `messages[0]` for changes of the configuration, `messages[1 + n]` for queue n; the last one
-    /// given serves all that are beyond the end. Call it before the driver takes the transport.
+    /// Uses MSI-X: `messages[0]` for changes of the configuration, `messages[1 + n]` for queue n; the last
+    /// one given serves all that are beyond the end. Call it before the driver takes the transport.
     ///
     /// # Errors
     /// [`Error::NoVector`] if `messages` is empty, longer than [`msix_vectors`](Self::msix_vectors), or the
@@ -233,7 +234,8 @@ pub struct InterruptStatus {
 }
 
 impl IsrStatus {
-    /// Reads the register, which also releases the line. An unplugged device reads as all ones: then both are set.
+    /// Reads the register, which also releases the line. An unplugged device reads as all ones: then both are
+    /// set.
     pub fn acknowledge(&self) -> InterruptStatus {
         let bits = self.0.read();
         InterruptStatus { queue: bits & 1 != 0, config: bits & 2 != 0 }

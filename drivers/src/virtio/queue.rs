@@ -21,8 +21,8 @@ pub enum QueueError {
     BadChain,
     /// A part is memory of another device.
     WrongDevice,
-    /// The device broke the rules of the ring: it completed what it does not have. What it may still hold stays
-    /// with the queue until the device is reset; no more can be done with the queue.
+    /// The device broke the rules of the ring: it completed what it does not have. What it may still hold
+    /// stays with the queue until the device is reset; no more can be done with the queue.
     Broken,
 }
 
@@ -33,8 +33,8 @@ pub struct Completion<B> {
     pub slot: u16,
     /// What was submitted.
     pub buffers: B,
-    /// How many bytes the device says it wrote, from the start of the writable parts; `None` if that is more than
-    /// fits or less than [`Buffers::least_written`].
+    /// How many bytes the device says it wrote, from the start of the writable parts; `None` if that is more
+    /// than fits or less than [`Buffers::least_written`].
     pub written: Option<u32>,
 }
 
@@ -81,8 +81,8 @@ macro_rules! with_ring {
     };
 }
 
-/// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error breaks
-/// the queue at once, whoever found it, so that nobody can go on after it.
+/// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error
+/// breaks the queue at once, whoever found it, so that nobody can go on after it.
 macro_rules! look {
     ($queue:expr, $ring:ident, $flights:ident, $rejected:ident => $do:expr) => {{
         let Queue { format, flights: $flights, rejected: $rejected, .. } = $queue;
@@ -105,8 +105,8 @@ fn broken<B: Buffers>(flights: &mut Flights<B>, rejected: &mut u64) -> QueueErro
 
 /// A virtqueue with the buffers that are in flight in it.
 ///
-/// Buffers that are in flight when the queue is dropped are [abandoned](Buffers::abandon), unless the driver has shown
-/// the device quiet and called `reclaim`.
+/// Buffers that are in flight when the queue is dropped are [abandoned](Buffers::abandon), unless the driver
+/// has shown the device quiet and called `reclaim`.
 pub struct Queue<B: Buffers, N> {
     flights: Flights<B>,
     format: Format,
@@ -270,8 +270,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         self.flights.next_slot()
     }
 
-    /// Takes `buffers`. The device learns of them with the next [`kick`](Self::kick). Returns the slot: a number that is
-    /// below [`slots`](Self::slots) and unique among the chains in flight.
+    /// Takes `buffers`. The device learns of them with the next [`kick`](Self::kick). Returns the slot: a
+    /// number that is below [`slots`](Self::slots) and unique among the chains in flight.
     ///
     /// # Errors
     /// Gives `buffers` back.
@@ -281,8 +281,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         with_ring!(&mut self.format, ring => self.flights.submit(ring, slots, buffers))
     }
 
-    /// Tells the device about everything submitted since the last call: one store, at most one notification, and
-    /// none before the device was started or after it was reset.
+    /// Tells the device about everything submitted since the last call: one store, at most one notification,
+    /// and none before the device was started or after it was reset.
     pub fn kick(&mut self) {
         if self.flights.broken {
             return;
@@ -314,8 +314,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         Ok(popped)
     }
 
-    /// Hands all completions of one look at the ring to `done`, with what all chains have in common, and says how many
-    /// there were.
+    /// Hands all completions of one look at the ring to `done`, with what all chains have in common, and says
+    /// how many there were.
     ///
     /// # Errors
     /// [`QueueError::Broken`], from then on; `done` has seen what came before.
@@ -342,13 +342,14 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         Ok(flights.completed.wrapping_sub(before) as usize)
     }
 
-    /// Shows `renew` the chains of one look at the ring, which it may change, with how many bytes the device wrote, as in a
-    /// [`Completion`]. Those for which it says `true` are in the ring again, in their slots; the first for which it does
-    /// not stays used, and ends it. Says how many there were. Cheaper than taking chains out and submitting them; does
-    /// nothing if [`IN_ORDER`](features::IN_ORDER) was negotiated.
+    /// Shows `renew` the chains of one look at the ring, which it may change, with how many bytes the device
+    /// wrote, as in a [`Completion`]. Those for which it says `true` are in the ring again, in their slots;
+    /// the first for which it does not stays used, and ends it. Says how many there were. Cheaper than taking
+    /// chains out and submitting them; does nothing if [`IN_ORDER`](features::IN_ORDER) was negotiated.
     ///
     /// # Errors
-    /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is dropped.
+    /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is
+    /// dropped.
     #[inline]
     pub(crate) fn renew(
         &mut self,
@@ -376,8 +377,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         }
     }
 
-    /// Asks the device to interrupt for the next completion. `true` if there are completions already, for which
-    /// no interrupt may come, or the queue is broken: do not sleep.
+    /// Asks the device to interrupt for the next completion. `true` if there are completions already, for
+    /// which no interrupt may come, or the queue is broken: do not sleep.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         if with_ring!(&mut self.format, ring => ring.enable_interrupts()).is_err() {
@@ -391,8 +392,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         look!(self, ring, flights, rejected => flights.next_used(ring).map(|used| used.is_some()))
     }
 
-    /// Starts over: nothing may be in flight. `set_up` has the device reset the queue and makes the new notifier. If it
-    /// fails the queue is broken.
+    /// Starts over: nothing may be in flight. `set_up` has the device reset the queue and makes the new
+    /// notifier. If it fails the queue is broken.
     pub(super) fn restart(
         &mut self,
         set_up: impl FnOnce(&QueueSetup<'_>) -> Result<N, Error>,
@@ -407,8 +408,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         Ok(())
     }
 
-    /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None unless `quiet` ends the
-    /// life that the queue is of.
+    /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None unless
+    /// `quiet` ends the life that the queue is of.
     pub fn reclaim(&mut self, quiet: &Quiet) -> impl Iterator<Item = B> {
         quiet.ends(&self.life).then(|| self.flights.drain()).into_iter().flatten()
     }

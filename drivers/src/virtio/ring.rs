@@ -22,8 +22,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// As many slots as wanted, if they fit: each takes `parts` descriptors or, with indirect tables, at least one. A
-    /// table costs the device another look at memory, so as few slots as possible have one.
+    /// As many slots as wanted, if they fit: each takes `parts` descriptors or, with indirect tables, at
+    /// least one. A table costs the device another look at memory, so as few slots as possible have one.
     pub(super) fn new(size: u16, options: &QueueOptions, indirect: bool) -> Self {
         let parts = options.parts.min(size).max(1);
         let fit = size.checked_div(parts).unwrap_or(0);
@@ -41,7 +41,8 @@ impl Layout {
         self.slots.saturating_sub(self.direct)
     }
 
-    /// The slots of a split queue: those with their parts in the ring, and the others. The last are to be used first.
+    /// The slots of a split queue: those with their parts in the ring, and the others. The last are to be
+    /// used first.
     pub(super) fn split_slots(&self) -> (Vec<u16>, Vec<u16>) {
         let direct = (0..self.direct).rev().map(|slot| slot.wrapping_mul(self.parts)).collect();
         let end = self.first_indirect.saturating_add(self.tables());
@@ -70,19 +71,21 @@ pub(super) trait Ring {
     /// Learns the frames of the slots. Called once, before anything is added.
     fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError>;
 
-    /// Whether a chain in `slot` with one segment of its own can be written by [`add_usual`](Self::add_usual) now.
+    /// Whether a chain in `slot` with one segment of its own can be written by [`add_usual`](Self::add_usual)
+    /// now.
     fn is_usual(&self, slot: u16) -> bool;
 
     /// Writes a chain whose own segment is `segment`; the device is not told. On failure nothing is taken.
     fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError>;
 
-    /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again as it is; the
-    /// device is not told. `false` if it must be written anew.
+    /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
+    /// as it is; the device is not told. `false` if it must be written anew.
     fn add_again<B: Buffers>(&mut self, _slot: u16) -> Result<bool, QueueError> {
         Ok(false)
     }
 
-    /// Writes any chain; the device is not told. `others` slots are free besides. On failure nothing is taken.
+    /// Writes any chain; the device is not told. `others` slots are free besides. On failure nothing is
+    /// taken.
     fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError>;
 
     /// Tells the device of all that was added. `true` if it wants to be notified of it.

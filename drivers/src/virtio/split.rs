@@ -1,11 +1,11 @@
 //! The split virtqueue's memory (section 2.7): descriptor table, available ring, used ring.
 //!
-//! What this side writes is never read back; of what the device writes, each used element is read once, and the used
-//! index once for each batch.
+//! What this side writes is never read back; of what the device writes, each used element is read once, and
+//! the used index once for each batch.
 //!
-//! Each slot has its own descriptors: the first slots as many as a chain may have parts, in a row; the others one, for an
-//! indirect table. A slot's number is that of its first descriptor. Only IN_ORDER demands something else. With IN_ORDER each chain takes the
-//! descriptors after those of the last one instead.
+//! Each slot has its own descriptors: the first slots as many as a chain may have parts, in a row; the others
+//! one, for an indirect table. A slot's number is that of its first descriptor. Only IN_ORDER demands
+//! something else. With IN_ORDER each chain takes the descriptors after those of the last one instead.
 
 use core::sync::atomic::Ordering;
 
@@ -31,8 +31,8 @@ const USED_AT: usize = 4;
 const NEXT: u64 = 1 << 32;
 /// In the available ring's flags: no interrupts, please. In the used ring's: no notifications, please.
 const SUPPRESS: u16 = 1;
-/// How far ahead of the used index that was last seen `used_event` is put when no interrupts are wanted: until the next
-/// look the device can go on by a whole ring, which does not pass it.
+/// How far ahead of the used index that was last seen `used_event` is put when no interrupts are wanted:
+/// until the next look the device can go on by a whole ring, which does not pass it.
 const FAR: u16 = 1 << 15;
 
 /// Whether going from `old` to `new` passes `event` (2.7.7.1, 2.7.10): for all index values, wrapped or not.
@@ -58,10 +58,11 @@ pub(super) struct SplitRing {
     used_elements: DmaArray<u64>,
     tables: Option<Tables<Split>>,
     layout: Layout,
-    /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front of the
-    /// second, and the last to its last one.
+    /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front
+    /// of the second, and the last to its last one.
     frames: Frames,
-    /// Chains of one own part in slots before this one are written in the usual way: within the frame, if slots have one.
+    /// Chains of one own part in slots before this one are written in the usual way: within the frame, if
+    /// slots have one.
     usual_end: u16,
     framed: bool,
     /// Length of the frames' last segment; 0 without.
@@ -192,7 +193,8 @@ impl SplitRing {
         usize::from(self.layout.size).wrapping_mul(USED_LEN / 2).wrapping_add(ENTRIES)
     }
 
-    // All places are in the arrays by construction: an error would be a bug here, and makes the queue useless.
+    // All places are in the arrays by construction: an error would be a bug here, and makes the queue
+    // useless.
     #[inline]
     fn put(&self, at: usize, value: u16, order: Ordering) -> Result<(), QueueError> {
         self.available_ring.store(at, value.to_le(), order).ok_or(QueueError::Broken)

@@ -22,9 +22,9 @@ impl<F: RingFormat> Tables<F> {
         Ok(Self { descriptors: DescriptorTable::new(windows, descriptors, 0, Direction::ToDevice)?, len })
     }
 
-    /// Writes a chain to the table at `index`. `bits` makes the second half of each descriptor from the place of the next in
-    /// the table, if there is one. Says what the chain is (which itself takes one descriptor), and the first and the number
-    /// of its descriptors.
+    /// Writes a chain to the table at `index`. `bits` makes the second half of each descriptor from the place
+    /// of the next in the table, if there is one. Says what the chain is (which itself takes one descriptor),
+    /// and the first and the number of its descriptors.
     #[inline(never)]
     pub(super) fn write<B: Buffers>(
         &self,

@@ -29,20 +29,22 @@ pub mod status {
 pub struct QueueSetup<'a> {
     /// Which queue.
     pub index: u16,
-    /// How large it is, and where: the descriptor table, or packed ring; what the driver writes: the available ring, or the driver event suppression
-    /// structure; and what the device writes: the used ring, or the device event suppression structure.
+    /// How large it is, and where: the descriptor table, or packed ring; what the driver writes: the
+    /// available ring, or the driver event suppression structure; and what the device writes: the used ring,
+    /// or the device event suppression structure.
     pub addresses: QueueAddresses<'a>,
 }
 
 /// Tells a device that one of its queues has new buffers.
 pub trait Notify {
-    /// One register write, or its like. `position` says where the driver is: the available index or, in a packed ring,
-    /// the place of the next descriptor with the wrap counter as bit 15. It goes with the notification if
-    /// [`NOTIFICATION_DATA`](super::features::NOTIFICATION_DATA) was accepted.
+    /// One register write, or its like. `position` says where the driver is: the available index or, in a
+    /// packed ring, the place of the next descriptor with the wrap counter as bit 15. It goes with the
+    /// notification if [`NOTIFICATION_DATA`](super::features::NOTIFICATION_DATA) was accepted.
     fn notify(&self, position: u16);
 }
 
-/// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same kernel.
+/// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same
+/// kernel.
 ///
 /// Calls are single steps; [`Device`](super::Device) puts them in order, reads them back and bounds them. Any
 /// answer may be a lie.
@@ -59,12 +61,13 @@ pub trait Transport {
     /// Writes the device status; `status` is not 0 (see [`reset`](Transport::reset)).
     fn set_status(&mut self, status: u8);
 
-    /// Resets the device within `limit`. The proof is that of [`CommonConfig::reset`](ringfence_memory::CommonConfig::reset)
-    /// or, for a model, of [`DmaWindows::reset_model`].
+    /// Resets the device within `limit`. The proof is that of
+    /// [`CommonConfig::reset`](ringfence_memory::CommonConfig::reset) or, for a model, of
+    /// [`DmaWindows::reset_model`].
     fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError>;
 
-    /// Lets the device access memory and send interrupts. Called after a reset; configuration-change interrupts
-    /// are set up here, since a reset undoes them.
+    /// Lets the device access memory and send interrupts. Called after a reset; configuration-change
+    /// interrupts are set up here, since a reset undoes them.
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error>;
 
     /// Takes the permission away again.
@@ -85,13 +88,14 @@ pub trait Transport {
     /// The largest size that queue `index` can have; 0 if there is no such queue.
     fn queue_max_size(&mut self, index: u16) -> u16;
 
-    /// Sets the queue's registers, its interrupt among them, reads them back, and enables it. Addresses are told by
-    /// [`CommonConfig::set_queue`](ringfence_memory::CommonConfig::set_queue) or, to a model, by [`DmaWindows::publish`].
+    /// Sets the queue's registers, its interrupt among them, reads them back, and enables it. Addresses are
+    /// told by [`CommonConfig::set_queue`](ringfence_memory::CommonConfig::set_queue) or, to a model, by
+    /// [`DmaWindows::publish`].
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>)
     -> Result<Self::Notifier, Error>;
 
-    /// Resets queue `index` alone and waits for that, up to `limit` by the clock of `windows`; then it can be set up again.
-    /// Called only with [`RING_RESET`](super::features::RING_RESET), and when the queue is idle: it proves nothing about
-    /// buffers in flight.
+    /// Resets queue `index` alone and waits for that, up to `limit` by the clock of `windows`; then it can be
+    /// set up again. Called only with [`RING_RESET`](super::features::RING_RESET), and when the queue is
+    /// idle: it proves nothing about buffers in flight.
     fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error>;
 }

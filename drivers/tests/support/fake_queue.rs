@@ -1,5 +1,5 @@
-//! The driver's side of a virtqueue, split and packed, for tests of devices. Written from the specification; it
-//! shares no code with the rings of the crate. It can publish anything.
+//! The driver's side of a virtqueue, split and packed, for tests of devices. Written from the specification;
+//! it shares no code with the rings of the crate. It can publish anything.
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
 use std::cell::Cell;

@@ -1,5 +1,5 @@
-//! The other side of the drivers, for tests: a device model that shares no code with them. It reaches memory only by
-//! device address, and it can lie.
+//! The other side of the drivers, for tests: a device model that shares no code with them. It reaches memory
+//! only by device address, and it can lie.
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test uses a part of it")]
 
 pub mod bench;

@@ -75,8 +75,8 @@ impl Wish {
         Self::asking(mode.event_idx && !mode.packed, 0)
     }
 
-    /// Whether going from chain `old` to chain `new` has to notify; `None` if it may, because positions in the ring come
-    /// again after `period` chains.
+    /// Whether going from chain `old` to chain `new` has to notify; `None` if it may, because positions in
+    /// the ring come again after `period` chains.
     fn due(self, old: u64, new: u64, period: u64) -> Option<bool> {
         match self {
             _ if old == new => Some(false),
@@ -144,7 +144,8 @@ pub struct Rig {
     /// Returned, but with IN_ORDER not used yet: by position in the order they were taken.
     waiting: BTreeMap<u64, Answer>,
     answers: VecDeque<Answer>,
-    /// Descriptors of all chains taken since the start, and the kicks that told of more: chains published, position.
+    /// Descriptors of all chains taken since the start, and the kicks that told of more: chains published,
+    /// position.
     descriptors: u64,
     positions: VecDeque<(u64, u16)>,
 }

@@ -66,7 +66,8 @@ pub struct DeviceRing {
     descriptors: u64,
     driver: u64,
     device: u64,
-    /// Positions, which count on where the ring wraps: in the split ring entries, in the packed ring descriptors.
+    /// Positions, which count on where the ring wraps: in the split ring entries, in the packed ring
+    /// descriptors.
     pub taken: u64,
     pub used: u64,
     /// Second halves of used descriptors that the driver cannot see yet.
@@ -328,8 +329,8 @@ impl DeviceRing {
         count.unwrap_or(1)
     }
 
-    /// Writes one used element for all of `ids`, the oldest in flight, of which the last was written to `len` bytes (2.7.9,
-    /// 2.8.9).
+    /// Writes one used element for all of `ids`, the oldest in flight, of which the last was written to `len`
+    /// bytes (2.7.9, 2.8.9).
     pub fn put_used_batch(&mut self, ids: &[u16], len: u32) {
         let (last, others) = ids.split_last().unwrap();
         let first = self.used;
@@ -357,7 +358,8 @@ impl DeviceRing {
         self.interrupt_due(told, self.used)
     }
 
-    /// Tells the driver that used elements are where none are: the used index of a split ring, or flags in a packed one.
+    /// Tells the driver that used elements are where none are: the used index of a split ring, or flags in a
+    /// packed one.
     pub fn lie(&mut self, index: u16) {
         self.lied = true;
         if !self.packed() {

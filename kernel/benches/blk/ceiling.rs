@@ -1,5 +1,5 @@
-//! The least that a driver of a split ring can do: descriptors are written once, nothing is checked, nothing is owned. The
-//! device is trusted, so this is no driver, only what drivers are measured against.
+//! The least that a driver of a split ring can do: descriptors are written once, nothing is checked, nothing
+//! is owned. The device is trusted, so this is no driver, only what drivers are measured against.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -30,7 +30,8 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// 16 bytes of header, and the status. As long as a request's descriptors, so that both have the same offset.
+    /// 16 bytes of header, and the status. As long as a request's descriptors, so that both have the same
+    /// offset.
     pub const LEN: usize = PARTS * DESCRIPTOR;
     const SECTOR: usize = 8;
     const STATUS: usize = 16;
@@ -71,7 +72,8 @@ impl Slots {
     /// Writes the first sector of the request at byte `offset`.
     ///
     /// # Safety
-    /// `offset` is a multiple of [`Slots::LEN`] and below that of the depth; `start` is what [`start`](Self::start) says.
+    /// `offset` is a multiple of [`Slots::LEN`] and below that of the depth; `start` is what
+    /// [`start`](Self::start) says.
     #[inline(always)]
     pub unsafe fn aim(start: NonNull<u8>, offset: usize, sector: u64) {
         // SAFETY: in the region and aligned, as the caller promises.

@@ -1,4 +1,5 @@
-//! The least that a driver of a packed ring can do, as in [`ceiling`](crate::ceiling): descriptors are copied from templates.
+//! The least that a driver of a packed ring can do, as in [`ceiling`](crate::ceiling): descriptors are copied
+//! from templates.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -66,7 +67,8 @@ pub struct CeilingPacked {
 }
 
 impl CeilingPacked {
-    /// Brings the disk up with RING_PACKED and VERSION_1 alone. `None` if it has no packed ring, or too small a one.
+    /// Brings the disk up with RING_PACKED and VERSION_1 alone. `None` if it has no packed ring, or too small
+    /// a one.
     pub fn new(function: &Function, windows: &DmaWindows, workload: &Workload, depth: usize) -> Option<Self> {
         let raw = Raw::start(function, windows, features::RING_PACKED).expect("the disk starts");
         Self::start(raw, workload, depth).expect("there is memory")

@@ -1,5 +1,5 @@
-//! `./run-qemu.sh bench blk`, in the guest: the disk under our driver, under `virtio-drivers`, and under the smallest ring
-//! loop there can be.
+//! `./run-qemu.sh bench blk`, in the guest: the disk under our driver, under `virtio-drivers`, and under the
+//! smallest ring loop there can be.
 #![no_std]
 #![no_main]
 

@@ -104,8 +104,9 @@ const BATCHES: usize = 17;
 /// Instructions that are given to the device for a batch at first.
 const QUIET: u64 = 300_000;
 
-/// Instructions of submitting and completing batches of `depth` requests. Waiting is not counted: a batch is completed in
-/// one go when the device has had time to finish all of it; if it had too little, the batch does not count.
+/// Instructions of submitting and completing batches of `depth` requests. Waiting is not counted: a batch is
+/// completed in one go when the device has had time to finish all of it; if it had too little, the batch does
+/// not count.
 fn instructions(guest: &mut impl Guest, subject: &Subject<'_>, windows: &DmaWindows) -> Option<()> {
     let depth = subject.depth;
     let nothing = (0..9).map(|_| count(|| ()).0).min().unwrap_or(0);

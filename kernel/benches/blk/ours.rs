@@ -17,7 +17,8 @@ const QUEUE_SIZE: u16 = 512;
 
 /// The most requests in flight, as for the driver.
 const DEEPEST: usize = 128;
-/// Looks that find nothing before the processor stops: some 10 µs under QEMU, where stopping and being woken takes 50.
+/// Looks that find nothing before the processor stops: some 10 µs under QEMU, where stopping and being woken
+/// takes 50.
 const LOOKS: u32 = 512;
 
 /// What to do when nothing was completed.
@@ -25,7 +26,8 @@ const LOOKS: u32 = 512;
 pub enum Wait {
     /// Look again.
     Poll,
-    /// Look again as often as pays, then ask for an interrupt and stop the processor until it comes: see [`Hybrid`].
+    /// Look again as often as pays, then ask for an interrupt and stop the processor until it comes: see
+    /// [`Hybrid`].
     Interrupt,
 }
 

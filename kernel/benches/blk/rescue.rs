@@ -1,8 +1,8 @@
 //! Gets `virtio-drivers` out of its blocking call when it waits for ever.
 //!
-//! Its queue has no barrier between telling the device of a request and looking whether the device wants to be notified
-//! (2.7.13.4.1 asks for one), so now and then neither side sees what the other wrote, and a call never returns. A timer
-//! then notifies the device in its stead: the sample is spoilt, but not the run.
+//! Its queue has no barrier between telling the device of a request and looking whether the device wants to
+//! be notified (2.7.13.4.1 asks for one), so now and then neither side sees what the other wrote, and a call
+//! never returns. A timer then notifies the device in its stead: the sample is spoilt, but not the run.
 
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -46,8 +46,8 @@ impl Wake for Alarm {
     }
 }
 
-/// While this lives interrupts are on, and a timer notifies the device a few times. Drop it before the device's
-/// registers are given back.
+/// While this lives interrupts are on, and a timer notifies the device a few times. Drop it before the
+/// device's registers are given back.
 pub struct Rescue(());
 
 impl Rescue {

@@ -99,8 +99,8 @@ impl Guest for VirtioDrivers {
         while let Some(slot) = self.free.pop() {
             let Slot { request, response, buffer } = &mut self.slots[slot];
             let sector = self.places.next() as usize;
-            // SAFETY: only the driver gets the slice; it, the request and the response stay where they are, and nobody
-            // accesses them before the request is complete.
+            // SAFETY: only the driver gets the slice; it, the request and the response stay where they are,
+            // and nobody accesses them before the request is complete.
             let token = unsafe {
                 let data = Slot::data(buffer);
                 match self.write {

@@ -15,7 +15,8 @@ const SECTOR: usize = 512;
 /// Requests of more bytes than this are done at small depths only.
 const SMALL: usize = 4096;
 const LARGE_DEPTH: usize = 16;
-/// How often nothing may have come back, one time after the other, before that counts as never: a second or more.
+/// How often nothing may have come back, one time after the other, before that counts as never: a second or
+/// more.
 const PATIENCE: u32 = 1 << 27;
 
 /// Requests of one kind.
@@ -162,8 +163,8 @@ impl Watch for Stopwatch {
     }
 }
 
-/// Completes at least `count` requests and submits as many, `batch` at a time. Whatever was completed is submitted again
-/// in the end. How many it was; `None` if the device does not answer any more.
+/// Completes at least `count` requests and submits as many, `batch` at a time. Whatever was completed is
+/// submitted again in the end. How many it was; `None` if the device does not answer any more.
 pub fn pump(guest: &mut impl Guest, watch: &mut impl Watch, count: usize, batch: usize) -> Option<usize> {
     let (mut done, mut submitted) = (0, 0);
     while done < count {

@@ -8,7 +8,8 @@ use ringfence_memory::{AllocatedFrames, FrameRequest, MapError, MappedPages, Own
 
 use crate::support::{Random, report};
 
-/// Steps of the workload without mappings; the other one, in which half of the steps zero what they take, has a tenth.
+/// Steps of the workload without mappings; the other one, in which half of the steps zero what they take, has
+/// a tenth.
 const STEPS: usize = 1_000_000;
 /// Sizes are 1 to this many pages, each as likely.
 const LARGEST: usize = 512;

@@ -36,7 +36,8 @@ pub struct Live {
 }
 
 impl Live {
-    /// Makes them, frees a third of them in random order, and makes new ones: what is free is scattered as in use.
+    /// Makes them, frees a third of them in random order, and makes new ones: what is free is scattered as in
+    /// use.
     pub fn new(depth: usize) -> Self {
         let mut live = Self { mappings: Vec::with_capacity(depth), random: Random::new(0x5eed) };
         live.mappings.extend((0..depth).map(|_| page()));
@@ -59,7 +60,8 @@ fn page() -> MappedPages<Private> {
     space().allocate(1, Protection::ReadWrite).expect("the guest has room for the live mappings")
 }
 
-/// Each step of the life of a mapping, then all of it at once. The zeroing is told apart: it is done once more on its own.
+/// Each step of the life of a mapping, then all of it at once. The zeroing is told apart: it is done once
+/// more on its own.
 fn private(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
     let space = space();
     if space.frames().allocate(FrameRequest { align: pages, ..FrameRequest::new(pages) }).is_err() {
@@ -91,8 +93,8 @@ fn private(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
     [allocate, map, zero, unmap, cycle].into_iter().for_each(Series::report);
 }
 
-/// Several in a row, freed in random order: what was freed last cannot simply be taken again, so blocks are split and
-/// merged, and page tables come and go. A round's figure is the mean.
+/// Several in a row, freed in random order: what was freed last cannot simply be taken again, so blocks are
+/// split and merged, and page tables come and go. A round's figure is the mean.
 fn burst(name: &'static str, pages: usize, rounds: usize, live: &mut Live) {
     let [mut allocate, mut free] =
         ["map, 8 in a row", "free, 8 in random order"].map(|metric| Series::new(name, metric, rounds));

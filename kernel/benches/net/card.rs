@@ -25,8 +25,8 @@ pub trait Card {
     /// Sends the frame `count` times, at most 128, as one batch. Waits while there is no room.
     fn send(&mut self, count: usize);
 
-    /// Receives what is there and gives the buffers back as one batch; says how many. The simple drivers take no more than
-    /// `most`.
+    /// Receives what is there and gives the buffers back as one batch; says how many. The simple drivers take
+    /// no more than `most`.
     fn receive(&mut self, most: usize) -> usize;
 
     /// What it cost so far, if the driver can tell.
@@ -128,8 +128,8 @@ const BROADCAST: [u8; 6] = [0xff; 6];
 /// A locally administered source address.
 const SOURCE: [u8; 6] = [0x02, 0x52, 0x46, 0, 0, 1];
 
-/// A frame of `len` bytes. It asks a peer on the host, when it has seen `after` of them, to answer with `answers`
-/// frames of `answer_len` bytes.
+/// A frame of `len` bytes. It asks a peer on the host, when it has seen `after` of them, to answer with
+/// `answers` frames of `answer_len` bytes.
 pub fn frame(len: usize, after: u32, answers: u32, answer_len: u16) -> Vec<u8> {
     let parts: [&[u8]; 6] = [
         &BROADCAST,

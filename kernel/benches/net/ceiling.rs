@@ -1,6 +1,6 @@
-//! The least that a driver can do: descriptors are written once, buffers go round in the order of the ring, nothing is
-//! checked. The device is trusted, so this is no driver, only what drivers are measured against. It uses no feature but
-//! its ring format.
+//! The least that a driver can do: descriptors are written once, buffers go round in the order of the ring,
+//! nothing is checked. The device is trusted, so this is no driver, only what drivers are measured against.
+//! It uses no feature but its ring format.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
@@ -83,8 +83,8 @@ impl Ring {
     }
 
     fn shared(&self) -> &Shared {
-        // SAFETY: the region is as large and aligned and lives as long as `self`; every bit pattern is valid, and both
-        // sides access it atomically. No other reference to its bytes is made after the set-up.
+        // SAFETY: the region is as large and aligned and lives as long as `self`; every bit pattern is valid,
+        // and both sides access it atomically. No other reference to its bytes is made after the set-up.
         unsafe { self.shared.as_ref() }
     }
 
@@ -106,7 +106,8 @@ impl Ring {
         self.available.wrapping_sub(self.used)
     }
 
-    /// Gives `count` buffers to the device, which has at most `SIZE - count`, and notifies it if it asks for that.
+    /// Gives `count` buffers to the device, which has at most `SIZE - count`, and notifies it if it asks for
+    /// that.
     fn give(&mut self, count: u32) {
         let before = self.available;
         self.available = before.wrapping_add(count);

@@ -11,7 +11,8 @@ use crate::support::count;
 use crate::support::lines::Subject;
 use crate::support::options::Options;
 
-/// Buffers of every ring. A figure is of this many frames or a multiple, so that what is done once in a round is in it.
+/// Buffers of every ring. A figure is of this many frames or a multiple, so that what is done once in a round
+/// is in it.
 const ROUND: usize = 256;
 /// Turns of an empty loop in which a batch should arrive. Where the host is slow it takes more.
 const PATIENCE: u64 = 100_000;
@@ -50,7 +51,8 @@ pub fn measure(mut options: Options, cards: &[Place]) {
 }
 
 impl Counts {
-    /// Sends and receives batches under `guest`. Waiting is not counted: each batch has arrived before it is looked for.
+    /// Sends and receives batches under `guest`. Waiting is not counted: each batch has arrived before it is
+    /// looked for.
     fn take([one, two]: [&Place; 2], guest: &str, length: usize, batch: usize) -> Self {
         let (mut sender, mut receiver) = (open(guest, one), open(guest, two));
         sender.load(&frame(length, 0, 0, 0));
@@ -91,8 +93,8 @@ impl Counts {
         }
     }
 
-    /// `twice` is the same with one copy more in each direction: here there is one for each frame sent, none for those
-    /// received.
+    /// `twice` is the same with one copy more in each direction: here there is one for each frame sent, none
+    /// for those received.
     fn report(self, subject: &Subject<'_>, twice: Option<Self>) {
         let Self { mut send, receive, allocations, costs } = self;
         let report = |metric, value: f64| subject.report(metric, "per frame", format!("{value:.4}"));

@@ -1,7 +1,8 @@
-//! `./run-qemu.sh bench net`, in the guest: frames between two network cards on one hub, and between a third one and the
-//! host, under several drivers in turn.
+//! `./run-qemu.sh bench net`, in the guest: frames between two network cards on one hub, and between a third
+//! one and the host, under several drivers in turn.
 //!
-//! Network cards are taken in the order of their addresses: the hub's two first, then the one that leads to the host.
+//! Network cards are taken in the order of their addresses: the hub's two first, then the one that leads to
+//! the host.
 #![no_std]
 #![no_main]
 

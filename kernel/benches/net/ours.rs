@@ -10,8 +10,9 @@ use ringfence_kernel::irq::DeviceInterrupts;
 
 use crate::card::{Card, Costs, until};
 
-/// Our driver. Each packet's contents are written `WRITES` times when sent and read `READS` times when received: once
-/// and never, as a network stack that parses in place would, or once more, to find out what copying costs.
+/// Our driver. Each packet's contents are written `WRITES` times when sent and read `READS` times when
+/// received: once and never, as a network stack that parses in place would, or once more, to find out what
+/// copying costs.
 pub struct Ours<const WRITES: usize, const READS: usize> {
     // Before the interrupts, so that the device is reset before its vectors are free.
     net: Net<PciTransport>,

@@ -139,7 +139,8 @@ impl Plan {
         }
     }
 
-    /// Repeats `exchange`, which says how many frames it moved, as long as planned, after an eighth of that to warm up.
+    /// Repeats `exchange`, which says how many frames it moved, as long as planned, after an eighth of that
+    /// to warm up.
     fn rate(&self, mut exchange: impl FnMut() -> usize) -> Rate {
         let mut run = |duration| {
             let start = tsc();

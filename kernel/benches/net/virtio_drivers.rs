@@ -1,4 +1,5 @@
-//! The crate `virtio-drivers`, by its calls that do not block. It keeps no buffers of its own: these are ours.
+//! The crate `virtio-drivers`, by its calls that do not block. It keeps no buffers of its own: these are
+//! ours.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;

@@ -1,4 +1,5 @@
-//! What the crate `virtio-drivers` needs of a kernel, at its best: no copying, and looking an address up is cheap.
+//! What the crate `virtio-drivers` needs of a kernel, at its best: no copying, and looking an address up is
+//! cheap.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -47,8 +48,8 @@ pub fn register(address: PhysAddr) -> NonNull<u8> {
     REGISTERS.lock().iter().find_map(|bars| bars.find(address)).expect("the registers were claimed")
 }
 
-// SAFETY: DMA memory comes from the kernel's arena, zeroed, adjacent and for one owner; device addresses are physical
-// addresses, since there is no IOMMU; registers are those of BARs that were claimed for the driver.
+// SAFETY: DMA memory comes from the kernel's arena, zeroed, adjacent and for one owner; device addresses are
+// physical addresses, since there is no IOMMU; registers are those of BARs that were claimed for the driver.
 unsafe impl Hal for Memory {
     fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let memory = space().allocate_dma(FrameRequest::new(pages)).expect("there is room");
@@ -89,8 +90,8 @@ impl ConfigurationAccess for Config {
     }
 
     fn write_word(&mut self, function: DeviceFunction, offset: u8, data: u32) {
-        // SAFETY: its transport writes no more than the command register and, to size them, BARs, which it restores; what it
-        // turns on was granted in `take`.
+        // SAFETY: its transport writes no more than the command register and, to size them, BARs, which it
+        // restores; what it turns on was granted in `take`.
         unsafe { self.0.write(pci_address(function), offset.into(), data) }
     }
 

@@ -1,4 +1,5 @@
-//! What the benchmarks in the guest share: counting instructions, options from the host, and the lines that it reads.
+//! What the benchmarks in the guest share: counting instructions, options from the host, and the lines that
+//! it reads.
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 pub mod hal;
@@ -12,8 +13,8 @@ use core::hint::black_box;
 use ringfence_kernel::println;
 use ringfence_kernel::time::tsc;
 
-/// Runs `work` and says how many instructions the guest executed meanwhile. For QEMU's `-icount shift=0,sleep=off`, where
-/// the TSC counts them; interrupts must be off, and `work` must not halt.
+/// Runs `work` and says how many instructions the guest executed meanwhile. For QEMU's
+/// `-icount shift=0,sleep=off`, where the TSC counts them; interrupts must be off, and `work` must not halt.
 pub fn count<T>(work: impl FnOnce() -> T) -> (u64, T) {
     let start = tsc();
     let result = black_box(work());

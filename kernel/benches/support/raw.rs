@@ -1,5 +1,5 @@
-//! A virtio device brought up for a ring that is written by hand, for a benchmark's ceiling. Nothing here is checked: it is
-//! told addresses as numbers, and its registers are written as they are.
+//! A virtio device brought up for a ring that is written by hand, for a benchmark's ceiling. Nothing here is
+//! checked: it is told addresses as numbers, and its registers are written as they are.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -89,8 +89,8 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Resets the device and accepts what it offers of `wanted`, and VERSION_1. Queues may be set up then. The windows are
-    /// the device's; nothing in them is in its hands.
+    /// Resets the device and accepts what it offers of `wanted`, and VERSION_1. Queues may be set up then.
+    /// The windows are the device's; nothing in them is in its hands.
     pub fn start(function: &Function, windows: &DmaWindows, wanted: u64) -> Result<Self, Error> {
         let (bars, config) = (Bars::claim(function), function.config());
         let find = |kind| structure(function, kind).ok_or(Error::MissingCapability(kind));
@@ -135,8 +135,8 @@ impl Raw {
         self.features
     }
 
-    /// Where to get memory that the device can reach. It must stay until the device is reset: the windows do not know
-    /// what the device was told.
+    /// Where to get memory that the device can reach. It must stay until the device is reset: the windows do
+    /// not know what the device was told.
     pub fn windows(&self) -> &DmaWindows {
         &self.windows
     }

@@ -34,15 +34,16 @@ impl core::error::Error for BlockError {}
 
 /// A disk that many tasks read at the same time.
 ///
-/// A future that is dropped before it is ready must leave the source usable; what the device still writes then
-/// goes to memory of the source, never to the caller's buffers.
+/// A future that is dropped before it is ready must leave the source usable; what the device still writes
+/// then goes to memory of the source, never to the caller's buffers.
 pub trait BlockSource {
     /// Size of the device in bytes. It is read once, when the file system is opened.
     fn size_bytes(&self) -> u64;
 
     /// Reads consecutive sectors from `sector` on and fills `bufs` one after the other, like `preadv`.
     ///
-    /// The length of each buffer is a multiple of [`SECTOR_SIZE`]; together they are at most [`MAX_READ`] bytes.
+    /// The length of each buffer is a multiple of [`SECTOR_SIZE`]; together they are at most [`MAX_READ`]
+    /// bytes.
     ///
     /// # Errors
     /// [`BlockError`]; the contents of `bufs` are then unspecified.

@@ -1,7 +1,7 @@
 //! What the unikernel serves with: a TCP/IP stack, an HTTP/1.1 server and the status pages.
 //!
-//! Everything here is safe, `no_std` Rust that builds and is tested on the host. The kernel hands in a network
-//! device, a disk and the counters; nothing in this crate touches hardware.
+//! Everything here is safe, `no_std` Rust that builds and is tested on the host. The kernel hands in a
+//! network device, a disk and the counters; nothing in this crate touches hardware.
 //!
 //! ```text
 //!            net::Nic (the virtio-net driver)                 block device (the virtio-blk driver)

@@ -30,8 +30,8 @@ pub fn string(text: &str) -> Result<String, NoMemory> {
     Ok(copy)
 }
 
-/// Whether `bytes` bytes can be had at this moment, for what allocates without asking. It holds up to the next await:
-/// nobody else runs before.
+/// Whether `bytes` bytes can be had at this moment, for what allocates without asking. It holds up to the
+/// next await: nobody else runs before.
 ///
 /// # Errors
 /// [`NoMemory`].
@@ -39,8 +39,8 @@ pub fn room(bytes: usize) -> Result<(), NoMemory> {
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| NoMemory)
 }
 
-/// Text that is written piece by piece. Where memory is short a piece is left out, and so is all that follows;
-/// [`whole`](Self::whole) then says so. Writing to it may therefore ignore its errors.
+/// Text that is written piece by piece. Where memory is short a piece is left out, and so is all that
+/// follows; [`whole`](Self::whole) then says so. Writing to it may therefore ignore its errors.
 #[derive(Debug, Default)]
 pub struct Text {
     text: String,

@@ -1,4 +1,5 @@
-//! The server on a real TCP socket of the host, asked by curl. Without curl these tests say that they were skipped.
+//! The server on a real TCP socket of the host, asked by curl. Without curl these tests say that they were
+//! skipped.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Requests while memory is short. Whatever allocation finds none: the client gets all of the answer, a 503, or a reset,
-//! the log says why, and the next request is served as if nothing had been.
+//! Requests while memory is short. Whatever allocation finds none: the client gets all of the answer, a 503,
+//! or a reset, the log says why, and the next request is served as if nothing had been.
 
 mod common;
 

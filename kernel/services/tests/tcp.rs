@@ -1,4 +1,5 @@
-//! TCP connections against a plain smoltcp peer, over a cable that can lose, repeat, reorder and damage frames.
+//! TCP connections against a plain smoltcp peer, over a cable that can lose, repeat, reorder and damage
+//! frames.
 
 mod common;
 
@@ -240,7 +241,8 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
-/// A SYN that arrives once more, wherever in a connection's life, also where its answer was lost, harms nobody.
+/// A SYN that arrives once more, wherever in a connection's life, also where its answer was lost, harms
+/// nobody.
 #[test]
 fn a_repeated_syn_finds_its_connection() {
     for (after, lose_answer) in (0..9).flat_map(|after| [(after, false), (after, true)]) {
@@ -294,7 +296,8 @@ fn short_connections_over_a_cable_that_repeats_and_reorders() {
     });
 }
 
-/// A client that never ends its half hears about the end all the same: the reset goes out before the socket does.
+/// A client that never ends its half hears about the end all the same: the reset goes out before the socket
+/// does.
 #[test]
 fn a_client_that_never_closes_is_reset() {
     with_server(Setup::default(), |mut peer, app| async move {

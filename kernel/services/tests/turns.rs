@@ -1,5 +1,5 @@
-//! How much a request does before other tasks get a turn: little, also where the disk claims to be without end and
-//! everything is in the cache.
+//! How much a request does before other tasks get a turn: little, also where the disk claims to be without
+//! end and everything is in the cache.
 
 mod common;
 
@@ -101,8 +101,8 @@ impl Files for Counted {
     }
 }
 
-/// Polls `work` up to `limit` times. Returns its result, how often it was polled, and by how much `done` grew in one
-/// poll at most.
+/// Polls `work` up to `limit` times. Returns its result, how often it was polled, and by how much `done` grew
+/// in one poll at most.
 fn steps<T>(work: impl Future<Output = T>, limit: u64, done: impl Fn() -> u64) -> (Option<T>, u64, u64) {
     let (mut work, mut largest) = (pin!(work), 0);
     for polls in 1..=limit {
@@ -129,7 +129,8 @@ fn list(image: Image, limit: u64) -> (bool, u64, u64) {
     (end.is_some() && client.output.ends_with(b"</html>\n"), server.files().1.get(), largest)
 }
 
-/// A folder that claims 20 GiB of holes, each of which is a valid empty block: nobody notices while it is listed.
+/// A folder that claims 20 GiB of holes, each of which is a valid empty block: nobody notices while it is
+/// listed.
 #[test]
 fn listing_holes_leaves_others_their_turn() {
     let (_, seen, largest) = list(holes(20 << 30), 4000);

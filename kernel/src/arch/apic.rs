@@ -1,5 +1,5 @@
-//! The local APIC (Intel SDM volume 3, chapter 11): receives message-signalled interrupts, passes the 8259's on, and
-//! has the timer.
+//! The local APIC (Intel SDM volume 3, chapter 11): receives message-signalled interrupts, passes the 8259's
+//! on, and has the timer.
 
 use core::ptr;
 

@@ -35,7 +35,8 @@ pub fn init() {
         Tables { gdt, code, data, tss }
     });
     tables.gdt.load();
-    // SAFETY: the selectors name flat 64-bit segments and the TSS of the table just loaded, which is never changed.
+    // SAFETY: the selectors name flat 64-bit segments and the TSS of the table just loaded, which is never
+    // changed.
     unsafe {
         CS::set_reg(tables.code);
         SS::set_reg(tables.data);

@@ -41,8 +41,9 @@ pub struct Frame {
     pub ss: u64,
 }
 
-// One stub per vector, 16 bytes apart. Vectors for which the processor pushes no error code get a zero, so that every
-// frame looks the same. The processor aligns the stack before it pushes, and 22 words keep it aligned for the call.
+// One stub per vector, 16 bytes apart. Vectors for which the processor pushes no error code get a zero, so
+// that every frame looks the same. The processor aligns the stack before it pushes, and 22 words keep it
+// aligned for the call.
 global_asm!(
     ".altmacro",
     ".macro interrupt_stub vector",
@@ -134,8 +135,8 @@ pub fn init() {
     let table = TABLE.call_once(|| {
         let mut table = [const { Entry::missing() }; VECTORS];
         for (vector, entry) in table.iter_mut().enumerate() {
-            // SAFETY: the address is that of the stub for this vector, which leaves by `iretq`; the stack index is one
-            // that the TSS has.
+            // SAFETY: the address is that of the stub for this vector, which leaves by `iretq`; the stack
+            // index is one that the TSS has.
             unsafe {
                 let options = entry.set_handler_addr(VirtAddr::from_ptr(&raw const STUBS[vector]));
                 if let Some(usage) = stack_of(vector) {

@@ -1,7 +1,7 @@
 //! The two 8259 interrupt controllers of a PC, which carry the PCI INTx lines.
 //!
-//! Lines are level-triggered and shared: a line is masked when it fires, and unmasked by whoever has served its device
-//! and waits again ([`crate::interrupts`]). A line that nobody waits for fires once at most.
+//! Lines are level-triggered and shared: a line is masked when it fires, and unmasked by whoever has served
+//! its device and waits again ([`crate::interrupts`]). A line that nobody waits for fires once at most.
 
 use spin::Mutex;
 use x86_64::instructions::interrupts::without_interrupts;

@@ -1,4 +1,5 @@
-//! Channel 2 of the programmable interval timer (8254): the clock that the time-stamp counter is measured against.
+//! Channel 2 of the programmable interval timer (8254): the clock that the time-stamp counter is measured
+//! against.
 
 use x86_64::instructions::port::{Port, PortWriteOnly};
 
@@ -19,7 +20,8 @@ const OUT: u8 = 1 << 5;
 pub fn start() {
     let (mut command, mut control, mut channel) =
         (PortWriteOnly::<u8>::new(COMMAND), Port::<u8>::new(CONTROL), Port::<u8>::new(CHANNEL_2));
-    // SAFETY: these ports are the timer's on every PC. Channel 2 drives nothing but the speaker, which is off.
+    // SAFETY: these ports are the timer's on every PC. Channel 2 drives nothing but the speaker, which is
+    // off.
     unsafe {
         let bits = control.read();
         control.write(bits & !SPEAKER | GATE);

@@ -20,7 +20,8 @@ pub struct FaultInfo {
     pub rip: u64,
 }
 
-// `recovery_call(function, argument, &saved_rsp)` calls the function and returns 0; [`recover`] makes it return 1.
+// `recovery_call(function, argument, &saved_rsp)` calls the function and returns 0; [`recover`] makes it
+// return 1.
 global_asm!(
     ".global recovery_call, recovery_return",
     "recovery_call:",
@@ -59,7 +60,8 @@ unsafe extern "C" {
 static RECOVERY_POINT: AtomicU64 = AtomicU64::new(0);
 static LAST_FAULT: Mutex<Option<FaultInfo>> = Mutex::new(None);
 
-/// Runs `faulty`. If it raises an exception, abandons it there and returns what happened; `None` if it finished.
+/// Runs `faulty`. If it raises an exception, abandons it there and returns what happened; `None` if it
+/// finished.
 ///
 /// What `faulty` owned when it faulted is leaked, and locks it held stay locked. May be nested.
 pub fn expect_fault<F: FnOnce()>(faulty: F) -> Option<FaultInfo> {
@@ -72,8 +74,8 @@ pub fn expect_fault<F: FnOnce()>(faulty: F) -> Option<FaultInfo> {
     }
     let outer = RECOVERY_POINT.load(Ordering::Relaxed);
     let mut slot = Some(faulty);
-    // SAFETY: `run::<F>` matches the slot. When it is abandoned its frames are gone for good: nothing runs their
-    // destructors, and nothing outside them borrows from them.
+    // SAFETY: `run::<F>` matches the slot. When it is abandoned its frames are gone for good: nothing runs
+    // their destructors, and nothing outside them borrows from them.
     let faulted = unsafe { recovery_call(run::<F>, (&raw mut slot).cast(), &RECOVERY_POINT) } != 0;
     RECOVERY_POINT.store(outer, Ordering::Relaxed);
     if faulted { LAST_FAULT.lock().take() } else { None }

@@ -1,4 +1,5 @@
-//! The stacks of the image, each with a guard page below it, and the list of stacks that a backtrace may walk.
+//! The stacks of the image, each with a guard page below it, and the list of stacks that a backtrace may
+//! walk.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +22,8 @@ pub enum Use {
     MachineCheck,
     /// Page fault (#PF), so that an overflow of the running stack can be reported.
     PageFault,
-    /// From the loader until the kernel runs on its own page tables. The PVH entry expects it to be the last one.
+    /// From the loader until the kernel runs on its own page tables. The PVH entry expects it to be the last
+    /// one.
     Boot,
 }
 
@@ -94,14 +96,15 @@ pub fn is_guard(address: VirtAddr) -> bool {
 /// Leaves the running stack for `stack` and calls `run(argument)` there.
 ///
 /// # Safety
-/// `stack` is mapped writable, used for nothing else from now on, and its guard page is unmapped. Nothing on the stack
-/// left behind is used again.
+/// `stack` is mapped writable, used for nothing else from now on, and its guard page is unmapped. Nothing on
+/// the stack left behind is used again.
 pub unsafe fn switch_to(stack: Stack, run: extern "C" fn(usize) -> !, argument: usize) -> ! {
     if !of_image().contains(&stack) {
         MAIN_LOW.store(stack.low.as_u64(), Ordering::Relaxed);
         MAIN_HIGH.store(stack.high.as_u64(), Ordering::Relaxed);
     }
-    // SAFETY: the caller vouches for the stack. The pushed zero is the return address at which a backtrace ends.
+    // SAFETY: the caller vouches for the stack. The pushed zero is the return address at which a backtrace
+    // ends.
     unsafe {
         core::arch::asm!(
             "mov rsp, {top}",

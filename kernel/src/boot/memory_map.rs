@@ -11,8 +11,8 @@ const PAGE: u64 = 4096;
 /// A memory map: page-aligned regions in ascending order that do not overlap; adjacent ones differ in kind.
 pub type MemoryMap = heapless::Vec<MemoryRegion, MAX_REGIONS>;
 
-/// Makes a memory map. Where the given regions overlap, the later one wins, and any other wins over `Usable`. Page 0 is
-/// never usable, so that no pointer into usable memory is null.
+/// Makes a memory map. Where the given regions overlap, the later one wins, and any other wins over `Usable`.
+/// Page 0 is never usable, so that no pointer into usable memory is null.
 pub fn build(regions: &[MemoryRegion]) -> MemoryMap {
     let mut map = MemoryMap::new();
     let is_usable = |region: &&MemoryRegion| region.kind == MemoryRegionKind::Usable;
@@ -37,7 +37,8 @@ const fn align_down(address: u64) -> u64 {
     address & !(PAGE - 1)
 }
 
-/// Adds a region, joining it with those of its kind that it touches and taking its range away from the others.
+/// Adds a region, joining it with those of its kind that it touches and taking its range away from the
+/// others.
 fn add(map: &mut MemoryMap, mut new: MemoryRegion) {
     if new.start >= new.end {
         return;

@@ -45,7 +45,8 @@ const EARLY_HEAP: usize = 64 * 1024;
 pub struct Boot {
     /// Which loader started the kernel.
     pub loader: Loader,
-    /// Physical memory in ascending order. The kernel image, and what the loader still needs, is not `Usable`.
+    /// Physical memory in ascending order. The kernel image, and what the loader still needs, is not
+    /// `Usable`.
     pub memory_map: &'static [MemoryRegion],
     /// What the kernel needs of ACPI.
     pub acpi: acpi::Tables,
@@ -85,8 +86,8 @@ struct Start {
     main: fn(Boot) -> !,
 }
 
-/// First code of every image, called by the entry point with the loader's stack. Ends by calling `main` with the
-/// processor set up and interrupts enabled, on a stack, a heap and page tables that are the kernel's own.
+/// First code of every image, called by the entry point with the loader's stack. Ends by calling `main` with
+/// the processor set up and interrupts enabled, on a stack, a heap and page tables that are the kernel's own.
 pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
     static START: spin::Mutex<Option<Start>> = spin::Mutex::new(None);
     static READY: spin::Mutex<Option<(Boot, fn(Boot) -> !)>> = spin::Mutex::new(None);
@@ -113,13 +114,13 @@ pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
     }
 
     *START.lock() = Some(Start { info, main });
-    // SAFETY: the boot stack is part of the image and mapped by both loaders; PVH has it in use already, but nothing
-    // on it is needed any more. Its guard page is unmapped only with the kernel's own tables.
+    // SAFETY: the boot stack is part of the image and mapped by both loaders; PVH has it in use already, but
+    // nothing on it is needed any more. Its guard page is unmapped only with the kernel's own tables.
     unsafe { stack::switch_to(Stack::of(Use::Boot), on_boot_stack, 0) }
 }
 
-/// Moves to the kernel's own page tables and allocates its stack. Without memory there is nothing to run: then this
-/// says so and ends.
+/// Moves to the kernel's own page tables and allocates its stack. Without memory there is nothing to run:
+/// then this says so and ends.
 fn own_memory(boot: &Boot, window: &PhysWindow) -> Stack {
     let space = match memory::init(boot, window) {
         Ok(space) => space,

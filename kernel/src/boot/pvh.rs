@@ -1,5 +1,5 @@
-//! Boot by QEMU's `-kernel` through the PVH protocol (Xen `docs/misc/pvh.pandoc`): the processor arrives in 32-bit
-//! protected mode without paging, with the physical address of `hvm_start_info` in `ebx`.
+//! Boot by QEMU's `-kernel` through the PVH protocol (Xen `docs/misc/pvh.pandoc`): the processor arrives in
+//! 32-bit protected mode without paging, with the physical address of `hvm_start_info` in `ebx`.
 
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
@@ -25,8 +25,9 @@ const EARLY_GIB: u64 = 4;
 /// What one page-directory-pointer table can map.
 const MAX_GIB: u64 = 512;
 
-// Builds page tables with 2 MiB leaves: physical memory up to 4 GiB at the window (not executable) and, for the
-// moment, at 0 (where this code runs); the first GiB at KERNEL_BASE. Then enters long mode and calls `pvh_main`.
+// Builds page tables with 2 MiB leaves: physical memory up to 4 GiB at the window (not executable) and, for
+// the moment, at 0 (where this code runs); the first GiB at KERNEL_BASE. Then enters long mode and calls
+// `pvh_main`.
 global_asm!(
     r#"
 .set PHYS, 0xffffffff80000000
@@ -172,7 +173,8 @@ no_long_mode_message:
     options(att_syntax)
 );
 
-/// The early page tables, in the order that the code above fills them. Part of the image, hence never usable memory.
+/// The early page tables, in the order that the code above fills them. Part of the image, hence never usable
+/// memory.
 #[unsafe(no_mangle)]
 static EARLY_TABLES: PageTables = PageTables(UnsafeCell::new([[0; 512]; 7]));
 
@@ -207,7 +209,8 @@ pub fn entry_tsc() -> Option<u64> {
 }
 
 unsafe extern "C" {
-    /// The entry point that `entry!` defines, shared with the UEFI loader. It takes a `&'static mut BootInfo`.
+    /// The entry point that `entry!` defines, shared with the UEFI loader. It takes a
+    /// `&'static mut BootInfo`.
     fn _start(info: *mut u8) -> !;
 }
 
@@ -247,8 +250,8 @@ fn read<T: Copy>(address: u64) -> Option<T> {
     Some(unsafe { ptr::read_unaligned((WINDOW_START + address) as *const T) })
 }
 
-/// Builds the `BootInfo` and goes on at the common entry point. Without a memory map it still starts, with no usable
-/// memory, so that the kernel can say so.
+/// Builds the `BootInfo` and goes on at the common entry point. Without a memory map it still starts, with no
+/// usable memory, so that the kernel can say so.
 extern "C" fn pvh_main(start_info: u32) -> ! {
     STARTED.store(true, Ordering::Relaxed);
     let info = read::<StartInfo>(u64::from(start_info)).filter(|info| info.magic == MAGIC);
@@ -283,17 +286,19 @@ extern "C" fn pvh_main(start_info: u32) -> ! {
     info.physical_memory_offset = Optional::Some(WINDOW_START);
     info.rsdp_addr = if rsdp == 0 { Optional::None } else { Optional::Some(rsdp) };
     info.kernel_image_offset = KERNEL_BASE;
-    // SAFETY: the symbol is the function that `entry!` defines, and the only reference to `info` is given away.
+    // SAFETY: the symbol is the function that `entry!` defines, and the only reference to `info` is given
+    // away.
     unsafe { _start(ptr::from_mut(info).cast()) }
 }
 
-/// Maps RAM above 4 GiB into the window, and takes the mapping at 0 away. Returns the pages it took for tables, the last
-/// ones of the highest RAM below 4 GiB; if there are too few, everything above 4 GiB, which is not to be used then.
+/// Maps RAM above 4 GiB into the window, and takes the mapping at 0 away. Returns the pages it took for
+/// tables, the last ones of the highest RAM below 4 GiB; if there are too few, everything above 4 GiB, which
+/// is not to be used then.
 fn extend_window(map: &[MemoryRegion]) -> MemoryRegion {
     const EARLY_END: u64 = EARLY_GIB * GIB;
 
-    // SAFETY: this runs once, before there is anything else. Of the entries that the processor may have cached, only
-    // that for 0 changes, and it is flushed.
+    // SAFETY: this runs once, before there is anything else. Of the entries that the processor may have
+    // cached, only that for 0 changes, and it is flushed.
     let tables = unsafe { &mut *EARLY_TABLES.0.get() };
     tables[0][0] = 0;
     tlb::flush_all();

@@ -1,5 +1,5 @@
-//! The loader's mapping of physical memory: how boot reads firmware tables and page tables before the kernel has its
-//! own.
+//! The loader's mapping of physical memory: how boot reads firmware tables and page tables before the kernel
+//! has its own.
 
 use alloc::vec::Vec;
 use core::ptr;

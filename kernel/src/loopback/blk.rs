@@ -55,7 +55,8 @@ impl RamDisk {
         self
     }
 
-    /// Serves the requests of each batch in some other order than they were made from now on. The rings allow that.
+    /// Serves the requests of each batch in some other order than they were made from now on. The rings allow
+    /// that.
     pub fn disorder(&mut self, seed: u64) {
         self.disorder = Some(seed | 1);
     }
@@ -67,7 +68,8 @@ impl RamDisk {
         len.is_multiple_of(SECTOR_SIZE).then_some(start..end)
     }
 
-    /// Carries out one request. On an error, or without room for an answer, the chain goes back with nothing written.
+    /// Carries out one request. On an error, or without room for an answer, the chain goes back with nothing
+    /// written.
     fn request<N: DriverNotify>(
         &mut self,
         chain: DescChain<'_, '_, N>,

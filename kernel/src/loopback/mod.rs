@@ -2,13 +2,13 @@
 //! unchanged, and an example of how to use [`device_side`](ringfence_drivers::virtio::device_side).
 //!
 //! ```text
-//! driver ─► Transport for Loopback   registers: plain fields        Model   what the device does: RamDisk, Echo
-//!    └────► Notify for Doorbell ───► Queues: rings, and the windows as they are now ──────┘
+//! driver ─► Transport for Loopback   registers: plain fields     Model   what the device does: RamDisk, Echo
+//!    └────► Notify for Doorbell ───► Queues: rings, and the windows as they are now ───┘
 //! ```
 //!
-//! The device knows memory as any device does: by the addresses that [`DmaWindows::publish`] tells it, which it looks
-//! up in what it may read and write at that moment. It runs when it is notified, and keeps nothing of its driver's
-//! memory in between.
+//! The device knows memory as any device does: by the addresses that [`DmaWindows::publish`] tells it, which
+//! it looks up in what it may read and write at that moment. It runs when it is notified, and keeps nothing
+//! of its driver's memory in between.
 
 mod blk;
 mod net;
@@ -124,8 +124,8 @@ impl<M: Model> State<M> {
     }
 }
 
-/// A virtio device in the same kernel as its driver. Cloning gives another handle to it: one is the driver's transport,
-/// each queue's doorbell has one, and one may be kept to look at it.
+/// A virtio device in the same kernel as its driver. Cloning gives another handle to it: one is the driver's
+/// transport, each queue's doorbell has one, and one may be kept to look at it.
 pub struct Loopback<M>(Rc<RefCell<State<M>>>);
 
 impl<M> Clone for Loopback<M> {
@@ -163,9 +163,9 @@ impl<M: Model> Loopback<M> {
     /// The permission that a driver needs to start the device.
     pub fn grant(&self) -> DmaGrant {
         let id = self.0.borrow().windows.device();
-        // SAFETY: the only device that goes by this id is the model. Functions that this kernel can reach are of segment 0:
-        // see `config_access`, and `with_options` saw that the id is of another. And the model can reach nothing but what the
-        // windows show it: it has only a `View`.
+        // SAFETY: the only device that goes by this id is the model. Functions that this kernel can reach are
+        // of segment 0: see `config_access`, and `with_options` saw that the id is of another. And the model
+        // can reach nothing but what the windows show it: it has only a `View`.
         unsafe { DmaGrant::without_iommu(id) }
     }
 

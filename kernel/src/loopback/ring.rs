@@ -108,8 +108,8 @@ impl Queues<'_> {
         self.features & features == features
     }
 
-    /// Lets `serve` take chains from queue `index` and return them, if the driver has set it up. The driver is notified
-    /// once for all of them, if it wants that.
+    /// Lets `serve` take chains from queue `index` and return them, if the driver has set it up. The driver
+    /// is notified once for all of them, if it wants that.
     ///
     /// # Errors
     /// [`Broken`] if the rings are no longer in the windows, or the driver broke their rules.

@@ -1,4 +1,5 @@
-//! What the tests of the kernel's memory share: touching memory, books, and a walk of the page tables of their own.
+//! What the tests of the kernel's memory share: touching memory, books, and a walk of the page tables of
+//! their own.
 #![allow(dead_code, reason = "each test image uses a part")]
 
 use alloc::vec::Vec;
@@ -114,7 +115,8 @@ impl Seen {
     }
 }
 
-/// Takes every free frame, one by one. Each is RAM, none was seen before, and they are as many as the books say.
+/// Takes every free frame, one by one. Each is RAM, none was seen before, and they are as many as the books
+/// say.
 pub fn take_all_frames(seen: &mut Seen) -> Vec<AllocatedFrames> {
     let frames = space().frames();
     // The list itself must not grow meanwhile.
@@ -148,8 +150,8 @@ pub struct Leaf {
 /// The address in an entry.
 pub const FRAME: u64 = 0x000f_ffff_ffff_f000;
 
-/// Visits every leaf of the live page tables, read without the code under test; returns how many tables there are. All
-/// of them lie in the pool, and no entry is for users.
+/// Visits every leaf of the live page tables, read without the code under test; returns how many tables there
+/// are. All of them lie in the pool, and no entry is for users.
 pub fn walk(visit: &mut dyn FnMut(Leaf)) -> usize {
     let first = physical(POOL).expect("the pool is mapped");
     let tables = first..first + count(Owner::Tables) as u64 * PAGE;

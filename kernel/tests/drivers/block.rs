@@ -15,8 +15,8 @@ use crate::support::{
     until,
 };
 
-/// SEG_MAX, BLK_SIZE, FLUSH and VERSION_1 (virtio 1.4, 5.2.3 and 6), and what rings are like here: all that QEMU
-/// offers of what the driver implements.
+/// SEG_MAX, BLK_SIZE, FLUSH and VERSION_1 (virtio 1.4, 5.2.3 and 6), and what rings are like here: all that
+/// QEMU offers of what the driver implements.
 pub fn features() -> u64 {
     1 << 2 | 1 << 6 | 1 << 9 | 1 << 32 | rings()
 }

@@ -21,8 +21,8 @@ async fn called(interrupts: &mut DeviceInterrupts) {
     with_timeout(Duration::from_secs(5), wait).await.expect("the device interrupts");
 }
 
-/// Reads one sector after the other of a slow disk, asleep until the interrupt. `kind` and `vector` are what must have
-/// been set up; if `polled`, a timer serves instead.
+/// Reads one sector after the other of a slow disk, asleep until the interrupt. `kind` and `vector` are what
+/// must have been set up; if `polled`, a timer serves instead.
 fn disk_interrupts(kind: &'static str, vector: Option<u16>, polled: bool) -> ! {
     run(async move {
         let (mut disk, mut own, windows) = start_disk(256);

@@ -128,7 +128,8 @@ fn physical(buffer: &DmaBuf) -> u64 {
     u64::from_str_radix(text.trim_start_matches("d:0x"), 16).expect("it is an address")
 }
 
-/// Requests that are in flight when a driver ends are the device's no more, and their memory stays devices' memory.
+/// Requests that are in flight when a driver ends are the device's no more, and their memory stays devices'
+/// memory.
 #[test_case]
 const BUSY: On = On("blk-numbered=10", &busy_driver_ends_cleanly);
 

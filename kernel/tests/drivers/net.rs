@@ -9,8 +9,8 @@ use ringfence_kernel::testing::On;
 
 use crate::support::{Card, EVENT_IDX, RING_PACKED, Random, functions_for, rings, start_card, until};
 
-/// MAC, STATUS and VERSION_1 (virtio 1.4, 5.1.3 and 6), and what rings are like here. The driver does not accept
-/// EVENT_IDX of packed rings: QEMU's network card gets it wrong.
+/// MAC, STATUS and VERSION_1 (virtio 1.4, 5.1.3 and 6), and what rings are like here. The driver does not
+/// accept EVENT_IDX of packed rings: QEMU's network card gets it wrong.
 pub fn features() -> u64 {
     let refused = if rings() & RING_PACKED != 0 { EVENT_IDX } else { 0 };
     1 << 5 | 1 << 16 | 1 << 32 | rings() & !refused

@@ -27,7 +27,8 @@ const REQUESTS: usize = 40;
 /// What the buffers hold until the disk writes to them.
 const BLANK: u8 = 0xa5;
 
-/// The disk's own transport, but the driver never sees a reset once it is started, and cannot stop the device.
+/// The disk's own transport, but the driver never sees a reset once it is started, and cannot stop the
+/// device.
 struct Unproven {
     transport: Rc<RefCell<PciTransport>>,
     started: bool,
@@ -101,8 +102,8 @@ struct Target {
 impl Target {
     /// The mapping of quarantined memory stays, so this can be called whoever owns the page.
     fn contents(&self) -> Vec<u8> {
-        // SAFETY: the page is mapped until the disk is reset, which comes after the last call; it is read as memory
-        // that a device writes.
+        // SAFETY: the page is mapped until the disk is reset, which comes after the last call; it is read as
+        // memory that a device writes.
         (0..PAGE_SIZE).map(|offset| unsafe { ptr::read_volatile(self.start.add(offset)) }).collect()
     }
 

@@ -85,7 +85,8 @@ fn decodes(function: &Function) -> bool {
     function.config().read_u32(COMMAND) & MEMORY != 0
 }
 
-/// Changes the command register behind the back of `memory`. The upper half is written as 0, which clears nothing.
+/// Changes the command register behind the back of `memory`. The upper half is written as 0, which clears
+/// nothing.
 fn set_command(function: &Function, change: impl FnOnce(u32) -> u32) {
     let command = change(function.config().read_u32(COMMAND)) & 0xffff;
     // SAFETY: the function answers at no other place than before, and masters the bus no more than before.
@@ -211,6 +212,7 @@ fn queues_are_told_in_their_life() {
     transport.stop();
 }
 
-/// Addresses of another life of the device, or of a model that goes by its number, are not written to its registers.
+/// Addresses of another life of the device, or of a model that goes by its number, are not written to its
+/// registers.
 #[test_case]
 const OLD_ADDRESSES: On = On("blk", &queues_are_told_in_their_life);

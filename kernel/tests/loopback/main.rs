@@ -81,7 +81,8 @@ fn disk_has_a_name() {
     assert_eq!((block.reap(drop), device.interrupts()), (Ok(1), 3));
 }
 
-/// A request as its bytes are: what a driver with a bug could send. Nothing, if there are no bytes to answer with.
+/// A request as its bytes are: what a driver with a bug could send. Nothing, if there are no bytes to answer
+/// with.
 fn raw(input: DmaBuf, output: Option<DmaBuf>) -> BufferList {
     BufferList::new(0, alloc::vec![input], output.into_iter().collect(), 0)
 }
@@ -181,7 +182,8 @@ fn senseless_requests_are_answered() {
     assert_eq!(bytes, [0; 512]);
 }
 
-/// A buffer that is not for the device to write is not given to it for that, nor one that is not for it to read.
+/// A buffer that is not for the device to write is not given to it for that, nor one that is not for it to
+/// read.
 #[test_case]
 fn directions_are_kept() {
     let (device, windows) = disk();
@@ -252,8 +254,8 @@ impl Rings {
     }
 }
 
-/// Tells the device, by a ring written by hand, to read sector 0 to `address..address + len`. Returns what it says it
-/// wrote, and the status.
+/// Tells the device, by a ring written by hand, to read sector 0 to `address..address + len`. Returns what it
+/// says it wrote, and the status.
 fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: u32) -> (u32, u8) {
     const NEXT: u16 = 1;
     const WRITE: u16 = 2;
@@ -293,7 +295,8 @@ fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: 
     answer
 }
 
-/// An address that is in no window, though it is memory, or not all of it, fails the request; nothing is written.
+/// An address that is in no window, though it is memory, or not all of it, fails the request; nothing is
+/// written.
 #[test_case]
 fn nothing_outside_the_windows_is_written() {
     let (device, windows) = disk();

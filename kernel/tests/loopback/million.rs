@@ -25,7 +25,8 @@ pub struct Exerciser {
     generations: Vec<u32>,
     /// Whether a request for the sector is in flight.
     busy: Vec<bool>,
-    /// By ticket: first sector, number of sectors, whether it is a write, and the how-manieth request of its batch.
+    /// By ticket: first sector, number of sectors, whether it is a write, and the how-manieth request of its
+    /// batch.
     flights: Vec<Option<(usize, usize, bool, usize)>>,
     state: u64,
     /// Completions that came before one of an earlier request.

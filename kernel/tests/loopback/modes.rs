@@ -37,8 +37,8 @@ fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
     (Loopback::with_options(model, windows.clone(), options), windows)
 }
 
-/// A disk works whatever its rings can do: also if it answers in another order than it was asked, and after its queue was
-/// reset.
+/// A disk works whatever its rings can do: also if it answers in another order than it was asked, and after
+/// its queue was reset.
 #[test_case]
 fn every_combination_of_ring_features() {
     for bits in 0..1_u32 << RINGS.len() {

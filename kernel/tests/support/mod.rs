@@ -1,4 +1,5 @@
-//! What the tests of devices share: the machine's functions, drivers brought up as the kernel does, and the executor.
+//! What the tests of devices share: the machine's functions, drivers brought up as the kernel does, and the
+//! executor.
 #![allow(dead_code, reason = "each test image uses a part")]
 
 use alloc::vec::Vec;

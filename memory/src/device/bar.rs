@@ -35,8 +35,8 @@ const MULTIFUNCTION: u8 = 1 << 7;
 impl ConfigSpace {
     /// The function's base address registers by index; a 64-bit one sits at the lower of its two indices.
     ///
-    /// Their sizes are what sticks when all ones are written (PCI 3.0, 6.2.5.1), which is done while the function answers
-    /// nowhere, and undone before it answers again: no driver may be using it.
+    /// Their sizes are what sticks when all ones are written (PCI 3.0, 6.2.5.1), which is done while the
+    /// function answers nowhere, and undone before it answers again: no driver may be using it.
     pub fn bars(&self) -> [Option<Bar>; BAR_COUNT] {
         let count = match self.read_u8(HEADER_TYPE) & !MULTIFUNCTION {
             0 => BAR_COUNT,
@@ -77,7 +77,8 @@ const fn is_wide(low: u32) -> bool {
 }
 
 impl Bar {
-    /// What the register `low` describes, of which the bits in `mask` can be set; `upper` is the same of the upper half.
+    /// What the register `low` describes, of which the bits in `mask` can be set; `upper` is the same of the
+    /// upper half.
     fn new(low: u32, mask: u32, upper: Option<(u32, u32)>) -> Option<Self> {
         if low & 1 != 0 {
             let size = lowest_bit(u64::from(mask & !0b11)) as u32;

@@ -1,5 +1,5 @@
-//! The common configuration of a virtio device on PCI (virtio 1.4, 4.1.4.3): through it the device learns where its
-//! queues are, and by its status it is known to have forgotten them.
+//! The common configuration of a virtio device on PCI (virtio 1.4, 4.1.4.3): through it the device learns
+//! where its queues are, and by its status it is known to have forgotten them.
 
 use core::fmt;
 use core::time::Duration;
@@ -11,7 +11,8 @@ use crate::{AtomicAccess, DmaError, DmaWindows, Platform, QueueAddresses, Quiet,
 /// Bits of the status (2.1): the driver shows itself, and the choice of features is final.
 const ACKNOWLEDGE: u8 = 1;
 const FEATURES_OK: u8 = 8;
-/// All that there are. With others a status could read as if nobody answered, and no reset be proved any more.
+/// All that there are. With others a status could read as if nobody answered, and no reset be proved any
+/// more.
 const DEFINED: u8 = 0b1100_1111;
 /// What the status reads as where nobody answers.
 const GONE: u8 = 0xff;
@@ -124,7 +125,8 @@ impl CommonConfig {
     /// Selects both halves of a 64-bit field, one after the other, and joins what `access` says of each.
     fn halves(&self, select: usize, access: impl Fn(u32) -> Result<u32, MmioError>) -> u64 {
         (0..2).fold(0, |all, half| {
-            // SAFETY: a selector. It is in the structure, so nothing can fail; no features would be a safe answer.
+            // SAFETY: a selector. It is in the structure, so nothing can fail; no features would be a safe
+            // answer.
             let selected = unsafe { self.registers.write(select, half) };
             all | u64::from(selected.and_then(|()| access(half)).unwrap_or(0)) << (32 * half)
         })
@@ -143,7 +145,8 @@ impl CommonConfig {
     /// Reads the register at `offset` of queue `index`.
     ///
     /// # Errors
-    /// If it is not in the structure, or not aligned. What there is of a queue that does not exist is the device's choice.
+    /// If it is not in the structure, or not aligned. What there is of a queue that does not exist is the
+    /// device's choice.
     pub fn read_queue<T: AtomicAccess>(&self, index: u16, offset: usize) -> Result<T, MmioError> {
         let _alone = self.told.lock();
         self.select(index)?;
@@ -162,8 +165,8 @@ impl CommonConfig {
         self.registers.read(common::QUEUE_MSIX_VECTOR)
     }
 
-    /// Asks the device to reset queue `index` (4.1.4.3.1): it is disabled then, and [`set_queue`](Self::set_queue) enables
-    /// it again. That proves nothing about buffers.
+    /// Asks the device to reset queue `index` (4.1.4.3.1): it is disabled then, and
+    /// [`set_queue`](Self::set_queue) enables it again. That proves nothing about buffers.
     ///
     /// # Errors
     /// If the structure is too short for it.
@@ -184,29 +187,29 @@ impl CommonConfig {
         self.status.read()
     }
 
-    /// Sets `bits` of the device status besides those that were set since the last [`reset`](Self::reset): none is cleared
-    /// but by that.
+    /// Sets `bits` of the device status besides those that were set since the last [`reset`](Self::reset):
+    /// none is cleared but by that.
     pub fn set_status(&self, bits: u8) {
         let mut told = self.told.lock();
         told.status |= bits & DEFINED;
         if told.status != 0 {
-            // SAFETY: what the device may do then it does with queues that `set_queue` told it of, in the format that was
-            // final before.
+            // SAFETY: what the device may do then it does with queues that `set_queue` told it of, in the
+            // format that was final before.
             unsafe { self.status.write(told.status) }
         }
     }
 
-    /// Tells the device of queue `index`, where and how large it is, and enables it. From here on it may access its memory:
-    /// what is dropped is quarantined until [`reset`](Self::reset) has succeeded. That is booked before the addresses are
-    /// written, and nobody can prove a reset in between.
+    /// Tells the device of queue `index`, where and how large it is, and enables it. From here on it may
+    /// access its memory: what is dropped is quarantined until [`reset`](Self::reset) has succeeded. That is
+    /// booked before the addresses are written, and nobody can prove a reset in between.
     ///
-    /// The [format](QueueAddresses::is_packed) must be the one that was negotiated since the last [`reset`](Self::reset), and
-    /// the negotiation final: FEATURES_OK.
+    /// The [format](QueueAddresses::is_packed) must be the one that was negotiated since the last
+    /// [`reset`](Self::reset), and the negotiation final: FEATURES_OK.
     ///
     /// # Errors
-    /// [`DmaError::WrongDevice`] if they are not addresses of this device and platform, [`DmaError::WrongLife`] if one of
-    /// them, or the table, is older than the device's last reset, or any other: then the queue is not enabled. Nothing was
-    /// written, except after [`SetQueueError::Refused`].
+    /// [`DmaError::WrongDevice`] if they are not addresses of this device and platform,
+    /// [`DmaError::WrongLife`] if one of them, or the table, is older than the device's last reset, or any
+    /// other: then the queue is not enabled. Nothing was written, except after [`SetQueueError::Refused`].
     pub fn set_queue(
         &self,
         windows: &DmaWindows,
@@ -257,10 +260,10 @@ impl CommonConfig {
         Ok(if enabled { Ok(()) } else { Err(SetQueueError::Refused) })
     }
 
-    /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the status,
-    /// which was something else before, reads 0, while the function is there and decodes its memory BARs, and
-    /// nobody else ended its life since it was asked: until then it is told of no queue. Then its life has ended,
-    /// it holds no buffer, and the quarantine is released.
+    /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the
+    /// status, which was something else before, reads 0, while the function is there and decodes its memory
+    /// BARs, and nobody else ended its life since it was asked: until then it is told of no queue. Then its
+    /// life has ended, it holds no buffer, and the quarantine is released.
     ///
     /// It polls until then. Not for interrupt handlers.
     ///
@@ -288,7 +291,8 @@ impl CommonConfig {
         }
     }
 
-    /// Writes a status of 0 to a device that was seen to have another, while nothing keeps it from being heard.
+    /// Writes a status of 0 to a device that was seen to have another, while nothing keeps it from being
+    /// heard.
     fn ask_for_reset(&self) -> bool {
         let mut told = self.told.lock();
         let shows_status = self.config.while_decoding(|| {

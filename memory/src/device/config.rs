@@ -1,5 +1,6 @@
-//! PCI configuration space. It decides what memory a device may touch, and where its registers appear: nothing in it can
-//! be written but by the functions here, each for one purpose, which change no more than they say.
+//! PCI configuration space. It decides what memory a device may touch, and where its registers appear:
+//! nothing in it can be written but by the functions here, each for one purpose, which change no more than
+//! they say.
 
 use core::fmt;
 use core::ptr::NonNull;
@@ -7,8 +8,8 @@ use core::ptr::NonNull;
 use crate::lock::{Guard, Level, Lock};
 use crate::{DeviceId, DmaError, MmioMemory, PhysAddr, Platform, PlatformError};
 
-/// Held while a register is read, changed and written back (else a bit that somebody else cleared would come back), while
-/// a function does not answer at its BARs, and while that would matter.
+/// Held while a register is read, changed and written back (else a bit that somebody else cleared would come
+/// back), while a function does not answer at its BARs, and while that would matter.
 static ALONE: Lock<()> = Lock::new(Level::Config, ());
 
 /// A PCI function: segment, bus, device (0..=31) and function (0..=7).
@@ -67,24 +68,25 @@ impl fmt::Debug for PciAddress {
 /// A way to reach configuration space: ECAM ([`Ecam`]) or the I/O ports 0xcf8/0xcfc (in the kernel).
 ///
 /// # Safety
-/// `read` and `write` must touch nothing but the configuration space of `function`, and a read must return what is there.
-/// `offset` is a multiple of 4. Functions and offsets that the mechanism cannot reach read as all ones and ignore writes.
-/// They may be called by several CPUs at once, with locks of this crate held: they call nothing of it. Not from an
-/// interrupt handler.
+/// `read` and `write` must touch nothing but the configuration space of `function`, and a read must return
+/// what is there. `offset` is a multiple of 4. Functions and offsets that the mechanism cannot reach read as
+/// all ones and ignore writes. They may be called by several CPUs at once, with locks of this crate held:
+/// they call nothing of it. Not from an interrupt handler.
 pub unsafe trait ConfigAccess: Sync {
     /// Reads the 32-bit register at byte `offset`.
     fn read(&self, function: PciAddress, offset: u16) -> u32;
     /// Writes the 32-bit register at byte `offset`.
     ///
     /// # Safety
-    /// The caller answers for what the function then does: it may start to access memory, send messages to any address,
-    /// or answer elsewhere.
+    /// The caller answers for what the function then does: it may start to access memory, send messages to
+    /// any address, or answer elsewhere.
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32);
     /// The last bus that can be reached.
     fn last_bus(&self) -> u8;
 }
 
-/// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table announces it.
+/// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table
+/// announces it.
 pub struct Ecam {
     registers: MmioMemory,
     segment: u16,
@@ -178,8 +180,8 @@ impl DmaGrant {
     }
 }
 
-/// An interrupt message: a write that the device performs. Only the kernel can mint one, since the address could
-/// as well be that of memory.
+/// An interrupt message: a write that the device performs. Only the kernel can mint one, since the address
+/// could as well be that of memory.
 #[derive(Clone, Copy, Debug)]
 pub struct MsiMessage {
     address: u64,
@@ -282,7 +284,8 @@ impl ConfigSpace {
         self.write(&alone, offset, change(self.read_u32(offset)));
     }
 
-    /// Calls `probe`, which may write ones to a register to learn what sticks, while the function answers nowhere.
+    /// Calls `probe`, which may write ones to a register to learn what sticks, while the function answers
+    /// nowhere.
     pub(super) fn without_decoding<R>(&self, probe: impl FnOnce(&Guard<'_, ()>) -> R) -> R {
         let alone = ALONE.lock();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
@@ -292,8 +295,8 @@ impl ConfigSpace {
         result
     }
 
-    /// Whether `is_so`, while nobody can keep the function from answering at its memory BARs, which it does before and
-    /// after.
+    /// Whether `is_so`, while nobody can keep the function from answering at its memory BARs, which it does
+    /// before and after.
     pub(super) fn while_decoding(&self, is_so: impl FnOnce() -> bool) -> bool {
         let _alone = ALONE.lock();
         let decodes = || self.read_u16(VENDOR) != NOBODY && self.read_u32(COMMAND) & COMMAND_MEMORY != 0;
@@ -301,9 +304,9 @@ impl ConfigSpace {
     }
 
     pub(super) fn write(&self, _alone: &Guard<'_, ()>, offset: u16, value: u32) {
-        // SAFETY: this module and its siblings, which alone can call this, write the command register (the bus-master bit by
-        // a grant), the control words of MSI-X, and base address registers, which get their old value back before the
-        // function answers again.
+        // SAFETY: this module and its siblings, which alone can call this, write the command register (the
+        // bus-master bit by a grant), the control words of MSI-X, and base address registers, which get their
+        // old value back before the function answers again.
         unsafe { self.access.write(self.address, offset, value) }
     }
 }

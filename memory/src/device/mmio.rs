@@ -1,4 +1,5 @@
-//! Device registers: a claimed range, and typed registers in it that are read and written exactly once per call.
+//! Device registers: a claimed range, and typed registers in it that are read and written exactly once per
+//! call.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -22,9 +23,10 @@ crate::error::messages! { MmioError {
 
 /// A range of device registers that this value, and the parts cut from it, own together.
 ///
-/// Registers can be read. Writing needs `unsafe`, since what is written may be an address: the registers of virtio devices
-/// have types of their own ([`VirtioPci`](crate::VirtioPci)). The range is released when the region, its parts and its
-/// registers are all gone. Nothing here takes a lock: interrupt handlers may use it.
+/// Registers can be read. Writing needs `unsafe`, since what is written may be an address: the registers of
+/// virtio devices have types of their own ([`VirtioPci`](crate::VirtioPci)). The range is released when the
+/// region, its parts and its registers are all gone. Nothing here takes a lock: interrupt handlers may use
+/// it.
 #[derive(Clone)]
 pub struct MmioRegion {
     claim: Arc<MmioMemory>,
@@ -84,7 +86,8 @@ impl MmioRegion {
     /// Writes the register of type `T` at `offset`: one volatile write.
     ///
     /// # Safety
-    /// The caller answers for what the device does: `value` must not lead it to memory that somebody else owns.
+    /// The caller answers for what the device does: `value` must not lead it to memory that somebody else
+    /// owns.
     #[inline]
     pub unsafe fn write<T: AtomicAccess>(&self, offset: usize, value: T) -> Result<(), MmioError> {
         let at = self.at::<T>(offset)?;

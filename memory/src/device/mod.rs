@@ -1,8 +1,9 @@
-//! Devices on the bus, as far as their registers decide what memory is touched: configuration space, base address
-//! registers, interrupt messages, and the registers of a virtio device through which it learns of its queues and is reset.
+//! Devices on the bus, as far as their registers decide what memory is touched: configuration space, base
+//! address registers, interrupt messages, and the registers of a virtio device through which it learns of its
+//! queues and is reset.
 //!
-//! Everything that is an address in a device's eyes is written by a function of this module, from a token. What is left for
-//! drivers are reads and the registers in which no address can be.
+//! Everything that is an address in a device's eyes is written by a function of this module, from a token.
+//! What is left for drivers are reads and the registers in which no address can be.
 
 mod bar;
 mod capability;

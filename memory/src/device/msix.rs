@@ -79,7 +79,8 @@ impl MsixTable {
         self.set_masked(vector, true)?;
         let entry = usize::from(vector) * ENTRY_LEN;
         for (offset, value) in (entry..).step_by(4).zip(message.parts()) {
-            // SAFETY: an address that is written with a message which, as whoever made it promised, interrupts and no more.
+            // SAFETY: an address that is written with a message which, as whoever made it promised,
+            // interrupts and no more.
             unsafe { self.table.write(offset, value) }?;
         }
         self.set_masked(vector, false)
@@ -93,8 +94,8 @@ impl MsixTable {
         unsafe { self.table.write(at, others | if masked { VECTOR_MASKED } else { 0 }) }
     }
 
-    /// Turns MSI-X on or off; while it is on the function does not use its interrupt line. `false` if the function
-    /// does not do as told.
+    /// Turns MSI-X on or off; while it is on the function does not use its interrupt line. `false` if the
+    /// function does not do as told.
     #[must_use]
     pub fn enable(&self, enable: bool) -> bool {
         let bits = if enable { CONTROL_ENABLE } else { 0 };

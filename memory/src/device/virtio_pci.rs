@@ -20,8 +20,8 @@ const MAX_BAR: u64 = 64 << 20;
 /// Why a device's structures cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VirtioPciError {
-    /// One of the structures that virtio 1.x demands is missing, malformed, out of its BAR, or lies across another: the
-    /// type of its capability (4.1.4).
+    /// One of the structures that virtio 1.x demands is missing, malformed, out of its BAR, or lies across
+    /// another: the type of its capability (4.1.4).
     MissingCapability(u8),
     /// Registers could not be claimed.
     Platform(PlatformError),
@@ -54,7 +54,8 @@ impl Structure {
         vendor.filter_map(move |capability| Self::read(&config, capability))
     }
 
-    /// Reads a virtio capability of any kind; `None` if it is too short or in a BAR that is reserved (4.1.4.1).
+    /// Reads a virtio capability of any kind; `None` if it is too short or in a BAR that is reserved
+    /// (4.1.4.1).
     fn read(config: &ConfigSpace, capability: Capability) -> Option<Self> {
         let word = |at| capability.field(at).map(|offset| config.read_u32(offset));
         let [_, _, cap_len, kind] = word(0)?.to_le_bytes();
@@ -140,8 +141,8 @@ impl VirtioPci {
         Structure::all(config).any(|found| found.kind == COMMON)
     }
 
-    /// Finds and maps the structures: of each kind the first that can be used (4.1.4.1). Nothing is written to the device
-    /// except that it answers at its memory BARs and does not raise its interrupt line.
+    /// Finds and maps the structures: of each kind the first that can be used (4.1.4.1). Nothing is written
+    /// to the device except that it answers at its memory BARs and does not raise its interrupt line.
     ///
     /// # Errors
     /// Any: the device was not told of anything.
@@ -190,8 +191,8 @@ pub struct NotifyConfig {
 }
 
 impl NotifyConfig {
-    /// What notifies queue `queue`, whose [`QUEUE_NOTIFY_OFF`](common::QUEUE_NOTIFY_OFF) is `offset`; `with_data` if
-    /// NOTIFICATION_DATA was accepted.
+    /// What notifies queue `queue`, whose [`QUEUE_NOTIFY_OFF`](common::QUEUE_NOTIFY_OFF) is `offset`;
+    /// `with_data` if NOTIFICATION_DATA was accepted.
     ///
     /// # Errors
     /// If the device's register is not in the structure, or not aligned.
@@ -223,7 +224,8 @@ impl Notifier {
     /// One register write: the queue's number and, with NOTIFICATION_DATA, `position`. Any context.
     #[inline]
     pub fn notify(&self, position: u16) {
-        // SAFETY: no address goes here; `VirtioPci::new` saw that the structure is apart from where addresses are.
+        // SAFETY: no address goes here; `VirtioPci::new` saw that the structure is apart from where addresses
+        // are.
         unsafe {
             match &self.register {
                 NotifyRegister::Queue(register) => register.write(self.queue),

@@ -11,7 +11,8 @@ use crate::{AtomicAccess, VolatileError};
 
 /// Consecutive integers in a [`DmaRegion`], each loaded and stored in one access.
 ///
-/// It owns the region together with whoever else holds a part of it: while it exists, the device's window is open.
+/// It owns the region together with whoever else holds a part of it: while it exists, the device's window is
+/// open.
 pub struct DmaArray<T> {
     start: NonNull<T>,
     /// Not 0.
@@ -23,8 +24,8 @@ pub struct DmaArray<T> {
     region: Arc<Region>,
 }
 
-// SAFETY: like `VolatileSlice`, it gives atomic access only, to memory that holds no Rust object; racing accesses are the
-// case it exists for.
+// SAFETY: like `VolatileSlice`, it gives atomic access only, to memory that holds no Rust object; racing
+// accesses are the case it exists for.
 unsafe impl<T: AtomicAccess> Send for DmaArray<T> {}
 // SAFETY: as for `Send`.
 unsafe impl<T: AtomicAccess> Sync for DmaArray<T> {}

@@ -18,13 +18,14 @@ mod sealed {
         const PACKED: bool;
         /// Where in the second half of a descriptor its flags begin.
         const FLAGS: u32;
-        /// Length and alignment in bytes of the driver area and of the device area of a queue with so many descriptors.
+        /// Length and alignment in bytes of the driver area and of the device area of a queue with so many
+        /// descriptors.
         fn areas(size: usize) -> [(usize, u64); 2];
     }
 }
 
-/// How the second half of a descriptor is laid out: [`Split`] or [`Packed`]. Closed, since the two flags that decide what
-/// an address is must be where the device looks for them.
+/// How the second half of a descriptor is laid out: [`Split`] or [`Packed`]. Closed, since the two flags that
+/// decide what an address is must be where the device looks for them.
 pub trait RingFormat: sealed::RingFormat {}
 impl<F: sealed::RingFormat> RingFormat for F {}
 
@@ -64,13 +65,13 @@ const DESCRIPTOR_LEN: usize = 16;
 const WRITE: u64 = 1 << 1;
 const INDIRECT: u64 = 1 << 2;
 
-/// A table of descriptors: of a queue, or one that descriptors of a queue refer to. It owns its memory, and no other way
-/// leads to it but these methods, so that what a device follows was made of [`Segment`]s: borrowed from their owner at that
-/// moment, in its length and direction.
+/// A table of descriptors: of a queue, or one that descriptors of a queue refer to. It owns its memory, and
+/// no other way leads to it but these methods, so that what a device follows was made of [`Segment`]s:
+/// borrowed from their owner at that moment, in its length and direction.
 ///
-/// A table belongs to the [`Life`](super::Life) in which it was made. From then on, and until that life has ended, what is
-/// dropped of the device's memory is quarantined, since a descriptor may name it; later the device is not told of the
-/// table any more.
+/// A table belongs to the [`Life`](super::Life) in which it was made. From then on, and until that life has
+/// ended, what is dropped of the device's memory is quarantined, since a descriptor may name it; later the
+/// device is not told of the table any more.
 pub struct DescriptorTable<F: RingFormat> {
     /// Two for each descriptor.
     words: NonNull<u64>,
@@ -80,7 +81,8 @@ pub struct DescriptorTable<F: RingFormat> {
     region: Arc<Region>,
     /// The region's, for speed: compared, never followed.
     table: *const WindowTable,
-    /// A descriptor that is not written yet, neither half: its address must not stand beside what was there before.
+    /// A descriptor that is not written yet, neither half: its address must not stand beside what was there
+    /// before.
     held: Option<Held>,
     format: PhantomData<F>,
 }
@@ -92,8 +94,8 @@ struct Held {
     rest: u64,
 }
 
-// SAFETY: like `VolatileSlice`, it gives atomic access only, to memory that holds no Rust object; racing accesses are the
-// case it exists for. `table` is compared, never followed.
+// SAFETY: like `VolatileSlice`, it gives atomic access only, to memory that holds no Rust object; racing
+// accesses are the case it exists for. `table` is compared, never followed.
 unsafe impl<F: RingFormat> Send for DescriptorTable<F> {}
 // SAFETY: as for `Send`.
 unsafe impl<F: RingFormat> Sync for DescriptorTable<F> {}
@@ -145,9 +147,10 @@ impl<F: RingFormat> DescriptorTable<F> {
     /// The addresses of a queue whose descriptors are all of these.
     ///
     /// # Errors
-    /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split); [`DmaError::Access`]
-    /// unless both areas are long enough for so many (what the device reads and writes there is within the regions of
-    /// `driver` and `device`), aligned (virtio 1.4, 2.7, 2.8), and for it to read and to write.
+    /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split);
+    /// [`DmaError::Access`] unless both areas are long enough for so many (what the device reads and writes
+    /// there is within the regions of `driver` and `device`), aligned (virtio 1.4, 2.7, 2.8), and for it to
+    /// read and to write.
     pub fn queue<'a>(
         &'a self,
         driver: DmaAddr<'a>,
@@ -161,12 +164,13 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
     }
 
-    /// Writes the descriptor at `index`: of `segment`, with the flags and other fields that `bits` has where they are in
-    /// its second half (which is written last, in one access). What the length, WRITE and INDIRECT are is not the
-    /// caller's; those bits are ignored. Panics if `order` is not one for stores.
+    /// Writes the descriptor at `index`: of `segment`, with the flags and other fields that `bits` has where
+    /// they are in its second half (which is written last, in one access). What the length, WRITE and
+    /// INDIRECT are is not the caller's; those bits are ignored. Panics if `order` is not one for stores.
     ///
     /// # Errors
-    /// [`DmaError::WrongDevice`] if the segment is another device's memory, [`DmaError::Access`] beyond the end.
+    /// [`DmaError::WrongDevice`] if the segment is another device's memory, [`DmaError::Access`] beyond the
+    /// end.
     #[inline]
     pub fn store(
         &self,
@@ -180,7 +184,8 @@ impl<F: RingFormat> DescriptorTable<F> {
     }
 
     /// Writes the descriptors of a chain one after the other from `index` on, of segments and bits as for
-    /// [`store`](Self::store); but keeps the first for [`store_held`](Self::store_held), unless another is kept already.
+    /// [`store`](Self::store); but keeps the first for [`store_held`](Self::store_held), unless another is
+    /// kept already.
     ///
     /// # Errors
     /// As for [`store`](Self::store). Then nothing was written.
@@ -199,8 +204,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         let (words, is_held) = (self.words, self.held.is_some());
         for (place, (segment, bits)) in chain.into_iter().enumerate().rev() {
             let rest = Self::rest(segment, bits);
-            // SAFETY: `index + N` is not beyond the end, as was just seen, so all are in the memory that `region` keeps, and
-            // aligned.
+            // SAFETY: `index + N` is not beyond the end, as was just seen, so all are in the memory that
+            // `region` keeps, and aligned.
             unsafe {
                 if place > 0 || is_held {
                     let [first, second] = descriptor(words, index.wrapping_add(place));
@@ -214,8 +219,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(())
     }
 
-    /// Writes what is held, if something is; the second half of it last, in one access. Panics if `order` is not one for
-    /// stores.
+    /// Writes what is held, if something is; the second half of it last, in one access. Panics if `order` is
+    /// not one for stores.
     ///
     /// # Errors
     /// None that a caller could cause.
@@ -226,11 +231,12 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(true)
     }
 
-    /// Writes a descriptor at `index` that refers to the `count` descriptors of `table` from `first` on; or keeps it, if
-    /// `hold` says so, as [`hold`](Self::hold) does.
+    /// Writes a descriptor at `index` that refers to the `count` descriptors of `table` from `first` on; or
+    /// keeps it, if `hold` says so, as [`hold`](Self::hold) does.
     ///
     /// # Errors
-    /// As for [`store`](Self::store); [`DmaError::WrongLife`] if this table or that one is of a life that has ended.
+    /// As for [`store`](Self::store); [`DmaError::WrongLife`] if this table or that one is of a life that has
+    /// ended.
     pub fn store_indirect(
         &mut self,
         index: usize,
@@ -278,8 +284,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         if same { Ok(()) } else { Err(DmaError::WrongDevice) }
     }
 
-    /// The second half of the descriptor at `index`, in one access; `None` beyond the end. Panics if `order` is not one for
-    /// loads.
+    /// The second half of the descriptor at `index`, in one access; `None` beyond the end. Panics if `order`
+    /// is not one for loads.
     #[inline]
     pub fn load_rest(&self, index: usize, order: Ordering) -> Option<u64> {
         let [_, at] = self.at(index).ok()?;

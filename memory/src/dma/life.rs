@@ -5,8 +5,8 @@ use core::fmt;
 
 use super::windows::WindowTable;
 
-/// One life of a device: the time from a reset that was seen to the next. It names the window table, so that lives of
-/// different devices, or of one id on two platforms, are never taken for each other.
+/// One life of a device: the time from a reset that was seen to the next. It names the window table, so that
+/// lives of different devices, or of one id on two platforms, are never taken for each other.
 #[derive(Clone)]
 pub struct Life {
     pub(super) table: Arc<WindowTable>,
@@ -35,11 +35,11 @@ impl fmt::Debug for Life {
     }
 }
 
-/// Proof that a device was seen reset, and that it was told of no memory since its status read 0: whatever it was given
-/// before is its no more.
+/// Proof that a device was seen reset, and that it was told of no memory since its status read 0: whatever it
+/// was given before is its no more.
 ///
-/// Made by [`CommonConfig::reset`](crate::CommonConfig::reset), from the device's own registers, and for a model by
-/// [`DmaWindows::reset_model`](super::DmaWindows::reset_model).
+/// Made by [`CommonConfig::reset`](crate::CommonConfig::reset), from the device's own registers, and for a
+/// model by [`DmaWindows::reset_model`](super::DmaWindows::reset_model).
 #[derive(Debug)]
 pub struct Quiet {
     pub(super) ended: Life,
@@ -55,8 +55,8 @@ impl Quiet {
 /// Why a reset is not proved: the device may still use its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetError {
-    /// The status did not read 0 in time, while the device answered; or the device was told of memory meanwhile; or
-    /// somebody still looks at a model's memory.
+    /// The status did not read 0 in time, while the device answered; or the device was told of memory
+    /// meanwhile; or somebody still looks at a model's memory.
     Timeout,
     /// These are not the windows of the device.
     WrongDevice,

@@ -1,18 +1,19 @@
-//! Memory shared with one device: regions, pools of equal buffers, and the table of what the device may reach.
+//! Memory shared with one device: regions, pools of equal buffers, and the table of what the device may
+//! reach.
 //!
-//! Who owns what: a driver holds one [`DmaWindows`] per device; each [`DmaRegion`] cut from it is a contiguous run
-//! of zeroed bytes with a device address; a [`DmaPool`] takes a region and lends its slots as [`DmaBuf`]s, by
-//! value. A buffer moves into a queue and comes back with its completion, so no lifetime can be got wrong, and
-//! `mem::forget` only shrinks the capacity.
+//! Who owns what: a driver holds one [`DmaWindows`] per device; each [`DmaRegion`] cut from it is a
+//! contiguous run of zeroed bytes with a device address; a [`DmaPool`] takes a region and lends its slots as
+//! [`DmaBuf`]s, by value. A buffer moves into a queue and comes back with its completion, so no lifetime can
+//! be got wrong, and `mem::forget` only shrinks the capacity.
 //!
-//! What a device knows of memory it learns in three ways, all of them here: the addresses of a queue, written to its
-//! registers by [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) or told to a model by
-//! [`DmaWindows::publish`]; descriptors, which a [`DescriptorTable`] makes of [`Segment`]s borrowed from their owners;
-//! and nothing else: there is no way from an integer to an address.
+//! What a device knows of memory it learns in three ways, all of them here: the addresses of a queue, written
+//! to its registers by [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) or told to a model by
+//! [`DmaWindows::publish`]; descriptors, which a [`DescriptorTable`] makes of [`Segment`]s borrowed from
+//! their owners; and nothing else: there is no way from an integer to an address.
 //!
-//! A device *lives* from one reset that was seen to the next. A region that is dropped after the device may have been
-//! told of it is *quarantined*: it goes back to the platform only when that [`Life`] has ended. If it never does, the
-//! memory is leaked.
+//! A device *lives* from one reset that was seen to the next. A region that is dropped after the device may
+//! have been told of it is *quarantined*: it goes back to the platform only when that [`Life`] has ended. If
+//! it never does, the memory is leaked.
 
 mod array;
 mod descriptors;
@@ -74,11 +75,11 @@ fn list<T>(count: usize) -> Result<Vec<T>, DmaError> {
     }
 }
 
-/// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's window to
-/// that memory is open.
+/// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's
+/// window to that memory is open.
 ///
-/// Only the owners of DMA memory mint it, for the device's present [`Life`]; there is no way to build one from an
-/// integer or to read the integer out.
+/// Only the owners of DMA memory mint it, for the device's present [`Life`]; there is no way to build one
+/// from an integer or to read the integer out.
 #[derive(Clone, Copy)]
 pub struct DmaAddr<'a> {
     value: u64,

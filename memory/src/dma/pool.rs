@@ -14,9 +14,9 @@ use crate::{Bytes, Direction, VolatileError, VolatileSlice};
 
 /// Equal buffers cut from one region, lent by value.
 ///
-/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped. Taking and giving back
-/// takes no lock: interrupt handlers may do it while the pool exists. (After that, the last buffer to be dropped gives the
-/// memory back, which takes locks.)
+/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped. Taking and
+/// giving back takes no lock: interrupt handlers may do it while the pool exists. (After that, the last
+/// buffer to be dropped gives the memory back, which takes locks.)
 ///
 /// ```
 /// use ringfence_memory::{DeviceId, DmaPool, DmaWindows, host::HostPlatform};
@@ -32,8 +32,8 @@ use crate::{Bytes, Direction, VolatileError, VolatileSlice};
 /// ```
 pub struct DmaPool(NonNull<Slots>);
 
-/// What a pool and its buffers share. It is freed by the pool if all buffers are home when that is dropped, else by the
-/// last buffer that comes home.
+/// What a pool and its buffers share. It is freed by the pool if all buffers are home when that is dropped,
+/// else by the last buffer that comes home.
 struct Slots {
     region: DmaRegion,
     /// The region's, for speed.
@@ -41,8 +41,9 @@ struct Slots {
     table: *const WindowTable,
     direction: Direction,
     slot_len: usize,
-    /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many were taken,
-    /// so that a list is not mistaken for one that looked alike. [`CLOSED`] after the pool was dropped.
+    /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many
+    /// were taken, so that a list is not mistaken for one that looked alike. [`CLOSED`] after the pool was
+    /// dropped.
     head: AtomicU64,
     /// The next free slot after each, in the same way.
     next: Box<[AtomicU32]>,
@@ -103,7 +104,8 @@ impl Slots {
         list.take(self.next.len()).filter(|&at| at != 0).count()
     }
 
-    /// Accounts for `change` buffers more out, the pool being gone or those never coming home; frees `this` with the last.
+    /// Accounts for `change` buffers more out, the pool being gone or those never coming home; frees `this`
+    /// with the last.
     ///
     /// # Safety
     /// It is a share in `this` that is given up.
@@ -111,16 +113,16 @@ impl Slots {
         // SAFETY: the caller's share.
         let out = unsafe { this.as_ref() }.out.fetch_add(change, Ordering::AcqRel) + change;
         if out == 0 {
-            // SAFETY: made by `Box::leak` in `DmaPool::new`. The pool added those that were out, each of them took itself
-            // away, and only one of these calls makes the sum 0: nobody else has a share.
+            // SAFETY: made by `Box::leak` in `DmaPool::new`. The pool added those that were out, each of them
+            // took itself away, and only one of these calls makes the sum 0: nobody else has a share.
             drop(unsafe { Box::from_raw(this.as_ptr()) });
         }
     }
 }
 
 impl DmaPool {
-    /// A pool of `count` buffers of `slot_len` bytes each; buffers are aligned to the largest power of two that
-    /// divides `slot_len`, up to a page.
+    /// A pool of `count` buffers of `slot_len` bytes each; buffers are aligned to the largest power of two
+    /// that divides `slot_len`, up to a page.
     pub fn new(windows: &DmaWindows, count: usize, slot_len: usize) -> Result<Self, DmaError> {
         Self::new_for(windows, count, slot_len, Direction::Both)
     }
@@ -266,8 +268,8 @@ impl DmaBuf {
         self.as_volatile_slice().write_slice(from, offset)
     }
 
-    /// Drops a buffer that the device may still use: the pool has one less from now on. Its memory is quarantined with
-    /// the rest of the region, when the pool and all its buffers are dropped.
+    /// Drops a buffer that the device may still use: the pool has one less from now on. Its memory is
+    /// quarantined with the rest of the region, when the pool and all its buffers are dropped.
     pub fn abandon(self) {
         let buffer = ManuallyDrop::new(self);
         // SAFETY: `buffer` is neither used again nor dropped.
@@ -296,8 +298,8 @@ mod tests {
     use super::*;
     use crate::{DeviceId, host::HostPlatform};
 
-    /// A thread that saw the head before others took and gave does not take it for the present one: though the
-    /// same slot is first, the upper half tells them apart.
+    /// A thread that saw the head before others took and gave does not take it for the present one: though
+    /// the same slot is first, the upper half tells them apart.
     #[test]
     fn a_head_never_comes_twice() {
         let windows = DmaWindows::new(Box::leak(Box::new(HostPlatform::new())), DeviceId(8)).unwrap();

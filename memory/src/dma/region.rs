@@ -38,8 +38,9 @@ impl RegionMemory {
 
     #[inline]
     pub(super) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: `DmaMemory` promises the bytes, where they are, for as long as it lives, which is as long as `self`
-        // (only `drop` takes `memory`), and that they hold no Rust object; nothing in this module makes a reference.
+        // SAFETY: `DmaMemory` promises the bytes, where they are, for as long as it lives, which is as long
+        // as `self` (only `drop` takes `memory`), and that they hold no Rust object; nothing in this module
+        // makes a reference.
         unsafe { VolatileSlice::new(self.start, self.len) }
     }
 }
@@ -52,7 +53,8 @@ impl Drop for RegionMemory {
     }
 }
 
-/// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in common.
+/// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in
+/// common.
 pub(crate) struct Region {
     pub(super) shared: Arc<RegionMemory>,
     /// Keeps the table claimed.
@@ -76,9 +78,9 @@ impl Drop for Region {
 
 /// A contiguous run of zeroed bytes that one device may reach; page-aligned.
 ///
-/// Not `Clone`: whoever holds the region, and the parts cut from it, are the only ones on the driver's side to access it.
-/// When they are all dropped the device's window closes: later snapshots do not show it. The memory goes back to the
-/// platform when the last snapshot is gone and the device is known to be quiet.
+/// Not `Clone`: whoever holds the region, and the parts cut from it, are the only ones on the driver's side
+/// to access it. When they are all dropped the device's window closes: later snapshots do not show it. The
+/// memory goes back to the platform when the last snapshot is gone and the device is known to be quiet.
 pub struct DmaRegion(pub(super) Arc<Region>);
 
 impl DmaRegion {

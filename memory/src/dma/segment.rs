@@ -9,8 +9,8 @@ use super::windows::WindowTable;
 use super::{DmaArray, DmaBuf};
 use crate::{AtomicAccess, Direction};
 
-/// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction that it
-/// allows, not empty, and shorter than 4 GiB by at least 256 KiB.
+/// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction
+/// that it allows, not empty, and shorter than 4 GiB by at least 256 KiB.
 ///
 /// ```
 /// use ringfence_memory::{DeviceId, Direction, DmaPool, DmaWindows, host::HostPlatform};
@@ -34,8 +34,8 @@ pub struct Segment<'a> {
     owner: PhantomData<&'a Region>,
 }
 
-/// The most bytes of a segment: a chain with a header and a status of up to 64 KiB each is below 4 GiB then (virtio 1.4,
-/// 2.7.5).
+/// The most bytes of a segment: a chain with a header and a status of up to 64 KiB each is below 4 GiB then
+/// (virtio 1.4, 2.7.5).
 pub(super) const LONGEST: u32 = u32::MAX - (1 << 18);
 
 impl Segment<'_> {
@@ -74,8 +74,8 @@ fn direction(writable: bool) -> Direction {
 }
 
 impl DmaBuf {
-    /// `len` bytes from `offset` on, for the device to read or, if `writable`, to write. `None` if they are not all in the
-    /// buffer, if there are none, or if the buffer is not for this direction.
+    /// `len` bytes from `offset` on, for the device to read or, if `writable`, to write. `None` if they are
+    /// not all in the buffer, if there are none, or if the buffer is not for this direction.
     #[inline]
     pub fn segment(&self, offset: usize, len: usize, writable: bool) -> Option<Segment<'_>> {
         // No buffer is longer than `LONGEST`.
@@ -88,8 +88,8 @@ impl DmaBuf {
 }
 
 impl<T: AtomicAccess> DmaArray<T> {
-    /// `count` values from `index` on, for the device to read or, if `writable`, to write. `None` if they are not all in
-    /// the array, if there are none, or if the memory is not for this direction.
+    /// `count` values from `index` on, for the device to read or, if `writable`, to write. `None` if they are
+    /// not all in the array, if there are none, or if the memory is not for this direction.
     #[inline]
     pub fn segment(&self, index: usize, count: usize, writable: bool) -> Option<Segment<'_>> {
         index.checked_add(count).filter(|&end| end <= self.len())?;
@@ -112,8 +112,8 @@ impl<T: AtomicAccess> DmaArray<T> {
     }
 }
 
-/// Equal segments one after the other: the headers, or the status bytes, of all slots of a queue. It owns what it is made
-/// of together with the array.
+/// Equal segments one after the other: the headers, or the status bytes, of all slots of a queue. It owns
+/// what it is made of together with the array.
 #[derive(Clone)]
 pub struct SegmentArray {
     start: u64,
@@ -131,7 +131,8 @@ unsafe impl Send for SegmentArray {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for SegmentArray {}
 
-/// Pairs of segments: those of the same index in two arrays of one device, which reads the one and writes the other.
+/// Pairs of segments: those of the same index in two arrays of one device, which reads the one and writes the
+/// other.
 #[derive(Debug)]
 pub struct SegmentPairs {
     read: SegmentArray,

@@ -10,11 +10,11 @@ use crate::rust_vmm::{
     MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
 };
 
-/// The windows of one device in one direction, frozen. It is [`GuestMemory`](crate::rust_vmm::GuestMemory), and
-/// so [`DriverMem`](crate::fuchsia::DriverMem).
+/// The windows of one device in one direction, frozen. It is [`GuestMemory`](crate::rust_vmm::GuestMemory),
+/// and so [`DriverMem`](crate::fuchsia::DriverMem).
 ///
-/// It holds a counted reference to each region, so their memory goes nowhere before the snapshot does, even if the
-/// driver drops them. What the driver opens later is not seen: take a new snapshot.
+/// It holds a counted reference to each region, so their memory goes nowhere before the snapshot does, even
+/// if the driver drops them. What the driver opens later is not seen: take a new snapshot.
 pub type DmaSnapshot<B = ()> = GuestRegionCollection<DmaWindow<B>>;
 
 /// One window: a region at its device address.

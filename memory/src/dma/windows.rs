@@ -16,8 +16,8 @@ use crate::{
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
-/// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be released by
-/// the device's next driver.
+/// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be
+/// released by the device's next driver.
 pub struct DmaRegistry {
     /// By device.
     tables: Lock<Vec<Arc<WindowTable>>>,
@@ -105,9 +105,9 @@ pub(super) enum Side {
 
 /// What one device may reach: its regions, and those that wait for the device to be quiet.
 ///
-/// There is one table for each device of a platform, and one owner of it: this is a handle, cloning gives another, and
-/// while there are handles or regions nobody else gets one. For a model the table is also the model's memory:
-/// [`readable`](Self::readable) and [`writable`](Self::writable).
+/// There is one table for each device of a platform, and one owner of it: this is a handle, cloning gives
+/// another, and while there are handles or regions nobody else gets one. For a model the table is also the
+/// model's memory: [`readable`](Self::readable) and [`writable`](Self::writable).
 ///
 /// ```
 /// use ringfence_memory::{Bytes, DeviceId, Direction, DmaError, DmaWindows, host::HostPlatform};
@@ -200,8 +200,8 @@ impl DmaWindows {
         Ok(Self(Arc::new(Tenure(table))))
     }
 
-    /// Claims a table for a device model in this program, which goes by `device` among models: it is no device's on a
-    /// bus, whatever the number, and no register will take its addresses.
+    /// Claims a table for a device model in this program, which goes by `device` among models: it is no
+    /// device's on a bus, whatever the number, and no register will take its addresses.
     ///
     /// # Errors
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
@@ -220,8 +220,8 @@ impl DmaWindows {
         Life { table: self.table().clone(), number: self.table().life() }
     }
 
-    /// A new region of at least `len` bytes (rounded up to pages), zeroed, owned by the caller, that the device may
-    /// read and write.
+    /// A new region of at least `len` bytes (rounded up to pages), zeroed, owned by the caller, that the
+    /// device may read and write.
     pub fn allocate(&self, len: usize) -> Result<DmaRegion, DmaError> {
         self.allocate_for(len, Direction::Both)
     }
@@ -263,9 +263,9 @@ impl DmaWindows {
         self.snapshot(Direction::FromDevice)
     }
 
-    /// The windows that the device may use in this direction, as they are now, with new dirty bitmaps of kind `B`.
-    /// The memory can be reached through it if the device is a [model](Self::for_model); of a device on a bus it only tells
-    /// the addresses, for an IOMMU.
+    /// The windows that the device may use in this direction, as they are now, with new dirty bitmaps of kind
+    /// `B`. The memory can be reached through it if the device is a [model](Self::for_model); of a device on
+    /// a bus it only tells the addresses, for an IOMMU.
     ///
     /// The snapshot holds the regions: their memory stays until it is dropped.
     ///
@@ -296,12 +296,12 @@ impl DmaWindows {
         self.table().state.lock().generation
     }
 
-    /// Ends the life of a device model: it must have forgotten what it was told. The proof is that nobody holds a view of
-    /// its memory, so that nothing can reach what it was given.
+    /// Ends the life of a device model: it must have forgotten what it was told. The proof is that nobody
+    /// holds a view of its memory, so that nothing can reach what it was given.
     ///
     /// # Errors
-    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device is on a
-    /// bus.
+    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device
+    /// is on a bus.
     pub fn reset_model(&self) -> Result<Quiet, ResetError> {
         let table = self.table();
         if table.side != Side::Model {
@@ -325,13 +325,14 @@ impl DmaWindows {
         (state.open, state.quarantined)
     }
 
-    /// Tells a device model an address, as [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) tells a device
-    /// its queues: the way in which a [`DmaAddr`] becomes a number, from which there is no way back.
+    /// Tells a device model an address, as [`CommonConfig::set_queue`](crate::CommonConfig::set_queue) tells
+    /// a device its queues: the way in which a [`DmaAddr`] becomes a number, from which there is no way back.
     ///
     /// From here on what is dropped is quarantined until the device's life has ended.
     ///
     /// # Errors
-    /// [`DmaError::WrongDevice`] if it is another device's or this one is not a model, [`DmaError::WrongLife`].
+    /// [`DmaError::WrongDevice`] if it is another device's or this one is not a model,
+    /// [`DmaError::WrongLife`].
     pub fn publish(&self, address: DmaAddr<'_>) -> Result<GuestAddress, DmaError> {
         if self.table().side != Side::Model {
             return Err(DmaError::WrongDevice);
@@ -339,7 +340,8 @@ impl DmaWindows {
         self.tell([address], |[address]| GuestAddress(address))
     }
 
-    /// Calls `write`, which tells the device these addresses, if they are its own and of this life; books it before.
+    /// Calls `write`, which tells the device these addresses, if they are its own and of this life; books it
+    /// before.
     pub(crate) fn tell<const N: usize, R>(
         &self,
         addresses: [DmaAddr<'_>; N],
@@ -357,8 +359,8 @@ impl DmaWindows {
         Ok(write(addresses.map(|address| address.value)))
     }
 
-    /// Ends the device's life if it is still `life`, and if `is_quiet`, which is asked while nobody can tell the
-    /// device anything.
+    /// Ends the device's life if it is still `life`, and if `is_quiet`, which is asked while nobody can tell
+    /// the device anything.
     pub(crate) fn end_life_if(
         &self,
         life: &Life,
@@ -416,8 +418,8 @@ impl WindowTable {
         self.life.load(Ordering::Relaxed)
     }
 
-    /// The device may be told, from here on, of memory that it is not told of by [`DmaWindows::tell`]: there is a
-    /// descriptor table. Says in which life.
+    /// The device may be told, from here on, of memory that it is not told of by [`DmaWindows::tell`]: there
+    /// is a descriptor table. Says in which life.
     pub(super) fn open_descriptors(&self) -> u64 {
         let mut state = self.state.lock();
         state.told = true;

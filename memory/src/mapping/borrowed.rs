@@ -19,8 +19,8 @@ mod sealed {
     pub trait Mutability {}
 }
 
-/// What may hold the mapping: itself, a reference to it, or an `Arc`. Closed, since the view relies on the mapping
-/// never being exchanged.
+/// What may hold the mapping: itself, a reference to it, or an `Arc`. Closed, since the view relies on the
+/// mapping never being exchanged.
 pub trait PagesOwner: sealed::PagesOwner {}
 impl<B: sealed::PagesOwner> PagesOwner for B {}
 
@@ -129,8 +129,8 @@ impl<T: ?Sized, M: Mutability, B: PagesOwner> BorrowedMappedPages<T, M, B> {
 }
 
 impl<T: ?Sized, B: PagesOwner> BorrowedMappedPages<T, Immutable, B> {
-    /// The mapping, while the view exists: it can be read, but not remapped or split. A [`Mutable`] view has no such
-    /// access, since it alone refers to its bytes.
+    /// The mapping, while the view exists: it can be read, but not remapped or split. A [`Mutable`] view has
+    /// no such access, since it alone refers to its bytes.
     pub const fn inner_ref(&self) -> &B {
         &self.owner
     }
@@ -140,9 +140,10 @@ impl<T: ?Sized, M: Mutability, B: PagesOwner> Deref for BorrowedMappedPages<T, M
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: `as_type` or `as_slice` made this reference from the mapping, which `owner` keeps mapped. Whoever else
-        // reaches `owner` does so by shared reference, which gives `Immutable` types only; a `Mutable` view owns it and
-        // gives no reference to it, and its `T` is `Immutable` as well. So the bytes change through `deref_mut` only.
+        // SAFETY: `as_type` or `as_slice` made this reference from the mapping, which `owner` keeps mapped.
+        // Whoever else reaches `owner` does so by shared reference, which gives `Immutable` types only; a
+        // `Mutable` view owns it and gives no reference to it, and its `T` is `Immutable` as well. So the
+        // bytes change through `deref_mut` only.
         unsafe { self.value.as_ref() }
     }
 }

@@ -87,12 +87,12 @@ impl Claims {
 }
 
 impl AddressSpace {
-    /// Puts device registers on offer: a BAR, or a range from MCFG or MADT. Whole pages: of two ranges in the same page
-    /// only the first can be offered.
+    /// Puts device registers on offer: a BAR, or a range from MCFG or MADT. Whole pages: of two ranges in the
+    /// same page only the first can be offered.
     ///
     /// # Safety
-    /// The range is what the firmware says, and whoever claims it may use every register in it: nothing there lets its
-    /// user reach memory behind the owner's back, unless the claimant answers for that.
+    /// The range is what the firmware says, and whoever claims it may use every register in it: nothing there
+    /// lets its user reach memory behind the owner's back, unless the claimant answers for that.
     pub unsafe fn offer_mmio(&self, frames: FrameRange) -> Result<(), ClaimError> {
         if frames.is_empty() {
             return Err(ClaimError::ZeroLength);

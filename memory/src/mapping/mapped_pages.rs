@@ -49,8 +49,8 @@ kinds! {
     Mmio, |space, frames| space.claims().lock().release(&frames);
 }
 
-/// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are written
-/// down; nothing else maps them.
+/// Adjacent pages that are mapped, with the frames they are mapped to. The page table is where the frames are
+/// written down; nothing else maps them.
 ///
 /// Dropping unmaps the pages, flushes the TLB and gives back pages and frames.
 ///
@@ -136,8 +136,8 @@ impl<K: Kind> MappedPages<K> {
         self.protection
     }
 
-    /// The first byte; null if there are no pages. Valid for as many bytes as the range says while this value lives,
-    /// under the rules of its kind.
+    /// The first byte; null if there are no pages. Valid for as many bytes as the range says while this value
+    /// lives, under the rules of its kind.
     pub fn as_ptr(&self) -> *mut u8 {
         core::ptr::with_exposed_provenance_mut(self.pages.start_address().value() as usize)
     }
@@ -160,8 +160,8 @@ impl MappedPages<Private> {
         }
     }
 
-    /// Joins `other` to this mapping. Gives it back unless it follows directly, in the same address space and with the
-    /// same flags. An empty mapping joins with any.
+    /// Joins `other` to this mapping. Gives it back unless it follows directly, in the same address space and
+    /// with the same flags. An empty mapping joins with any.
     pub fn merge(&mut self, mut other: Self) -> Result<(), Self> {
         if other.pages.is_empty() {
             return Ok(());
@@ -183,9 +183,9 @@ impl MappedPages<Private> {
         })
     }
 
-    /// The pages before `at` and those from `at` on; either may be empty. A larger leaf that reaches across is broken
-    /// first. Gives the mapping back, unchanged, if `at` is not a multiple of 4 KiB, lies outside, or no page table is
-    /// left for breaking.
+    /// The pages before `at` and those from `at` on; either may be empty. A larger leaf that reaches across
+    /// is broken first. Gives the mapping back, unchanged, if `at` is not a multiple of 4 KiB, lies outside,
+    /// or no page table is left for breaking.
     pub fn split(mut self, at: VirtAddr) -> Result<(Self, Self), Self> {
         let inside = at.is_page_aligned() && self.pages.contains_address(at);
         if inside && self.space.is_some_and(|space| space.break_at(Page::containing_address(at)).is_err()) {
@@ -224,8 +224,9 @@ impl MappedPages<Private> {
         }
     }
 
-    /// Unmaps and returns the pages and all frames, as one token for each run of adjacent ones. Gives the mapping back
-    /// if the heap has no room for the list. What the memory held is lost: it is zeroed when the frames are mapped.
+    /// Unmaps and returns the pages and all frames, as one token for each run of adjacent ones. Gives the
+    /// mapping back if the heap has no room for the list. What the memory held is lost: it is zeroed when the
+    /// frames are mapped.
     pub fn unmap_into_parts(self) -> Result<(AllocatedPages, Vec<AllocatedFrames>), Self> {
         let mut list: Vec<AllocatedFrames> = Vec::new();
         let Some(space) = self.space else { return Ok((AllocatedPages::empty(), list)) };
@@ -276,9 +277,10 @@ impl MappedPages<Private> {
         if len == 0 {
             return &[];
         }
-        // SAFETY: the pages are mapped and readable while `self` lives, and not null, as no allocator has page 0; nothing
-        // else maps the frames and no device is told of them, so they only change through `&mut self`, or through what
-        // was borrowed from it and excludes this; any bytes are valid; a half of the address space is below `isize::MAX`.
+        // SAFETY: the pages are mapped and readable while `self` lives, and not null, as no allocator has
+        // page 0; nothing else maps the frames and no device is told of them, so they only change through
+        // `&mut self`, or through what was borrowed from it and excludes this; any bytes are valid; a half of
+        // the address space is below `isize::MAX`.
         unsafe { core::slice::from_raw_parts(self.as_ptr(), len) }
     }
 
@@ -350,8 +352,8 @@ impl MappedPages<Private> {
         BorrowedMappedPages::<T, Mutable>::from_mut(self, offset)
     }
 
-    /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it back on
-    /// error.
+    /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it
+    /// back on error.
     pub fn into_borrowed_slice<T: FromBytes + zerocopy::Immutable>(
         self,
         offset: usize,
@@ -390,8 +392,8 @@ impl MappedPages<Dma> {
         // Booting is to a good part this, and the compiler unrolls the inner loop only.
         for _ in 0..self.pages.size_in_bytes() as usize / size_of::<[u64; UNROLLED]>() {
             for word in 0..UNROLLED {
-                // SAFETY: inside the mapping, which is whole pages and always writable for this kind; volatile since a
-                // device that has, or had, this memory may write to it meanwhile.
+                // SAFETY: inside the mapping, which is whole pages and always writable for this kind;
+                // volatile since a device that has, or had, this memory may write to it meanwhile.
                 unsafe { words.add(word).write_volatile(0) };
             }
             words = words.wrapping_add(UNROLLED);

@@ -24,8 +24,8 @@ pub(crate) struct BootMapping {
 
 /// Creates and changes page tables. [`AddressSpace`](super::AddressSpace) owns the one that is in use.
 ///
-/// Tables come from a [`TablePool`]. One whose last entry is cleared is unlinked, and returns to the pool when no
-/// processor can know of it any more.
+/// Tables come from a [`TablePool`]. One whose last entry is cleared is unlinked, and returns to the pool
+/// when no processor can know of it any more.
 pub struct Mapper {
     pool: TablePool,
     root: Table,
@@ -63,12 +63,13 @@ impl Mapper {
         Ok(Self { pool, root, gib_pages, boot: [None; BOOT_MAPPINGS] })
     }
 
-    /// Maps what the kernel itself lives in: its image, its boot stack, the pool of tables, the allocators' storage.
-    /// These mappings stay for ever, and no more than 32 are possible.
+    /// Maps what the kernel itself lives in: its image, its boot stack, the pool of tables, the allocators'
+    /// storage. These mappings stay for ever, and no more than 32 are possible.
     ///
     /// # Safety
-    /// The caller answers for both ranges: no other mapping of the frames, except of the loader that is about to be
-    /// left, and a protection that suits whatever Rust objects live there. Page 0 and the very last one are refused.
+    /// The caller answers for both ranges: no other mapping of the frames, except of the loader that is about
+    /// to be left, and a protection that suits whatever Rust objects live there. Page 0 and the very last one
+    /// are refused.
     pub unsafe fn map_boot(
         &mut self,
         pages: PageRange,
@@ -121,8 +122,8 @@ impl Mapper {
         self.boot.iter().flatten().find(|boot| (boot.pages.first()..boot.pages.past()).contains(&page))
     }
 
-    /// Maps pages to as many frames with the largest leaves that fit. All or nothing: what can fail happens first, and
-    /// nothing is linked that has to be unlinked again.
+    /// Maps pages to as many frames with the largest leaves that fit. All or nothing: what can fail happens
+    /// first, and nothing is linked that has to be unlinked again.
     pub(crate) fn map(
         &mut self,
         pages: &PageRange,
@@ -146,8 +147,9 @@ impl Mapper {
         Ok(())
     }
 
-    /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run of
-    /// frames in `flush`, and takes the pages it has done off `pages`. `cleared` hears of each run of leaves.
+    /// Clears the leaves of `pages` from the front, until all are cleared or there is no room for another run
+    /// of frames in `flush`, and takes the pages it has done off `pages`. `cleared` hears of each run of
+    /// leaves.
     pub(crate) fn unmap(
         &mut self,
         pages: &mut PageRange,
@@ -189,8 +191,8 @@ impl Mapper {
         stale
     }
 
-    /// Makes `page` the beginning of a leaf, by breaking larger ones that reach across. All or nothing; what every
-    /// address maps to stays the same.
+    /// Makes `page` the beginning of a leaf, by breaking larger ones that reach across. All or nothing; what
+    /// every address maps to stays the same.
     pub(crate) fn break_at(&mut self, page: Page) -> Result<Stale, MapError> {
         let (mut stale, number) = (Stale::new(), page.number());
         let needed =
@@ -309,7 +311,8 @@ impl Mapper {
         }
     }
 
-    /// The table at `level` on the way to a page, with what is missing on the way, which [`Self::missing`] has counted.
+    /// The table at `level` on the way to a page, with what is missing on the way, which [`Self::missing`]
+    /// has counted.
     fn make_table(&mut self, page: u64, level: usize) -> Table {
         (level..TOP).rev().fold(self.root, |table, level| {
             let pte = self.pool.get(table, slot(page, level + 1));
@@ -324,8 +327,8 @@ impl Mapper {
         })
     }
 
-    /// The table at `level` on the way to a page whose leaf has just been cleared: an empty entry names frame 0,
-    /// which is no table.
+    /// The table at `level` on the way to a page whose leaf has just been cleared: an empty entry names frame
+    /// 0, which is no table.
     fn table_of(&self, page: u64, level: usize) -> Option<Table> {
         (level + 1..=TOP)
             .rev()
@@ -353,7 +356,8 @@ mod tests {
     use crate::address::PAGE_SIZE;
     use std::vec;
 
-    /// The next leaf of a table is found without a walk, though nothing leads there any more; no other table's is.
+    /// The next leaf of a table is found without a walk, though nothing leads there any more; no other
+    /// table's is.
     #[test]
     fn the_last_table_is_remembered() {
         let memory = vec![0_u64; 17 * ENTRIES].leak().as_mut_ptr().cast::<u8>();

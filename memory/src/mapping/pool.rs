@@ -23,8 +23,8 @@ const SEEN: u32 = 1 << 31;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table(usize);
 
-/// Tables that no other table links any more, though a processor may still walk through them: each is all zero, and
-/// its note links the next one. Dropped, they are lost.
+/// Tables that no other table links any more, though a processor may still walk through them: each is all
+/// zero, and its note links the next one. Dropped, they are lost.
 pub(crate) struct Unlinked {
     /// Of the first table: index + 1, or 0.
     first: u32,
@@ -44,9 +44,9 @@ impl Unlinked {
 
 /// A private pool of page tables: adjacent frames, reached through one pointer.
 ///
-/// The first frames hold a note for each table: how many of its entries are used, or, of a table that is not in use,
-/// which is the next such table. So a table that is not in use is all zero: a processor that walks through it all the
-/// same finds nothing, and writes nothing.
+/// The first frames hold a note for each table: how many of its entries are used, or, of a table that is not
+/// in use, which is the next such table. So a table that is not in use is all zero: a processor that walks
+/// through it all the same finds nothing, and writes nothing.
 pub struct TablePool {
     base: *mut u8,
     frames: FrameRange,
@@ -220,7 +220,8 @@ impl TablePool {
         seen
     }
 
-    /// The table was just linked, for pages from `page` on: the walk will not see it if it is past its beginning.
+    /// The table was just linked, for pages from `page` on: the walk will not see it if it is past its
+    /// beginning.
     pub(crate) fn linked(&mut self, table: Table, page: u64) {
         if page & LOW_PAGES < self.walked {
             self.see(table);
@@ -279,7 +280,8 @@ impl TablePool {
         unsafe { self.note_at(table).write(note) }
     }
 
-    /// Points into the header frames, which only notes live in; a note is written when its table is first taken.
+    /// Points into the header frames, which only notes live in; a note is written when its table is first
+    /// taken.
     fn note_at(&self, table: Table) -> *mut u32 {
         assert!(table.0 < self.tables());
         self.base.wrapping_add(table.0 * size_of::<u32>()).cast()

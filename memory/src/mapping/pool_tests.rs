@@ -16,8 +16,8 @@ unsafe impl Cpu for NoCpu {
     }
 }
 
-/// Whatever lay in the pool before, or was written to a table while it was in use: a table that is handed out, and
-/// only then linked, is all zero.
+/// Whatever lay in the pool before, or was written to a table while it was in use: a table that is handed
+/// out, and only then linked, is all zero.
 #[test]
 fn tables_are_zero_before_they_can_be_linked() {
     let mut memory = vec![[0xa5a5_a5a5_a5a5_a5a5_u64; ENTRIES]; 9];

@@ -14,12 +14,12 @@ use crate::tlb::{Cpu, Flush};
 
 /// The page tables in use, with the allocators of what they map.
 ///
-/// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so. Not for
-/// interrupt handlers (it takes spin locks).
+/// Lives in a static: every [`MappedPages`] refers to it. No operation needs a heap, except where it says so.
+/// Not for interrupt handlers (it takes spin locks).
 ///
-/// Private memory is zero when it is mapped, wherever its frames come from: nobody sees what somebody else left there.
-/// What is unmapped can be had by nobody, neither pages nor frames nor page tables, until every processor has forgotten
-/// it; these are told ([`Cpu::shoot_down`]) while no lock is held.
+/// Private memory is zero when it is mapped, wherever its frames come from: nobody sees what somebody else
+/// left there. What is unmapped can be had by nobody, neither pages nor frames nor page tables, until every
+/// processor has forgotten it; these are told ([`Cpu::shoot_down`]) while no lock is held.
 pub struct AddressSpace {
     pub(super) claims: Lock<Claims>,
     mapper: Lock<Mapper>,
@@ -30,11 +30,13 @@ pub struct AddressSpace {
 }
 
 impl AddressSpace {
-    /// Puts the parts together. What is in use outside `pages` is safe from it: the active tables map that already.
+    /// Puts the parts together. What is in use outside `pages` is safe from it: the active tables map that
+    /// already.
     ///
     /// Every further processor, before it uses anything that is mapped here, loads the same top-level table
-    /// ([`Cpu::root`], from the first one), is set up as the first one (`EFER.NXE`, `CR0.WP`, entry 3 of the PAT uncached,
-    /// no global pages, no other process context), and answers to [`Cpu::shoot_down`] from then on.
+    /// ([`Cpu::root`], from the first one), is set up as the first one (`EFER.NXE`, `CR0.WP`, entry 3 of the
+    /// PAT uncached, no global pages, no other process context), and answers to [`Cpu::shoot_down`] from then
+    /// on.
     ///
     /// # Panics
     /// Unless `cpu` uses the tables of `mapper`: see [`Mapper::activate`].
@@ -59,8 +61,9 @@ impl AddressSpace {
         self.pages
     }
 
-    /// The window tables of this address space's devices, for [`Platform::registry`](crate::Platform::registry): the
-    /// [audit](Self::audit) compares them with the page tables.
+    /// The window tables of this address space's devices, for
+    /// [`Platform::registry`](crate::Platform::registry): the [audit](Self::audit) compares them with the
+    /// page tables.
     pub const fn registry(&self) -> &DmaRegistry {
         &self.registry
     }
@@ -175,8 +178,8 @@ impl AddressSpace {
         }
     }
 
-    /// Maps memory for devices: adjacent frames of the DMA arena, zeroed. Dropping the mapping gives them back to the
-    /// arena, never to private use.
+    /// Maps memory for devices: adjacent frames of the DMA arena, zeroed. Dropping the mapping gives them
+    /// back to the arena, never to private use.
     pub fn allocate_dma(&'static self, request: FrameRequest) -> Result<MappedPages<Dma>, MapError> {
         let pages = self.pages.allocate(PageRequest::new(request.count)).map_err(MapError::Pages)?;
         let frames = self.frames.take_dma(&request).map_err(MapError::Frames)?;
@@ -276,7 +279,8 @@ impl AddressSpace {
     }
 }
 
-/// Memory for a stack, with an unmapped page on each side: running over the end faults instead of overwriting.
+/// Memory for a stack, with an unmapped page on each side: running over the end faults instead of
+/// overwriting.
 #[derive(Debug)]
 pub struct Stack {
     pages: MappedPages<Private>,
@@ -289,7 +293,8 @@ impl Stack {
         self.guards[1].start_address()
     }
 
-    /// The mapped pages. There is no reference to what they hold: the processor writes there while it uses the stack.
+    /// The mapped pages. There is no reference to what they hold: the processor writes there while it uses
+    /// the stack.
     pub fn range(&self) -> PageRange {
         *self.pages
     }

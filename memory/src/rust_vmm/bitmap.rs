@@ -1,4 +1,5 @@
-//! Which pages were written through a [`VolatileSlice`](crate::VolatileSlice): names as in rust-vmm's `vm-memory`.
+//! Which pages were written through a [`VolatileSlice`](crate::VolatileSlice): names as in rust-vmm's
+//! `vm-memory`.
 
 use alloc::vec::Vec;
 use core::fmt;

@@ -80,8 +80,8 @@ pub type Result<T> = core::result::Result<T, GuestMemoryError>;
 
 /// A contiguous run of guest addresses.
 ///
-/// Implementors give length, start and, for memory that may be accessed, `get_slice`; the rest follows, with `Bytes`
-/// by [`GuestMemoryRegionBytes`].
+/// Implementors give length, start and, for memory that may be accessed, `get_slice`; the rest follows, with
+/// `Bytes` by [`GuestMemoryRegionBytes`].
 pub trait GuestMemoryRegion: Bytes<MemoryRegionAddress, E = GuestMemoryError> {
     /// What records writes to the region.
     type B: Bitmap + for<'a> WithBitmapSlice<'a>;
@@ -200,7 +200,8 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
     offset.ok_or(GuestMemoryError::InvalidRegionAddress(addr))
 }
 
-/// An immutable collection of [`GuestMemoryRegion`]s that do not overlap. It gives [`Bytes<GuestAddress>`](Bytes).
+/// An immutable collection of [`GuestMemoryRegion`]s that do not overlap. It gives
+/// [`Bytes<GuestAddress>`](Bytes).
 ///
 /// ```
 /// use ringfence_memory::rust_vmm::{GuestAddress, GuestMemory};
@@ -219,7 +220,8 @@ pub fn region_offset<R: GuestMemoryRegion + ?Sized>(region: &R, addr: MemoryRegi
 /// # Ok::<(), ringfence_memory::DmaError>(())
 /// ```
 ///
-/// The view is frozen: implementors have no interior mutability, so that two answers never contradict each other.
+/// The view is frozen: implementors have no interior mutability, so that two answers never contradict each
+/// other.
 pub trait GuestMemory {
     /// The kind of its regions.
     type R: GuestMemoryRegion;
@@ -258,7 +260,8 @@ pub trait GuestMemory {
         self.address_in_range(addr).then_some(addr)
     }
 
-    /// Whether there is memory at all of `base..base + len`, without a hole. There is at all of an empty range.
+    /// Whether there is memory at all of `base..base + len`, without a hole. There is at all of an empty
+    /// range.
     ///
     /// It says nothing about access: memory that is not shared counts as well.
     fn check_range(&self, base: GuestAddress, len: usize) -> bool {
@@ -277,13 +280,14 @@ pub trait GuestMemory {
         base.checked_add(offset as u64).and_then(|addr| self.check_address(addr))
     }
 
-    /// Calls `f` for each piece of `addr..addr + count` that lies in one region, with the bytes done so far, the
-    /// bytes of this piece, and where it is; `f` says how much is done (of what is left, not of the piece alone), 0 to
-    /// stop. Ends at a hole, and says how much was done. Of no bytes `f` is told as well.
+    /// Calls `f` for each piece of `addr..addr + count` that lies in one region, with the bytes done so far,
+    /// the bytes of this piece, and where it is; `f` says how much is done (of what is left, not of the piece
+    /// alone), 0 to stop. Ends at a hole, and says how much was done. Of no bytes `f` is told as well.
     ///
     /// # Errors
-    /// The first one of `f`; [`InvalidGuestAddress`](GuestMemoryError::InvalidGuestAddress) if there is no memory
-    /// at `addr`; [`CallbackOutOfRange`](GuestMemoryError::CallbackOutOfRange) if `f` claims more than was left.
+    /// The first one of `f`; [`InvalidGuestAddress`](GuestMemoryError::InvalidGuestAddress) if there is no
+    /// memory at `addr`; [`CallbackOutOfRange`](GuestMemoryError::CallbackOutOfRange) if `f` claims more than
+    /// was left.
     #[deprecated = "use `get_slices`"]
     fn try_access<F>(&self, count: usize, addr: GuestAddress, mut f: F) -> Result<usize>
     where
@@ -321,8 +325,8 @@ pub trait GuestMemory {
         region.get_slice(offset, count)
     }
 
-    /// Slices that together are the `count` bytes at `addr`, however many regions they lie in. The first error is
-    /// the last item. None if `count` is 0.
+    /// Slices that together are the `count` bytes at `addr`, however many regions they lie in. The first
+    /// error is the last item. None if `count` is 0.
     fn get_slices<'a>(&'a self, addr: GuestAddress, count: usize) -> GuestMemorySliceIterator<'a, Self> {
         GuestMemorySliceIterator { memory: self, addr: Some(addr), left: count }
     }

@@ -12,8 +12,9 @@ use crate::{AddressSpace, DmaRegion, FrameRange, PAGE_SHIFT, PAGE_SIZE, VirtAddr
 /// The physical memory map, frozen: which addresses are RAM, to a device that uses physical addresses. It is
 /// [`GuestMemory`](super::GuestMemory).
 ///
-/// Only the DMA regions that their owners have lent can be accessed through it, each as a region of its own, while the
-/// loan lasts. Slices of all other RAM are refused, since Rust objects or somebody else's buffers live there.
+/// Only the DMA regions that their owners have lent can be accessed through it, each as a region of its own,
+/// while the loan lasts. Slices of all other RAM are refused, since Rust objects or somebody else's buffers
+/// live there.
 pub type PhysMap<'a> = GuestRegionCollection<PhysRegion<'a>>;
 
 /// A run of RAM in a [`PhysMap`].
@@ -23,8 +24,8 @@ pub struct PhysRegion<'a> {
 }
 
 impl AddressSpace {
-    /// The physical memory map as it is now, in which the regions `shared` can be accessed. One that this address space
-    /// does not map to adjacent frames is left out.
+    /// The physical memory map as it is now, in which the regions `shared` can be accessed. One that this
+    /// address space does not map to adjacent frames is left out.
     ///
     /// Allocates on the heap, but not under a lock: one entry for each run of RAM and each region.
     pub fn phys_map<'a>(&self, shared: &[&'a DmaRegion]) -> PhysMap<'a> {

@@ -1,6 +1,6 @@
-//! A machine on the host: RAM is a file in memory, the MMU is a fault handler that walks our page tables and maps what
-//! they say, and the TLB is what it has mapped so far. A mapping stays usable until it is flushed, exactly like a
-//! stale TLB entry, and touching memory through it is real.
+//! A machine on the host: RAM is a file in memory, the MMU is a fault handler that walks our page tables and
+//! maps what they say, and the TLB is what it has mapped so far. A mapping stays usable until it is flushed,
+//! exactly like a stale TLB entry, and touching memory through it is real.
 #![allow(dead_code, clippy::undocumented_unsafe_blocks)]
 
 use ringfence_memory::*;
@@ -48,7 +48,8 @@ pub struct Hit {
 }
 
 impl Machine {
-    /// `ram_frames` of RAM from address 0, then `mmio_frames` of "registers", and a window of virtual addresses.
+    /// `ram_frames` of RAM from address 0, then `mmio_frames` of "registers", and a window of virtual
+    /// addresses.
     pub fn new(ram_frames: u64, mmio_frames: u64, window_pages: usize) -> &'static Self {
         let total = ((ram_frames + mmio_frames) * PAGE) as usize;
         let bytes = window_pages * PAGE as usize;
@@ -343,7 +344,8 @@ impl System {
         Self::with_cpu(config, |machine| machine)
     }
 
-    /// Boots: the pool at frame 16, eight frames of "kernel image" before it, frame 0 reserved, the rest is free.
+    /// Boots: the pool at frame 16, eight frames of "kernel image" before it, frame 0 reserved, the rest is
+    /// free.
     pub fn with_cpu(config: Config, cpu: impl FnOnce(&'static Machine) -> &'static dyn Cpu) -> Self {
         let machine = Machine::new(config.ram_frames, config.mmio_frames, config.window_pages);
         let (pool, kernel) = (frames(16, config.pool_frames as u64), frames(8, 8));
@@ -383,7 +385,8 @@ impl System {
         Self::new(Config::default())
     }
 
-    /// Fails the test unless the audit is content, the TLB knows nothing stale and all frames are accounted for.
+    /// Fails the test unless the audit is content, the TLB knows nothing stale and all frames are accounted
+    /// for.
     #[track_caller]
     pub fn check(&self) {
         let report = self.space.audit();
@@ -446,7 +449,8 @@ impl System {
     }
 }
 
-/// DMA memory for drivers, out of the machine's address space. Device addresses are physical addresses plus `bus`.
+/// DMA memory for drivers, out of the machine's address space. Device addresses are physical addresses plus
+/// `bus`.
 pub struct SystemPlatform {
     pub space: &'static AddressSpace,
     pub bus: u64,

@@ -1,5 +1,5 @@
-//! A virtio device on PCI, as memory: its configuration space and its registers. Nothing is behind the registers but what
-//! a test does.
+//! A virtio device on PCI, as memory: its configuration space and its registers. Nothing is behind the
+//! registers but what a test does.
 #![allow(dead_code, missing_docs, clippy::undocumented_unsafe_blocks, reason = "each test uses a part of it")]
 
 pub mod stepped;

@@ -1,5 +1,5 @@
-//! A machine as rust-vmm's `vm-memory` models one: physical memory, and in front of it an IOMMU that maps what one
-//! device was given and nothing else. Device address, physical address and pointer all differ.
+//! A machine as rust-vmm's `vm-memory` models one: physical memory, and in front of it an IOMMU that maps
+//! what one device was given and nothing else. Device address, physical address and pointer all differ.
 
 use std::collections::BTreeMap;
 use std::ptr::NonNull;

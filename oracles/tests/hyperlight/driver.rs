@@ -153,7 +153,8 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                 match wanted {
                     Interrupts::All => assert!(interrupt),
                     Interrupts::None => assert!(!interrupt),
-                    // The first after the driver asked. If it fills the ring they never think that the event was passed.
+                    // The first after the driver asked. If it fills the ring they never think that the event
+                    // was passed.
                     Interrupts::Next => {
                         assert!(interrupt || !returned.is_empty() || chain.len() == usize::from(size));
                     }

@@ -1,5 +1,5 @@
-//! The packed ring with the two ends of `hyperlight-common`: its producer in front of our device side, and its
-//! consumer behind our driver side, and behind the fake driver that our own tests of the device side use.
+//! The packed ring with the two ends of `hyperlight-common`: its producer in front of our device side, and
+//! its consumer behind our driver side, and behind the fake driver that our own tests of the device side use.
 #![cfg(not(ringfence_loom))]
 
 #[path = "../common/mod.rs"]

@@ -39,8 +39,9 @@ pub struct Row {
 }
 
 impl Estimate {
-    /// The median of `rounds`, with the interval that order statistics give whatever the distribution. Fewer than six
-    /// rounds cannot give 95 %: then it is the whole range, which for five holds the median with 93.75 %.
+    /// The median of `rounds`, with the interval that order statistics give whatever the distribution. Fewer
+    /// than six rounds cannot give 95 %: then it is the whole range, which for five holds the median with
+    /// 93.75 %.
     ///
     /// # Panics
     /// If there are no rounds.
@@ -73,8 +74,9 @@ impl Estimate {
     }
 }
 
-/// The ratio `over / under` of two measurements that were made in turns. Round is compared with round, so that what slows
-/// the machine down for a while cancels out; where one has more rounds, several in a row, by their median, make one.
+/// The ratio `over / under` of two measurements that were made in turns. Round is compared with round, so
+/// that what slows the machine down for a while cancels out; where one has more rounds, several in a row, by
+/// their median, make one.
 pub fn ratio(over: &[f64], under: &[f64]) -> Option<Estimate> {
     let count = over.len().min(under.len());
     let group = |rounds: &[f64], number: usize| {
@@ -114,7 +116,8 @@ impl Samples {
     }
 }
 
-/// Makes sure that all of `baseline`, values by `GUEST|WORKLOAD|DEPTH|METRIC`, was measured, and is within a tenth.
+/// Makes sure that all of `baseline`, values by `GUEST|WORKLOAD|DEPTH|METRIC`, was measured, and is within a
+/// tenth.
 pub fn compare(samples: &Samples, baseline: &BTreeMap<String, f64>) -> Result<()> {
     let mut wrong = Vec::new();
     for (name, expected) in baseline {

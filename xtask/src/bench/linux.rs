@@ -16,7 +16,8 @@ const MODULES: [&str; 6] =
 /// What Linux is started with: nothing that changes how it works.
 pub const APPEND: &str = "console=ttyS0 quiet panic=-1";
 
-/// Process 1 of the guest. It prints what the host reads, and ends QEMU as our own guests do: by a byte to port 0xf4.
+/// Process 1 of the guest. It prints what the host reads, and ends QEMU as our own guests do: by a byte to
+/// port 0xf4.
 const INIT: &str = r#"#!/bin/busybox sh
 busybox mount -t devtmpfs dev /dev
 busybox mount -t proc proc /proc
@@ -38,7 +39,8 @@ echo bench-done
 busybox printf '\020' | busybox dd of=/dev/port bs=1 seek=244 2>/dev/null
 "#;
 
-/// What fio's jobs have in common. No random map: null-co has no data, and picking blocks without one is quicker.
+/// What fio's jobs have in common. No random map: null-co has no data, and picking blocks without one is
+/// quicker.
 const JOBS: &str = "\
 [global]
 filename=/dev/vda
@@ -54,13 +56,14 @@ stonewall=1
 
 /// A kernel with an initial file system, ready to boot.
 pub struct Linux {
-    /// The decompressed kernel, which QEMU starts as it starts ours, in less time than the compressed one takes.
+    /// The decompressed kernel, which QEMU starts as it starts ours, in less time than the compressed one
+    /// takes.
     pub kernel: PathBuf,
     pub initrd: PathBuf,
 }
 
-/// Makes the guest that does `jobs`, pairs of workload and depth. Installs what it is made with where that is missing, and
-/// downloads the kernel the first time.
+/// Makes the guest that does `jobs`, pairs of workload and depth. Installs what it is made with where that is
+/// missing, and downloads the kernel the first time.
 pub fn prepare(jobs: &[(&str, u64)]) -> Result<Linux> {
     setup::ensure_linux_guest()?;
     let folder = work_folder("linux")?;
@@ -149,8 +152,8 @@ fn shell(folder: &Path, script: &str) -> Result<()> {
     Ok(())
 }
 
-/// A line of information with the names of the features, which the guest gives as Linux does: a digit for each bit, bit 0
-/// first. Other lines stay as they are.
+/// A line of information with the names of the features, which the guest gives as Linux does: a digit for
+/// each bit, bit 0 first. Other lines stay as they are.
 pub fn readable(line: &str) -> String {
     match line.rsplit_once(' ') {
         Some((text, digits)) if digits.len() == 64 && digits.bytes().all(|digit| b"01".contains(&digit)) => {

@@ -1,5 +1,5 @@
-//! `bench memory`: what memory operations cost among few and many live mappings, in small and large guests, and how
-//! memory fragments.
+//! `bench memory`: what memory operations cost among few and many live mappings, in small and large guests,
+//! and how memory fragments.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,8 @@ const FRAGMENTED: u32 = 256;
 const COUNTING: &str = "-icount shift=0,sleep=off";
 /// How long one guest may take.
 const LIMIT: Duration = Duration::from_secs(600);
-/// For one operation, the largest figure over all guests and depths may be this many times the smallest, in percent.
+/// For one operation, the largest figure over all guests and depths may be this many times the smallest, in
+/// percent.
 const MOST: u64 = 125;
 /// Instructions that a step of the audit may take, whatever there is to look at. QEMU's TCG does 300 in a
 /// microsecond even on a slow machine: two thirds of a millisecond.
@@ -203,8 +204,8 @@ impl Operations {
         }
     }
 
-    /// A panel for each workload, a colour for each metric, a mark for each guest. Zeroing, which is far off the scale of
-    /// the rest, is left out.
+    /// A panel for each workload, a colour for each metric, a mark for each guest. Zeroing, which is far off
+    /// the scale of the rest, is left out.
     fn chart(&self) -> Chart {
         let lines = || self.lines.iter().filter(|line| line.metric != "zero" && line.metric != STEP);
         let (metrics, workloads) =

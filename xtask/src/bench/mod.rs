@@ -1,5 +1,5 @@
-//! `bench`: benchmarks. Each is a guest of kernel/benches/, run in several machines; what it found goes to the terminal
-//! and to target/bench/, as rows for programs, as a table and a plot for people.
+//! `bench`: benchmarks. Each is a guest of kernel/benches/, run in several machines; what it found goes to
+//! the terminal and to target/bench/, as rows for programs, as a table and a plot for people.
 
 pub mod blk;
 mod figures;
@@ -52,9 +52,9 @@ struct Output {
     info: Vec<String>,
 }
 
-/// Boots `machine`, whose guest, called `guest` here, does the benchmark `what`; shows its progress and returns what it
-/// found. That comes as lines `bench-row: …` or `bench-sample: …`, see [`figures`], and `bench-info: TEXT`; the last line
-/// is `bench-done`.
+/// Boots `machine`, whose guest, called `guest` here, does the benchmark `what`; shows its progress and
+/// returns what it found. That comes as lines `bench-row: …` or `bench-sample: …`, see [`figures`], and
+/// `bench-info: TEXT`; the last line is `bench-done`.
 fn run(machine: &Machine, what: &str, guest: &str, limit: Duration) -> Result<Output> {
     let mut qemu = Guest::start(with_task(machine, what).command()?)?;
     let shown = Cell::new(0);

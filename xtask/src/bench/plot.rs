@@ -187,8 +187,8 @@ impl Frame {
     }
 }
 
-/// Grid lines of a logarithmic scale around `lowest` to `highest`: powers of ten with 2 and 5 times them, or, over more than
-/// three powers, powers alone.
+/// Grid lines of a logarithmic scale around `lowest` to `highest`: powers of ten with 2 and 5 times them, or,
+/// over more than three powers, powers alone.
 fn decades(lowest: f64, highest: f64) -> Vec<f64> {
     let lowest = lowest.max(1e-3);
     let highest = highest.max(lowest);

@@ -1,5 +1,5 @@
-//! HTTP from outside: curl as the independent client, a bare TCP connection for what no client would send, and random
-//! content that is known without being kept.
+//! HTTP from outside: curl as the independent client, a bare TCP connection for what no client would send,
+//! and random content that is known without being kept.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -75,8 +75,8 @@ pub fn get(url: &str, arguments: &[&str]) -> Result<Reply> {
     Reply::parse(&output.stdout).with_context(|| url.to_owned())
 }
 
-/// Sends `request` on a connection of its own; returns what comes back until the server closes, or is silent for
-/// `silence`.
+/// Sends `request` on a connection of its own; returns what comes back until the server closes, or is silent
+/// for `silence`.
 pub fn raw(port: u16, request: &[u8], silence: Duration) -> Result<Vec<u8>> {
     let mut connection = connect(port, silence)?;
     if let Err(error) = connection.write_all(request) {

@@ -1,4 +1,5 @@
-//! `check::fuzz_…`: libFuzzer on the targets in `fuzz/`, for a minute each, from the seeds that are kept there.
+//! `check::fuzz_…`: libFuzzer on the targets in `fuzz/`, for a minute each, from the seeds that are kept
+//! there.
 
 use std::path::Path;
 use std::process::Stdio;

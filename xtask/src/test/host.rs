@@ -62,7 +62,8 @@ pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
     tests
 }
 
-/// ThreadSanitizer over the test programs of [`TSAN_CRATES`] that start threads: others have nobody to race with.
+/// ThreadSanitizer over the test programs of [`TSAN_CRATES`] that start threads: others have nobody to race
+/// with.
 fn thread_sanitizer() -> Result<()> {
     let mut arguments: Vec<String> =
         ["test", "--no-fail-fast", "--target", setup::TSAN_TARGET].map(str::to_owned).into();
@@ -203,13 +204,14 @@ fn finished_test(line: &str) -> Option<(&str, Outcome)> {
     Some((kinds.iter().find_map(|kind| test.strip_suffix(kind)).unwrap_or(test), outcome))
 }
 
-/// The test and the reason in the line `test-skipped: NAME: WHY`, by which a test says that it cannot run here before
-/// it ends. libtest calls it passed.
+/// The test and the reason in the line `test-skipped: NAME: WHY`, by which a test says that it cannot run
+/// here before it ends. libtest calls it passed.
 fn skipped_test(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix("test-skipped: ")?.split_once(": ")
 }
 
-/// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of its output.
+/// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of
+/// its output.
 pub fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
     let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
     let mut command = qemu::tethered("timeout", limited)?;
@@ -323,5 +325,18 @@ mod tests {
             assert!(!text.contains(&setting), "{} changes where seeds go", path.display());
         });
         assert!(count > 15, "only {count} files with property tests were found");
+    }
+
+    /// rustfmt sees to the width of code, but leaves comments as they are.
+    #[test]
+    fn comments_are_as_wide_as_code_at_most() {
+        let mut wide = Vec::new();
+        sources(root(), &mut |path, text| {
+            let lines = text.lines().enumerate();
+            let comments = lines.filter(|(_, line)| line.trim_start().starts_with("//"));
+            let too_wide = comments.filter(|(_, line)| line.chars().count() > 110);
+            wide.extend(too_wide.map(|(number, _)| format!("{}:{}", path.display(), number + 1)));
+        });
+        assert!(wide.is_empty(), "comments of more than 110 columns: {wide:#?}");
     }
 }

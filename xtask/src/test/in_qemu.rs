@@ -1,5 +1,5 @@
-//! `kernel::` tests: each test of kernel/tests/ is a boot of its own, once on the newest CPU that QEMU knows and once
-//! on an old one; those that ask for it also with other ring features offered.
+//! `kernel::` tests: each test of kernel/tests/ is a boot of its own, once on the newest CPU that QEMU knows
+//! and once on an old one; those that ask for it also with other ring features offered.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -116,8 +116,8 @@ fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-/// The variants of a test: on an old CPU too, unless its key names one, and with the ring features that its key asks
-/// for: `formats` for both formats, `rings` for all combinations.
+/// The variants of a test: on an old CPU too, unless its key names one, and with the ring features that its
+/// key asks for: `formats` for both formats, `rings` for all combinations.
 fn variants(key: &str) -> Vec<(&'static str, Rings)> {
     let has = |wanted: &str| key.split(',').any(|word| word == wanted);
     let packed = Rings { packed: true, ..DEFAULT_RINGS };
@@ -217,8 +217,8 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
     let mut machine = Machine::new(Boot::Pvh(elf.clone()));
     for word in key.split(',').filter(|word| !word.is_empty()) {
         match word.split_once('=').unwrap_or((word, "")) {
-            // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many descriptors;
-            // with only the legacy interface.
+            // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many
+            // descriptors; with only the legacy interface.
             ("blk", "") => add_disk(&mut machine, "scratch", &scratch.disk(&[])?, "", ""),
             ("blk-queue", size) => {
                 add_disk(&mut machine, "queue", &scratch.disk(&[])?, "", &format!("queue-size={size}"))
@@ -254,9 +254,9 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
                     add_disk(&mut machine, &format!("disk{number}"), &file, ",read-only=on", &place);
                 }
             }
-            // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with blocks of
-            // 4 KiB; behind a PCI Express root port; to be left with all bits inverted; failing to read one sector, or
-            // all of them.
+            // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with
+            // blocks of 4 KiB; behind a PCI Express root port; to be left with all bits inverted; failing to
+            // read one sector, or all of them.
             ("blk-numbered", "") => add_disk(&mut machine, "numbered", &scratch.numbered()?, "", ""),
             ("blk-numbered", iops) => {
                 let throttle = format!(",throttling.iops-total={iops}");

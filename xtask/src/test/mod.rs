@@ -1,5 +1,6 @@
-//! `test`: every test of the project, by name. A name starts with its section: `check::` (formatting, lints, docs),
-//! `host::` (cargo test), `kernel::` (kernel/tests/ under QEMU) and `system::` (the whole guest, from outside).
+//! `test`: every test of the project, by name. A name starts with its section: `check::` (formatting, lints,
+//! docs), `host::` (cargo test), `kernel::` (kernel/tests/ under QEMU) and `system::` (the whole guest, from
+//! outside).
 
 mod client;
 mod fuzz;

@@ -1,5 +1,5 @@
-//! `check::security_promises`: each promise that SECURITY.md makes names its tests, and they exist and run. A test
-//! that is skipped does not count: on a machine that cannot run it, the promise is not shown.
+//! `check::security_promises`: each promise that SECURITY.md makes names its tests, and they exist and run. A
+//! test that is skipped does not count: on a machine that cannot run it, the promise is not shown.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,8 @@ pub const NAME: &str = "check::security_promises";
 
 const HEADING: &str = "## Promises";
 
-/// The tests that the table under the heading "Promises" names: its last column, in backquotes. A row without one, or
-/// with anything else there, is an error.
+/// The tests that the table under the heading "Promises" names: its last column, in backquotes. A row without
+/// one, or with anything else there, is an error.
 fn named_tests(text: &str) -> Result<Vec<&str>> {
     let mut section = text.lines().skip_while(|line| *line != HEADING).skip(1);
     let rows =

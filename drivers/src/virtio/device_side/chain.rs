@@ -1,5 +1,5 @@
-//! The buffers of a chain: first those that the device reads, then those that it writes, each translated when it is
-//! reached.
+//! The buffers of a chain: first those that the device reads, then those that it writes, each translated when
+//! it is reached.
 //!
 //! A chain is looked through as a whole before anything of it is handed out; of a malformed one nothing is.
 
@@ -24,7 +24,8 @@ pub enum ChainError {
     TranslateFailed,
     /// A descriptor of an indirect table refers to a table (2.7.5.3.1).
     InvalidNestedIndirectChain,
-    /// An indirect descriptor, without VIRTIO_F_INDIRECT_DESC or with another descriptor after it (2.7.5.3.1).
+    /// An indirect descriptor, without VIRTIO_F_INDIRECT_DESC or with another descriptor after it
+    /// (2.7.5.3.1).
     InvalidIndirect,
     /// The length of an indirect table is not that of 1 to 32768 descriptors.
     InvalidTableLength(u32),
@@ -258,8 +259,8 @@ fn len(range: &Option<DeviceRange<'_>>) -> usize {
 
 /// The part of a chain that the device reads.
 ///
-/// As an iterator it hands out the buffers, translated; after an error only `None`. Dropping it returns the chain to
-/// the driver with nothing written.
+/// As an iterator it hands out the buffers, translated; after an error only `None`. Dropping it returns the
+/// chain to the driver with nothing written.
 pub struct ReadableChain<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> {
     rest: Rest<'q, 'a, N>,
     memory: &'m M,
@@ -267,13 +268,14 @@ pub struct ReadableChain<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> {
 }
 
 impl<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> ReadableChain<'q, 'a, 'm, N, M> {
-    /// `memory` is what the device may read. An error of the chain shows in the first [`next`](Iterator::next) and in
-    /// [`remaining`](Self::remaining).
+    /// `memory` is what the device may read. An error of the chain shows in the first
+    /// [`next`](Iterator::next) and in [`remaining`](Self::remaining).
     pub fn new(chain: DescChain<'q, 'a, N>, memory: &'m M) -> Self {
         Self { rest: Rest::new(chain, memory), memory, current: None }
     }
 
-    /// The next buffer, or its next `limit` bytes if it is longer. `None` after the last one, and for a `limit` of 0.
+    /// The next buffer, or its next `limit` bytes if it is longer. `None` after the last one, and for a
+    /// `limit` of 0.
     ///
     /// # Errors
     /// Once: any error of the chain, or a buffer that the device may not read.
@@ -305,7 +307,8 @@ impl<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> ReadableChain<'q, 'a, '
         self.rest.error.map_or(Ok(done), Err)
     }
 
-    /// Returns a chain that was read to its end, and that has nothing to write. With an error it is returned too.
+    /// Returns a chain that was read to its end, and that has nothing to write. With an error it is returned
+    /// too.
     ///
     /// # Errors
     /// If something was left, or wrong.
@@ -326,8 +329,8 @@ impl<N: DriverNotify, M: DriverMem + ?Sized> core::iter::FusedIterator for Reada
 
 /// The part of a chain that the device writes.
 ///
-/// As an iterator it hands out the buffers, translated; after an error only `None`. Dropping it returns the chain to
-/// the driver with the bytes written so far: those of [`write`](Self::write) and
+/// As an iterator it hands out the buffers, translated; after an error only `None`. Dropping it returns the
+/// chain to the driver with the bytes written so far: those of [`write`](Self::write) and
 /// [`add_written`](Self::add_written).
 pub struct WritableChain<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> {
     rest: Rest<'q, 'a, N>,
@@ -341,8 +344,8 @@ impl<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> WritableChain<'q, 'a, '
     /// A chain with nothing to read. `tables` is what the device may read, `memory` what it may write.
     ///
     /// # Errors
-    /// [`ReadableRemaining`](ChainError::ReadableRemaining), or an error of the chain. It has gone back to the
-    /// driver.
+    /// [`ReadableRemaining`](ChainError::ReadableRemaining), or an error of the chain. It has gone back to
+    /// the driver.
     pub fn new<T: DriverMem + ?Sized>(
         chain: DescChain<'q, 'a, N>,
         tables: &T,
@@ -399,8 +402,8 @@ impl<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> WritableChain<'q, 'a, '
         Ok(Self { rest, memory, current: None, given: 0 })
     }
 
-    /// The next buffer, or its next `limit` bytes if it is longer. `None` after the last one, and for a `limit` of 0.
-    /// What is written to it has to be [added](Self::add_written).
+    /// The next buffer, or its next `limit` bytes if it is longer. `None` after the last one, and for a
+    /// `limit` of 0. What is written to it has to be [added](Self::add_written).
     ///
     /// # Errors
     /// Once: a buffer that the device may not write.
@@ -421,11 +424,12 @@ impl<'q, 'a, 'm, N: DriverNotify, M: DriverMem + ?Sized> WritableChain<'q, 'a, '
         self.rest.remaining(DescAccess::DeviceWrite, len(&self.current))
     }
 
-    /// Counts `bytes` as written to the buffers that were handed out, which are written from the start and without
-    /// gaps (2.7.8.2).
+    /// Counts `bytes` as written to the buffers that were handed out, which are written from the start and
+    /// without gaps (2.7.8.2).
     ///
     /// # Errors
-    /// [`Overwritten`](ChainError::Overwritten) if there would be more than was handed out; nothing is counted.
+    /// [`Overwritten`](ChainError::Overwritten) if there would be more than was handed out; nothing is
+    /// counted.
     pub fn add_written(&mut self, bytes: u32) -> Result<(), ChainError> {
         let written = self.rest.chain.written.checked_add(bytes).filter(|&sum| u64::from(sum) <= self.given);
         self.rest.chain.written = written.ok_or(ChainError::Overwritten)?;

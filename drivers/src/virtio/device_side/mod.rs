@@ -1,5 +1,5 @@
-//! The device's side of a virtqueue, for device models: what the driver published is taken, translated and given
-//! back.
+//! The device's side of a virtqueue, for device models: what the driver published is taken, translated and
+//! given back.
 //!
 //! ```text
 //! ring:  Driver, Device   one split ring's memory     packed: PackedRing   one packed ring's memory
@@ -10,12 +10,12 @@
 //!
 //! The names are those of Fuchsia's `virtio_device`. The user supplies the ranges of the rings, a
 //! [`DriverMem`](ringfence_memory::fuchsia::DriverMem) for each direction (`readable()` and `writable()` of
-//! [`DmaWindows`](ringfence_memory::DmaWindows)), and a [`DriverNotify`](queue::DriverNotify); the transport calls
-//! the device when the driver notifies it.
+//! [`DmaWindows`](ringfence_memory::DmaWindows)), and a [`DriverNotify`](queue::DriverNotify); the transport
+//! calls the device when the driver notifies it.
 //!
-//! The driver is not trusted, and may change the rings while they are read. The descriptors of a chain are copied
-//! once, in a walk that is bounded by the queue size, and only the copy is looked at. An error is reported once;
-//! after it there is nothing more to be had from the chain or queue.
+//! The driver is not trusted, and may change the rings while they are read. The descriptors of a chain are
+//! copied once, in a walk that is bounded by the queue size, and only the copy is looked at. An error is
+//! reported once; after it there is nothing more to be had from the chain or queue.
 
 pub mod chain;
 mod order;

@@ -37,8 +37,8 @@ impl InOrder {
         }
     }
 
-    /// As many chains as one used element can return: all but the last are complete (2.7.9, 2.8.9). `None` if the
-    /// next in order is not done.
+    /// As many chains as one used element can return: all but the last are complete (2.7.9, 2.8.9). `None` if
+    /// the next in order is not done.
     pub(super) fn next_batch(&mut self) -> Option<Returned> {
         let mut batch = self.pop()?;
         while batch.complete

@@ -1,8 +1,8 @@
 //! The memory of a packed virtqueue (section 2.8) as the device sees it.
 //!
-//! A position is a slot of the ring with the wrap counter in bit 15, as in the event suppression structures. Those, and
-//! either half of a descriptor, are accessed as a whole, as our driver does: two sizes would be none that the language
-//! says anything of.
+//! A position is a slot of the ring with the wrap counter in bit 15, as in the event suppression structures.
+//! Those, and either half of a descriptor, are accessed as a whole, as our driver does: two sizes would be
+//! none that the language says anything of.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
@@ -98,9 +98,9 @@ impl<'a> Packed<'a> {
         Err(QueueError::Overrun)
     }
 
-    /// Whether the driver may have made everything before `position` available: it lies ahead of `next` by no more
-    /// than there is room for, up to a descriptor that is available; or behind, if chains were found before the driver
-    /// notified.
+    /// Whether the driver may have made everything before `position` available: it lies ahead of `next` by no
+    /// more than there is room for, up to a descriptor that is available; or behind, if chains were found
+    /// before the driver notified.
     pub(super) fn is_available(&self, position: u16, next: u16, used: u16) -> bool {
         if !self.is_position(position) {
             return false;

@@ -50,8 +50,8 @@ pub struct PackedMemory<'a> {
 
 /// How far a device has come in a queue: enough to go on with another [`Queue`] over the same rings.
 ///
-/// In a split virtqueue these are free running indexes. In a packed one they are slots, with the wrap counter in
-/// bit 15.
+/// In a split virtqueue these are free running indexes. In a packed one they are slots, with the wrap counter
+/// in bit 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The next chain to take.
@@ -77,7 +77,8 @@ impl Position {
 /// The driver broke the rules of the ring. No more chains can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// More was made available than there is room for: an index that jumped, went back, or a chain without end.
+    /// More was made available than there is room for: an index that jumped, went back, or a chain without
+    /// end.
     Overrun,
     /// A chain starts beyond the descriptor table, at this index.
     InvalidHead(u16),
@@ -343,8 +344,8 @@ pub struct Queue<'a, N: DriverNotify> {
 }
 
 impl<'a, N: DriverNotify> Queue<'a, N> {
-    /// A split virtqueue at its start, without optional features. `None` if the ranges do not fit each other, or as
-    /// in [`Driver::new`] and [`Device::new`].
+    /// A split virtqueue at its start, without optional features. `None` if the ranges do not fit each other,
+    /// or as in [`Driver::new`] and [`Device::new`].
     pub fn new(memory: QueueMemory<'a>, notify: N) -> Option<Self> {
         let QueueMemory { desc, avail, used } = memory;
         Self::new_from_rings(Driver::new(desc, avail)?, Device::new(used)?, notify)
@@ -356,8 +357,8 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         fits.then(|| Self::over(Rings::Split(driver, device), Position::SPLIT, notify))
     }
 
-    /// A packed virtqueue at its start, without optional features. `None` if the ranges do not have the lengths,
-    /// alignments (2.8: 16 and 4 bytes) and directions that [`PackedMemory`] says.
+    /// A packed virtqueue at its start, without optional features. `None` if the ranges do not have the
+    /// lengths, alignments (2.8: 16 and 4 bytes) and directions that [`PackedMemory`] says.
     pub fn new_packed(memory: PackedMemory<'a>, notify: N) -> Option<Self> {
         Some(Self::over(Rings::Packed(Packed::new(memory)?), Position::PACKED, notify))
     }
@@ -379,8 +380,9 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
     /// With the negotiated feature bits; of interest are VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and
     /// VIRTIO_F_IN_ORDER.
     ///
-    /// With VIRTIO_F_IN_ORDER a chain that is returned waits until all that were taken before it are returned too,
-    /// and a batch of chains that were written completely, or only read, shares one used element with the next one.
+    /// With VIRTIO_F_IN_ORDER a chain that is returned waits until all that were taken before it are returned
+    /// too, and a batch of chains that were written completely, or only read, shares one used element with
+    /// the next one.
     pub fn with_features(mut self, negotiated: u64) -> Self {
         self.indirect = negotiated & features::INDIRECT_DESC != 0;
         let state = self.state.get_mut();
@@ -389,8 +391,8 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         self
     }
 
-    /// Goes on at `position`. `None` if there is no such position in this ring, or, with VIRTIO_F_IN_ORDER, if a
-    /// chain was taken there that can never be returned now.
+    /// Goes on at `position`. `None` if there is no such position in this ring, or, with VIRTIO_F_IN_ORDER,
+    /// if a chain was taken there that can never be returned now.
     pub fn resume(mut self, position: Position) -> Option<Self> {
         let state = self.state.get_mut();
         state.position = position;
@@ -398,16 +400,17 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         (state.rings.is_position(position) && !lost).then_some(self)
     }
 
-    /// Where the queue is now. Chains that were taken and not returned count as taken. With VIRTIO_F_IN_ORDER the
-    /// driver sees now what was returned in a batch.
+    /// Where the queue is now. Chains that were taken and not returned count as taken. With VIRTIO_F_IN_ORDER
+    /// the driver sees now what was returned in a batch.
     pub fn position(&self) -> Position {
         let mut state = self.state.lock();
         state.publish();
         state.position
     }
 
-    /// The driver has notified the device, and said with VIRTIO_F_NOTIFICATION_DATA (2.9) that it made everything
-    /// before `position` available: a free running index, or a slot with the wrap counter in bit 15.
+    /// The driver has notified the device, and said with VIRTIO_F_NOTIFICATION_DATA (2.9) that it made
+    /// everything before `position` available: a free running index, or a slot with the wrap counter in bit
+    /// 15.
     ///
     /// # Errors
     /// If that is not true; then there are no more chains.
@@ -430,8 +433,8 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         self.state.lock().error
     }
 
-    /// Takes the next chain that the driver made available. With VIRTIO_F_EVENT_IDX `None` also means that the
-    /// driver was asked to notify the device of the next one.
+    /// Takes the next chain that the driver made available. With VIRTIO_F_EVENT_IDX `None` also means that
+    /// the driver was asked to notify the device of the next one.
     ///
     /// # Errors
     /// Once; then there are no more chains.
@@ -442,8 +445,8 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         Ok(Some(DescChain { queue: self, turn, writable: taken.writable(), taken, written: 0 }))
     }
 
-    /// Whether the driver is to notify the device of chains: not while the device polls. When it is switched on
-    /// again chains may be there already, for which no notification will come: look before sleeping.
+    /// Whether the driver is to notify the device of chains: not while the device polls. When it is switched
+    /// on again chains may be there already, for which no notification will come: look before sleeping.
     pub fn set_notifications(&self, on: bool) {
         let mut state = self.state.lock();
         state.polling = !on;
@@ -461,9 +464,9 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
         }
     }
 
-    /// Whether chains are returned in a batch: the driver is notified at most once, by [`flush`](Self::flush), by
-    /// dropping the queue, or when a whole ring was returned. It sees each chain at once, but with VIRTIO_F_IN_ORDER
-    /// all of them then.
+    /// Whether chains are returned in a batch: the driver is notified at most once, by
+    /// [`flush`](Self::flush), by dropping the queue, or when a whole ring was returned. It sees each chain
+    /// at once, but with VIRTIO_F_IN_ORDER all of them then.
     pub fn set_batching(&self, on: bool) {
         self.state.lock().batching = on;
     }

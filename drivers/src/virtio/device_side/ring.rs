@@ -1,5 +1,5 @@
-//! The memory of a split virtqueue (section 2.7) as the device sees it: [`Driver`] is what the driver publishes,
-//! [`Device`] what the device publishes.
+//! The memory of a split virtqueue (section 2.7) as the device sees it: [`Driver`] is what the driver
+//! publishes, [`Device`] what the device publishes.
 
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
@@ -57,14 +57,14 @@ impl Desc {
         Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
-    /// From the halves of a packed virtqueue's descriptor, where `next` follows from the position, and the buffer
-    /// id.
+    /// From the halves of a packed virtqueue's descriptor, where `next` follows from the position, and the
+    /// buffer id.
     pub(super) fn packed([address, rest]: [u64; 2], next: u16) -> (Self, u16) {
         (Self { address, len: rest as u32, flags: (rest >> 48) as u16, next }, (rest >> 32) as u16)
     }
 
-    /// A descriptor of a packed indirect table: only the flag WRITE counts (2.8.8); the others are taken only to
-    /// refuse a table in a table.
+    /// A descriptor of a packed indirect table: only the flag WRITE counts (2.8.8); the others are taken only
+    /// to refuse a table in a table.
     pub(super) fn in_packed_table(self) -> Self {
         Self { flags: self.flags & (Self::WRITE | Self::INDIRECT), ..self }
     }
@@ -104,8 +104,8 @@ impl Desc {
     }
 }
 
-/// Copies the descriptor at `at`: two halves, each in one access, as our driver writes them. Another driver's table
-/// may be aligned to less.
+/// Copies the descriptor at `at`: two halves, each in one access, as our driver writes them. Another driver's
+/// table may be aligned to less.
 pub(super) fn halves(range: &DeviceRange<'_>, at: usize) -> Result<[u64; 2], VolatileError> {
     let half = |at| range.load::<u64>(at, Ordering::Relaxed).map(u64::from_le);
     if let (Ok(address), Ok(rest)) = (half(at), half(at.saturating_add(8))) {
@@ -157,14 +157,14 @@ impl<'a> Driver<'a> {
         self.queue_size
     }
 
-    /// How many available entries lie from the free running index `next` on, not checked: an honest driver has at
-    /// most [`queue_size`](Self::queue_size) chains in flight.
+    /// How many available entries lie from the free running index `next` on, not checked: an honest driver
+    /// has at most [`queue_size`](Self::queue_size) chains in flight.
     pub fn available(&self, next: u16) -> u16 {
         self.index().map_or(0, |index| index.wrapping_sub(next))
     }
 
-    /// Head of the chain in the available entry of the free running index `next`, if the driver has published that
-    /// entry; not checked. An index that jumps further than the queue size is not believed: `None`.
+    /// Head of the chain in the available entry of the free running index `next`, if the driver has published
+    /// that entry; not checked. An index that jumps further than the queue size is not believed: `None`.
     pub fn get_avail(&self, next: u16) -> Option<u16> {
         (1..=self.queue_size).contains(&self.available(next)).then(|| self.entry(next)).flatten()
     }
@@ -175,8 +175,8 @@ impl<'a> Driver<'a> {
     }
 
     /// Whether the driver wants to be notified, after the used index went from `old` to `new`. If `event_idx`
-    /// (VIRTIO_F_EVENT_IDX) it says at which entry, otherwise it says yes or no (2.7.7). A full fence is needed
-    /// between publishing `new` and this question.
+    /// (VIRTIO_F_EVENT_IDX) it says at which entry, otherwise it says yes or no (2.7.7). A full fence is
+    /// needed between publishing `new` and this question.
     pub fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
         let at = if event_idx { element(ENTRIES, self.queue_size, AVAIL_LEN) } else { FLAGS };
         match self.avail.load(at, Ordering::Relaxed).map(u16::from_le) {
@@ -206,7 +206,8 @@ pub struct Used {
 }
 
 impl Used {
-    /// The chain with head `id` is done, and `len` bytes of it were written, from the start of its writable part.
+    /// The chain with head `id` is done, and `len` bytes of it were written, from the start of its writable
+    /// part.
     pub fn new(id: u16, len: u32) -> Self {
         Self { id: id.into(), len }
     }
@@ -241,8 +242,8 @@ impl<'a> Device<'a> {
         element(ENTRIES + EVENT_LEN, queue_size, USED_LEN)
     }
 
-    /// `None` unless `used` has exactly [`used_len_for_queue_size`](Self::used_len_for_queue_size) bytes for a
-    /// power of two of at most 32768, is aligned to 4 bytes (2.7), and can be written.
+    /// `None` unless `used` has exactly [`used_len_for_queue_size`](Self::used_len_for_queue_size) bytes for
+    /// a power of two of at most 32768, is aligned to 4 bytes (2.7), and can be written.
     pub fn new(used: DeviceRange<'a>) -> Option<Self> {
         let queue_size = used.len().checked_sub(ENTRIES + EVENT_LEN)? / USED_LEN;
         let queue_size = u16::try_from(queue_size).ok().filter(|size| size.is_power_of_two())?;
@@ -285,8 +286,8 @@ impl<'a> Device<'a> {
         self.store(flags.to_le(), FLAGS, Ordering::Relaxed);
     }
 
-    /// Asks the driver to notify the device when it fills the available entry of the free running `index`. With
-    /// VIRTIO_F_EVENT_IDX only (2.7.10).
+    /// Asks the driver to notify the device when it fills the available entry of the free running `index`.
+    /// With VIRTIO_F_EVENT_IDX only (2.7.10).
     pub fn set_avail_event(&mut self, index: u16) {
         self.store(index.to_le(), element(ENTRIES, self.queue_size, USED_LEN), Ordering::Relaxed);
     }

@@ -51,13 +51,14 @@ pub(super) async fn send<S: System, C: Read + Write>(
     stream.finish().await
 }
 
-/// The families that were told. Each may be told once only, whoever knows about it: a reader refuses all of a text
-/// that repeats one.
+/// The families that were told. Each may be told once only, whoever knows about it: a reader refuses all of a
+/// text that repeats one.
 #[derive(Default)]
 struct Families(Vec<&'static str, 64>);
 
 impl Families {
-    /// Writes what comes before the samples of a family; false if it has none to be written. A comment then says so.
+    /// Writes what comes before the samples of a family; false if it has none to be written. A comment then
+    /// says so.
     fn begin(&mut self, out: &mut Text, name: &'static str, help: &str) -> bool {
         if self.0.contains(&name) || self.0.push(name).is_err() {
             let _ = writeln!(out, "# ringfence_{name} is left out here: a second one, or one too many");

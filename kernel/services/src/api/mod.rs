@@ -14,8 +14,8 @@ use crate::http::{Broken, Head, Request, Stats, Status, Stream, Wire};
 use crate::text::room;
 
 const JSON: &str = "application/json";
-/// What a [`System`] may take of the heap to describe one device, or all frames and findings, and the JSON of that.
-/// It allocates without asking, so it is only asked when there is so much.
+/// What a [`System`] may take of the heap to describe one device, or all frames and findings, and the JSON of
+/// that. It allocates without asking, so it is only asked when there is so much.
 const ROOM: usize = 32 << 10;
 
 /// One virtqueue of a device.
@@ -71,15 +71,16 @@ pub trait System {
     /// Frames (4 KiB) by owner, e.g. `("free", 1234)`. Owners do not repeat.
     fn frames(&self) -> Vec<(&'static str, u64)>;
 
-    /// Begins an audit of the live page tables. Each call of what is returned goes on a little, and the last returns one
-    /// sentence per finding; none means that all is well. Other tasks may run between the calls.
+    /// Begins an audit of the live page tables. Each call of what is returned goes on a little, and the last
+    /// returns one sentence per finding; none means that all is well. Other tasks may run between the calls.
     fn audit(&self) -> impl FnMut() -> Option<Vec<String>>;
 
     /// The heap now.
     fn heap(&self) -> Heap;
 
     /// Any further counters for `/metrics`: calls `emit(name, help, value)` for each, with the name without
-    /// `ringfence_` in front, ending in `_total` if the number only grows. What has a name already is left out.
+    /// `ringfence_` in front, ending in `_total` if the number only grows. What has a name already is left
+    /// out.
     fn counters(&self, emit: &mut dyn FnMut(&'static str, &str, u64)) {
         let _ = emit;
     }

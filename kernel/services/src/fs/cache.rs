@@ -1,8 +1,9 @@
 //! A bounded cache of disk pages, shared by all readers.
 //!
-//! Pages are loaded in runs: one device request fills up to [`MAX_READ`] bytes. Tasks that miss the same page share one
-//! request; when the task that drives it goes away, another begins anew. Nothing here spawns or blocks: a reader that
-//! misses awaits the device, everybody else goes on. Nor does anything fail but the read that finds no memory.
+//! Pages are loaded in runs: one device request fills up to [`MAX_READ`] bytes. Tasks that miss the same page
+//! share one request; when the task that drives it goes away, another begins anew. Nothing here spawns or
+//! blocks: a reader that misses awaits the device, everybody else goes on. Nor does anything fail but the
+//! read that finds no memory.
 
 use super::FsError;
 use super::pages::Pages;
@@ -105,8 +106,9 @@ impl State {
         }
     }
 
-    /// Starts a request for `page` and up to `want` pages in all, as far as nobody has them yet and there is room:
-    /// the pages held and the pages under way together stay within `capacity`, but one page is always granted.
+    /// Starts a request for `page` and up to `want` pages in all, as far as nobody has them yet and there is
+    /// room: the pages held and the pages under way together stay within `capacity`, but one page is always
+    /// granted.
     fn start(&mut self, page: u64, want: usize, capacity: usize) -> Result<Part, FsError> {
         self.fills.try_reserve(1).map_err(|_| FsError::NoMemory)?;
         let under_way = self.pages_under_way();
@@ -187,8 +189,8 @@ impl Drop for Share<'_> {
 }
 
 impl<B: BlockSource> PageCache<B> {
-    /// A cache that holds at most `capacity` bytes of pages, those being read included. Each task that reads while
-    /// the cache is full may hold one page more.
+    /// A cache that holds at most `capacity` bytes of pages, those being read included. Each task that reads
+    /// while the cache is full may hold one page more.
     pub fn new(source: B, capacity: usize) -> Self {
         let sectors = source.size_bytes() / SECTOR;
         let size = sectors.saturating_mul(SECTOR);
@@ -209,12 +211,13 @@ impl<B: BlockSource> PageCache<B> {
         CacheStats { pages, under_way, ..self.stats.get() }
     }
 
-    /// Fills `buf` with the bytes of the device from `offset` on. Where a page is missing, the same device request
-    /// also loads what follows, up to `ahead` bytes behind `buf`. Returns from where to
-    /// where that was, or `None` if no page was missing.
+    /// Fills `buf` with the bytes of the device from `offset` on. Where a page is missing, the same device
+    /// request also loads what follows, up to `ahead` bytes behind `buf`. Returns from where to where that
+    /// was, or `None` if no page was missing.
     ///
     /// # Errors
-    /// [`FsError::Io`], [`FsError::NoMemory`], and [`FsError::Corrupt`] for a range that is not on the device.
+    /// [`FsError::Io`], [`FsError::NoMemory`], and [`FsError::Corrupt`] for a range that is not on the
+    /// device.
     pub async fn read(
         &self,
         offset: u64,
@@ -248,8 +251,8 @@ impl<B: BlockSource> PageCache<B> {
         state.pages.get(number).map_or(Ok(false), |page| copy_from(page, within, to).map(|()| true))
     }
 
-    /// Copies from a page that the device is asked for, together with up to `want` pages; and returns the page behind
-    /// those.
+    /// Copies from a page that the device is asked for, together with up to `want` pages; and returns the
+    /// page behind those.
     async fn fetch(
         &self,
         number: u64,

@@ -90,13 +90,13 @@ fn record_len(head: &DirEntryHead, bytes_left: usize) -> usize {
 }
 
 impl<B: BlockSource> FileSystem<B> {
-    /// Reads a folder piece by piece: start with a `cursor` of 0, and call again until there is `None`. At most one
-    /// block of the folder is in memory at a time. Who has not used all its entries goes on with [`DirEntry::next`] of
-    /// the last one used.
+    /// Reads a folder piece by piece: start with a `cursor` of 0, and call again until there is `None`. At
+    /// most one block of the folder is in memory at a time. Who has not used all its entries goes on with
+    /// [`DirEntry::next`] of the last one used.
     ///
     /// # Errors
-    /// [`FsError::NotADirectory`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`]. The cursor then stays
-    /// where it was.
+    /// [`FsError::NotADirectory`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`]. The cursor
+    /// then stays where it was.
     pub async fn read_dir(&self, node: &Node, cursor: &mut u64) -> Result<Option<DirBlock>, FsError> {
         if node.kind() != Kind::Directory {
             return Err(FsError::NotADirectory);
@@ -151,7 +151,8 @@ impl<B: BlockSource> FileSystem<B> {
     }
 }
 
-/// A small folder in its inode: the parent's inode number and entries in the first 60 bytes, more entries behind them.
+/// A small folder in its inode: the parent's inode number and entries in the first 60 bytes, more entries
+/// behind them.
 fn inline_entries(data: &[u8], cursor: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
     let (start, end) = if cursor < 60 { (4, 60) } else { (60, data.len()) };
     if cursor >= data.len() as u64 {
@@ -161,9 +162,9 @@ fn inline_entries(data: &[u8], cursor: u64) -> Result<Option<(u64, Vec<u8>)>, Fs
     Ok(Some((start as u64, text::bytes(part)?)))
 }
 
-/// Whether a block of a folder with a hash tree is a node of the tree: the first block is its root, and other nodes
-/// look like one empty entry that fills the block. Nothing else tells: a root that grew out of the folder's only block
-/// still ends with that block's tail.
+/// Whether a block of a folder with a hash tree is a node of the tree: the first block is its root, and other
+/// nodes look like one empty entry that fills the block. Nothing else tells: a root that grew out of the
+/// folder's only block still ends with that block's tail.
 fn is_index_node(number: u64, bytes: &[u8]) -> bool {
     let first = DirEntryHead::ref_from_prefix(bytes).ok();
     number == 0 || first.is_some_and(|(first, _)| record_len(first, bytes.len()) == bytes.len())
@@ -177,8 +178,9 @@ fn leaf_checksum_matches(seed: u32, bytes: &[u8]) -> Option<bool> {
     is_tail.then(|| crc32c(seed, &[rest]) == tail.checksum.get())
 }
 
-/// The same of a node of a hash tree: one empty entry, or those for `.` and `..` and 8 bytes about the tree, then
-/// `limit` and `count` of 8-byte index entries. The checksum lies behind `limit` entries and covers `count` of them.
+/// The same of a node of a hash tree: one empty entry, or those for `.` and `..` and 8 bytes about the tree,
+/// then `limit` and `count` of 8-byte index entries. The checksum lies behind `limit` entries and covers
+/// `count` of them.
 fn index_checksum_matches(seed: u32, bytes: &[u8]) -> Option<bool> {
     let (first, _) = DirEntryHead::ref_from_prefix(bytes).ok()?;
     let entries_at = if record_len(first, bytes.len()) == bytes.len() { 8usize } else { 32 };

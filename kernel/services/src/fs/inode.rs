@@ -63,8 +63,8 @@ pub(super) enum Content {
     BlockMap([u8; 60]),
 }
 
-/// An opened file or folder. It remembers where the last read was, so that sequential reading is cheap: give each
-/// reader its own.
+/// An opened file or folder. It remembers where the last read was, so that sequential reading is cheap: give
+/// each reader its own.
 pub struct Node {
     inode: u32,
     kind: Kind,
@@ -190,7 +190,8 @@ fn check_size(geometry: &Geometry, kind: Kind, size: u64, content: &Content) -> 
     if size > limit { Err(corrupt("a file or folder is larger than possible")) } else { Ok(()) }
 }
 
-/// The contents of an inode with inline data: 60 bytes in the inode, and the value of its attribute `system.data`.
+/// The contents of an inode with inline data: 60 bytes in the inode, and the value of its attribute
+/// `system.data`.
 fn inline_data(block: &[u8; 60], xattrs: &[u8], size: u64) -> Result<Vec<u8>, FsError> {
     copy_of(&[block, system_data(xattrs).unwrap_or_default()], size)
 }

@@ -1,5 +1,5 @@
-//! The on-disk structures of ext4, field by field (`Documentation/filesystems/ext4` of Linux; little-endian), and the
-//! checksums over them. Only what a reader needs is named.
+//! The on-disk structures of ext4, field by field (`Documentation/filesystems/ext4` of Linux; little-endian),
+//! and the checksums over them. Only what a reader needs is named.
 
 use crc::{Algorithm, CRC_16_MODBUS, CRC_32_ISCSI, Crc, Table};
 use zerocopy::little_endian::{U16, U32};
@@ -118,8 +118,8 @@ pub struct ExtentHeader {
     _generation: U32,
 }
 
-/// An entry of an extent tree: in a leaf an extent (length, start high, start low), above it an index (child low,
-/// child high).
+/// An entry of an extent tree: in a leaf an extent (length, start high, start low), above it an index (child
+/// low, child high).
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct ExtentEntry {

@@ -1,13 +1,14 @@
 //! Read-only ext4 (and ext2, ext3) on a whole disk, for many tasks of one executor.
 //!
-//! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits. Nothing
-//! on the disk is trusted: numbers are checked before use, metadata checksums are verified where the file system has
-//! them, every walk is bounded by what the format can hold and lets other tasks run, and no allocation is larger than a block (or a path). The
-//! contents of files are never held whole: they pass through the [`PageCache`], which is bounded and reads ahead.
+//! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits.
+//! Nothing on the disk is trusted: numbers are checked before use, metadata checksums are verified where the
+//! file system has them, every walk is bounded by what the format can hold and lets other tasks run, and no
+//! allocation is larger than a block (or a path). The contents of files are never held whole: they pass
+//! through the [`PageCache`], which is bounded and reads ahead.
 //!
-//! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A partition
-//! table is not looked into: the file system starts at the first sector of the disk. A journal that needs recovery is
-//! refused, because what it holds may be newer than what the folders say.
+//! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A
+//! partition table is not looked into: the file system starts at the first sector of the disk. A journal that
+//! needs recovery is refused, because what it holds may be newer than what the folders say.
 
 mod cache;
 mod dir;
@@ -102,7 +103,8 @@ fn zeroed(len: usize) -> Result<Vec<u8>, FsError> {
     Ok(bytes)
 }
 
-/// A task that has looked at so many bytes of the file system lets others run, wherever these bytes came from.
+/// A task that has looked at so many bytes of the file system lets others run, wherever these bytes came
+/// from.
 const BYTES_BETWEEN_YIELDS: usize = 128 << 10;
 
 /// An ext4 file system on a disk.
@@ -117,7 +119,8 @@ impl<B: BlockSource> FileSystem<B> {
     /// Opens the file system on `disk` with a page cache of at most `cache_capacity` bytes.
     ///
     /// # Errors
-    /// [`FsError::NotExt4`], [`FsError::Unsupported`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`].
+    /// [`FsError::NotExt4`], [`FsError::Unsupported`], [`FsError::Corrupt`], [`FsError::Io`],
+    /// [`FsError::NoMemory`].
     pub async fn open(disk: B, cache_capacity: usize) -> Result<Self, FsError> {
         let cache = PageCache::new(disk, cache_capacity);
         let disk_size = cache.size_bytes();
@@ -175,11 +178,11 @@ impl<B: BlockSource> FileSystem<B> {
         Node::parse(&self.geometry, inode, &bytes)
     }
 
-    /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer than
-    /// `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB.
+    /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer
+    /// than `buf` holds only at the end of the file. Holes read as zeros. Use a buffer of 4 KiB to 128 KiB.
     ///
-    /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in one
-    /// device request, or less when the cache is too small for all readers.
+    /// Sequential reads with the same `node` read ahead, up to [`MAX_READ`](crate::block::MAX_READ) bytes in
+    /// one device request, or less when the cache is too small for all readers.
     ///
     /// # Errors
     /// [`FsError::IsADirectory`], [`FsError::NotAFile`], [`FsError::Corrupt`], [`FsError::Io`],
@@ -254,8 +257,9 @@ impl<B: BlockSource> FileSystem<B> {
         Ok(bytes)
     }
 
-    /// Books a look at `bytes`, at least a page, and lets other tasks run when it is time. All that is read passes here,
-    /// holes and what is in the cache too: no loop over a disk's claims keeps the executor to itself.
+    /// Books a look at `bytes`, at least a page, and lets other tasks run when it is time. All that is read
+    /// passes here, holes and what is in the cache too: no loop over a disk's claims keeps the executor to
+    /// itself.
     async fn pace(&self, bytes: usize) {
         let work = self.work.get().saturating_add(bytes.max(PAGE_SIZE));
         if work < BYTES_BETWEEN_YIELDS {

@@ -1,4 +1,5 @@
-//! Pages in memory by number, and in the order of their last use. A page for which there is no memory is not kept.
+//! Pages in memory by number, and in the order of their last use. A page for which there is no memory is not
+//! kept.
 
 use alloc::vec::Vec;
 use hashbrown::HashMap;

@@ -12,14 +12,14 @@ const MAX_LINKS: usize = 40;
 const MAX_STEPS: usize = 4096;
 
 impl<B: BlockSource> FileSystem<B> {
-    /// What a path names. It starts at the root folder, with or without a leading `/`; empty names and `.` are
-    /// skipped, `..` never leaves the root, and symbolic links are followed, an absolute one from the root folder.
-    /// Permissions are not looked at.
+    /// What a path names. It starts at the root folder, with or without a leading `/`; empty names and `.`
+    /// are skipped, `..` never leaves the root, and symbolic links are followed, an absolute one from the
+    /// root folder. Permissions are not looked at.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotADirectory`] (also for `file/`), [`FsError::TooManyLinks`],
-    /// [`FsError::NameTooLong`] (a name of more than 255 bytes, or a path of more than 4096), and what reading the
-    /// folders gives.
+    /// [`FsError::NameTooLong`] (a name of more than 255 bytes, or a path of more than 4096), and what
+    /// reading the folders gives.
     pub async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
         if path.len() > PATH_MAX {
             return Err(FsError::NameTooLong);

@@ -1,8 +1,8 @@
 //! How far one reader reads ahead.
 //!
-//! The window doubles each time the reader has used up what was read ahead for it. When it finds that a page is gone
-//! before it came to it, the cache is too small for all readers' windows together: the window shrinks to half, and
-//! grows by a page at a time from then on.
+//! The window doubles each time the reader has used up what was read ahead for it. When it finds that a page
+//! is gone before it came to it, the cache is too small for all readers' windows together: the window shrinks
+//! to half, and grows by a page at a time from then on.
 
 use super::cache::PAGE_SIZE;
 use super::map::Run;
@@ -28,7 +28,8 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    /// Notes a read of `len` bytes, and says how many bytes to read ahead of it: none for a reader that jumps.
+    /// Notes a read of `len` bytes, and says how many bytes to read ahead of it: none for a reader that
+    /// jumps.
     pub fn start(&self, offset: u64, len: usize) -> usize {
         if offset != self.next.get() {
             self.window.set(0);
@@ -40,8 +41,8 @@ impl Cursor {
         self.window.get()
     }
 
-    /// Notes that the bytes at `offset` were not in the cache, and that the device was asked for what lies before
-    /// `loaded`.
+    /// Notes that the bytes at `offset` were not in the cache, and that the device was asked for what lies
+    /// before `loaded`.
     pub fn missed(&self, offset: u64, loaded: u64) {
         let window = self.window.get();
         if window > 0 {

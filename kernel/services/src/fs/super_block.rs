@@ -245,8 +245,8 @@ impl Geometry {
         Ok((self.byte_of(block).saturating_add(within), self.desc_size))
     }
 
-    /// Whether the first group of a meta group starts with a copy of the super block. It is an even group, and
-    /// `sparse_super` keeps copies only in group 0 and in odd ones.
+    /// Whether the first group of a meta group starts with a copy of the super block. It is an even group,
+    /// and `sparse_super` keeps copies only in group 0 and in odd ones.
     fn has_super_block(&self, group: u64) -> bool {
         match self.backup_groups {
             _ if group == 0 => true,

@@ -14,14 +14,15 @@ pub struct Disk<B> {
 }
 
 impl<B: BlockSource> Disk<B> {
-    /// A disk that is not open yet: whoever asks for a file waits until [`open`](Self::open) has done its work.
+    /// A disk that is not open yet: whoever asks for a file waits until [`open`](Self::open) has done its
+    /// work.
     pub fn new() -> Self {
         Self { opened: OnceCell::new() }
     }
 
-    /// Opens the file system on `source` with a page cache of at most `cache_bytes`. Without a usable disk every file
-    /// is answered with 503 and the reason, which is also returned; everything else is served. Call this once: further
-    /// calls change nothing.
+    /// Opens the file system on `source` with a page cache of at most `cache_bytes`. Without a usable disk
+    /// every file is answered with 503 and the reason, which is also returned; everything else is served.
+    /// Call this once: further calls change nothing.
     ///
     /// # Errors
     /// Why there are no files, as a sentence for a person.

@@ -8,8 +8,8 @@ use log::warn;
 
 use super::FileError;
 
-/// At most [`BURST`] failures are logged in so much time: a client that causes them must not fill the log, which may be
-/// a slow serial port.
+/// At most [`BURST`] failures are logged in so much time: a client that causes them must not fill the log,
+/// which may be a slow serial port.
 const WINDOW: Duration = Duration::from_secs(10);
 const BURST: u32 = 8;
 /// Bytes of a target that are shown.

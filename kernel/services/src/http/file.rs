@@ -16,8 +16,8 @@ use crate::api::System;
 use crate::block::BlockError;
 use crate::text::Text;
 
-/// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next piece
-/// is read the socket's transmit buffer still holds the last one.
+/// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
+/// piece is read the socket's transmit buffer still holds the last one.
 const PIECE: usize = 32 << 10;
 
 impl<F: Files, S: System> Server<F, S> {
@@ -70,8 +70,8 @@ impl<F: Files, S: System> Server<F, S> {
         Ok(next(keep))
     }
 
-    /// The address with a slash. It is made from the decoded path, so it starts with exactly one slash and holds
-    /// nothing that a browser could take for another host.
+    /// The address with a slash. It is made from the decoded path, so it starts with exactly one slash and
+    /// holds nothing that a browser could take for another host.
     async fn redirect<C: Read + Write>(
         &self,
         wire: &mut Wire<'_, C>,
@@ -159,7 +159,8 @@ impl<F: Files, S: System> Server<F, S> {
         self.send_body(wire, request, node, head, start..end, keep).await
     }
 
-    /// Reads the first piece before the head is sent, so that a disk that cannot be read is still an error page.
+    /// Reads the first piece before the head is sent, so that a disk that cannot be read is still an error
+    /// page.
     async fn send_body<C: Read + Write>(
         &self,
         wire: &mut Wire<'_, C>,
@@ -230,8 +231,8 @@ impl Version {
         }
     }
 
-    /// Whether the client already has this version (RFC 9110 section 13.2.2). A date counts only if it is the very
-    /// one that was sent.
+    /// Whether the client already has this version (RFC 9110 section 13.2.2). A date counts only if it is the
+    /// very one that was sent.
     fn is_held_by(&self, request: &Request) -> bool {
         match (&request.if_none_match, &request.if_modified_since) {
             (Some(tags), _) => tags

@@ -88,8 +88,8 @@ impl Names {
     /// Bytes of names that fit.
     const BYTES: usize = 16 << 10;
 
-    /// Adds a name, as stored (any bytes but `/` and NUL, 255 at most), and what it is, without following a symbolic
-    /// link. Returns false, with nothing added, when there is no more room.
+    /// Adds a name, as stored (any bytes but `/` and NUL, 255 at most), and what it is, without following a
+    /// symbolic link. Returns false, with nothing added, when there is no more room.
     ///
     /// # Errors
     /// [`FileError::OutOfMemory`], and [`FileError::Corrupt`] for a name that is too long.
@@ -137,8 +137,8 @@ pub trait Files {
     /// An opened file or directory.
     type Node;
 
-    /// Finds `path`: absolute, components separated by single slashes, no `.` or `..`, no slash at the end except
-    /// for `/` itself. Symbolic links are followed.
+    /// Finds `path`: absolute, components separated by single slashes, no `.` or `..`, no slash at the end
+    /// except for `/` itself. Symbolic links are followed.
     async fn lookup(&self, path: &[u8]) -> Result<Self::Node, FileError>;
 
     /// The metadata of an opened node.
@@ -147,8 +147,9 @@ pub trait Files {
     /// Reads at most `buf.len()` bytes at `offset`; 0 only at the end of the file.
     async fn read_at(&self, node: &Self::Node, offset: u64, buf: &mut [u8]) -> Result<usize, FileError>;
 
-    /// Adds the next few entries of a directory (up to a block's worth, and as many as fit), without `.` and `..`.
-    /// `cursor` is 0 at first and advanced by each call, which may add nothing. Returns false after the last.
+    /// Adds the next few entries of a directory (up to a block's worth, and as many as fit), without `.` and
+    /// `..`. `cursor` is 0 at first and advanced by each call, which may add nothing. Returns false after the
+    /// last.
     async fn read_dir(
         &self,
         dir: &Self::Node,

@@ -10,14 +10,15 @@ use crate::text::Text;
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
     ul{list-style:none;padding:0}a{text-decoration:none}a:hover{text-decoration:underline}";
 
-/// The next part of a folder, and where it goes on if there is more. A large folder is sent as several sorted parts.
+/// The next part of a folder, and where it goes on if there is more. A large folder is sent as several sorted
+/// parts.
 pub struct Page {
     names: Names,
     cursor: Option<u64>,
 }
 
-/// Reads the part of a folder that begins at `cursor`, 0 at first. The caller reads the first part before it calls
-/// [`send`], so that an unreadable folder is an error page.
+/// Reads the part of a folder that begins at `cursor`, 0 at first. The caller reads the first part before it
+/// calls [`send`], so that an unreadable folder is an error page.
 pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> Result<Page, FileError> {
     let mut names = Names::default();
     let mut more = true;

@@ -1,7 +1,8 @@
 //! An HTTP/1.1 server over any byte stream.
 //!
-//! [`Server::serve`] takes one connection from its first byte to its last. What a client can make it hold is bounded:
-//! a head of at most 8 KiB, and one buffer of 32 KiB while a file is being sent. Time is bounded by [`Limits`].
+//! [`Server::serve`] takes one connection from its first byte to its last. What a client can make it hold is
+//! bounded: a head of at most 8 KiB, and one buffer of 32 KiB while a file is being sent. Time is bounded by
+//! [`Limits`].
 
 mod date;
 mod disk;
@@ -73,8 +74,8 @@ impl Default for Limits {
 pub enum End {
     /// All is answered: close.
     Close,
-    /// All is answered, but the client may still be sending: close our half and read on for a while, or a reset could
-    /// destroy the answer before the client has read it (RFC 9112 section 9.6).
+    /// All is answered, but the client may still be sending: close our half and read on for a while, or a
+    /// reset could destroy the answer before the client has read it (RFC 9112 section 9.6).
     Drain,
     /// The response is cut short, or the client is gone: reset.
     Abort,
@@ -112,7 +113,8 @@ impl<F: Files, S: System> Server<F, S> {
         &self.stats
     }
 
-    /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a place.
+    /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a
+    /// place.
     pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);

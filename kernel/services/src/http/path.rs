@@ -30,8 +30,8 @@ pub struct DiskPath {
 }
 
 impl DiskPath {
-    /// Decodes the path part of a target (without the query). `..` is refused and never resolved; so is what some
-    /// other program would take for it, with backslashes as separators.
+    /// Decodes the path part of a target (without the query). `..` is refused and never resolved; so is what
+    /// some other program would take for it, with backslashes as separators.
     pub fn decode(target: &str) -> Result<Self, PathError> {
         let decoded = percent_decode(target.as_bytes())?;
         let hidden = |part: &[u8]| part.split(|&b| b == b'\\').any(|piece| piece == b"..");
@@ -90,8 +90,8 @@ fn percent_decode(encoded: &[u8]) -> Result<Vec<u8>, PathError> {
     Ok(out)
 }
 
-/// Appends `bytes` so that they are one path of a URL: everything but unreserved characters and `/` is encoded.
-/// Errors of `out` are its own business.
+/// Appends `bytes` so that they are one path of a URL: everything but unreserved characters and `/` is
+/// encoded. Errors of `out` are its own business.
 pub fn percent_encode(bytes: &[u8], out: &mut impl Write) {
     for &byte in bytes {
         match byte {
@@ -107,8 +107,8 @@ pub fn percent_encode(bytes: &[u8], out: &mut impl Write) {
     }
 }
 
-/// Appends `bytes` as HTML text or as a quoted attribute value. What is not UTF-8 becomes U+FFFD. Errors of `out` are
-/// its own business.
+/// Appends `bytes` as HTML text or as a quoted attribute value. What is not UTF-8 becomes U+FFFD. Errors of
+/// `out` are its own business.
 pub fn html_escape(bytes: &[u8], out: &mut impl Write) {
     for chunk in bytes.utf8_chunks() {
         let invalid = if chunk.invalid().is_empty() { "" } else { "\u{fffd}" };

@@ -31,8 +31,8 @@ pub enum Method {
 pub enum Body {
     /// This many bytes, possibly none. They can be skipped.
     Length(u64),
-    /// Something that this server does not read (chunked, or the client waits for `100 Continue`): the connection
-    /// closes after the response.
+    /// Something that this server does not read (chunked, or the client waits for `100 Continue`): the
+    /// connection closes after the response.
     Unread,
 }
 

@@ -117,7 +117,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old client.
+    /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old
+    /// client.
     pub fn new(status: Status, close: bool, http_1_0: bool) -> Self {
         // Without memory for this, the text is cut and never sent.
         let mut text = Text::with_capacity(HEAD_ROOM).unwrap_or_default();
@@ -147,8 +148,8 @@ impl Head {
     }
 }
 
-/// A body of unknown length, made of text: write to [`text`](Self::text), then [`pass`](Self::pass), and at the end
-/// [`finish`](Self::finish).
+/// A body of unknown length, made of text: write to [`text`](Self::text), then [`pass`](Self::pass), and at
+/// the end [`finish`](Self::finish).
 pub struct Stream<'a, 'w, C> {
     wire: &'a mut Wire<'w, C>,
     /// What was not sent yet.

@@ -11,7 +11,8 @@ use crate::net::{Nic, Stack, TcpSocket};
 const DRAIN_TIME: Duration = Duration::from_secs(2);
 const DRAIN_BYTES: usize = 256 << 10;
 
-/// Serves one connection after the other, for ever. Spawn as many of these as connections are to be served at once.
+/// Serves one connection after the other, for ever. Spawn as many of these as connections are to be served at
+/// once.
 pub async fn worker<N: Nic, F: Files, S: System>(stack: &Stack<N>, server: &Server<F, S>) -> ! {
     loop {
         let mut socket = stack.accept().await;

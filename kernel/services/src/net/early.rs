@@ -1,8 +1,8 @@
 //! Frames that come before the interface has its address.
 //!
-//! A client may be waiting before the guest is up. What it sends while DHCP still asks for the address, its ARP request
-//! or its SYN, is for nobody yet, and its next attempt may be seconds away (6 s with QEMU's user networking). So what
-//! may be such an attempt is kept, and looked at again as soon as there is an address.
+//! A client may be waiting before the guest is up. What it sends while DHCP still asks for the address, its
+//! ARP request or its SYN, is for nobody yet, and its next attempt may be seconds away (6 s with QEMU's user
+//! networking). So what may be such an attempt is kept, and looked at again as soon as there is an address.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;

@@ -57,10 +57,10 @@ impl<'a, T: TxToken> Device for OneFrame<'a, T> {
     }
 }
 
-/// Whether a frame would begin a connection that is there already, as a repeated SYN does. smoltcp gives such a segment
-/// to the first socket that takes it, and a listening one takes it as well as the connection's own; that one would
-/// ignore it, whatever its state. So it is not shown to smoltcp at all: no segment of a known connection reaches a
-/// listener.
+/// Whether a frame would begin a connection that is there already, as a repeated SYN does. smoltcp gives such
+/// a segment to the first socket that takes it, and a listening one takes it as well as the connection's own;
+/// that one would ignore it, whatever its state. So it is not shown to smoltcp at all: no segment of a known
+/// connection reaches a listener.
 fn is_repeated(sockets: &SocketSet<'_>, frame: &[u8]) -> bool {
     let Some((from, to)) = opening(frame) else { return false };
     sockets.iter().any(|(_, socket)| match socket {

@@ -1,9 +1,10 @@
 //! TCP/IP over one Ethernet device: smoltcp, driven by one task.
 //!
-//! [`Stack::run`] is the only place where packets move. It runs when the device has something (through the waker it
-//! leaves with [`Nic::register_waker`]), when a socket was used, and when a timer of the stack is due. smoltcp has no
-//! listen backlog: a SYN needs a socket in LISTEN. The pool keeps a few of those ready and makes the next one as soon
-//! as one is taken, within the same poll, so a burst of connections costs no resets and an idle stack little memory.
+//! [`Stack::run`] is the only place where packets move. It runs when the device has something (through the
+//! waker it leaves with [`Nic::register_waker`]), when a socket was used, and when a timer of the stack is
+//! due. smoltcp has no listen backlog: a SYN needs a socket in LISTEN. The pool keeps a few of those ready
+//! and makes the next one as soon as one is taken, within the same poll, so a burst of connections costs no
+//! resets and an idle stack little memory.
 
 mod early;
 mod ingress;
@@ -39,7 +40,8 @@ use smoltcp::wire::{
 const INGRESS_BUDGET: usize = 64;
 /// Rounds over all sockets (one segment each) in one poll before other tasks get a turn.
 const EGRESS_BUDGET: usize = 64;
-/// When to look again if something waits to be sent and the device had no room: it may not interrupt for that.
+/// When to look again if something waits to be sent and the device had no room: it may not interrupt for
+/// that.
 const DEVICE_FULL_RETRY: Duration = Duration::from_millis(1);
 
 /// How the interface gets its IPv4 address.
@@ -232,8 +234,8 @@ impl<N: Nic> Inner<N> {
         (0..INGRESS_BUDGET).all(|_| self.ingress_single(now))
     }
 
-    /// Takes one frame in, if there is one: with an address, those that came before it first. A socket that a SYN took
-    /// is replaced before the next frame is looked at.
+    /// Takes one frame in, if there is one: with an address, those that came before it first. A socket that a
+    /// SYN took is replaced before the next frame is looked at.
     fn ingress_single(&mut self, now: Instant) -> bool {
         let has_address = self.address().is_some();
         let Self { nic, iface, sockets, pool, early, .. } = self;
@@ -273,8 +275,8 @@ impl<N: Nic> Inner<N> {
         self.link_up = up;
         info!("network: link {}", if up { "up" } else { "down" });
         self.announce = up;
-        // It may be another network now: ask again. Until the answer the old address stays, and with it the connections,
-        // so the event that takes it away is not wanted.
+        // It may be another network now: ask again. Until the answer the old address stays, and with it the
+        // connections, so the event that takes it away is not wanted.
         if let (true, Some(handle)) = (up, self.dhcp) {
             let dhcp = self.sockets.get_mut::<dhcpv4::Socket>(handle);
             dhcp.reset();
@@ -305,8 +307,8 @@ impl<N: Nic> Inner<N> {
         }
     }
 
-    /// Tells everybody our hardware address, if that is due: who has an old one for our address, or asks just now, would
-    /// else have to wait for a time-out (RFC 2131, 4.4.1; RFC 5227, 2.3).
+    /// Tells everybody our hardware address, if that is due: who has an old one for our address, or asks just
+    /// now, would else have to wait for a time-out (RFC 2131, 4.4.1; RFC 5227, 2.3).
     fn announce(&mut self, now: Instant) {
         let (true, Some(address)) = (self.announce, self.address()) else { return };
         let Some(room) = self.nic.transmit(now) else { return };

@@ -5,8 +5,8 @@ use smoltcp::phy::Device;
 
 /// An Ethernet device under a [`Stack`](super::Stack): smoltcp's [`Device`] plus how to sleep on it.
 ///
-/// `receive` must offer a waiting frame even while there is no room to send (the answer is then lost, as on a real
-/// wire), or else must wake the registered waker when there is room again.
+/// `receive` must offer a waiting frame even while there is no room to send (the answer is then lost, as on a
+/// real wire), or else must wake the registered waker when there is room again.
 pub trait Nic: Device {
     /// The device's MAC address. A value that is not unicast is not used.
     fn mac(&self) -> [u8; 6];
@@ -17,7 +17,8 @@ pub trait Nic: Device {
     /// Makes frames sent since the last call visible to the device, with at most one notification.
     fn flush(&mut self);
 
-    /// Wakes `waker` once when a frame has arrived or the link changed. Called when the stack found nothing more to
-    /// do, so this is where receive interrupts are armed again. If something arrived in between, it wakes at once.
+    /// Wakes `waker` once when a frame has arrived or the link changed. Called when the stack found nothing
+    /// more to do, so this is where receive interrupts are armed again. If something arrived in between, it
+    /// wakes at once.
     fn register_waker(&mut self, waker: &Waker);
 }

@@ -23,7 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Interval of keep-alive probes; a living peer answers them, which holds off [`TIMEOUT`].
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// Sizes of the socket pool. Memory used is at most `sockets * (rx + tx)` bytes plus about 600 bytes per socket.
+/// Sizes of the socket pool. Memory used is at most `sockets * (rx + tx)` bytes plus about 600 bytes per
+/// socket.
 #[derive(Clone, Copy, Debug)]
 pub struct PoolConfig {
     /// TCP port served.
@@ -39,8 +40,8 @@ pub struct PoolConfig {
 }
 
 impl PoolConfig {
-    /// For a guest with `memory` bytes of RAM: sockets for 72 served connections and 16 more that listen, wait or
-    /// close, using at most about a tenth of the memory.
+    /// For a guest with `memory` bytes of RAM: sockets for 72 served connections and 16 more that listen,
+    /// wait or close, using at most about a tenth of the memory.
     pub fn for_memory(port: u16, memory: u64) -> Self {
         let tx = match memory >> 20 {
             0..=31 => 16 << 10,
@@ -54,7 +55,8 @@ impl PoolConfig {
 /// Sockets by stage of life. Those handed out by [`accept`](Self::accept) are in neither list.
 pub(super) struct Pool {
     config: PoolConfig,
-    /// Listening, in the handshake, or connected and not yet accepted; with the time the entry was made or taken.
+    /// Listening, in the handshake, or connected and not yet accepted; with the time the entry was made or
+    /// taken.
     backlog: Vec<(SocketHandle, Option<Instant>)>,
     closing: Vec<Closing>,
     total: usize,
@@ -125,8 +127,8 @@ impl Pool {
         }
     }
 
-    /// True if one more socket is allowed. A connection that is over gives way, or a handshake that hangs: else a
-    /// peer that only sends SYNs would keep everybody out.
+    /// True if one more socket is allowed. A connection that is over gives way, or a handshake that hangs:
+    /// else a peer that only sends SYNs would keep everybody out.
     fn make_room(&mut self, sockets: &mut SocketSet<'_>, now: Instant) -> bool {
         if self.total < self.config.sockets {
             return true;
@@ -247,9 +249,10 @@ fn is_ready(sockets: &SocketSet<'_>, handle: SocketHandle) -> bool {
 /// A listening socket, or `None` when there is no memory for its buffers now.
 fn listener(config: &PoolConfig) -> Option<Socket<'static>> {
     let mut socket = Socket::new(buffer(config.rx)?, buffer(config.tx)?);
-    // No congestion control: the transmit buffer bounds what is under way and time-outs back off, while smoltcp's Reno
-    // waits for a 1 s time-out at nearly every loss (1 MB over a cable losing 3 %: 9 to 26 s with it, 3 ms to 1 s without).
-    // Responses are written in large pieces; waiting to fill a segment would cost a delayed ACK of the peer.
+    // No congestion control: the transmit buffer bounds what is under way and time-outs back off, while
+    // smoltcp's Reno waits for a 1 s time-out at nearly every loss (1 MB over a cable losing 3 %: 9 to 26 s
+    // with it, 3 ms to 1 s without). Responses are written in large pieces; waiting to fill a segment would
+    // cost a delayed ACK of the peer.
     socket.set_nagle_enabled(false);
     socket.set_timeout(Some(TIMEOUT));
     socket.set_keep_alive(Some(KEEP_ALIVE));

@@ -83,7 +83,8 @@ fn readers_of_a_bad_page_share_its_error() {
     assert_eq!((done.get(), world.disk.completed.get(), world.cache.stats().errors), (72, 1, 1));
 }
 
-/// Many tasks with random reads, read-ahead, errors and tasks that go away: whoever gets an answer gets the right one.
+/// Many tasks with random reads, read-ahead, errors and tasks that go away: whoever gets an answer gets the
+/// right one.
 #[test]
 fn many_readers_out_of_order() {
     for (seed, capacity, fails) in
@@ -198,7 +199,8 @@ fn another_task_takes_over() {
     assert_eq!((world.cache.stats().under_way, world.disk.pending()), (0, 0));
 }
 
-/// A bad sector harms those who need it, not those whose read-ahead touches it; and errors are not remembered.
+/// A bad sector harms those who need it, not those whose read-ahead touches it; and errors are not
+/// remembered.
 #[test]
 fn a_bad_sector_harms_only_its_page() {
     let mut world = world(1, 64 * PAGE_SIZE);
@@ -306,7 +308,8 @@ fn memory_is_bounded() {
     assert!(peak >= CAPACITY / 2, "the allocator was not counted: {peak}");
 }
 
-/// The same through the file system: 72 tasks read different files to their ends, out of order, with some errors.
+/// The same through the file system: 72 tasks read different files to their ends, out of order, with some
+/// errors.
 #[test]
 fn many_files_at_once() {
     let folder = TempDir::new().unwrap();

@@ -1,5 +1,5 @@
-//! 2,000 damaged images: opening them, walking the whole tree and reading everything never panics, never runs away and
-//! never needs more memory than the cache and a few blocks.
+//! 2,000 damaged images: opening them, walking the whole tree and reading everything never panics, never runs
+//! away and never needs more memory than the cache and a few blocks.
 
 use crate::allocations::peak_of;
 use crate::disks::MemDisk;
@@ -112,7 +112,8 @@ fn read(fs: &FileSystem<MemDisk>, node: &ringfence_services::fs::Node) -> Result
     Ok(())
 }
 
-/// The bytes that were read to list and open everything, without the contents of files; zeros only now and then.
+/// The bytes that were read to list and open everything, without the contents of files; zeros only now and
+/// then.
 fn metadata_bytes(image: &[u8]) -> Vec<usize> {
     let disk = MemDisk::new(image.to_vec());
     let fs = block_on(FileSystem::open(&disk, CACHE)).unwrap();

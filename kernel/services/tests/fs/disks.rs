@@ -48,8 +48,8 @@ impl BlockSource for MemDisk {
     }
 }
 
-/// A disk whose requests wait until [`SlowDisk::complete_one`] picks them, in random order. It checks that no sector is
-/// asked for twice at the same time.
+/// A disk whose requests wait until [`SlowDisk::complete_one`] picks them, in random order. It checks that no
+/// sector is asked for twice at the same time.
 pub struct SlowDisk {
     image: Rc<Vec<u8>>,
     random: RefCell<StdRng>,

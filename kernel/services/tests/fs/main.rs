@@ -1,5 +1,5 @@
-//! The file system against images that e2fsprogs made, damaged images, and disks that answer late, out of order or not
-//! at all. The oracle is the folder an image was made from, or `debugfs`.
+//! The file system against images that e2fsprogs made, damaged images, and disks that answer late, out of
+//! order or not at all. The oracle is the folder an image was made from, or `debugfs`.
 
 mod allocations;
 mod cache;

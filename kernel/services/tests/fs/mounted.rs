@@ -1,5 +1,5 @@
-//! Folders written by a mounted Linux. It leaves traces that `mkfs.ext4 -d` never does: the tail of the block from which
-//! a folder grew into a hash tree, blocks that were emptied, entries merged into their neighbours.
+//! Folders written by a mounted Linux. It leaves traces that `mkfs.ext4 -d` never does: the tail of the block
+//! from which a folder grew into a hash tree, blocks that were emptied, entries merged into their neighbours.
 
 use crate::disks::MemDisk;
 use crate::support::{CACHE, compare, e2fsprogs, names, run};

@@ -38,7 +38,8 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Makes an image of `kib` KiB from a folder. The free space is not zero, so that whoever reads it is found out.
+/// Makes an image of `kib` KiB from a folder. The free space is not zero, so that whoever reads it is found
+/// out.
 pub fn make_image(folder: &Path, options: &[&str], kib: usize) -> Vec<u8> {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("image");

@@ -1,4 +1,5 @@
-//! `bench blk`: our block driver against the ring's own ceiling, the crate `virtio-drivers` and Linux, on the same device.
+//! `bench blk`: our block driver against the ring's own ceiling, the crate `virtio-drivers` and Linux, on the
+//! same device.
 
 mod charts;
 mod results;
@@ -40,7 +41,8 @@ const LINUX: [(&str, &str, &str); 2] = [
 ];
 /// Most instructions that a request may take.
 const INSTRUCTIONS: f64 = 120.0;
-/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`: medians of target/bench/blk.json.
+/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`: medians of
+/// target/bench/blk.json.
 const BASELINE: &str = include_str!("../blk_baseline.json");
 
 /// A device, and how its guest waits.
@@ -194,8 +196,8 @@ fn depths(workload: &str) -> &'static [u64] {
     if ["read4k", "write4k"].contains(&workload) { &DEPTHS } else { &SEQUENTIAL }
 }
 
-/// Each of our guests for a moment, and their counts: within a tenth of those recorded. Linux is left out; it would have to
-/// be downloaded and takes too long to boot.
+/// Each of our guests for a moment, and their counts: within a tenth of those recorded. Linux is left out; it
+/// would have to be downloaded and takes too long to boot.
 pub fn self_check() -> Result<()> {
     let toolchain = setup::toolchain().context("there is no compiler for the kernel")?;
     let elf = kernel::build_bench(&toolchain, "blk")?;

@@ -8,8 +8,8 @@ use crate::bench::report::{self, Table};
 use crate::bench::targets::{self, Bound, Target};
 use crate::bench::{Found, write};
 
-/// What the first measurements on the target machine gave for `virtio-drivers` in units of the ceiling, cycles per request at
-/// depth 1: 9,600 to 10,300 against 4,880. The ceiling here may be off by a tenth.
+/// What the first measurements on the target machine gave for `virtio-drivers` in units of the ceiling,
+/// cycles per request at depth 1: 9,600 to 10,300 against 4,880. The ceiling here may be off by a tenth.
 const CEILING: Bound = Bound::Within(0.9 * 9600.0 / 4880.0, 1.1 * 10_300.0 / 4880.0);
 /// Depths of `virtio-drivers`, of which the best counts.
 const THEIR_DEPTHS: [u64; 3] = [1, 4, 16];

@@ -1,4 +1,5 @@
-//! `bench net`: our network driver against the ring's own ceiling and the crate `virtio-drivers`, on the same devices.
+//! `bench net`: our network driver against the ring's own ceiling and the crate `virtio-drivers`, on the same
+//! devices.
 
 mod peer;
 mod results;

@@ -1,5 +1,5 @@
-//! What the guest's third network card leads to: a thread that takes frames from a unix datagram socket and answers when
-//! they ask for it. Whoever has no room makes the other wait, so that no frame is lost.
+//! What the guest's third network card leads to: a thread that takes frames from a unix datagram socket and
+//! answers when they ask for it. Whoever has no room makes the other wait, so that no frame is lost.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;

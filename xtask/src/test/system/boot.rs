@@ -27,8 +27,8 @@ pub const TESTS: &[(&str, Run)] = &[
 
 /// From the kernel's first instruction to the end of the first read of a block.
 const MOST_INSTRUCTIONS: u64 = 2_000_000;
-/// From the kernel's first instruction to the first byte that a client gets which was there before. The goal is 150 ms;
-/// the rest is for machines that have other work, too.
+/// From the kernel's first instruction to the first byte that a client gets which was there before. The goal
+/// is 150 ms; the rest is for machines that have other work, too.
 const FIRST_BYTE: Duration = Duration::from_millis(3 * 150);
 const ROUNDS: usize = 5;
 /// Of the stripped kernel.
@@ -36,8 +36,8 @@ const MOST_BYTES: u64 = 1 << 20;
 /// Long enough for anything that does not hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Under `-icount` the time-stamp counter counts instructions, and time jumps while the processor halts, which the kernel
-/// leaves out.
+/// Under `-icount` the time-stamp counter counts instructions, and time jumps while the processor halts,
+/// which the kernel leaves out.
 fn instructions(kernel: &Kernel) -> Result<()> {
     let mut machine = Machine { disk: files_disk()?, port: Some(free_port()?), ..machine(&kernel.pvh) };
     machine.add("-icount shift=0,sleep=off");
@@ -102,7 +102,8 @@ fn connect(port: u16) -> Result<TcpStream> {
     }
 }
 
-/// The kernel without its symbols, in 16 MiB of RAM: long files for several at once, and all that it tells about itself.
+/// The kernel without its symbols, in 16 MiB of RAM: long files for several at once, and all that it tells
+/// about itself.
 fn footprint(kernel: &Kernel) -> Result<()> {
     let Boot::Pvh(elf) = &kernel.pvh else { unreachable!("it is loaded by QEMU") };
     let stripped = work_folder("scratch")?.join("stripped-kernel");

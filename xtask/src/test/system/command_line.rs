@@ -84,8 +84,8 @@ fn serves_the_site(_: &Kernel) -> Result<()> {
     stop(guest)
 }
 
-/// A start without set-up and without anything to compile: it serves within 2 s. The best of three counts, as the first may
-/// have to compile, and other work on the machine is not what this is about.
+/// A start without set-up and without anything to compile: it serves within 2 s. The best of three counts, as
+/// the first may have to compile, and other work on the machine is not what this is about.
 fn second_start_is_quick(_: &Kernel) -> Result<()> {
     let mut best = Duration::MAX;
     for _ in 0..3 {
@@ -208,7 +208,8 @@ fn kvm_works_or_says_why_not(_: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// With a QEMU that behaves as the real one does on machines without KVM, with a broken one, and with a good one.
+/// With a QEMU that behaves as the real one does on machines without KVM, with a broken one, and with a good
+/// one.
 fn kvm_of_every_kind(_: &Kernel) -> Result<()> {
     const MISSING: &str = "Could not access KVM kernel module: No such file or directory";
     const BROKEN: &str = "qemu-system-x86_64: error: failed to set MSR 0x10a to 0x69";

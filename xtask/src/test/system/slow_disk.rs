@@ -1,7 +1,7 @@
 //! A disk that answers once a second stalls nobody but those who wait for it.
 //!
-//! QEMU runs in a network namespace of its own, with a tap device that the namespace's Linux answers for, so that `ping`
-//! reaches the guest. All of it ends with QEMU.
+//! QEMU runs in a network namespace of its own, with a tap device that the namespace's Linux answers for, so
+//! that `ping` reaches the guest. All of it ends with QEMU.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -78,7 +78,8 @@ impl Network {
         let mut guest = Guest::start(qemu::tethered("unshare", arguments)?)?;
         let up = guest.wait_until(Duration::from_secs(60), |log| log.contains(&url));
         up.context("the guest does not come up")?;
-        // QEMU's own network stack gave the guest its address. From now on it would answer in the guest's place.
+        // QEMU's own network stack gave the guest its address. From now on it would answer in the guest's
+        // place.
         let mut connection = UnixStream::connect(&monitor).context("QEMU's monitor")?;
         std::fs::remove_file(&monitor)?;
         connection.write_all(b"netdev_del dhcp\n")?;
