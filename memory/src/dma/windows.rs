@@ -133,12 +133,12 @@ pub(super) enum Side {
 /// # Ok::<(), DmaError>(())
 /// ```
 #[derive(Clone)]
-pub struct DmaWindows(Arc<Tenure>);
+pub struct DmaWindows(Arc<TableClaim>);
 
 /// What keeps a table from having another owner, shared by handles and regions.
-struct Tenure(Arc<WindowTable>);
+struct TableClaim(Arc<WindowTable>);
 
-impl Drop for Tenure {
+impl Drop for TableClaim {
     fn drop(&mut self) {
         self.0.claimed.store(false, Ordering::Release);
     }
@@ -197,7 +197,7 @@ impl DmaWindows {
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn new(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
         let table = platform.registry().claim(platform, device, Side::Bus)?;
-        Ok(Self(Arc::new(Tenure(table))))
+        Ok(Self(Arc::new(TableClaim(table))))
     }
 
     /// Claims a table for a device model in this program, which goes by `device` among models: it is no
@@ -207,7 +207,7 @@ impl DmaWindows {
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn for_model(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
         let table = platform.registry().claim(platform, device, Side::Model)?;
-        Ok(Self(Arc::new(Tenure(table))))
+        Ok(Self(Arc::new(TableClaim(table))))
     }
 
     /// The device that this table is for.
