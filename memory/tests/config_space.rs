@@ -47,6 +47,20 @@ fn a_revoked_bus_master_bit_stays_away() {
     assert_eq!(command() & (BUS_MASTER | MEMORY), MEMORY);
 }
 
+/// Whoever sizes the BARs beside somebody else finds the same, and all is as it was before.
+#[test]
+fn sizing_by_two_threads_moves_nothing() {
+    let card = Card::new();
+    let (config, before) = (card.config(), card.config().read_u32(0x10));
+    let expected = config.bars();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| (0..2000).for_each(|_| assert_eq!(config.bars(), expected)));
+        }
+    });
+    assert_eq!(config.read_u32(0x10), before);
+}
+
 /// What is written to configuration space is the command register, the BARs' own values and MSI-X's control:
 /// no other word, whatever is called.
 #[test]

@@ -43,9 +43,10 @@ impl ConfigSpace {
             1 => 2,
             _ => 0,
         };
-        let registers: [u32; BAR_COUNT] = core::array::from_fn(|index| self.read_u32(bar(index)));
-        let masks: [u32; BAR_COUNT] = self.without_decoding(|alone| {
-            core::array::from_fn(|index| {
+        let [registers, masks] = self.without_decoding(|alone| {
+            // Not before: another caller may be writing ones meanwhile.
+            let registers: [u32; BAR_COUNT] = core::array::from_fn(|index| self.read_u32(bar(index)));
+            let masks = core::array::from_fn(|index| {
                 if index >= count {
                     return 0;
                 }
@@ -53,7 +54,8 @@ impl ConfigSpace {
                 let mask = self.read_u32(bar(index));
                 self.write(alone, bar(index), registers[index]);
                 mask
-            })
+            });
+            [registers, masks]
         });
         let mut bars = [None; BAR_COUNT];
         let mut rest = 0..count;
