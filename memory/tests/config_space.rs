@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
 
@@ -59,6 +60,52 @@ fn sizing_by_two_threads_moves_nothing() {
         }
     });
     assert_eq!(config.read_u32(0x10), before);
+}
+
+/// Whoever sizes BARs keeps a function from hearing what is written to its registers: a lost half of an
+/// address would be another address. So a device is told nothing meanwhile.
+#[test]
+fn a_device_is_told_nothing_while_its_bars_are_sized() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let (common, msix) = (&virtio.common, virtio.msix.as_ref().unwrap());
+    common.reset(&windows, LIMIT).unwrap();
+    let ring = Ring::new(&windows, 16);
+    let message = unsafe { MsiMessage::new(0xfee0_1000, 0x41) };
+    let steps: [(&str, &(dyn Fn() + Sync)); 8] = [
+        ("features are read", &|| assert_eq!(common.device_features(), 0)),
+        ("features are set", &|| assert!(common.set_driver_features(0))),
+        ("the status is set", &|| common.set_status(3)),
+        ("the choice is final", &|| common.set_status(FEATURES_OK)),
+        ("a queue is told", &|| common.set_queue(&windows, 0, &ring.addresses()).unwrap()),
+        ("a vector is set", &|| assert_eq!(common.set_queue_vector(0, 1), Ok(1))),
+        ("the other vector is set", &|| assert_eq!(common.set_config_vector(1), Ok(1))),
+        ("a message is set", &|| msix.set(1, message).unwrap()),
+    ];
+    for (what, step) in steps {
+        let [sizes, go_on, done]: [&AtomicBool; 3] = [(); 3].map(|()| &*Box::leak(Box::default()));
+        *card.on_read.lock().unwrap() = Some(Box::new(move |_, offset| {
+            sizes.fetch_or(offset == 0x10, SeqCst);
+            while offset == 0x10 && !go_on.load(SeqCst) {
+                thread::yield_now();
+            }
+        }));
+        let early = thread::scope(|scope| {
+            scope.spawn(|| card.config().bars());
+            while !sizes.load(SeqCst) {
+                thread::yield_now();
+            }
+            scope.spawn(|| {
+                step();
+                done.store(true, SeqCst);
+            });
+            thread::sleep(Duration::from_millis(5));
+            let early = done.load(SeqCst);
+            go_on.store(true, SeqCst);
+            early
+        });
+        assert!(!early && done.load(SeqCst), "{what}");
+    }
 }
 
 /// What is written to configuration space is the command register, the BARs' own values and MSI-X's control:

@@ -5,7 +5,7 @@ use core::fmt;
 use core::time::Duration;
 
 use super::{ConfigSpace, MmioError, MmioRegion, Register};
-use crate::lock::{Level, Lock};
+use crate::lock::{Guard, Level, Lock};
 use crate::{AtomicAccess, DmaError, DmaWindows, Platform, QueueAddresses, Quiet, ResetError};
 
 /// Bits of the status (2.1): the driver shows itself, and the choice of features is final.
@@ -92,6 +92,12 @@ impl CommonConfig {
         Ok(Self { registers, status, config, platform, told: Lock::new(Level::Registers, Told::default()) })
     }
 
+    /// While they are held nobody else selects a register, and what is written is not lost because somebody
+    /// sizes the function's BARs.
+    fn alone(&self) -> (Guard<'_, Told>, Guard<'static, ()>) {
+        (self.told.lock(), self.config.alone())
+    }
+
     /// Reads the register at `offset`: one of [`common`] that nothing selects.
     ///
     /// # Errors
@@ -102,14 +108,14 @@ impl CommonConfig {
 
     /// The features that the device offers: bits 0 to 63.
     pub fn device_features(&self) -> u64 {
-        let _alone = self.told.lock();
+        let _alone = self.alone();
         self.halves(common::DEVICE_FEATURE_SELECT, |_| self.registers.read::<u32>(common::DEVICE_FEATURE))
     }
 
     /// Tells the device which features the driver accepts. `false` if that is final already.
     #[must_use]
     pub fn set_driver_features(&self, features: u64) -> bool {
-        let mut told = self.told.lock();
+        let (mut told, _decodes) = self.alone();
         if told.status & FEATURES_OK != 0 {
             return false;
         }
@@ -137,6 +143,7 @@ impl CommonConfig {
     /// # Errors
     /// None that a caller could cause.
     pub fn set_config_vector(&self, vector: u16) -> Result<u16, MmioError> {
+        let _alone = self.alone();
         // SAFETY: a vector names a message in the table.
         unsafe { self.registers.write(common::CONFIG_MSIX_VECTOR, vector) }?;
         self.registers.read(common::CONFIG_MSIX_VECTOR)
@@ -148,7 +155,7 @@ impl CommonConfig {
     /// If it is not in the structure, or not aligned. What there is of a queue that does not exist is the
     /// device's choice.
     pub fn read_queue<T: AtomicAccess>(&self, index: u16, offset: usize) -> Result<T, MmioError> {
-        let _alone = self.told.lock();
+        let _alone = self.alone();
         self.select(index)?;
         self.registers.read(offset)
     }
@@ -158,7 +165,7 @@ impl CommonConfig {
     /// # Errors
     /// None that a caller could cause.
     pub fn set_queue_vector(&self, index: u16, vector: u16) -> Result<u16, MmioError> {
-        let _alone = self.told.lock();
+        let _alone = self.alone();
         self.select(index)?;
         // SAFETY: a vector names a message in the table.
         unsafe { self.registers.write(common::QUEUE_MSIX_VECTOR, vector) }?;
@@ -171,7 +178,7 @@ impl CommonConfig {
     /// # Errors
     /// If the structure is too short for it.
     pub fn reset_queue(&self, index: u16) -> Result<(), MmioError> {
-        let _alone = self.told.lock();
+        let _alone = self.alone();
         self.select(index)?;
         // SAFETY: the device uses less memory than before.
         unsafe { self.registers.write(common::QUEUE_RESET, 1_u16) }
@@ -190,7 +197,7 @@ impl CommonConfig {
     /// Sets `bits` of the device status besides those that were set since the last [`reset`](Self::reset):
     /// none is cleared but by that.
     pub fn set_status(&self, bits: u8) {
-        let mut told = self.told.lock();
+        let (mut told, _decodes) = self.alone();
         told.status |= bits & DEFINED;
         if told.status != 0 {
             // SAFETY: what the device may do then it does with queues that `set_queue` told it of, in the
@@ -220,7 +227,7 @@ impl CommonConfig {
             return Err(DmaError::WrongDevice.into());
         }
         windows.tell(queue.addresses, |addresses| {
-            let told = self.told.lock();
+            let (told, _decodes) = self.alone();
             let packed = told.features & RING_PACKED != 0;
             if !told.all || told.status & FEATURES_OK == 0 || packed != queue.is_packed() {
                 return Err(SetQueueError::WrongFormat);

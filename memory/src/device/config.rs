@@ -280,14 +280,19 @@ impl ConfigSpace {
 
     /// Reads, changes and writes back the register at `offset`, alone.
     pub(super) fn change(&self, offset: u16, change: impl FnOnce(u32) -> u32) {
-        let alone = ALONE.lock();
+        let alone = self.alone();
         self.write(&alone, offset, change(self.read_u32(offset)));
+    }
+
+    /// While it is held nobody keeps the function from answering at its memory BARs.
+    pub(super) fn alone(&self) -> Guard<'static, ()> {
+        ALONE.lock()
     }
 
     /// Calls `probe`, which may write ones to a register to learn what sticks, while the function answers
     /// nowhere.
     pub(super) fn without_decoding<R>(&self, probe: impl FnOnce(&Guard<'_, ()>) -> R) -> R {
-        let alone = ALONE.lock();
+        let alone = self.alone();
         let command = self.read_u32(COMMAND) & COMMAND_MASK;
         self.write(&alone, COMMAND, command & !COMMAND_IO_MEMORY);
         let result = probe(&alone);
@@ -298,7 +303,7 @@ impl ConfigSpace {
     /// Whether `is_so`, while nobody can keep the function from answering at its memory BARs, which it does
     /// before and after.
     pub(super) fn while_decoding(&self, is_so: impl FnOnce() -> bool) -> bool {
-        let _alone = ALONE.lock();
+        let _alone = self.alone();
         let decodes = || self.read_u16(VENDOR) != NOBODY && self.read_u32(COMMAND) & COMMAND_MEMORY != 0;
         decodes() && is_so() && decodes()
     }

@@ -61,6 +61,7 @@ impl MsixTable {
         let MsixCapability { control, size, offset, .. } = capability;
         let table = bar.part(offset as usize, usize::from(size) * ENTRY_LEN)?;
         let table = Self { config, control, size, table };
+        let _alone = config.alone();
         // Whatever was left in an entry is sent nowhere.
         (0..size).try_for_each(|vector| table.set_masked(vector, true))?;
         Ok(table)
@@ -71,11 +72,13 @@ impl MsixTable {
         self.size
     }
 
-    /// Sets the message of `vector`, which until then is masked, and unmasks it.
+    /// Sets the message of `vector`, which until then is masked, and unmasks it. Nobody else sets one
+    /// meanwhile, or keeps the function from hearing it.
     ///
     /// # Errors
     /// [`MmioError::OutOfBounds`] if there is no such vector.
     pub fn set(&self, vector: u16, message: MsiMessage) -> Result<(), MmioError> {
+        let _alone = self.config.alone();
         self.set_masked(vector, true)?;
         let entry = usize::from(vector) * ENTRY_LEN;
         for (offset, value) in (entry..).step_by(4).zip(message.parts()) {
