@@ -122,7 +122,7 @@ fn equal_segments_fill_their_array() {
     ] {
         assert!(SegmentPairs::new(first, second).is_none(), "{first:?} {second:?}");
     }
-    let table = DescriptorTable::<Split>::new(&windows, 4, 0, Direction::ToDevice).unwrap();
+    let mut table = DescriptorTable::<Split>::new(&windows, 4, 0, Direction::ToDevice).unwrap();
     let starts = [array.address(0).unwrap(), statuses.address(0).unwrap()];
     let [reads, writes] = starts.map(|start| windows.publish(start).unwrap().raw_value());
     for index in 0..3 {
@@ -396,4 +396,24 @@ proptest! {
             prop_assert!(array.part(index, count).is_none());
         }
     }
+}
+
+/// What a device writes of its own is never a descriptor: it would choose an address.
+#[test]
+fn a_device_writes_no_area_where_descriptors_are() {
+    fn check<F: RingFormat>(windows: &DmaWindows) {
+        let table = |count| DescriptorTable::<F>::new(windows, count, 4096, Direction::Both).unwrap();
+        let (table, other, area) = (table(16), table(64), windows.allocate(4096).unwrap());
+        let (there, behind) = (area.address(0).unwrap(), other.array_after::<u64>(64).unwrap());
+        let refused = Err(DmaError::Access(VolatileError::NotPermitted));
+        for at in [table.address(), other.address()] {
+            assert_eq!(table.queue(there, at).map(|_| ()), refused);
+            assert_eq!(table.queue(at, there).map(|_| ()), Ok(()), "it only reads there");
+        }
+        let behind = behind.address(0).unwrap();
+        assert_eq!(table.queue(there, behind).map(|_| ()), Ok(()), "no descriptor is there");
+    }
+    let windows = windows();
+    check::<Split>(&windows);
+    check::<Packed>(&windows);
 }

@@ -202,6 +202,10 @@ fn segment_made_longer(segment: &mut Segment<'_>) {
     segment.len = u32::MAX; //~ E0616 segment_made_longer
 }
 
+fn descriptor_with_two_writers(table: &DescriptorTable<Split>, segment: &Segment<'_>) {
+    let _ = table.store(0, segment, 0, Relaxed); //~ E0596 descriptor_with_two_writers
+}
+
 fn proof_of_nothing(life: Life) -> Quiet {
     life.into() //~ E0277 proof_of_nothing
 }

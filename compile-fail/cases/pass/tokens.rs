@@ -39,7 +39,7 @@ fn _publish(windows: &DmaWindows, region: DmaRegion) -> Option<GuestAddress> {
     told
 }
 
-fn _store(table: &DescriptorTable<Split>, buffer: DmaBuf) -> Option<DmaBuf> {
+fn _store(table: &mut DescriptorTable<Split>, buffer: DmaBuf) -> Option<DmaBuf> {
     let order = core::sync::atomic::Ordering::Relaxed;
     table.store(0, &buffer.segment(0, 16, true)?, 0, order).ok()?;
     Some(buffer)

@@ -145,7 +145,7 @@ impl PackedRing {
     fn write_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
         let (slot, start) = (entry.slot, self.available);
         if !self.is_room(others) {
-            let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
+            let tables = self.tables.as_mut().ok_or(QueueError::Broken)?;
             let (chain, first, count) = tables.write(slot, entry, &self.frames, |_| 0)?;
             let (at, bits) = (start.index.into(), id(slot) | start.available);
             self.descriptors.store_indirect(at, (&tables.descriptors, first, count), bits, true)?;

@@ -40,6 +40,16 @@ pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
+#[inline]
+fn store(
+    descriptors: &mut DescriptorTable<Split>,
+    at: u16,
+    segment: &Segment<'_>,
+    next: Option<u16>,
+) -> Result<(), QueueError> {
+    Ok(descriptors.store(at.into(), segment, link(next), Ordering::Relaxed)?)
+}
+
 /// What says in the second half of a descriptor that `next` is the one after it in its chain.
 #[inline]
 fn link(next: Option<u16>) -> u64 {
@@ -150,18 +160,18 @@ impl SplitRing {
         index: u16,
         head: u16,
     ) -> Result<Chain, QueueError> {
-        let tables = self.tables.as_ref().ok_or(QueueError::Broken)?;
+        let tables = self.tables.as_mut().ok_or(QueueError::Broken)?;
         let (chain, first, count) = tables.write(index, entry, &self.frames, link)?;
         self.descriptors.store_indirect(head.into(), (&tables.descriptors, first, count), 0, false)?;
         Ok(Chain { id: head, ..chain })
     }
 
     /// Writes a chain to the descriptors from `head` on; the table goes on at its start.
-    fn add_run<B: Buffers>(&self, entry: Entry<'_, B>, head: u16) -> Result<Chain, QueueError> {
-        let frame = self.frames.get(entry.slot);
+    fn add_run<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<Chain, QueueError> {
+        let (frame, mask) = (self.frames.get(entry.slot), self.mask);
         let chain = entry.write(frame, self.layout.parts, |place, segment, more| {
-            let at = head.wrapping_add(place) & self.mask;
-            self.store(at, segment, more.then_some(at.wrapping_add(1) & self.mask))
+            let at = head.wrapping_add(place) & mask;
+            store(&mut self.descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
         })?;
         Ok(Chain { id: head, ..chain })
     }
@@ -177,11 +187,6 @@ impl SplitRing {
     #[inline]
     fn end(&self, slot: u16) -> u16 {
         slot.wrapping_add(self.layout.parts).wrapping_sub(1)
-    }
-
-    #[inline]
-    fn store(&self, at: u16, segment: &Segment<'_>, next: Option<u16>) -> Result<(), QueueError> {
-        Ok(self.descriptors.store(at.into(), segment, link(next), Ordering::Relaxed)?)
     }
 
     fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
@@ -241,8 +246,9 @@ impl Ring for SplitRing {
         self.last_len = self.frames.last_len();
         for slot in (0..self.usual_end).step_by(self.layout.parts.into()) {
             let [first, last] = self.frames.get(slot).ok_or(QueueError::Broken)?;
-            self.store(slot, &first, Some(slot.wrapping_add(1)))?;
-            self.store(self.end(slot), &last, None)?;
+            let end = self.end(slot);
+            store(&mut self.descriptors, slot, &first, Some(slot.wrapping_add(1)))?;
+            store(&mut self.descriptors, end, &last, None)?;
         }
         if self.layout.parts == 2 {
             self.usual_end = 0;
@@ -263,7 +269,7 @@ impl Ring for SplitRing {
         } else {
             (slot, None, 1)
         };
-        self.store(at, segment, next)?;
+        store(&mut self.descriptors, at, segment, next)?;
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let last = if B::FRAMED { self.last_len } else { 0 };
         self.add_available(slot);

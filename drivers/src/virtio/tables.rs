@@ -27,7 +27,7 @@ impl<F: RingFormat> Tables<F> {
     /// and the first and the number of its descriptors.
     #[inline(never)]
     pub(super) fn write<B: Buffers>(
-        &self,
+        &mut self,
         index: u16,
         entry: Entry<'_, B>,
         frames: &Frames,

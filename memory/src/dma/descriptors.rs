@@ -115,7 +115,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         direction: Direction,
     ) -> Result<Self, DmaError> {
         let len = count.checked_mul(DESCRIPTOR_LEN).filter(|&len| len > 0).ok_or(DmaError::BadLength)?;
-        let region = windows.allocate_for(len.checked_add(more).ok_or(DmaError::BadLength)?, direction)?.0;
+        let region = windows.open(len.checked_add(more).ok_or(DmaError::BadLength)?, direction, len)?;
         let words = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast::<u64>();
         let (table, life) = (Arc::as_ptr(&region.table), region.table.open_descriptors());
         Ok(Self { words, count, life, region, table, held: None, format: PhantomData })
@@ -150,7 +150,7 @@ impl<F: RingFormat> DescriptorTable<F> {
     /// [`DmaError::BadLength`] unless there are 1 to 32,768 descriptors (a power of two, if split);
     /// [`DmaError::Access`] unless both areas are long enough for so many (what the device reads and writes
     /// there is within the regions of `driver` and `device`), aligned (virtio 1.4, 2.7, 2.8), and for it to
-    /// read and to write.
+    /// read and to write; what it writes is not where descriptors are.
     pub fn queue<'a>(
         &'a self,
         driver: DmaAddr<'a>,
@@ -161,6 +161,9 @@ impl<F: RingFormat> DescriptorTable<F> {
         let [(driver_len, driver_align), (device_len, device_align)] = F::areas(self.count);
         driver.check_room(driver_len, driver_align, Direction::ToDevice)?;
         device.check_room(device_len, device_align, Direction::FromDevice)?;
+        if device.offset() < device.region.descriptors {
+            return Err(VolatileError::NotPermitted.into());
+        }
         Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
     }
 
@@ -173,7 +176,7 @@ impl<F: RingFormat> DescriptorTable<F> {
     /// end.
     #[inline]
     pub fn store(
-        &self,
+        &mut self,
         index: usize,
         segment: &Segment<'_>,
         bits: u64,

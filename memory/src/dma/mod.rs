@@ -88,10 +88,14 @@ pub struct DmaAddr<'a> {
 }
 
 impl DmaAddr<'_> {
+    /// How many bytes of its region lie before it.
+    fn offset(&self) -> usize {
+        self.value.wrapping_sub(self.region.device_address) as usize
+    }
+
     /// Whether the device finds `len` bytes here, at a multiple of `align`, that it may access so.
     fn check_room(&self, len: usize, align: u64, direction: Direction) -> Result<(), VolatileError> {
-        let offset = self.value.wrapping_sub(self.region.device_address);
-        if self.region.len.saturating_sub(offset as usize) < len {
+        if self.region.len.saturating_sub(self.offset()) < len {
             Err(VolatileError::OutOfBounds)
         } else if !self.value.is_multiple_of(align) {
             Err(VolatileError::Misaligned)

@@ -59,6 +59,8 @@ pub(crate) struct Region {
     pub(super) shared: Arc<RegionMemory>,
     /// Keeps the table claimed.
     pub(super) _windows: DmaWindows,
+    /// So many of its first bytes are descriptors: nothing else that a device writes may be there.
+    pub(super) descriptors: usize,
 }
 
 impl Deref for Region {

@@ -228,6 +228,16 @@ impl DmaWindows {
 
     /// The same, for one direction only.
     pub fn allocate_for(&self, len: usize, direction: Direction) -> Result<DmaRegion, DmaError> {
+        self.open(len, direction, 0).map(DmaRegion)
+    }
+
+    /// Opens a window to new memory, of which the first `descriptors` bytes are for descriptors.
+    pub(super) fn open(
+        &self,
+        len: usize,
+        direction: Direction,
+        descriptors: usize,
+    ) -> Result<Arc<Region>, DmaError> {
         let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
         let table = self.table();
         let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
@@ -250,7 +260,7 @@ impl DmaWindows {
                 state.generation += 1;
             },
         )?;
-        Ok(DmaRegion(Arc::new(Region { shared, _windows: self.clone() })))
+        Ok(Arc::new(Region { shared, _windows: self.clone(), descriptors }))
     }
 
     /// What the device may read now. A range of this view cannot be written through it.
