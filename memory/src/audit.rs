@@ -92,7 +92,6 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub fn new() -> Self {
-        let report = Report::new(Owner::ALL.map(|owner| (owner, 0)));
         Self {
             begun: 0,
             phase: Phase::Idle,
@@ -100,7 +99,7 @@ impl Progress {
             mapped: [0; 4],
             blamed: None,
             present: 0,
-            report,
+            report: Report::new(),
             last: None,
         }
     }
@@ -113,10 +112,8 @@ impl Progress {
     }
 
     fn begin(&mut self) {
-        self.begun += 1;
-        (self.phase, self.walked, self.mapped, self.present) = (Phase::Clear(0), 0, [0; 4], 0);
-        self.report = Report::new(Owner::ALL.map(|owner| (owner, 0)));
-        self.blamed = None;
+        let (begun, last) = (self.begun + 1, self.last.take());
+        *self = Self { begun, phase: Phase::Clear(0), last, ..Self::new() };
     }
 
     fn end(&mut self, report: Report) {
