@@ -343,7 +343,7 @@ impl Slice<'_> {
                 let part = (past - page).min(self.limit.saturating_sub(self.work).max(1) as u64 * 64);
                 self.frames(first, page, part, pte.frame() + (page - first), pte.tag());
                 page += part;
-            } else if let Some(next) = self.enter(pte, level, page == first) {
+            } else if let Some(next) = self.enter(pte, page == first) {
                 (table, level) = (next, level - 1);
                 continue;
             } else {
@@ -356,8 +356,8 @@ impl Slice<'_> {
     }
 
     /// The table that an entry links, unless it is foreign or, at its `beginning`, was seen before.
-    fn enter(&mut self, pte: Pte, level: usize, beginning: bool) -> Option<Table> {
-        let Some(table) = self.mapper.pool().at(pte.frame()).filter(|_| pte.is_present() && level > 0) else {
+    fn enter(&mut self, pte: Pte, beginning: bool) -> Option<Table> {
+        let Some(table) = self.mapper.pool().at(pte.frame()).filter(|_| pte.is_present()) else {
             self.report().add(Finding::ForeignTable(frame_address(pte.frame())));
             return None;
         };
