@@ -402,21 +402,20 @@ impl Slice<'_> {
             }
         }
         let window = self.space.pages().window();
-        let known = if tag == Tag::Boot {
-            self.mapper.boot_mapping(page).is_some_and(|boot| {
+        let finding = if tag == Tag::Boot {
+            let known = self.mapper.boot_mapping(page).is_some_and(|boot| {
                 let offset = page - boot.pages.first();
                 page + count <= boot.pages.past()
                     && pte.frame() == boot.frames.first() + offset
                     && pte.protection() == Some(boot.protection)
-            })
+            });
+            (!known).then_some(Finding::OutsideKnownRanges(at))
+        } else if page < window.first() || page + count > window.past() {
+            Some(Finding::OutsideKnownRanges(at))
         } else {
-            (window.first()..window.past()).contains(&page) && page + count <= window.past()
+            self.space.pages().any_free(page, count).then_some(Finding::PageFree(at))
         };
-        if !known {
-            report.add(Finding::OutsideKnownRanges(at));
-        } else if tag != Tag::Boot && self.space.pages().any_free(page, count) {
-            report.add(Finding::PageFree(at));
-        }
+        finding.into_iter().for_each(|finding| report.add(finding));
         if tag == Tag::Mmio {
             let (last, claims) = (count - 1, self.claims);
             if !claims.maps(page, pte.frame()) || !claims.maps(page + last, pte.frame() + last) {
