@@ -174,7 +174,7 @@ impl Audit<'_> {
     /// The same, until `limit` words and entries have been looked at, or what costs as much; a leaf, a table
     /// or a free block may be begun before and makes it up to 250 more.
     pub fn step_of(&mut self, limit: usize) -> Option<Report> {
-        let space = self.space;
+        let (space, limit) = (self.space, limit.max(1));
         // The locks of the windows come before the mapper's, so that these are looked at on their own.
         let windows = {
             let progress = &space.frames().inner().lock().audit;
@@ -185,7 +185,7 @@ impl Audit<'_> {
             if let Phase::Windows(place) = phase { Some((begun, place, report.clone())) } else { None }
         };
         if let Some((begun, place, mut report)) = windows {
-            let (next, work) = space.audit_windows(place, limit.max(1), &mut report);
+            let (next, work) = space.audit_windows(place, limit, &mut report);
             self.work = work;
             let progress = &mut space.frames().inner().lock().audit;
             // Unless another processor was here first.
@@ -200,14 +200,8 @@ impl Audit<'_> {
         let claims = space.claims().lock();
         let mut mapper = space.mapper().lock();
         let mut inner = space.frames().inner().lock();
-        let mut slice = Slice {
-            space,
-            claims: &claims,
-            mapper: &mut mapper,
-            inner: &mut inner,
-            limit: limit.max(1),
-            work: 0,
-        };
+        let mut slice =
+            Slice { space, claims: &claims, mapper: &mut mapper, inner: &mut inner, limit, work: 0 };
         slice.run();
         self.work = slice.work;
         None
