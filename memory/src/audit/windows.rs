@@ -57,7 +57,8 @@ impl AddressSpace {
                 self.audit_pages(window.start, window.len, &mut place.offset, &mut work, limit, report);
                 done = place.offset == window.len;
                 if done {
-                    (place.window, place.offset) = (window.device_address + 1, 0);
+                    // No window begins there, so that the next one is looked at from its beginning.
+                    place.window = window.device_address + 1;
                     done = work < limit;
                 }
                 done
