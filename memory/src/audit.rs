@@ -259,6 +259,7 @@ impl Slice<'_> {
         let past = first.saturating_add(self.limit);
         self.inner.audit.phase = if pool.forget_seen(first..past) {
             self.inner.private.count_anew();
+            self.inner.dma.count_anew();
             Phase::Free(Owner::Free)
         } else {
             Phase::Tables(past)
@@ -276,7 +277,6 @@ impl Slice<'_> {
                 buddy.count_on((self.limit - self.work).saturating_mul(64))
             else {
                 audit.report.compare(owner, booked, buddy.found());
-                buddy.count_anew();
                 audit.phase = match other {
                     None => Phase::Free(Owner::DmaIdle),
                     Some(_) => Phase::Walk,

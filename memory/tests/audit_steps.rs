@@ -266,6 +266,33 @@ fn ram_may_be_added_between_steps() {
     }
 }
 
+/// What an audit has found before it begins again is found again.
+#[test]
+fn beginning_again_forgets_nothing() {
+    let system = System::new(Config { ram_frames: 1024, window_pages: 1024, ..Config::default() });
+    let space = system.space;
+    for frame in [300, 302, 304] {
+        let at = PhysAddr::new(frame * PAGE);
+        drop(space.allocate_dma(FrameRequest { at, ..FrameRequest::new(1) }).unwrap());
+    }
+    // One is no RAM.
+    let ram = FrameAllocator::storage_words(1024) - 2 * 16;
+    for frame in [300, 500] {
+        let flip = || unsafe { *system.storage.add(ram + frame / 64) ^= 1 << (frame % 64) };
+        flip();
+        for stop in 0..80 {
+            let mut audit = space.start_audit();
+            assert!((0..stop).all(|_| audit.step_of(1).is_none()));
+            assert_eq!(unsafe { space.frames().add(frames(0, 1), Owner::Reserved) }, 0, "it is known");
+            let report = std::iter::repeat_with(|| audit.step()).flatten().next().unwrap();
+            let found = report.findings().any(|finding| matches!(finding, Finding::FreeTwice(_)));
+            assert!(found, "{frame} after {stop} steps: {report:?}");
+        }
+        flip();
+    }
+    system.check();
+}
+
 /// What is unmapped and waits until all processors have forgotten it, frames and tables, is nobody's: no
 /// audit that looks meanwhile finds anything, however far it has come.
 #[test]
