@@ -334,7 +334,8 @@ impl Slice<'_> {
                 if page == first {
                     self.leaf(first, level, pte);
                 }
-                let part = (past - page).min(self.limit.saturating_sub(self.work).max(1) as u64 * 64);
+                let words = self.limit.saturating_sub(self.work).max(1);
+                let part = (past - page).min(words.saturating_mul(64) as u64);
                 self.frames(first, page, part, pte.frame() + (page - first), pte.tag());
                 page += part;
             } else if let Some(next) = self.enter(pte, page == first) {
