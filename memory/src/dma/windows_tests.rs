@@ -3,8 +3,9 @@
 use super::*;
 use crate::audit::Finding;
 use crate::host::HostPlatform;
-use crate::mapping::{AddressSpace, Mapper, TablePool};
+use crate::mapping::{AddressSpace, Mapper, Protection, TablePool, Tag};
 use crate::range::{FrameRange, PageRange};
+use crate::tlb::Flush;
 use crate::{Cpu, FrameAllocator, MmioMemory, PageAllocator, PhysAddr, PlatformError, Stale, VirtAddr};
 
 use std::boxed::Box;
@@ -94,4 +95,70 @@ fn broken_books_are_found() {
         state.lock().windows.insert(1, lost);
     }
     assert_eq!(findings(&mixed.1), []);
+}
+
+/// Maps pages to frames of the same numbers for the time of an audit, and says what that saw of windows, and
+/// which pages it found that are no DMA memory.
+fn mapped(space: &AddressSpace, leaves: &[(u64, u64, Tag)]) -> ((usize, usize), vec::Vec<u64>) {
+    for (page, count, tag) in leaves {
+        let pages = PageRange::from_numbers(*page, *count).unwrap();
+        let frames = FrameRange::from_numbers(*page, *count).unwrap();
+        space.mapper().lock().map(&pages, &frames, Protection::ReadWrite, *tag).unwrap();
+    }
+    let report = space.audit();
+    for (page, count, _) in leaves {
+        let (mut pages, mut flush) = (PageRange::from_numbers(*page, *count).unwrap(), Flush::new());
+        space.mapper().lock().unmap(&mut pages, &mut flush, |_, _, _| ());
+        let tables = flush.flush(&Root(PhysAddr::new(0).unwrap()), |_| ());
+        tables.into_iter().for_each(|tables| space.mapper().lock().pool_mut().give(tables));
+    }
+    let not_dma = |finding: &Finding| match finding {
+        Finding::WindowNotDma(at) => Some(at.value() / PAGE_SIZE as u64),
+        _ => None,
+    };
+    (report.windows, report.findings().filter_map(not_dma).collect())
+}
+
+/// Windows begin and end within large leaves.
+#[test]
+fn leaves_reach_out_of_windows() {
+    let mixed = mixed();
+    let device = DmaWindows::new(mixed, DeviceId(3)).unwrap();
+    let _region = device.allocate(2 * PAGE_SIZE).unwrap();
+    let state = &device.table().state;
+    // The last page of one large leaf, and the first one after it.
+    let (low, high) = (1 << 18, (1 << 18) + 512);
+    let start = (high as usize - 1) * PAGE_SIZE;
+    let start = core::mem::replace(&mut state.lock().windows[0].start, start);
+    for (leaves, not_dma) in [
+        (&[(low, 512, Tag::Dma), (high, 512, Tag::Dma)][..], &[][..]),
+        (&[(low, 512, Tag::Dma), (high, 1, Tag::Private)], &[high]),
+        (&[(low, 512, Tag::Private), (high, 512, Tag::Dma)], &[high - 1]),
+        (&[], &[high - 1, high]),
+    ] {
+        assert_eq!(mapped(&mixed.1, leaves), ((1, 2), not_dma.to_vec()));
+    }
+    state.lock().windows[0].start = start;
+}
+
+/// A window that is closed while it is looked at leaves no trace in how the next one is; and of two devices
+/// whose tables are neighbours both are looked at.
+#[test]
+fn windows_close_while_they_are_looked_at() {
+    let mixed = mixed();
+    let devices = [DmaWindows::new(mixed, DeviceId(7)), DmaWindows::for_model(mixed, DeviceId(7))];
+    let [bus, model] = devices.map(|device| device.unwrap());
+    let mut regions = [&bus, &bus, &model].map(|device| Some(device.allocate(3 * PAGE_SIZE).unwrap()));
+    let mut audit = mixed.1.start_audit();
+    // Two pages of the first window: as much as the device, the window and a leaf are in each step.
+    let mut looked = 0;
+    while looked < 2 {
+        assert!(audit.step_of(1).is_none());
+        looked += usize::from(audit.work() == 24);
+    }
+    let address = |region: &Option<DmaRegion>| region.as_ref().unwrap().0.device_address;
+    let first = usize::from(address(&regions[1]) < address(&regions[0]));
+    regions[first] = None;
+    let report = core::iter::repeat_with(|| audit.step_of(1)).flatten().next().unwrap();
+    assert_eq!(report.windows, (3, 2 + 3 + 3));
 }
