@@ -122,3 +122,36 @@ fn tables_change_where_the_walk_is() {
         }
     }
 }
+
+/// A frame whose page was looked at may be mapped elsewhere meanwhile; one that comes to such a page is
+/// noted.
+#[test]
+fn frames_move_behind_the_walk() {
+    let system = System::new(Config { ram_frames: 2048, window_pages: 2048, ..Config::default() });
+    let (first, second) = (map(&system, 3, 1), map(&system, 600, 1));
+    let ahead = system.machine.window.address_at_offset(601 * PAGE);
+    let ahead = system.space.pages().allocate(PageRequest { at: ahead, ..PageRequest::new(1) }).unwrap();
+    let reached = steps_to(&system, &first);
+    // From the first table to the second.
+    let mut audit = system.space.start_audit();
+    assert!(steps(&mut audit, reached + 10));
+    let (pages, mut frames) = first.unmap_into_parts().unwrap();
+    let moved = system.space.map_allocated_pages_to(ahead, frames.remove(0), Protection::ReadWrite).unwrap();
+    assert!(finish(&mut audit).ok());
+    drop(pages);
+    // The second table maps what has come to the first.
+    let (anchor, entry) = (map(&system, 3, 1), system.machine.entry(second.start_address().value(), 0));
+    let sound = system.machine.word(entry);
+    let mut audit = system.space.start_audit();
+    assert!(steps(&mut audit, reached + 10));
+    let come = map(&system, 4, 1);
+    let frame = system.machine.word(system.machine.entry(come.start_address().value(), 0));
+    system.machine.set_word(entry, frame);
+    let report = finish(&mut audit);
+    system.machine.set_word(entry, sound);
+    let frame = PhysAddr::new(frame & 0x000f_ffff_ffff_f000).unwrap();
+    let found: Vec<_> = report.findings().copied().collect();
+    assert_eq!(found, [Finding::MappedTwice(second.start_address(), frame)]);
+    drop((anchor, moved));
+    system.check();
+}
