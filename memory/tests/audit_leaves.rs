@@ -1,0 +1,161 @@
+//! What an audit says of each leaf and link that must not be, to the last page and frame.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+mod common;
+
+use common::*;
+use ringfence_memory::*;
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 2;
+const LARGE: u64 = 1 << 7;
+const PRIVATE: u64 = 1 << 9;
+const MMIO: u64 = 3 << 9;
+const UNCACHED: u64 = 3 << 3;
+const NO_EXECUTE: u64 = 1 << 63;
+const DATA: u64 = PRESENT | WRITABLE | NO_EXECUTE;
+const FRAME: u64 = 0x000f_ffff_ffff_f000;
+/// Of the kernel image, and of the pool.
+const KERNEL: usize = 8 + 32;
+
+/// The window has a page more than a large leaf.
+fn system() -> System {
+    System::new(Config {
+        ram_frames: 2048,
+        mmio_frames: 1024,
+        pool_frames: 32,
+        window_pages: 1025,
+        gib_pages: true,
+    })
+}
+
+fn address(value: u64) -> VirtAddr {
+    VirtAddr::new(value).unwrap()
+}
+
+/// Pages of the window, from number `page` on, mapped to new memory.
+fn map(system: &System, page: u64, count: usize) -> MappedPages<Private> {
+    let at = system.machine.window.address_at_offset(page * PAGE);
+    let pages = system.space.pages().allocate(PageRequest { at, ..PageRequest::new(count) }).unwrap();
+    system.space.map_allocated_pages(pages, Protection::ReadWrite).unwrap()
+}
+
+/// What an audit finds while these entries have other values.
+#[track_caller]
+fn found(system: &System, changes: &[(u64, u64)]) -> Vec<Finding> {
+    system.check();
+    let swap = |changes: &[(u64, u64)]| -> Vec<_> {
+        changes
+            .iter()
+            .map(|(entry, value)| {
+                let before = system.machine.word(*entry);
+                system.machine.set_word(*entry, *value);
+                (*entry, before)
+            })
+            .collect()
+    };
+    let mut before = swap(changes);
+    let report = system.space.audit();
+    before.reverse();
+    swap(&before);
+    system.check();
+    report.findings().copied().collect()
+}
+
+/// The table that holds an entry.
+fn table(entry: u64) -> PhysAddr {
+    PhysAddr::new(entry & !(PAGE - 1)).unwrap()
+}
+
+#[test]
+fn kernel_leaves() {
+    let system = system();
+    let entry = |page| system.machine.entry(KERNEL_VA + page * PAGE, 0);
+    let [first, second] = [0, 1].map(|page| system.machine.word(entry(page)));
+    // Kernel memory need not be mapped.
+    assert_eq!(found(&system, &[(entry(0), 0)]), [Finding::TableCount(table(entry(0)))]);
+    // Somebody's memory, mapped as the kernel's.
+    let held = system.space.frames().allocate(FrameRequest::new(1)).unwrap();
+    let beside = address(KERNEL_VA + 8 * PAGE);
+    assert_eq!(
+        found(&system, &[(entry(8), held.start_address().value() | DATA)]),
+        [
+            Finding::TableCount(table(entry(0))),
+            Finding::OutsideKnownRanges(beside),
+            // The firmware's frame counts here, too.
+            Finding::Count { owner: Owner::Allocated, booked: 2, found: 1 },
+            Finding::Count { owner: Owner::Kernel, booked: KERNEL, found: KERNEL + 1 },
+        ]
+    );
+    // Two pages changed places.
+    let [text, next] = [0, 1].map(|page| Finding::OutsideKnownRanges(address(KERNEL_VA + page * PAGE)));
+    assert_eq!(found(&system, &[(entry(0), second), (entry(1), first)]), [text, next]);
+    // Other rights than were given.
+    assert_eq!(found(&system, &[(entry(0), first | NO_EXECUTE)]), [text]);
+    // A large leaf begins as the pool's mapping does, and goes further.
+    let (pool, start) = (KERNEL_VA + 4096 * PAGE, system.pool.start_address().value());
+    let outside = Finding::OutsideKnownRanges(address(pool));
+    let large = (system.machine.entry(pool, 1), start | DATA | LARGE);
+    assert!(found(&system, &[large]).contains(&outside));
+}
+
+#[test]
+fn leaves_about_the_window() {
+    let system = system();
+    let start = system.machine.window.start_address().value();
+    // Its last page is as good as the others.
+    let _last = map(&system, 1024, 1);
+    let _large = map(&system, 512, 512);
+    system.check();
+    // A large leaf begins with that page, and goes further.
+    let last = start + 1024 * PAGE;
+    let [entry, to_table] = [1, 2].map(|level| system.machine.entry(last, level));
+    let large = system.machine.word(system.machine.entry(last - PAGE, 1));
+    let all = found(&system, &[(entry, large)]);
+    assert!(all.contains(&Finding::OutsideKnownRanges(address(last))), "{all:?}");
+    assert!(!all.contains(&Finding::PageFree(address(last))), "{all:?}");
+    // All of it 512 GiB lower.
+    let (root, link) = (system.machine.entry(last, 3), system.machine.word(to_table) & FRAME);
+    assert!(root & (PAGE - 1) > 0 && link > 0);
+    let all = found(&system, &[(root - 8, system.machine.word(root)), (root, 0)]);
+    let [first, second] = [512, 1024].map(|page| address(start + page * PAGE - (1 << 39)));
+    assert_eq!(all, [Finding::OutsideKnownRanges(first), Finding::OutsideKnownRanges(second)]);
+}
+
+/// A leaf must have all of its pages from one claim: the first and the last say so.
+#[test]
+fn large_leaves_of_registers() {
+    let system = system();
+    let halves = [2048, 2048 + 256].map(|start| frames(start, 256));
+    halves.iter().for_each(|half| unsafe { system.space.offer_mmio(*half).unwrap() });
+    for half in halves {
+        let _before =
+            (half == halves[1]).then(|| system.space.pages().allocate(PageRequest::new(256)).unwrap());
+        let claimed = system.space.claim_mmio(half).unwrap();
+        let page = claimed.start_address().value() & !(512 * PAGE - 1);
+        let large = halves[0].start_address().value() | DATA | LARGE | MMIO | UNCACHED;
+        let all = found(&system, &[(system.machine.entry(page, 1), large)]);
+        assert!(all.contains(&Finding::UnclaimedMmio(address(page))), "{all:?}");
+        // Registers are not executed, even where nobody writes to them.
+        let entry = system.machine.entry(claimed.start_address().value(), 0);
+        let code = system.machine.word(entry) & !(NO_EXECUTE | WRITABLE);
+        assert_eq!(found(&system, &[(entry, code)]), [Finding::UnexpectedFlags(claimed.start_address())]);
+    }
+}
+
+/// However small the steps are in which a leaf is looked at, its frames are blamed once.
+#[test]
+fn one_finding_for_each_leaf() {
+    let system = system();
+    let large = map(&system, 0, 512);
+    let entry = system.machine.entry(large.start_address().value(), 1);
+    let sound = system.machine.word(entry);
+    let at = PhysAddr::new(1 << 40).unwrap();
+    system.machine.set_word(entry, sound & !FRAME | at.value());
+    let mut audit = system.space.start_audit();
+    let report = std::iter::repeat_with(|| audit.step_of(1)).flatten().next().unwrap();
+    system.machine.set_word(entry, sound);
+    assert_eq!(report.findings().next(), Some(&Finding::NotRam(large.start_address(), at)));
+    let blamed = report.findings().filter(|finding| matches!(finding, Finding::NotRam(..))).count();
+    assert_eq!((blamed, report.leaves), (1, KERNEL + 1));
+}
