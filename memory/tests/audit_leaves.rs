@@ -159,3 +159,53 @@ fn one_finding_for_each_leaf() {
     let blamed = report.findings().filter(|finding| matches!(finding, Finding::NotRam(..))).count();
     assert_eq!((blamed, report.leaves), (1, KERNEL + 1));
 }
+
+/// What is not present links nothing, even if it names a table.
+#[test]
+fn links_that_are_not_present() {
+    let system = system();
+    let mapped = map(&system, 0, 1);
+    let link = system.machine.entry(mapped.start_address().value(), 1);
+    let value = system.machine.word(link);
+    let foreign = Finding::ForeignTable(PhysAddr::new(value & FRAME).unwrap());
+    let lost = Finding::Count { owner: Owner::Private, booked: 1, found: 0 };
+    let all = found(&system, &[(link, value & !PRESENT)]);
+    assert!(all.contains(&foreign) && all.contains(&lost), "{all:?}");
+    // In a table of the lowest level.
+    let entry = system.machine.entry(mapped.start_address().value(), 0);
+    let all = found(&system, &[(entry, value & !PRESENT)]);
+    assert!(all.contains(&foreign) && all.contains(&lost), "{all:?}");
+}
+
+/// Pages and frames whose number is the last that there is have an address.
+#[test]
+fn last_numbers() {
+    let system = System::new(Config { window_pages: 1 << 18, ..Config::default() });
+    let mapped = map(&system, (1 << 18) - 1, 1);
+    let at = mapped.start_address().value();
+    let [link, top] = [at, u64::MAX].map(|address| system.machine.entry(address, 2));
+    let leaf = system.machine.entry(at, 0);
+    // A gigabyte of pages goes to the end of all addresses; the last of them is mapped to the last frame.
+    let changes = [(top, system.machine.word(link)), (link, 0), (leaf, FRAME | DATA | PRIVATE)];
+    let last = address(!(PAGE - 1));
+    let all = found(&system, &changes);
+    assert!(all.contains(&Finding::OutsideKnownRanges(last)), "{all:?}");
+    assert!(all.contains(&Finding::NotRam(last, PhysAddr::new(FRAME).unwrap())), "{all:?}");
+}
+
+/// Of tables that the processor does not use, an audit says nothing.
+#[test]
+fn another_root() {
+    let system = system();
+    let (root, other) = (system.machine.root(), PhysAddr::new(FRAME).unwrap());
+    for limit in [1, usize::MAX] {
+        unsafe { system.machine.load_root(other) };
+        let mut audit = system.space.start_audit();
+        let report = std::iter::repeat_with(|| audit.step_of(limit)).flatten().next().unwrap();
+        unsafe { system.machine.load_root(root) };
+        assert_eq!(report.findings().copied().collect::<Vec<_>>(), [Finding::WrongRoot(other)]);
+        assert_eq!((report.tables, report.leaves, report.total), (0, 0, 2048));
+        assert_eq!(report.frames, system.space.frames().counts());
+    }
+    system.check();
+}
