@@ -2,7 +2,7 @@
 //! undefined (the check `check::thread_sanitizer`); here, what must hold for values is checked. Threads are
 //! joined one by one, since the end of a scope is in the standard library, where it sees nothing.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::thread;
 
@@ -111,4 +111,37 @@ fn a_release_orders_copies() {
         }
         writer.join().unwrap();
     });
+}
+
+/// Each of two threads counts in a word of its own, and after a fence reads the other's: what one of them
+/// writes after it has missed the other's count is not missed by that one.
+#[test]
+fn a_fence_lets_no_load_pass_a_store() {
+    const COUNTS: usize = 1000;
+    for _ in 0..2000 {
+        // Without a bitmap: to mark in one is a fence of its own.
+        let region = GuestRegionHeap::<()>::new(GuestAddress(0), LEN).unwrap();
+        let slice = &region.as_volatile_slice().unwrap();
+        let ready = &AtomicUsize::new(0);
+        let count = |own: usize, other: usize| {
+            ready.fetch_add(1, SeqCst);
+            while ready.load(SeqCst) < 2 {
+                thread::yield_now();
+            }
+            let see = |count| {
+                slice.store(count as u64, own, Relaxed).unwrap();
+                fence(SeqCst);
+                slice.load::<u64>(other, Relaxed).unwrap() as usize
+            };
+            (1..=COUNTS).map(see).collect::<Vec<_>>()
+        };
+        let [low, high] = thread::scope(|scope| {
+            let threads = [(0, 256), (256, 0)].map(|(own, other)| scope.spawn(move || count(own, other)));
+            threads.map(|thread| thread.join().unwrap())
+        });
+        for (before, seen) in low.iter().enumerate() {
+            // `seen` counts of the other's had been seen after this one was written; the next one was not.
+            assert!(high.get(*seen).is_none_or(|count| *count > before), "{seen} and {before}");
+        }
+    }
 }
