@@ -392,6 +392,7 @@ proptest! {
         prop_assert_eq!(written.len(), 1);
         prop_assert!((first..first + count).contains(&written[0]));
         prop_assert!(!count.is_power_of_two() || written[0] == first + index % count);
+        prop_assert_eq!(array.part(0, count).map(|part| (part.len(), part.is_empty())), Some((count, false)));
         for (index, count) in [(0, 0), (count, 1), (0, count + 1), (usize::MAX, 2), (1, usize::MAX)] {
             prop_assert!(array.part(index, count).is_none());
         }
