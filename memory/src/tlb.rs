@@ -151,5 +151,7 @@ mod tests {
         assert_eq!(stale(&[(1, 31, 1), (32, 2, 1)]), None);
         assert_eq!(stale(&[(511, 1, 1), (512, 512, 512)]), None);
         assert_eq!(stale(&[(7, 2, 1), (10, 1, 1)]), None, "not adjacent");
+        let page = PageRange::from_numbers(7, 1).unwrap().start().unwrap();
+        assert_eq!(Stale::of(page).pages().unwrap().collect::<Vec<_>>(), [page]);
     }
 }

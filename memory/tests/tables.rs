@@ -203,6 +203,11 @@ fn the_advised_pool_is_what_the_worst_case_takes() {
         let notes = (window + kernel).div_ceil(1024);
         assert_eq!(TablePool::frames_for(count as usize, 1) as u64, window + kernel + notes, "{count} pages");
     }
+    // For each processor but one, two tables at each of three levels.
+    for processors in [0_usize, 1, 2, 9] {
+        let others = processors.saturating_sub(1);
+        assert_eq!(TablePool::frames_for(2, processors), TablePool::frames_for(2, 1) + 6 * others);
+    }
     // Whatever the size: no table too few, and hardly one too many.
     for count in (1..600).chain((1 << 18) - 600..(1 << 18) + 600) {
         let window = 1 + [9, 18, 27].map(|bits| regions(count, 1 << bits)).iter().sum::<u64>();

@@ -41,3 +41,21 @@ fn tables_are_zero_before_they_can_be_linked() {
         assert_eq!(pool.available(), 7);
     }
 }
+
+/// A run ends where an entry is not a step more than the one before, whatever the CPU has recorded.
+#[test]
+fn runs_of_entries() {
+    let mut memory = vec![[0_u64; ENTRIES]; 3];
+    let start = memory.as_mut_ptr().cast::<u8>();
+    let base = start.wrapping_add(start.align_offset(PAGE_SIZE));
+    let frames = FrameRange::from_numbers(0x100, 2).unwrap();
+    // SAFETY: two aligned pages of `memory`, which nothing else touches from here on.
+    let mut pool = unsafe { TablePool::new(base, frames) }.unwrap();
+    let table = pool.take().unwrap();
+    pool.set_run(table, 3..10, Pte(0x1000_0001), 0x1000);
+    pool.set(table, 5, Pte(0x1000_2061));
+    assert_eq!(pool.run(table, 3..12, 0x1000), 3..10);
+    assert_eq!(pool.run(table, 4..8, 0x1000), 4..8);
+    assert_eq!(pool.run(table, 3..12, 0x2000), 3..4);
+    assert_eq!(pool.run(table, 4..4, 0x1000), 4..4);
+}
