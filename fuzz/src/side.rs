@@ -66,7 +66,7 @@ impl Side {
             mmio_frames: REGISTERS,
             window_pages: 2048,
             pool_frames: 64,
-            gib_pages: true,
+            ..Config::default()
         };
         let side: &'static Self = Box::leak(Box::new(Self {
             system: System::new(config),

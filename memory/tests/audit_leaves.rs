@@ -25,7 +25,7 @@ fn system() -> System {
         mmio_frames: 1024,
         pool_frames: 32,
         window_pages: 1025,
-        gib_pages: true,
+        ..Config::default()
     })
 }
 

@@ -155,3 +155,27 @@ fn frames_move_behind_the_walk() {
     drop((anchor, moved));
     system.check();
 }
+
+/// Tables that come in the lowest place of all before the walk does are looked at by it, also if it had been
+/// further before the audit began again.
+#[test]
+fn tables_come_before_the_walk() {
+    let low = PageRange::new(VirtAddr::new(1 << 30).unwrap(), 512).unwrap();
+    let system =
+        System::new(Config { ram_frames: 1024, pool_frames: 32, window: Some(low), ..Config::default() });
+    unsafe { system.space.offer_mmio(frames(1024, 1)).unwrap() };
+    for again in [false, true] {
+        // 16 words of marks and at least five tables are forgotten; then come free blocks, then the walk.
+        for stop in 0..80 {
+            let mut audit = system.space.start_audit();
+            if again {
+                assert!((0..60).all(|_| audit.step_of(1).is_none()));
+                assert_eq!(unsafe { system.space.frames().add(frames(0, 1), Owner::Reserved) }, 0);
+            }
+            assert!((0..stop).all(|_| audit.step_of(1).is_none()));
+            let _claimed = system.space.claim_mmio(frames(1024, 1)).unwrap();
+            let report = finish(&mut audit);
+            assert!(report.ok(), "after {stop} steps, {again}: {report:?}");
+        }
+    }
+}

@@ -308,11 +308,20 @@ pub struct Config {
     pub window_pages: usize,
     pub pool_frames: usize,
     pub gib_pages: bool,
+    /// Pages that are allocated instead of the machine's window: they are not memory here.
+    pub window: Option<PageRange>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { ram_frames: 4096, mmio_frames: 64, window_pages: 1 << 14, pool_frames: 128, gib_pages: true }
+        Self {
+            ram_frames: 4096,
+            mmio_frames: 64,
+            window_pages: 1 << 14,
+            pool_frames: 128,
+            gib_pages: true,
+            window: None,
+        }
     }
 }
 
@@ -374,9 +383,9 @@ impl System {
             allocator.add(pool, Owner::Tables);
             allocator.add(span, Owner::Free);
         }
-        let words = PageAllocator::storage_words(config.window_pages);
-        let pages: &'static _ =
-            Box::leak(Box::new(PageAllocator::new(machine.window, storage(words)).unwrap()));
+        let window = config.window.unwrap_or(machine.window);
+        let words = PageAllocator::storage_words(window.size_in_pages());
+        let pages: &'static _ = Box::leak(Box::new(PageAllocator::new(window, storage(words)).unwrap()));
         let space = Box::leak(Box::new(AddressSpace::new(mapper, allocator, pages, cpu(machine))));
         Self { machine, space, pool, kernel, storage: storage_start }
     }
