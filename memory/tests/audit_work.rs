@@ -123,6 +123,33 @@ fn large_leaves() {
     assert!(both, "{runs:?}");
 }
 
+/// A word of frames is 64, of large blocks and leaves too; of a leaf, those that are RAM.
+#[test]
+fn many_frames() {
+    let pages = PageRange::new(VirtAddr::new(1 << 30).unwrap(), 2 << 18).unwrap();
+    let config = Config { ram_frames: 8192, pool_frames: 32, window: Some(pages), ..Config::default() };
+    let system = System::new(config);
+    let (runs, _) = audit(&system, usize::MAX);
+    // Three blocks before the pool; after it 16 frames, then 64 to 4096.
+    assert_eq!(runs[3], (1, 11 * ONE + 127));
+    unsafe { system.space.offer_mmio(frames(8192, 1)).unwrap() };
+    let _claimed = system.space.claim_mmio(frames(8192, 1)).unwrap();
+    // A gigabyte in the second half of the window.
+    let entry = system.machine.entry(2 << 30, 2);
+    let walk = || {
+        let mut audit = system.space.start_audit();
+        assert!((0..6).all(|_| audit.step_of(usize::MAX).is_none()));
+        let work = audit.work();
+        assert!(audit.step_of(usize::MAX).is_some());
+        work
+    };
+    let without = walk();
+    system.machine.set_word(entry, 1 | 1 << 7 | 1 << 9 | 1 << 63);
+    let with = walk();
+    system.machine.set_word(entry, 0);
+    assert_eq!(with - without, ONE + 8192 / 64);
+}
+
 /// Of windows, at least one leaf in a step; the next window only if the limit is not reached.
 #[test]
 fn windows() {
