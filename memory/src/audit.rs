@@ -286,7 +286,7 @@ impl Slice<'_> {
             self.work += ONE + count / 64;
             let shared = other.is_some_and(|other| other.any_free(start, count));
             if !alone || shared || bits::find(ram, start, start + count, false) < start + count {
-                audit.report.add(Finding::FreeTwice(self.space.frames().range(start, 1).start_address()));
+                audit.report.add(Finding::FreeTwice(self.space.frames().range(start, count).start_address()));
             }
         }
     }
