@@ -59,6 +59,7 @@ fn found(system: &System, changes: &[(u64, u64)]) -> Vec<Finding> {
     before.reverse();
     swap(&before);
     system.check();
+    assert!(!report.ok());
     report.findings().copied().collect()
 }
 
@@ -140,6 +141,34 @@ fn large_leaves_of_registers() {
         let entry = system.machine.entry(claimed.start_address().value(), 0);
         let code = system.machine.word(entry) & !(NO_EXECUTE | WRITABLE);
         assert_eq!(found(&system, &[(entry, code)]), [Finding::UnexpectedFlags(claimed.start_address())]);
+    }
+}
+
+/// A frame that is another's, or nobody's.
+#[test]
+fn frames_that_are_not_the_leafs() {
+    let system = system();
+    let mapped = [0, 1].map(|page| map(&system, page, 1));
+    let dma = system.space.allocate_dma(FrameRequest::new(1)).unwrap();
+    let [first, second, third] = [&*mapped[0], &*mapped[1], &*dma].map(|pages| {
+        let entry = system.machine.entry(pages.start_address().value(), 0);
+        let value = system.machine.word(entry);
+        (pages.start_address(), entry, PhysAddr::new(value & FRAME).unwrap())
+    });
+    let moved = |frame: PhysAddr| found(&system, &[(second.1, frame.value() | DATA | PRIVATE)]);
+    assert_eq!(moved(first.2), [Finding::MappedTwice(second.0, first.2)]);
+    let free = system.space.frames().allocate(FrameRequest::new(1)).unwrap().start_address();
+    // The next one of the arena is idle.
+    let idle = third.2.checked_add(PAGE).unwrap();
+    for frame in [free, idle] {
+        assert_eq!(moved(frame), [Finding::MappedButFree(second.0, frame)]);
+    }
+    let count = |owner, booked, found| Finding::Count { owner, booked, found };
+    for (entry, owner, booked) in [(third.1, Owner::Dma, 1), (first.1, Owner::Private, 2)] {
+        assert_eq!(
+            found(&system, &[(entry, 0)])[1..],
+            [count(owner, booked, booked - 1), count(Owner::Allocated, 1, 2)]
+        );
     }
 }
 
