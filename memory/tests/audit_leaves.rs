@@ -206,6 +206,30 @@ fn links_that_are_not_present() {
     assert!(all.contains(&foreign) && all.contains(&lost), "{all:?}");
 }
 
+/// A table is looked at where it is linked first; the entry that links it again is one too many, too.
+#[test]
+fn links_to_the_same_table() {
+    let system = system();
+    let mapped = map(&system, 0, 1);
+    let link = system.machine.entry(mapped.start_address().value(), 1);
+    let value = system.machine.word(link);
+    let twice = Finding::TableTwice(PhysAddr::new(value & FRAME).unwrap());
+    assert_eq!(found(&system, &[(link + 8, value)]), [Finding::TableCount(table(link)), twice]);
+}
+
+/// No leaf of memory has these: for user mode, uncached, another line of the PAT, global, not ours.
+#[test]
+fn attributes() {
+    let system = system();
+    let mapped = map(&system, 0, 1);
+    let entry = system.machine.entry(mapped.start_address().value(), 0);
+    let value = system.machine.word(entry);
+    for bit in [2, 3, 4, 7, 8, 11, 52, 62] {
+        let all = found(&system, &[(entry, value | 1 << bit)]);
+        assert_eq!(all, [Finding::UnexpectedFlags(mapped.start_address())], "{bit}");
+    }
+}
+
 /// Pages and frames whose number is the last that there is have an address.
 #[test]
 fn last_numbers() {
