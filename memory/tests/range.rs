@@ -128,3 +128,12 @@ fn the_last_page_counts() {
     assert!(PageRange::empty().start().is_none() && PageRange::empty().end().is_none());
     assert_eq!(PageRange::empty().iter().count(), 0);
 }
+
+#[test]
+fn addresses_at_their_bounds() {
+    let phys = PhysAddr::new((1 << 52) - 1).unwrap();
+    let virt = [(1 << 47) - 1, u64::MAX << 47].map(|value| VirtAddr::new(value).unwrap());
+    assert_eq!((PhysAddr::new(1 << 52), phys.checked_add(1), virt[0].checked_add(1)), (None, None, None));
+    assert_eq!((VirtAddr::new(1 << 47), VirtAddr::new((u64::MAX << 47) - 1)), (None, None));
+    assert_eq!(format!("{phys:?} {:?}", virt[1]), "p:0xfffffffffffff v:0xffff800000000000");
+}
