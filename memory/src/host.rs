@@ -5,6 +5,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::num::NonZeroUsize;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::time::Duration;
 use std::alloc::{Layout, alloc_zeroed};
@@ -84,11 +85,11 @@ struct HostWindow {
     len: usize,
 }
 
-/// A block of registers: where it is, and whether somebody has claimed it.
+/// A block of registers: where it is, and the pages of it that somebody has claimed.
 struct Registers {
     start: u64,
     memory: HostMemory,
-    claim: Weak<()>,
+    claims: Vec<(Range<u64>, Weak<()>)>,
 }
 
 #[derive(Default)]
@@ -130,7 +131,7 @@ impl HostPlatform {
         let len = len.next_multiple_of(PAGE_SIZE);
         let lent = Arc::new(Lent { pages: Pages::new(len), idle: Arc::default() });
         let memory = HostMemory { lent, offset: 0, len };
-        let block = Registers { start, memory: memory.clone(), claim: Weak::new() };
+        let block = Registers { start, memory: memory.clone(), claims: Vec::new() };
         self.state.lock().registers.push(block);
         memory
     }
@@ -182,7 +183,7 @@ impl HostMemory {
 }
 
 // SAFETY: DMA memory is zeroed, page-aligned host memory that was never anything else and is not freed;
-// device addresses count up and are never reused. A block of registers is lent to one caller at a time. The
+// device addresses count up and are never reused. A page of registers is lent to one caller at a time. The
 // clock is `Instant` plus a sum of positive steps. The registry is this platform's own, and so is all that it
 // lends.
 unsafe impl Platform for HostPlatform {
@@ -203,15 +204,26 @@ unsafe impl Platform for HostPlatform {
 
     fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
         let state = &mut *self.state.lock();
-        let found =
-            |block: &&mut Registers| block.start == start.value() && len <= block.memory.slice().len();
-        let block = state.registers.iter_mut().find(found).ok_or(PlatformError::BadRange)?;
-        if block.claim.strong_count() > 0 {
+        let inside = |block: &Registers| {
+            let offset = start.value().checked_sub(block.start)? as usize;
+            let there = len > 0 && block.memory.slice().subslice(offset, len).is_ok();
+            there.then_some(offset)
+        };
+        let mut blocks = state.registers.iter_mut();
+        let found = blocks.find_map(|block| Some((inside(block)?, block)));
+        let (offset, block) = found.ok_or(PlatformError::BadRange)?;
+        let page = PAGE_SIZE as u64;
+        let end = (start.value() + len as u64).next_multiple_of(page);
+        let pages = start.value() / page * page..end;
+        block.claims.retain(|(_, claim)| claim.strong_count() > 0);
+        if block.claims.iter().any(|(other, _)| other.start < pages.end && pages.start < other.end) {
             return Err(PlatformError::Claimed);
         }
-        let (claim, bytes) = (Arc::new(()), block.memory.slice());
-        block.claim = Arc::downgrade(&claim);
-        let owner = Box::new((claim, block.memory.clone()));
+        let claim = Arc::new(());
+        block.claims.push((pages, Arc::downgrade(&claim)));
+        let memory = HostMemory { offset: block.memory.offset + offset, len, ..block.memory.clone() };
+        let bytes = memory.slice();
+        let owner = Box::new((claim, memory.clone()));
         // SAFETY: the block stays where it is, and holds nothing but what stands for registers.
         Ok(unsafe { MmioMemory::new(bytes.as_ptr(), bytes.len(), owner) })
     }

@@ -57,7 +57,7 @@ fn registers_are_claimed_once_each() {
         assert_eq!(space.offer_mmio(frames(0, 1)), Err(ClaimError::Ram));
     }
     let claim = |frames| space.claim_mmio(frames).map(|_| ()).unwrap_err();
-    assert_eq!(claim(mmio(0, 2)), ClaimError::NotOffered, "half a BAR");
+    assert_eq!(claim(mmio(3, 2)), ClaimError::NotOffered, "of two ranges");
     assert_eq!(claim(mmio(8, 1)), ClaimError::NotOffered);
     assert_eq!(claim(frames(100, 1)), ClaimError::NotOffered, "RAM");
     let bar = space.claim_mmio(mmio(0, 4)).unwrap();
@@ -71,6 +71,18 @@ fn registers_are_claimed_once_each() {
     system.check();
     drop(bar);
     system.check();
+    // A part is claimed for itself, and the rest is there for others.
+    let parts = [mmio(1, 1), mmio(3, 1), mmio(2, 1)].map(|part| space.claim_mmio(part).unwrap());
+    for taken in [mmio(0, 4), mmio(0, 2), mmio(1, 1), mmio(2, 2), mmio(1, 3)] {
+        assert_eq!(claim(taken), ClaimError::AlreadyClaimed, "{taken:?}");
+    }
+    system.check();
+    let [first, last, middle] = parts;
+    drop(last);
+    assert_eq!(claim(mmio(2, 2)), ClaimError::AlreadyClaimed);
+    drop(space.claim_mmio(mmio(3, 1)).unwrap());
+    system.check();
+    drop((first, middle));
     drop(space.claim_mmio(mmio(0, 4)).unwrap());
     for index in 0..126 {
         unsafe { space.offer_mmio(mmio(8 + index, 1)).unwrap() };
@@ -96,6 +108,24 @@ fn large_register_ranges_use_large_leaves() {
     drop(system.space.claim_mmio(range).unwrap());
     system.check();
     assert_eq!(system.state(), before);
+}
+
+/// As many parts can be claimed at a time as there is room for, and again when they are given back.
+#[test]
+fn so_many_claims_at_a_time() {
+    let system = System::new(Config { mmio_frames: 0, ..Config::default() });
+    unsafe { system.space.offer_mmio(frames(5000, 300)).unwrap() };
+    for _ in 0..2 {
+        let claim = |index| system.space.claim_mmio(frames(5000 + index, 1));
+        // From both ends.
+        let order = (0..128_u64).flat_map(|index| [index, 299 - index]);
+        let held: Vec<_> = order.map(|index| claim(index).unwrap()).collect();
+        assert_eq!(claim(150).unwrap_err(), ClaimError::Full);
+        assert_eq!(claim(0).unwrap_err(), ClaimError::AlreadyClaimed);
+        system.check();
+        drop(held);
+    }
+    drop(system.space.claim_mmio(frames(5000, 300)).unwrap());
 }
 
 /// Registers are offered in any order, side by side but not over each other, and each range is found again.

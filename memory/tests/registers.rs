@@ -452,6 +452,15 @@ fn registers_are_checked_and_claimed_once() {
     );
     drop(claim);
     host.mmio_map(second, 4096).unwrap();
+    // Pages are claimed for themselves.
+    drop(host.add_registers(BAR + 0x2000, 3 * 4096));
+    let map = |offset, len| host.mmio_map(PhysAddr::new(BAR + 0x2000 + offset).unwrap(), len);
+    let middle = map(0x1010, 0x20).unwrap();
+    assert_eq!((map(0x1000, 0x10).err(), map(0, 0x3000).err()), [Some(PlatformError::Claimed); 2].into());
+    let _others = (map(0, 0x1000).unwrap(), map(0x2000, 0x1000).unwrap());
+    drop(middle);
+    map(0x1fff, 1).unwrap();
+    assert_eq!((map(0x2000, 0x1001).err(), map(0, 0).err()), [Some(PlatformError::BadRange); 2].into());
     assert_eq!(region.read::<u32>(4094).unwrap_err(), MmioError::OutOfBounds);
     assert_eq!(region.read::<u32>(2).unwrap_err(), MmioError::Misaligned);
     assert_eq!(region.read::<u32>(usize::MAX - 1).unwrap_err(), MmioError::OutOfBounds);

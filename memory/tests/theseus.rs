@@ -435,11 +435,13 @@ fn flaw_12_registers_claimed_at_will() {
         assert_eq!(claim(range), Err(ClaimError::NotOffered));
     }
     unsafe { system.space.offer_mmio(frames(4100, 4)) }.unwrap();
-    for range in [frames(4100, 1), frames(4101, 3), frames(4099, 5), frames(4100, 5)] {
-        assert_eq!(claim(range), Err(ClaimError::NotOffered), "part of a range");
+    for range in [frames(4099, 1), frames(4099, 5), frames(4100, 5), frames(4104, 1)] {
+        assert_eq!(claim(range), Err(ClaimError::NotOffered), "not all of it is in the range");
     }
-    let held = system.space.claim_mmio(frames(4100, 4)).unwrap();
-    assert_eq!(claim(frames(4100, 4)), Err(ClaimError::AlreadyClaimed));
+    let held = system.space.claim_mmio(frames(4101, 2)).unwrap();
+    for range in [frames(4100, 4), frames(4101, 1), frames(4100, 2), frames(4102, 2)] {
+        assert_eq!(claim(range), Err(ClaimError::AlreadyClaimed));
+    }
     drop(held);
     assert_eq!((system.state(), system.tables()), before);
 }

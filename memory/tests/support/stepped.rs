@@ -107,15 +107,18 @@ extern "C" fn trap(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) 
     }
 }
 
-// One block of registers, which is lent whole to whoever asks.
+// One block of registers, which is lent to whoever asks.
 unsafe impl Platform for Stepped {
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         self.host.dma_allocate(device, pages)
     }
 
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
-        let start = NonNull::new(self.driver).unwrap();
-        Ok(unsafe { MmioMemory::new(start, BAR_LEN, Box::new(())) })
+    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+        // Cards are 1 MiB apart.
+        let offset = start.value() as usize % 0x10_0000;
+        assert!(offset + len <= BAR_LEN);
+        let start = NonNull::new(self.driver.wrapping_add(offset)).unwrap();
+        Ok(unsafe { MmioMemory::new(start, len, Box::new(())) })
     }
 
     fn now(&self) -> Duration {
