@@ -52,15 +52,20 @@ fn qemu_capabilities() -> Vec<(u8, Vec<u8>)> {
 }
 
 fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
+    card_at(capabilities, BAR4, 0x4000)
+}
+
+/// A card with a BAR 4 of `size` bytes at `bar`, of which the first 16 KiB are there.
+fn card_at(capabilities: &[(u8, Vec<u8>)], bar: u64, size: u64) -> Card {
     let mut function = FakeFunction::new(0x1af4, 0x1042, [1, 0, 0], 0);
     function.bar32(1, BAR1, 0x1000);
-    function.bar64(4, BAR4, 0x4000);
+    function.bar64(4, bar, size);
     function.put(0x3c, &[11, 1]);
     function.capabilities(capabilities);
     function.writable[MSIX_AT / 4] = 0xc000_0000;
     let config = FakeConfig::leak([(address(0, 3, 0), function)]);
     let platform = platform();
-    let registers = platform.add_registers(BAR4, 0x4000);
+    let registers = platform.add_registers(bar, 0x4000);
     let msix = platform.add_registers(BAR1.into(), 0x1000);
     let function = enumerate(config, 0).next().unwrap();
     let card = Card { platform, config, function, registers, msix, windows: OnceLock::new() };
@@ -292,9 +297,8 @@ fn malformed_capabilities() {
         (255, 0, 0x1000),
         (0, 0, 0x1000),
         (4, 0x4000, 0x1000),
-        (4, 0, 0x4001),
+        (4, 0x4000 - 0x34, 0x38),
         (4, u32::MAX - 3, 0x38),
-        (4, 4, u32::MAX),
         (4, 0, 0x37),
         (4, 2, 0x1000),
         (4, 0, 0),
@@ -310,7 +314,7 @@ fn malformed_capabilities() {
     // One structure on top of another is the device's own business, unless notifications would be addresses.
     assert_eq!(with(4, 4, COMMON as u32, 0x4000, None), (Ok(()), Ok(())));
     let refused = Err(Error::MissingCapability(2));
-    assert_eq!(with(2, 4, COMMON as u32 + 0xffe, 0x1000, Some(4)).0, refused, "the common configuration");
+    assert_eq!(with(2, 4, COMMON as u32 + 0x3e, 0x1000, Some(4)).0, refused, "the common configuration");
     assert_eq!(with(2, 1, 0x2e, 0x800, Some(4)).0, refused, "the MSI-X table");
     assert_eq!(with(2, 1, 0x30, 0x800, Some(4)).0, Ok(()), "behind it");
     // An MSI-X table that is not in its BAR: no MSI-X.
@@ -321,10 +325,49 @@ fn malformed_capabilities() {
         assert_eq!(transport.msix_vectors(), 0);
     }
     // One across the common configuration: none either, since its entries are addresses to others.
-    for (table, vectors) in [(0xff8_u32, 0), (0x1000, 3)] {
+    for (table, vectors) in [(0x38_u32, 0), (0x40, 3)] {
         let mut list = qemu_capabilities();
         list[0].1[2..6].copy_from_slice(&(table | 4).to_le_bytes());
         assert_eq!(card(&list).transport().unwrap().msix_vectors(), vectors, "at {table:#x}");
+    }
+}
+
+/// However large a BAR is, and its structures say that they are, what is used of them is mapped: here nothing
+/// else is there.
+#[test]
+fn large_bars_and_structures() {
+    const BIG: u64 = 0x100_0000_0000;
+    const MIB: u32 = 1 << 20;
+    for (size, device, notify, lengths, multiplier) in [
+        (128 << 20, DEVICE as u32, NOTIFY as u32, 0x1000, 4),
+        (128 << 20, 96 * MIB, 97 * MIB, 0x1000, 4),
+        (128 << 20, 96 * MIB, NOTIFY as u32, 64 * MIB, 4 * MIB),
+        (BIG, DEVICE as u32, NOTIFY as u32, u32::MAX, 512 * MIB),
+        (BIG, u32::MAX - 3, NOTIFY as u32, u32::MAX, 0),
+    ] {
+        let mut list = qemu_capabilities();
+        list[2] = virtio_capability(2, 4, notify, lengths, Some(multiplier));
+        list[3] = virtio_capability(4, 4, device, lengths, None);
+        list[4] = virtio_capability(3, 4, ISR as u32, lengths, None);
+        list[5] = virtio_capability(1, 4, COMMON as u32, lengths, None);
+        let card = card_at(&list, BIG, size);
+        let page = |at: u64| {
+            let near = at < 0x4000;
+            let start = if near { 0 } else { at / 0x1000 * 0x1000 };
+            let memory =
+                if near { card.registers.clone() } else { card.platform.add_registers(BIG + start, 0x2000) };
+            (memory, (at - start) as usize)
+        };
+        let (capacity, at) = page(device.into());
+        capacity.slice().write_obj(100_u64, at).unwrap();
+        let (doorbell, at) = page(u64::from(notify) + 5 * u64::from(multiplier));
+        doorbell.slice().write_obj(0xffff_u16, at).unwrap();
+        let mut block = card.block().unwrap();
+        assert_eq!(block.geometry().sectors, 100);
+        let pool = DmaPool::new(&card.windows(), 1, 512).unwrap();
+        block.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
+        block.kick();
+        assert_eq!(doorbell.slice().read_obj::<u16>(at), Ok(0));
     }
 }
 

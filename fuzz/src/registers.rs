@@ -265,10 +265,12 @@ fn msix(world: &mut World, input: &mut Input<'_>) {
 }
 
 fn notify(world: &mut World, input: &mut Input<'_>) {
-    if let Some((who, virtio)) = world.registers.pick(input)
+    if let Some((who, virtio)) = world.registers.pick_mut(input)
+        && let Some(virtio) = Arc::get_mut(virtio)
         && let Ok(notifier) = virtio.notify.notifier(input.word(), input.word(), input.flag())
     {
-        let _ = world.card(*who).take_rung();
+        let who = *who;
+        let _ = world.card(who).take_rung();
         world.notifiers.put(notifier);
     }
     if let Some(notifier) = world.notifiers.pick(input) {

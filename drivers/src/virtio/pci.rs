@@ -177,9 +177,10 @@ impl Transport for PciTransport {
     }
 
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<PciNotifier, Error> {
-        let (index, VirtioPci { common, notify, .. }) = (queue.index, &self.registers);
+        let index = queue.index;
         self.check_queue(index)?;
         self.set_vector(index.saturating_add(1), |common, vector| common.set_queue_vector(index, vector))?;
+        let VirtioPci { common, notify, .. } = &mut self.registers;
         let offset = common.read_queue(index, common::QUEUE_NOTIFY_OFF)?;
         let with_data = self.features & features::NOTIFICATION_DATA != 0;
         let notifier = notify.notifier(index, offset, with_data)?;

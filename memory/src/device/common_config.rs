@@ -42,6 +42,8 @@ pub mod common {
     /// Up to here every version of the structure has it.
     pub const LEN: usize = 0x38;
     pub const QUEUE_RESET: usize = 0x3a;
+    /// Up to here the specification knows it (1.4).
+    pub const KNOWN_LEN: usize = 0x40;
 }
 
 /// The common configuration structure (4.1.4.3).

@@ -52,14 +52,13 @@ pub struct MsixTable {
 }
 
 impl MsixTable {
-    /// `bar` is the BAR that `capability` names.
+    /// `table` is where `capability` says.
     pub(super) fn new(
         config: ConfigSpace,
         capability: MsixCapability,
-        bar: &MmioRegion,
+        table: MmioRegion,
     ) -> Result<Self, MmioError> {
-        let MsixCapability { control, size, offset, .. } = capability;
-        let table = bar.part(offset as usize, usize::from(size) * ENTRY_LEN)?;
+        let MsixCapability { control, size, .. } = capability;
         let table = Self { config, control, size, table };
         let _alone = config.alone();
         // Whatever was left in an entry is sent nowhere.

@@ -1,12 +1,13 @@
 //! Where the registers of a virtio device on PCI are (virtio 1.4, 4.1.4), and those that it is notified by.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
 use super::common_config::{CommonConfig, common};
 use super::msix::MsixCapability;
 use super::{BAR_COUNT, Bar, Capability, ConfigSpace, MmioError, MmioRegion, MsixTable, Register};
-use crate::{Platform, PlatformError};
+use crate::{PAGE_SIZE, PhysAddr, Platform, PlatformError};
 
 /// Capability types (4.1.4).
 const COMMON: u8 = 1;
@@ -14,8 +15,7 @@ const NOTIFY: u8 = 2;
 const ISR: u8 = 3;
 const DEVICE: u8 = 4;
 
-/// More than any device needs (QEMU with `page-per-vq`: 8 MiB), and no more than is sensible to map.
-const MAX_BAR: u64 = 64 << 20;
+const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Why a device's structures cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,56 +68,108 @@ impl Structure {
         Some(Self { kind, bar, offset: word(8)?, length: word(12)?, multiplier })
     }
 
-    /// Whether the structure lies in its BAR, is aligned as it must be, and is long enough.
-    fn fits(&self, bars: &[Option<Bar>; BAR_COUNT]) -> bool {
-        let Some(Some(Bar::Memory { size, .. })) = bars.get(usize::from(self.bar)) else { return false };
-        let (align, least) = match self.kind {
-            COMMON => (4, common::LEN as u64),
-            NOTIFY => (2, 2),
-            DEVICE => (4, 1),
-            _ => (1, 1),
+    /// What is used of it: as far as the specification knows it and its BAR goes, whatever the capability
+    /// says beyond that (4.1.4.1). `None` if it is not aligned as it must be, or too short.
+    fn part(&self, bars: &Bars) -> Option<Part> {
+        let (align, least, known) = match self.kind {
+            COMMON => (4, common::LEN as u64, common::KNOWN_LEN as u64),
+            NOTIFY => (2, 2, u64::MAX),
+            DEVICE => (4, 1, PAGE),
+            _ => (1, 1, 1),
         };
-        let range = self.range();
-        self.offset.is_multiple_of(align) && range.end - range.start >= least && range.end <= *size
-    }
-
-    fn range(&self) -> Range<u64> {
+        let Some(Some(Bar::Memory { size, .. })) = bars.get(usize::from(self.bar)) else { return None };
         let start = u64::from(self.offset);
-        start..start + u64::from(self.length)
+        let end = (start + u64::from(self.length).min(known)).min(*size);
+        let fits = self.offset.is_multiple_of(align) && end.saturating_sub(start) >= least;
+        fits.then_some(Part { bar: self.bar, range: start..end })
     }
+}
 
+type Bars = [Option<Bar>; BAR_COUNT];
+
+/// Bytes of a BAR.
+#[derive(Clone)]
+struct Part {
+    bar: u8,
+    range: Range<u64>,
+}
+
+impl Part {
     /// Whether some byte is in both.
-    fn overlaps(&self, bar: u8, range: &Range<u64>) -> bool {
-        self.bar == bar && self.range().start < range.end && range.start < self.range().end
+    fn overlaps(&self, other: &Self) -> bool {
+        self.bar == other.bar && self.range.start < other.range.end && other.range.start < self.range.end
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        self.bar == other.bar && self.range.start <= other.range.start && other.range.end <= self.range.end
     }
 }
 
-/// BARs, each claimed and mapped at most once.
-struct Mapped<'a> {
-    platform: &'a dyn Platform,
-    bars: [Option<Bar>; BAR_COUNT],
-    regions: [Option<MmioRegion>; BAR_COUNT],
+/// Whole pages of BARs, no two of which overlap. Each run of them is claimed when it is first used.
+struct Mapped {
+    platform: &'static dyn Platform,
+    bars: Bars,
+    runs: Vec<(Part, Option<MmioRegion>)>,
 }
 
-impl Mapped<'_> {
-    fn bar(&mut self, index: u8) -> Result<MmioRegion, VirtioPciError> {
-        let index = usize::from(index);
-        if let Some(Some(region)) = self.regions.get(index) {
-            return Ok(region.clone());
+impl Mapped {
+    /// `parts` that lie in the same page, or side by side, are in one run.
+    fn new<const N: usize>(
+        platform: &'static dyn Platform,
+        bars: Bars,
+        mut parts: [Option<Part>; N],
+    ) -> Result<Self, VirtioPciError> {
+        let mut mapped = Self { platform, bars, runs: Vec::new() };
+        parts.sort_unstable_by_key(|part| part.as_ref().map(|part| (part.bar, part.range.start)));
+        for part in parts.iter().flatten() {
+            let pages = mapped.pages(part)?;
+            match mapped.runs.last_mut() {
+                Some((run, _)) if run.bar == pages.bar && pages.range.start <= run.range.end => {
+                    run.range.end = run.range.end.max(pages.range.end);
+                }
+                _ => mapped.add(pages)?,
+            }
         }
-        let Some(Some(Bar::Memory { address: Some(start), size, .. })) = self.bars.get(index).copied() else {
-            return Err(PlatformError::BadRange.into());
-        };
-        let region = MmioRegion::map(self.platform, start, size.min(MAX_BAR) as usize)?;
-        if let Some(slot) = self.regions.get_mut(index) {
-            *slot = Some(region.clone());
-        }
-        Ok(region)
+        Ok(mapped)
     }
 
-    fn structure(&mut self, structure: &Structure) -> Result<MmioRegion, VirtioPciError> {
-        let (offset, length) = (structure.offset as usize, structure.length as usize);
-        Ok(self.bar(structure.bar)?.part(offset, length)?)
+    fn add(&mut self, pages: Part) -> Result<(), VirtioPciError> {
+        self.runs.try_reserve(1).map_err(|_| PlatformError::OutOfMemory)?;
+        self.runs.push((pages, None));
+        Ok(())
+    }
+
+    /// Where a memory BAR is, and its size.
+    fn bar(&self, index: u8) -> Result<(PhysAddr, u64), PlatformError> {
+        match self.bars.get(usize::from(index)) {
+            Some(Some(Bar::Memory { address: Some(start), size, .. })) => Ok((*start, *size)),
+            _ => Err(PlatformError::BadRange),
+        }
+    }
+
+    /// The pages that `part` lies in, as far as the BAR goes.
+    fn pages(&self, part: &Part) -> Result<Part, PlatformError> {
+        let (_, size) = self.bar(part.bar)?;
+        let range = part.range.start / PAGE * PAGE..part.range.end.next_multiple_of(PAGE).min(size);
+        Ok(Part { range, ..*part })
+    }
+
+    /// The registers of `part`, which is in the pages of those that [`new`](Self::new) was given, or in one
+    /// page of its own.
+    fn region(&mut self, part: &Part) -> Result<MmioRegion, VirtioPciError> {
+        let (bar, _) = self.bar(part.bar)?;
+        if !self.runs.iter().any(|(run, _)| run.holds(part)) {
+            self.add(self.pages(part)?)?;
+        }
+        let run = self.runs.iter_mut().find(|(run, _)| run.holds(part));
+        let (Part { range, .. }, region) = run.ok_or(PlatformError::BadRange)?;
+        if region.is_none() {
+            let start = bar.checked_add(range.start).ok_or(PlatformError::BadRange)?;
+            *region = Some(MmioRegion::map(self.platform, start, (range.end - range.start) as usize)?);
+        }
+        let offset = part.range.start - range.start;
+        let region = region.as_ref().ok_or(PlatformError::BadRange)?;
+        Ok(region.part(offset as usize, (part.range.end - part.range.start) as usize)?)
     }
 }
 
@@ -141,37 +193,50 @@ impl VirtioPci {
         Structure::all(config).any(|found| found.kind == COMMON)
     }
 
-    /// Finds and maps the structures: of each kind the first that can be used (4.1.4.1). Nothing is written
-    /// to the device except that it answers at its memory BARs and does not raise its interrupt line.
+    /// Finds and maps the structures: of each kind the first that can be used (4.1.4.1), and of it only the
+    /// pages that are. Nothing is written to the device except that it answers at its memory BARs and does
+    /// not raise its interrupt line.
     ///
     /// # Errors
     /// Any: the device was not told of anything.
     pub fn new(platform: &'static dyn Platform, config: ConfigSpace) -> Result<Self, VirtioPciError> {
         let bars = config.bars();
-        let find = |kind| Structure::all(&config).find(|found| found.kind == kind && found.fits(&bars));
+        let find = |kind| {
+            let mut of_kind = Structure::all(&config).filter(|found| found.kind == kind);
+            of_kind.find_map(|found| Some((found.part(&bars)?, found.multiplier)))
+        };
         let demand = |kind| find(kind).ok_or(VirtioPciError::MissingCapability(kind));
-        let (common, notify, isr) = (demand(COMMON)?, demand(NOTIFY)?, demand(ISR)?);
-        let (device, msix) = (find(DEVICE), MsixCapability::find(&config));
+        let ((common, _), (notify, multiplier), (isr, _)) = (demand(COMMON)?, demand(NOTIFY)?, demand(ISR)?);
+        let device = find(DEVICE).map(|(part, _)| part);
+        let msix =
+            MsixCapability::find(&config).map(|found| (Part { bar: found.bar, range: found.table() }, found));
         // Only numbers of queues and positions go there, but they must not go where addresses are.
-        let of_table = |capability: &MsixCapability| notify.overlaps(capability.bar, &capability.table());
-        if notify.overlaps(common.bar, &common.range()) || msix.as_ref().is_some_and(of_table) {
+        let addresses = [Some(&common), msix.as_ref().map(|(table, _)| table)];
+        if addresses.into_iter().flatten().any(|part| notify.overlaps(part)) {
             return Err(VirtioPciError::MissingCapability(NOTIFY));
         }
+        let usable = |table: &Part| match bars.get(usize::from(table.bar)) {
+            Some(Some(Bar::Memory { address: Some(_), size, .. })) => {
+                table.range.end <= *size && !common.overlaps(table)
+            }
+            _ => false,
+        };
+        let msix = msix.filter(|(table, _)| usable(table));
 
-        let mut mapped = Mapped { platform, bars, regions: [const { None }; BAR_COUNT] };
+        let table = msix.as_ref().map(|(table, _)| table.clone());
+        let parts = [Some(common.clone()), Some(isr.clone()), device.clone(), table];
+        let mut mapped = Mapped::new(platform, bars, parts)?;
         config.enable_memory();
         config.enable_intx(false);
-        let across = |capability: &MsixCapability| common.overlaps(capability.bar, &capability.table());
-        let msix = msix.filter(|capability| !across(capability)).and_then(|capability| {
-            let bar = mapped.bar(capability.bar).ok()?;
-            MsixTable::new(config, capability, &bar).ok()
+        let msix = msix.and_then(|(table, found)| {
+            let table = mapped.region(&table).ok()?;
+            MsixTable::new(config, found, table).ok()
         });
-        let registers = mapped.structure(&common)?;
         Ok(Self {
-            common: CommonConfig::new(registers, config, platform)?,
-            notify: NotifyConfig { registers: mapped.structure(&notify)?, multiplier: notify.multiplier },
-            isr: mapped.structure(&isr)?.register(0)?,
-            device: device.map(|device| mapped.structure(&device)).transpose()?,
+            common: CommonConfig::new(mapped.region(&common)?, config, platform)?,
+            isr: mapped.region(&isr)?.register(0)?,
+            device: device.map(|device| mapped.region(&device)).transpose()?,
+            notify: NotifyConfig { mapped, part: notify, multiplier },
             msix,
         })
     }
@@ -183,10 +248,10 @@ impl fmt::Debug for VirtioPci {
     }
 }
 
-/// The notification structure (4.1.4.4).
-#[derive(Debug)]
+/// The notification structure (4.1.4.4), which is mapped where queues have their registers.
 pub struct NotifyConfig {
-    registers: MmioRegion,
+    mapped: Mapped,
+    part: Part,
     multiplier: u32,
 }
 
@@ -195,15 +260,31 @@ impl NotifyConfig {
     /// `with_data` if NOTIFICATION_DATA was accepted.
     ///
     /// # Errors
-    /// If the device's register is not in the structure, or not aligned.
-    pub fn notifier(&self, queue: u16, offset: u16, with_data: bool) -> Result<Notifier, MmioError> {
-        // Two numbers of 16 and 32 bits; `register` checks that the product is in the structure.
-        let offset = usize::from(offset).saturating_mul(self.multiplier as usize);
+    /// If the device's register is not in the structure, not aligned, or cannot be claimed.
+    pub fn notifier(&mut self, queue: u16, offset: u16, with_data: bool) -> Result<Notifier, VirtioPciError> {
+        let len = if with_data { 4 } else { 2 };
+        // Numbers of 32, 16 and 32 bits.
+        let start = self.part.range.start + u64::from(offset) * u64::from(self.multiplier);
+        if start + len > self.part.range.end {
+            return Err(MmioError::OutOfBounds.into());
+        }
+        if !start.is_multiple_of(len) {
+            return Err(MmioError::Misaligned.into());
+        }
+        // Aligned, so in one page.
+        let region = self.mapped.region(&Part { range: start..start + len, ..self.part })?;
         let register = match with_data {
-            true => NotifyRegister::WithData(self.registers.register(offset)?),
-            false => NotifyRegister::Queue(self.registers.register(offset)?),
+            true => NotifyRegister::WithData(region.register(0)?),
+            false => NotifyRegister::Queue(region.register(0)?),
         };
         Ok(Notifier { register, queue })
+    }
+}
+
+impl fmt::Debug for NotifyConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part: Part { bar, range }, multiplier, .. } = self;
+        write!(f, "NotifyConfig({range:#x?} of BAR {bar}, multiplier {multiplier})")
     }
 }
 
