@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ringfence_drivers::block::{Block, Done, Geometry, Request, RequestError, Ticket};
+use ringfence_drivers::block::{Block, Done, Geometry, Options, Request, RequestError, Ticket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DeviceId, DmaBuf, DmaPool, DmaWindows};
 use support::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
@@ -273,6 +273,45 @@ fn the_capacity_may_change() {
     assert_eq!(bench.block.config_changed(), Err(Error::NeedsReset));
     bench.fake.model().gone = true;
     assert_eq!(bench.block.config_changed(), Err(Error::Gone));
+}
+
+/// What is read of the configuration was all there at one moment (2.5.3), whenever it changes.
+#[test]
+fn a_disk_that_changes_while_it_is_read() {
+    let mut several = config(SECTORS, 1 << 20, 4, 512);
+    several[34] = 1;
+    let mut other = config(16, 4096, 8, 1024);
+    other[34] = 2;
+    let offered = ALL | features::block::MQ;
+    let shape = |block: &mut Block<FakeTransport>| {
+        let geometry = block.geometry();
+        let queues = block.split().1.count();
+        (geometry.sectors, geometry.segment_size, geometry.segments, geometry.block_size, queues)
+    };
+    let (old, new) = ((SECTORS, 1 << 20, 1, 512, 1), (16, 4096, 8, 1024, 2));
+    let mut seen = Vec::new();
+    for looks in 0..8 {
+        let fake = Fake::new(DeviceType::BLOCK, offered, several.clone(), &[64, 64]);
+        fake.model().change = Some((looks, other.clone()));
+        let options = Options { queues: 4, ..Options::default() };
+        let mut block = Block::with_options(fake.transport(), &grant(), fake.windows(), &options).unwrap();
+        let shape = shape(&mut block);
+        assert!(shape == old || shape == new, "after {looks} looks: {shape:?}");
+        seen.push(shape);
+    }
+    assert!(seen.contains(&old) && seen.contains(&new));
+
+    // Later on as well: a capacity is believed with the limits that it was said with.
+    for looks in 0..8 {
+        let mut bench = bench();
+        bench.fake.model().change = Some((looks, config(16, 1 << 20, 4, 1024)));
+        let changed = bench.block.config_changed();
+        let later = bench.fake.model().change.take().is_some();
+        let expected = if later { Ok(false) } else { Err(Error::BadConfig) };
+        assert_eq!((changed, bench.block.geometry().sectors), (expected, SECTORS), "after {looks} looks");
+        bench.fake.model().config = config(16, 1 << 20, 4, 512);
+        assert_eq!((bench.block.config_changed(), bench.block.geometry().sectors), (Ok(true), 16));
+    }
 }
 
 #[test]

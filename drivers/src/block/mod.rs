@@ -124,6 +124,8 @@ pub struct Block<T: Transport> {
 /// What a disk's queues have in common.
 pub struct BlockControl<T: Transport> {
     device: Device<T>,
+    /// As the device said when it was brought up. Of that only the capacity may change.
+    geometry: Geometry,
     sectors: Arc<AtomicU64>,
 }
 
@@ -137,10 +139,14 @@ impl<T: Transport> BlockControl<T> {
     /// its capacity again. `true` if that changed. Requests in flight were checked against the old one.
     ///
     /// # Errors
-    /// Any: drop the driver.
+    /// [`Error::BadConfig`] if anything but the capacity changed, or any: drop the driver.
     pub fn config_changed(&mut self) -> Result<bool, Error> {
         self.device.check()?;
-        let sectors = self.device.config_u64(CAPACITY)?;
+        let (geometry, _) = read_config(&self.device)?;
+        let sectors = geometry.sectors;
+        if (Geometry { sectors, ..self.geometry }) != geometry {
+            return Err(Error::BadConfig);
+        }
         Ok(self.sectors.swap(sectors, Ordering::Relaxed) != sectors)
     }
 
@@ -183,9 +189,8 @@ impl<T: Transport> Block<T> {
     ) -> Result<Self, Error> {
         let offer = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
         let mut device = offer.negotiate(FEATURES | options.features & features::QUEUES)?;
-        let geometry = read_geometry(&device)?;
+        let (geometry, available) = read_config(&device)?;
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));
-        let available = available_queues(&device)?;
         let segments = LONGEST_SEGMENTED.div_ceil(geometry.segment_size).min(geometry.segments);
         let parts = u16::try_from(segments).unwrap_or(u16::MAX).saturating_add(CONTROL_PARTS);
         let wish = QueueOptions { size: options.queue_size, chains: options.depth, parts };
@@ -200,7 +205,7 @@ impl<T: Transport> Block<T> {
         let first = set_up(0)?;
         let others = (1..options.queues.min(available)).map(set_up).collect::<Result<_, _>>()?;
         let started = device.driver_ok()?;
-        let mut block = Self { control: BlockControl { device, sectors }, first, others };
+        let mut block = Self { control: BlockControl { device, geometry, sectors }, first, others };
         block.split().1.for_each(|queue| queue.start(&started));
         Ok(block)
     }
@@ -302,31 +307,25 @@ impl<T: Transport> Drop for Block<T> {
     }
 }
 
-/// How many request queues there are. A device that offers several and has none is taken to have one.
-fn available_queues<T: Transport>(device: &Device<T>) -> Result<u16, Error> {
-    if device.features() & features::block::MQ == 0 {
-        return Ok(1);
-    }
-    Ok(device.config::<u16>(NUM_QUEUES)?.max(1))
-}
-
-fn read_geometry<T: Transport>(device: &Device<T>) -> Result<Geometry, Error> {
+/// What the disk is like, and how many request queues there are, at one moment. A device that offers several
+/// queues and has none is taken to have one.
+fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Error> {
     let has = |feature| device.features() & feature != 0;
-    let optional =
-        |feature, offset| if has(feature) { device.config::<u32>(offset).map(Some) } else { Ok(None) };
-    let block_size = optional(features::block::BLK_SIZE, BLK_SIZE)?.unwrap_or(SECTOR_SIZE as u32);
-    let segment_size = optional(features::block::SIZE_MAX, SIZE_MAX)?.unwrap_or(u32::MAX);
-    let segments = optional(features::block::SEG_MAX, SEG_MAX)?.unwrap_or(1);
+    let (geometry, queues) = device.consistent_config(|device| {
+        let optional =
+            |feature, offset, default| if has(feature) { device.config(offset) } else { Ok(default) };
+        let geometry = Geometry {
+            sectors: device.config_u64(CAPACITY)?,
+            block_size: optional(features::block::BLK_SIZE, BLK_SIZE, SECTOR_SIZE as u32)?,
+            read_only: has(features::block::RO),
+            flush: has(features::block::FLUSH),
+            segment_size: optional(features::block::SIZE_MAX, SIZE_MAX, u32::MAX)?,
+            segments: optional(features::block::SEG_MAX, SEG_MAX, 1)?,
+        };
+        let queues = if has(features::block::MQ) { device.config(NUM_QUEUES)? } else { 1 };
+        Ok((geometry, queues.max(1)))
+    })?;
+    let Geometry { block_size, segment_size, segments, .. } = geometry;
     let sane = block_size.is_power_of_two() && block_size as usize >= SECTOR_SIZE;
-    if !sane || segment_size == 0 || segments == 0 {
-        return Err(Error::BadConfig);
-    }
-    Ok(Geometry {
-        sectors: device.config_u64(CAPACITY)?,
-        block_size,
-        read_only: has(features::block::RO),
-        flush: has(features::block::FLUSH),
-        segment_size,
-        segments,
-    })
+    if sane && segment_size != 0 && segments != 0 { Ok((geometry, queues)) } else { Err(Error::BadConfig) }
 }

@@ -79,6 +79,8 @@ pub struct Model {
     pub stuck_queues: bool,
     /// Flip these bits of the configuration when it changes.
     pub flips: u8,
+    /// After so many more looks the configuration is this.
+    pub change: Option<(u32, Vec<u8>)>,
 }
 
 pub struct Fake {
@@ -116,6 +118,7 @@ impl Fake {
             flapping: 0,
             stuck_queues: false,
             flips: 0,
+            change: None,
         };
         Self { platform, model: Arc::new(Mutex::new(model)), id: ID, windows: OnceLock::new() }
     }
@@ -245,6 +248,12 @@ impl Transport for FakeTransport {
             model.generation = model.generation.wrapping_add(1);
             let flips = model.flips;
             model.config.iter_mut().for_each(|byte| *byte ^= flips);
+        }
+        if let Some((looks, config)) = model.change.take() {
+            match looks.checked_sub(1) {
+                Some(rest) => model.change = Some((rest, config)),
+                None => (model.config, model.generation) = (config, model.generation.wrapping_add(1)),
+            }
         }
         drop(model);
         self.scratch.slice().write_slice(&bytes, 0).unwrap();
