@@ -252,6 +252,28 @@ fn queues_that_are_announced_but_not_there() {
     assert_eq!(bring_up(&fake, 8, Answer::Ack(0), &pairs(4)).0.map(drop), Err(Error::BadConfig));
 }
 
+/// What is read of the configuration was all there at one moment (2.5.3), whenever it changes.
+#[test]
+fn a_card_that_changes_while_it_is_read() {
+    let mtu = |mtu: u16| mtu.to_le_bytes();
+    let old = ([0x52, 0x54, 0, 0x12, 0x34, 0x56], 1400, 2);
+    let new = ([0x52, 0x54, 1, 0x65, 0x43, 0x21], 1300, 1);
+    let [before, after] =
+        [old, new].map(|(mac, len, pairs)| [&mac[..], &[1, 0, pairs as u8, 0], &mtu(len)].concat());
+    let mut seen = Vec::new();
+    for looks in 0..12 {
+        let offered = BASE | features::net::MTU | MQ | CTRL_VQ;
+        let fake = Fake::new(DeviceType::NET, offered, before.clone(), &[8; 5]);
+        fake.model().change = Some((looks, after.clone()));
+        let (net, _) = bring_up(&fake, 4, Answer::Ack(0), &pairs(2));
+        let net = net.unwrap();
+        let found = (net.mac(), net.mtu(), net.pairs());
+        assert!(found == old || found == new, "after {looks} looks: {found:x?}");
+        seen.push(found);
+    }
+    assert!(seen.contains(&old) && seen.contains(&new));
+}
+
 #[test]
 fn queue_features_as_wanted() {
     let all = features::QUEUES;

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::iter;
 use core::ops::{Deref, DerefMut};
 
-use ringfence_memory::{DmaGrant, DmaWindows};
+use ringfence_memory::{DeviceId, DmaGrant, DmaWindows};
 
 use crate::virtio::{Device, DeviceType, Error, Offer, Transport, features};
 
@@ -86,14 +86,14 @@ impl<T: Transport> Net<T> {
         windows: DmaWindows,
         options: &Options,
     ) -> Result<Self, Error> {
+        let id = windows.device();
         let offer = Device::begin(transport, DeviceType::NET, grant, windows)?;
-        let mtu = offered_mtu(&offer)?;
-        let most = offered_pairs(&offer, options.pairs)?;
+        let Config { mac, mtu, pairs: most } = read_config(&offer, options.pairs > 1)?;
+        let mac = mac.unwrap_or_else(|| own_mac(id));
         let several = if most > 1 { SEVERAL } else { 0 };
         let with_mtu = mtu.map_or(0, |_| features::net::MTU);
         let wanted = FEATURES | several | with_mtu | queue_features(&offer, options.features);
         let mut device = offer.negotiate(wanted)?;
-        let mac = read_mac(&device)?;
         let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size);
         let first = set_up(0)?;
         let pairs = options.pairs.min(most);
@@ -187,38 +187,38 @@ fn queue_features<T: Transport>(offer: &Offer<T>, wanted: u64) -> u64 {
     if offer.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
 }
 
-/// How many pairs the device has, if several are `wanted`; 1 if it says a number that cannot be.
-fn offered_pairs<T: Transport>(offer: &Offer<T>, wanted: u16) -> Result<u16, Error> {
+/// What the device says, as far as it makes sense.
+struct Config {
+    mac: Option<[u8; 6]>,
+    /// An MTU that our buffers cannot carry must not be accepted (5.1.4.2).
+    mtu: Option<u16>,
+    /// 1 if it says a number that cannot be.
+    pairs: u16,
+}
+
+/// Reads what depends on features before they are chosen, and all of it at one moment; how many pairs there
+/// are only if `several` are wanted.
+fn read_config<T: Transport>(offer: &Offer<T>, several: bool) -> Result<Config, Error> {
     /// 5.1.4.1 allows one more, but then the control queue's number (5.1.2) would not be one of 16 bits.
     const MOST: u16 = 0x7fff;
-    if wanted <= 1 || offer.offered() & SEVERAL != SEVERAL {
-        return Ok(1);
-    }
-    let pairs = offer.config(MAX_PAIRS)?;
-    Ok(if (1..=MOST).contains(&pairs) { pairs } else { 1 })
-}
-
-/// The MTU that the device wants, if it is one that our buffers can carry. Otherwise the feature must not be
-/// accepted (5.1.4.2).
-fn offered_mtu<T: Transport>(offer: &Offer<T>) -> Result<Option<u16>, Error> {
-    if offer.offered() & features::net::MTU == 0 {
-        return Ok(None);
-    }
-    let mtu = offer.config(MTU)?;
-    Ok(Some(mtu).filter(|mtu| (LEAST_MTU..=DEFAULT_MTU).contains(mtu)))
-}
-
-fn read_mac<T: Transport>(device: &Device<T>) -> Result<[u8; 6], Error> {
-    if device.features() & features::net::MAC == 0 {
-        // Locally administered, and different for each device.
-        let [.., a, b, c, d] = device.windows().device().0.to_be_bytes();
-        return Ok([0x02, 0x52, a, b, c, d]);
-    }
-    device.consistent_config(|device| {
-        let mut mac = [0; 6];
-        for (offset, byte) in mac.iter_mut().enumerate() {
-            *byte = device.config(MAC.saturating_add(offset))?;
+    let offers = |features| offer.offered() & features == features;
+    offer.consistent_config(|offer| {
+        let mut mac = offers(features::net::MAC).then_some([0; 6]);
+        for (offset, byte) in mac.iter_mut().flatten().enumerate() {
+            *byte = offer.config(MAC.saturating_add(offset))?;
         }
-        Ok(mac)
+        let mtu = offers(features::net::MTU).then(|| offer.config(MTU)).transpose()?;
+        let pairs = if several && offers(SEVERAL) { offer.config(MAX_PAIRS)? } else { 1 };
+        Ok(Config {
+            mac,
+            mtu: mtu.filter(|mtu| (LEAST_MTU..=DEFAULT_MTU).contains(mtu)),
+            pairs: if (1..=MOST).contains(&pairs) { pairs } else { 1 },
+        })
     })
+}
+
+/// A locally administered address, different for each device.
+fn own_mac(device: DeviceId) -> [u8; 6] {
+    let [a, b, c, d] = device.0.to_be_bytes();
+    [0x02, 0x52, a, b, c, d]
 }

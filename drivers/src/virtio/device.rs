@@ -102,6 +102,11 @@ impl<T: Transport> Offer<T> {
         self.0.config(offset)
     }
 
+    /// As [`Device::consistent_config`].
+    pub fn consistent_config<V>(&self, read: impl Fn(&Self) -> Result<V, Error>) -> Result<V, Error> {
+        self.0.consistent_config(|_| read(self))
+    }
+
     /// Accepts what is offered of `implemented` and has its prerequisites; VERSION_1 and, since there is a
     /// grant, ACCESS_PLATFORM are always implemented.
     ///
