@@ -111,6 +111,28 @@ fn optional_features() {
     assert!(!down.net.link_up());
 }
 
+/// An address that no station can have is not accepted (5.1.4.2), and a locally administered one used.
+#[test]
+fn addresses_that_no_station_has() {
+    let own = [0x02, 0x52, 0, 0, 0, ID.0 as u8];
+    let cases = [
+        ([0; 6], false),
+        ([0xff; 6], false),
+        ([0x01, 0, 0x5e, 0, 0, 1], false),
+        ([0x33, 0x33, 0, 0, 0, 1], false),
+        ([0x53, 0x54, 0, 0x12, 0x34, 0x56], false),
+        ([0, 0, 0, 0, 0, 1], true),
+        ([0xfe, 0xff, 0xff, 0xff, 0xff, 0xff], true),
+        (MAC, true),
+    ];
+    for (mac, usable) in cases {
+        let bench = bench_with(ALL, [&mac[..], &config(1, 1400)[6..]].concat(), 8);
+        let accepted = bench.net.features() & features::net::MAC != 0;
+        let expected = if usable { mac } else { own };
+        assert_eq!((bench.net.mac(), accepted), (expected, usable), "{mac:x?}");
+    }
+}
+
 #[test]
 fn frames_both_ways() {
     let mut bench = bench(4);

@@ -137,7 +137,8 @@ impl<T: Transport> NetControl<T> {
         }
     }
 
-    /// The device's MAC address, or a locally administered one if it has none.
+    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered one,
+    /// the same at each start.
     pub fn mac(&self) -> [u8; 6] {
         self.mac
     }

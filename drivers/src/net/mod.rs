@@ -16,7 +16,6 @@ pub use control::NetControl;
 pub use pair::{NetPair, RxPacket, TxPacket};
 pub use phy::Phy;
 
-const FEATURES: u64 = features::net::MAC | features::net::STATUS;
 /// What several pairs need.
 const SEVERAL: u64 = features::net::MQ | features::net::CTRL_VQ;
 
@@ -89,10 +88,12 @@ impl<T: Transport> Net<T> {
         let id = windows.device();
         let offer = Device::begin(transport, DeviceType::NET, grant, windows)?;
         let Config { mac, mtu, pairs: most } = read_config(&offer, options.pairs > 1)?;
-        let mac = mac.unwrap_or_else(|| own_mac(id));
         let several = if most > 1 { SEVERAL } else { 0 };
+        let with_mac = mac.map_or(0, |_| features::net::MAC);
         let with_mtu = mtu.map_or(0, |_| features::net::MTU);
-        let wanted = FEATURES | several | with_mtu | queue_features(&offer, options.features);
+        let wanted = features::net::STATUS | several | with_mac | with_mtu;
+        let wanted = wanted | queue_features(&offer, options.features);
+        let mac = mac.unwrap_or_else(|| own_mac(id));
         let mut device = offer.negotiate(wanted)?;
         let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size);
         let first = set_up(0)?;
@@ -122,7 +123,8 @@ impl<T: Transport> Net<T> {
         (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
     }
 
-    /// The device's MAC address, or a locally administered one if it has none.
+    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered one,
+    /// the same at each start.
     pub fn mac(&self) -> [u8; 6] {
         self.control.mac()
     }
@@ -189,6 +191,7 @@ fn queue_features<T: Transport>(offer: &Offer<T>, wanted: u64) -> u64 {
 
 /// What the device says, as far as it makes sense.
 struct Config {
+    /// If it is one that a station can have: accepted, it would have to be used (5.1.4.2).
     mac: Option<[u8; 6]>,
     /// An MTU that our buffers cannot carry must not be accepted (5.1.4.2).
     mtu: Option<u16>,
@@ -210,7 +213,8 @@ fn read_config<T: Transport>(offer: &Offer<T>, several: bool) -> Result<Config, 
         let mtu = offers(features::net::MTU).then(|| offer.config(MTU)).transpose()?;
         let pairs = if several && offers(SEVERAL) { offer.config(MAX_PAIRS)? } else { 1 };
         Ok(Config {
-            mac,
+            // Not the address of a group, as that of all is.
+            mac: mac.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]),
             mtu: mtu.filter(|mtu| (LEAST_MTU..=DEFAULT_MTU).contains(mtu)),
             pairs: if (1..=MOST).contains(&pairs) { pairs } else { 1 },
         })
