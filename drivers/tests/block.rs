@@ -199,6 +199,12 @@ fn senseless_configurations() {
         config(SECTORS, 512, 4, 0),
         config(SECTORS, 512, 4, 256),
         config(SECTORS, 512, 4, 513),
+        // No block goes into a request.
+        config(SECTORS, 512, 1, 1024),
+        config(SECTORS, 512, 7, 4096),
+        config(SECTORS, 584, 7, 4096),
+        config(SECTORS, 1, 511, 512),
+        config(SECTORS, 4096, 1, 1 << 31),
         vec![0; 7],
     ] {
         let fake = Fake::new(DeviceType::BLOCK, ALL, config, &[64]);
@@ -212,9 +218,54 @@ fn senseless_configurations() {
         let result = Block::new(fake.transport(), &grant(), fake.windows());
         assert_eq!(result.map(drop), Err(Error::QueueUnavailable(0)), "no room for a request in {max}");
     }
+    // The ring has no room for a block.
+    for (size_max, block_size, size) in [(512, 4096, 8), (1, 512, 64), (1 << 20, 1 << 31, 512)] {
+        let fake =
+            Fake::new(DeviceType::BLOCK, ALL, config(SECTORS, size_max, u32::MAX, block_size), &[size]);
+        let result = Block::new(fake.transport(), &grant(), fake.windows());
+        assert_eq!(result.map(drop), Err(Error::QueueUnavailable(0)), "{block_size} bytes in {size}");
+        assert_eq!(fake.platform.dma_in_use(), 0);
+    }
     // Limits beyond what the ring holds are limits of the ring.
-    let bench = bench_with(ALL, config(u64::MAX, 1, u32::MAX, 512), 64);
+    let bench = bench_with(ALL, config(u64::MAX, 9, u32::MAX, 512), 64);
     assert_eq!(bench.block.geometry().segments, 62);
+}
+
+/// One block goes into a request, if only just.
+#[test]
+fn requests_of_one_block() {
+    for (size_max, seg_max, block_size, size, segments) in [
+        (512, 1, 512, 4, 1),
+        (512, 8, 4096, 16, 8),
+        (4096, 1, 4096, 4, 1),
+        (586, 7, 4096, 16, 7),
+        (4095, 2, 4096, 4, 2),
+        (1 << 20, 2, 2 << 20, 4, 2),
+        (1 << 31, 1, 1 << 31, 4, 1),
+    ] {
+        let mut bench = bench_with(ALL, config(1 << 23, size_max, seg_max, block_size), size);
+        assert_eq!(bench.block.geometry().segments, segments, "{size_max} * {seg_max}");
+        if block_size <= 4096 {
+            bench.read(8, block_size as usize).unwrap();
+            assert_eq!(bench.read(8, block_size as usize + 512).is_err(), block_size > 512 || segments == 1);
+        }
+    }
+}
+
+/// A disk is as long as its whole blocks are, or could not be read to its end.
+#[test]
+fn whole_blocks() {
+    for (sectors, block_size, expected) in
+        [(64, 4096, 64), (63, 4096, 56), (7, 4096, 0), (0, 512, 0), (u64::MAX, 512, u64::MAX), (65, 1024, 64)]
+    {
+        let mut bench = bench_with(ALL, config(sectors, 1 << 20, 4, block_size), 64);
+        assert_eq!(bench.block.geometry().sectors, expected, "{sectors} sectors, blocks of {block_size}");
+        let last = expected.wrapping_sub(u64::from(block_size) / 512);
+        assert_eq!(bench.read(last, block_size as usize).is_ok(), expected != 0);
+        bench.fake.model().config[0..8].copy_from_slice(&17_u64.to_le_bytes());
+        assert_eq!(bench.block.config_changed(), Ok(true));
+        assert_eq!(bench.block.geometry().sectors, 17 & !(u64::from(block_size) / 512 - 1));
+    }
 }
 
 #[test]
@@ -278,9 +329,10 @@ fn the_capacity_may_change() {
 /// What is read of the configuration was all there at one moment (2.5.3), whenever it changes.
 #[test]
 fn a_disk_that_changes_while_it_is_read() {
-    let mut several = config(SECTORS, 1 << 20, 4, 512);
+    // Each is sane, but not a mixture of both.
+    let mut several = config(SECTORS, 1 << 20, 4, 8192);
     several[34] = 1;
-    let mut other = config(16, 4096, 8, 1024);
+    let mut other = config(16, 512, 8, 1024);
     other[34] = 2;
     let offered = ALL | features::block::MQ;
     let shape = |block: &mut Block<FakeTransport>| {
@@ -288,7 +340,7 @@ fn a_disk_that_changes_while_it_is_read() {
         let queues = block.split().1.count();
         (geometry.sectors, geometry.segment_size, geometry.segments, geometry.block_size, queues)
     };
-    let (old, new) = ((SECTORS, 1 << 20, 1, 512, 1), (16, 4096, 8, 1024, 2));
+    let (old, new) = ((SECTORS, 1 << 20, 1, 8192, 1), (16, 512, 8, 1024, 2));
     let mut seen = Vec::new();
     for looks in 0..8 {
         let fake = Fake::new(DeviceType::BLOCK, offered, several.clone(), &[64, 64]);

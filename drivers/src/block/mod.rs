@@ -43,7 +43,7 @@ const NUM_QUEUES: usize = 34;
 /// A request has a header and a status besides its segments of data: at least one.
 const CONTROL_PARTS: u16 = 2;
 const LEAST_PARTS: u16 = 3;
-/// Where the device limits segments, requests of this many bytes are made possible.
+/// Where the device limits segments, requests of this many bytes are made possible, and at least of a block.
 const LONGEST_SEGMENTED: u32 = 1 << 20;
 
 /// How a disk is to be driven.
@@ -69,7 +69,7 @@ impl Default for Options {
 /// What the disk is like, as far as the driver honours it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Size in sectors of [`SECTOR_SIZE`] bytes.
+    /// Size in sectors of [`SECTOR_SIZE`] bytes: those of whole blocks.
     pub sectors: u64,
     /// Requests start and end at multiples of this many bytes: a power of two from 512 up.
     pub block_size: u32,
@@ -81,6 +81,13 @@ pub struct Geometry {
     pub segment_size: u32,
     /// The most segments of data in a request.
     pub segments: u32,
+}
+
+impl Geometry {
+    /// Whether a block goes into a request.
+    fn has_requests(&self) -> bool {
+        self.block_size.div_ceil(self.segment_size) <= self.segments
+    }
 }
 
 /// Identifies a request while it is in flight in its queue: a number below [`BlockQueue::tickets`], to find
@@ -191,14 +198,19 @@ impl<T: Transport> Block<T> {
         let mut device = offer.negotiate(FEATURES | options.features & features::QUEUES)?;
         let (geometry, available) = read_config(&device)?;
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));
-        let segments = LONGEST_SEGMENTED.div_ceil(geometry.segment_size).min(geometry.segments);
+        let longest = LONGEST_SEGMENTED.max(geometry.block_size);
+        let segments = longest.div_ceil(geometry.segment_size).min(geometry.segments);
         let parts = u16::try_from(segments).unwrap_or(u16::MAX).saturating_add(CONTROL_PARTS);
         let wish = QueueOptions { size: options.queue_size, chains: options.depth, parts };
         let mut set_up = |index| {
             let windows = device.windows().clone();
             let queue = device.queue(index, &wish, LEAST_PARTS, |shape| {
                 let segments = shape.parts.saturating_sub(CONTROL_PARTS).into();
-                Controls::new(&windows, shape, Geometry { segments, ..geometry }, sectors.clone())
+                let geometry = Geometry { segments, ..geometry };
+                if !geometry.has_requests() {
+                    return Err(Error::QueueUnavailable(index));
+                }
+                Controls::new(&windows, shape, geometry, sectors.clone())
             });
             queue.map(BlockQueue::new)
         };
@@ -311,7 +323,7 @@ impl<T: Transport> Drop for Block<T> {
 /// queues and has none is taken to have one.
 fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Error> {
     let has = |feature| device.features() & feature != 0;
-    let (geometry, queues) = device.consistent_config(|device| {
+    let (mut geometry, queues) = device.consistent_config(|device| {
         let optional =
             |feature, offset, default| if has(feature) { device.config(offset) } else { Ok(default) };
         let geometry = Geometry {
@@ -325,7 +337,11 @@ fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Erro
         let queues = if has(features::block::MQ) { device.config(NUM_QUEUES)? } else { 1 };
         Ok((geometry, queues.max(1)))
     })?;
-    let Geometry { block_size, segment_size, segments, .. } = geometry;
-    let sane = block_size.is_power_of_two() && block_size as usize >= SECTOR_SIZE;
-    if sane && segment_size != 0 && segments != 0 { Ok((geometry, queues)) } else { Err(Error::BadConfig) }
+    let sane = geometry.block_size.is_power_of_two() && geometry.block_size as usize >= SECTOR_SIZE;
+    if !sane || geometry.segment_size == 0 || !geometry.has_requests() {
+        return Err(Error::BadConfig);
+    }
+    let in_block = u64::from(geometry.block_size).div_ceil(SECTOR_SIZE as u64);
+    geometry.sectors &= !in_block.wrapping_sub(1);
+    Ok((geometry, queues))
 }
