@@ -3,10 +3,11 @@
 mod support;
 
 use ringfence_drivers::block::Block;
+use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Offer, QueueOptions, RESET_LIMIT, features,
 };
-use ringfence_memory::{DmaPool, Platform};
+use ringfence_memory::{DmaPool, Platform, ResetError};
 use support::bench::no_frames;
 use support::{Event, Fake, FakeTransport, grant, platform};
 
@@ -100,6 +101,44 @@ fn wrong_gone_stuck_and_failed_devices() {
     assert!(matches!(device.check(), Err(Error::StatusRefused(_))), "somebody else reset it");
     fake.model().gone = true;
     assert_eq!(device.check(), Err(Error::Gone));
+}
+
+/// A device that does not reset is waited for once, for as long as was promised, whoever drops it, and not
+/// again by whoever drops what was shut down before.
+#[test]
+fn a_stuck_device_is_waited_for_once() {
+    let disk = |fake: &Fake| Block::new(fake.transport(), &grant(), fake.windows()).unwrap();
+    let card = |fake: &Fake| Net::new(fake.transport(), &grant(), fake.windows()).unwrap();
+    type Drops = Box<dyn FnOnce()>;
+    let mut cases: Vec<(Fake, Drops)> = Vec::new();
+    let block = || Fake::new(DeviceType::BLOCK, features::VERSION_1, vec![1; 16], &[16]);
+    let net = || Fake::new(DeviceType::NET, features::VERSION_1, vec![], &[16, 16]);
+    let mut add = |fake: Fake, make: &dyn Fn(&Fake) -> Drops| {
+        let drops = make(&fake);
+        fake.model().stuck = true;
+        cases.push((fake, drops));
+    };
+    add(fake(features::VERSION_1), &|fake| drops(begin(fake).unwrap()));
+    add(fake(features::VERSION_1), &|fake| drops(begin(fake).unwrap().negotiate(0).unwrap()));
+    add(block(), &|fake| drops(disk(fake)));
+    add(net(), &|fake| drops(card(fake)));
+    add(block(), &|fake| {
+        let mut block = disk(fake);
+        Box::new(move || assert_eq!(block.split().0.shut_down().map(drop), Err(ResetError::Timeout)))
+    });
+    for (number, (fake, drops)) in cases.into_iter().enumerate() {
+        let start = fake.platform.now();
+        drops();
+        let spent = fake.platform.now() - start;
+        let once = RESET_LIMIT..RESET_LIMIT + RESET_LIMIT / 2;
+        assert!(once.contains(&spent), "case {number}: {spent:?}");
+        let resets = |event: &&Event| **event == Event::Status(0);
+        assert!(fake.model().events.iter().filter(resets).count() <= 3, "case {number}");
+    }
+}
+
+fn drops<T: 'static>(what: T) -> Box<dyn FnOnce()> {
+    Box::new(move || drop(what))
 }
 
 #[test]

@@ -313,7 +313,7 @@ impl<T: Transport> DerefMut for Block<T> {
 
 impl<T: Transport> Drop for Block<T> {
     fn drop(&mut self) {
-        if let Ok(quiet) = self.control.device.shut_down() {
+        if let Ok(quiet) = self.control.device.shut_down_at_last() {
             self.split().1.for_each(|queue| queue.reclaim(&quiet));
         }
     }

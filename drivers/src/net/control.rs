@@ -106,7 +106,7 @@ impl<T: Transport> NetControl<T> {
 
     /// Resets the device; what the control queue held is free then.
     pub(super) fn shut_down(&mut self) -> Option<Quiet> {
-        let quiet = self.device.shut_down().ok()?;
+        let quiet = self.device.shut_down_at_last().ok()?;
         if let Some(commands) = &mut self.commands {
             commands.reclaim(&quiet).for_each(drop);
         }

@@ -268,11 +268,21 @@ impl<T: Transport> Device<T> {
     /// # Errors
     /// As for [`Transport::reset`]: then its memory stays in quarantine. It can be tried again.
     pub fn shut_down(&mut self) -> Result<Quiet, ResetError> {
+        self.end(RESET_LIMIT)
+    }
+
+    /// The same for a driver that is dropped: what did not reset when it was shut down is not waited for
+    /// again.
+    pub(crate) fn shut_down_at_last(&mut self) -> Result<Quiet, ResetError> {
+        let tried = self.status == 0 && self.life == self.windows.life();
+        self.end(if tried { Duration::ZERO } else { RESET_LIMIT })
+    }
+
+    fn end(&mut self, limit: Duration) -> Result<Quiet, ResetError> {
         // An unplugged device will not answer however long one waits.
         let gone = self.transport.status() == status::GONE;
-        let limit = if gone { Duration::ZERO } else { RESET_LIMIT };
         self.status = 0;
-        let result = reset(&mut self.transport, &self.windows, limit);
+        let result = reset(&mut self.transport, &self.windows, if gone { Duration::ZERO } else { limit });
         self.transport.stop();
         result
     }
