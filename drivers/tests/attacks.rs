@@ -9,13 +9,12 @@ use std::time::Duration;
 use ringfence_drivers::block::{Block, Request, RequestError};
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{
-    BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueSetup, RESET_LIMIT,
-    Transport, features,
+    BufferList, ConfigField, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueSetup,
+    RESET_LIMIT, Transport, features,
 };
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    AtomicAccess, DeviceId, Direction, DmaBuf, DmaError, DmaGrant, DmaPool, DmaWindows, Platform, Quiet,
-    ResetError,
+    DeviceId, Direction, DmaBuf, DmaError, DmaGrant, DmaPool, DmaWindows, Platform, Quiet, ResetError,
     fuchsia::{DriverMem, DriverRange},
 };
 use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_frames};
@@ -213,7 +212,7 @@ impl Transport for Liar {
     fn config_generation(&self) -> u8 {
         self.inner.config_generation()
     }
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         self.inner.read_config(offset)
     }
     fn queue_max_size(&mut self, index: u16) -> u16 {

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ringfence_drivers::virtio::{
-    DeviceType, Error, PciNotifier, PciTransport, QueueSetup, Transport, status,
+    ConfigField, DeviceType, Error, PciNotifier, PciTransport, QueueSetup, Transport, status,
 };
-use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, Quiet, ResetError};
+use ringfence_memory::{DmaGrant, DmaWindows, Quiet, ResetError};
 
 use crate::world::{Proof, Slots};
 
@@ -101,7 +101,7 @@ impl Transport for Liar {
         self.inner.borrow().config_generation()
     }
 
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         self.inner.borrow().read_config(offset)
     }
 

@@ -1,5 +1,7 @@
 //! What a queue holds, and what a driver may do in which state of its device, is not for others to say.
-use ringfence_drivers::virtio::{BufferList, Buffers, DriverOk, Notify, Offer, PciTransport, Queue, Transport};
+use ringfence_drivers::virtio::{
+    BufferList, Buffers, Device, DriverOk, Notify, Offer, PciTransport, Queue, Transport,
+};
 use ringfence_memory::*;
 
 /// It tells the device of a buffer that somebody else has.
@@ -41,6 +43,14 @@ fn reset_that_is_only_said(transport: &mut PciTransport, windows: &DmaWindows) -
 
 fn status_written(common: &CommonConfig) {
     common.status.write(0); //~ E0616 status_written
+}
+
+fn torn_field(device: &Device<PciTransport>) {
+    let _ = device.config::<u64>(0); //~ E0277 torn_field
+}
+
+fn torn_field_of_an_offer(offer: &Offer<PciTransport>) {
+    let _ = offer.config::<u64>(0); //~ E0277 torn_field_of_an_offer
 }
 
 fn main() {}

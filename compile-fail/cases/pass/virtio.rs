@@ -21,4 +21,8 @@ fn _reset(transport: &mut PciTransport, windows: &DmaWindows) -> Result<Quiet, R
     transport.reset(windows, core::time::Duration::ZERO)
 }
 
+fn _fields(device: &Device<PciTransport>) -> Result<u64, Error> {
+    Ok(u64::from(device.config::<u32>(8)?) + device.config_u64(0)?)
+}
+
 fn main() {}

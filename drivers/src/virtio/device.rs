@@ -2,10 +2,12 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{AtomicAccess, DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
+use ringfence_memory::{DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
 
 use super::queue::NewQueue;
-use super::{Buffers, DeviceType, Error, Queue, QueueError, QueueOptions, Transport, features, status};
+use super::{
+    Buffers, ConfigField, DeviceType, Error, Queue, QueueError, QueueOptions, Transport, features, status,
+};
 
 /// How long a device may take to reset: it may have to finish what it is doing first.
 pub const RESET_LIMIT: Duration = Duration::from_secs(2);
@@ -98,7 +100,7 @@ impl<T: Transport> Offer<T> {
 
     /// Reads the configuration field at `offset`. Before the negotiation that is for features which depend on
     /// it (2.5.3).
-    pub fn config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    pub fn config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         self.0.config(offset)
     }
 
@@ -236,7 +238,7 @@ impl<T: Transport> Device<T> {
     }
 
     /// Reads the configuration field at `offset`; a single access cannot be torn.
-    pub fn config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    pub fn config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         self.transport.read_config(offset)
     }
 

@@ -30,7 +30,7 @@ pub use hybrid::Hybrid;
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
-pub use transport::{Notify, QueueSetup, Transport, status};
+pub use transport::{ConfigField, Notify, QueueSetup, Transport, status};
 
 /// The kind of a virtio device (section 5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,11 +3,11 @@
 use core::time::Duration;
 
 use ringfence_memory::{
-    AtomicAccess, CommonConfig, DeviceId, DmaGrant, DmaWindows, MmioError, MsiMessage, MsixTable, Notifier,
-    Platform, Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
+    CommonConfig, DeviceId, DmaGrant, DmaWindows, MmioError, MsiMessage, MsixTable, Notifier, Platform,
+    Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
 };
 
-use super::{DeviceType, Error, Notify, QueueSetup, Transport, features, status};
+use super::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport, features, status};
 use crate::pci::Function;
 
 /// The capability type of the device configuration (4.1.4).
@@ -167,7 +167,7 @@ impl Transport for PciTransport {
         self.registers.common.read(common::CONFIG_GENERATION).unwrap_or(status::GONE)
     }
 
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         Ok(self.registers.device.as_ref().ok_or(Error::MissingCapability(DEVICE))?.read(offset)?)
     }
 

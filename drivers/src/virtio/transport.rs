@@ -43,6 +43,14 @@ pub trait Notify {
     fn notify(&self, position: u16);
 }
 
+/// A configuration field that is read in one access: `u8`, `u16` or `u32`. One of 64 bits is read in two halves,
+/// by [`Device::config_u64`](super::Device::config_u64) (4.1.3.1).
+pub trait ConfigField: AtomicAccess {}
+
+impl ConfigField for u8 {}
+impl ConfigField for u16 {}
+impl ConfigField for u32 {}
+
 /// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same
 /// kernel.
 ///
@@ -82,8 +90,8 @@ pub trait Transport {
     /// Changes whenever the device configuration does.
     fn config_generation(&self) -> u8;
 
-    /// Reads the device configuration field at `offset` in one access (at most 32 bits wide: 4.1.3.1).
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error>;
+    /// Reads the device configuration field at `offset` in one access.
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error>;
 
     /// The largest size that queue `index` can have; 0 if there is no such queue.
     fn queue_max_size(&mut self, index: u16) -> u16;

@@ -11,9 +11,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use ringfence_drivers::virtio::{DeviceType, Error, Notify, QueueSetup, Transport};
+use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport};
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{AtomicAccess, Bytes, DeviceId, DmaGrant, DmaWindows, Quiet, ResetError};
+use ringfence_memory::{Bytes, DeviceId, DmaGrant, DmaWindows, Quiet, ResetError};
 
 pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
@@ -238,7 +238,7 @@ impl Transport for FakeTransport {
         self.model().generation
     }
 
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         let mut model = self.model();
         let len = size_of::<V>();
         assert!(len <= 4 && offset.is_multiple_of(len), "a {len}-byte access at {offset}");

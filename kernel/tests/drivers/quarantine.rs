@@ -9,15 +9,15 @@ use core::time::Duration;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::probe::Driver;
 use ringfence_drivers::virtio::{
-    DeviceType, Error, PciNotifier, PciTransport, QueueSetup, RESET_LIMIT, Transport,
+    ConfigField, DeviceType, Error, PciNotifier, PciTransport, QueueSetup, RESET_LIMIT, Transport,
 };
 use ringfence_kernel::devices::bring_up;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::time;
 use ringfence_memory::{
-    AtomicAccess, Dma, DmaBuf, DmaGrant, DmaPool, DmaWindows, FrameRequest, MappedPages, Owner, PAGE_SIZE,
-    Quiet, ResetError,
+    Dma, DmaBuf, DmaGrant, DmaPool, DmaWindows, FrameRequest, MappedPages, Owner, PAGE_SIZE, Quiet,
+    ResetError,
     rust_vmm::{GuestMemory, GuestMemoryRegion},
 };
 
@@ -76,7 +76,7 @@ impl Transport for Unproven {
         self.transport.borrow().config_generation()
     }
 
-    fn read_config<V: AtomicAccess>(&self, offset: usize) -> Result<V, Error> {
+    fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
         self.transport.borrow().read_config(offset)
     }
 
