@@ -295,6 +295,28 @@ fn decoding_turned_off_proves_nothing() {
     assert_eq!(windows.usage(), (0, 0));
 }
 
+/// What a device was told of is given back when it was reset and can master the bus no more, and not between.
+/// A grant lets it again.
+#[test]
+fn the_bus_is_closed_before_memory_is_given_back() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let masters = |card: &Card| card.config_word(COMMAND) & BUS_MASTER != 0;
+    for _ in 0..2 {
+        let held = told(card, &virtio, &windows);
+        card.config().enable_bus_master(&card.grant()).unwrap();
+        let in_use = card.platform.dma_in_use();
+        assert!(masters(card) && held > 0 && in_use >= held);
+        *card.on_read.lock().unwrap() = Some(Box::new(move |card, _| {
+            assert!(!masters(card) || card.platform.dma_in_use() == in_use, "it masters the bus");
+        }));
+        virtio.common.reset(&windows, LIMIT).unwrap();
+        *card.on_read.lock().unwrap() = None;
+        assert_eq!((masters(card), windows.usage(), card.platform.dma_in_use()), (false, (0, 0), 0));
+        assert_ne!(card.config_word(COMMAND) & MEMORY, 0);
+    }
+}
+
 /// Sizing the BARs turns decoding off: while a proof is made nobody can do that.
 #[test]
 fn sizing_beside_a_reset() {

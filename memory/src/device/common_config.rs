@@ -271,8 +271,8 @@ impl CommonConfig {
 
     /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the
     /// status, which was something else before, reads 0, while the function is there and decodes its memory
-    /// BARs, and nobody else ended its life since it was asked: until then it is told of no queue. Then its
-    /// life has ended, it holds no buffer, and the quarantine is released.
+    /// BARs, and nobody else ended its life since it was asked: until then it is told of no queue. Then it is
+    /// kept from mastering the bus, its life has ended, it holds no buffer, and the quarantine is released.
     ///
     /// It polls until then. Not for interrupt handlers.
     ///
@@ -327,6 +327,8 @@ impl CommonConfig {
         let mut told = self.told.lock();
         let quiet = self.config.while_decoding(|| self.status() == 0);
         if quiet {
+            // Whatever it still thinks it has, it can reach it no more when that is given back.
+            self.config.disable_bus_master();
             *told = Told { all: true, ..Told::default() };
         }
         quiet
