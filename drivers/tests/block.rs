@@ -326,6 +326,18 @@ fn the_capacity_may_change() {
     assert_eq!(bench.block.config_changed(), Err(Error::Gone));
 }
 
+/// What a disk says of itself may depend on the features that were chosen: `writeback` does (5.2.5.1).
+#[test]
+fn a_disk_is_read_when_the_features_are_final() {
+    const FEATURES_OK: u8 = 8;
+    let every = bench_with(!(1 << 12), config(SECTORS, 1 << 20, 4, 512), 64);
+    let looks = every.fake.model().looks.clone();
+    assert!(looks.iter().all(|(_, status)| status & FEATURES_OK != 0), "{looks:x?}");
+    let mut fields: Vec<_> = looks.iter().map(|(offset, _)| *offset).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, [0, 4, 8, 12, 20], "what is used, each once");
+}
+
 /// What is read of the configuration was all there at one moment (2.5.3), whenever it changes.
 #[test]
 fn a_disk_that_changes_while_it_is_read() {

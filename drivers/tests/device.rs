@@ -57,6 +57,21 @@ fn a_driver_that_gives_up_says_so() {
     assert_eq!(fake.model().status, 128, "FAILED, after a reset");
 }
 
+/// What failed is reset before anything else is done with it (2.1.1).
+#[test]
+fn a_failed_device_is_reset_first() {
+    let fake = fake(features::VERSION_1);
+    for _ in 0..2 {
+        fake.model().refused_status = 8;
+        assert!(begin(&fake).unwrap().negotiate(0).is_err());
+        assert_eq!(fake.model().events.last(), Some(&Event::Status(128)));
+        fake.model().events.clear();
+        fake.model().refused_status = 0;
+        begin(&fake).unwrap().negotiate(0).unwrap().driver_ok().unwrap();
+        assert_eq!(fake.model().events[..2], [Event::Status(0), Event::Status(1)]);
+    }
+}
+
 #[test]
 fn every_status_bit_is_read_back() {
     for bit in [1, 2, 8, 4] {

@@ -241,6 +241,22 @@ fn virtio_ids() {
     assert_eq!((kind(0x1080, 2), kind(0x0fff, 2)), (None, None));
 }
 
+/// Whatever its revision, a virtio device is one (4.1.2.1, PCI-ID-3).
+#[test]
+fn any_revision() {
+    for revision in [0, 1, 2, 0x7f, 0xff] {
+        let mut function = FakeFunction::new(0x1af4, 0x1042, [1, 0, 0], 0);
+        function.words[2] |= revision;
+        function.capabilities(&[virtio_capability(1, 4, 0, 0x38, None)]);
+        let config = FakeConfig::leak([(address(0, 1, 0), function)]);
+        let function = enumerate(config, 0).next().unwrap();
+        assert_eq!(
+            (u32::from(function.revision), probe(&function)),
+            (revision, Match::Driver(Driver::Block))
+        );
+    }
+}
+
 #[test]
 fn which_driver_and_which_name() {
     let capabilities = [virtio_capability(1, 4, 0, 0x38, None)];

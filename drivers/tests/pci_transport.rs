@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Request};
+use ringfence_drivers::net::Net;
 use ringfence_drivers::pci::{Function, enumerate};
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
@@ -52,12 +53,12 @@ fn qemu_capabilities() -> Vec<(u8, Vec<u8>)> {
 }
 
 fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
-    card_at(capabilities, BAR4, 0x4000)
+    card_of(0x1042, capabilities, BAR4, 0x4000)
 }
 
 /// A card with a BAR 4 of `size` bytes at `bar`, of which the first 16 KiB are there.
-fn card_at(capabilities: &[(u8, Vec<u8>)], bar: u64, size: u64) -> Card {
-    let mut function = FakeFunction::new(0x1af4, 0x1042, [1, 0, 0], 0);
+fn card_of(device: u16, capabilities: &[(u8, Vec<u8>)], bar: u64, size: u64) -> Card {
+    let mut function = FakeFunction::new(0x1af4, device, [1, 0, 0], 0);
     function.bar32(1, BAR1, 0x1000);
     function.bar64(4, bar, size);
     function.put(0x3c, &[11, 1]);
@@ -154,8 +155,49 @@ fn a_block_device_end_to_end() {
     assert_eq!(count, 1);
     drop(block);
     assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0));
+    assert_eq!(card.get16(COMMON + 0x1c), 1, "a queue is not disabled, but the device reset (4.1.4.3.2)");
     assert_eq!(card.command() & BUS_MASTER, 0);
     assert_eq!(windows.usage().1, 0);
+}
+
+/// Of all bits those are accepted that the driver implements on PCI (2.2.1), and so the device is told.
+#[test]
+fn everything_offered() {
+    let card = card_with(u64::MAX);
+    card.put32(COMMON + 0x04, u32::MAX);
+    card.put32(DEVICE + 8, 4096); // size_max
+    let block = card.block().unwrap();
+    let common = features::VERSION_1 | features::ACCESS_PLATFORM | features::QUEUES;
+    // SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH, MQ.
+    let own = [1, 2, 5, 6, 9, 12].into_iter().fold(0, |bits, bit| bits | 1 << bit);
+    assert_eq!(block.features(), common | own);
+    let told = card.registers.slice().read_obj::<u32>(COMMON + 0x0c).unwrap();
+    assert_eq!(u64::from(told), block.features() >> 32, "the upper half, after the lower");
+}
+
+/// Nothing is written to the device configuration, before the features are chosen or after (3.1.1, 5.1.4.1).
+#[test]
+fn the_device_configuration_is_only_read() {
+    for (kind, works) in [(0x1042_u16, true), (0x1041, false)] {
+        let card = card_of(kind, &qemu_capabilities(), BAR4, 0x4000);
+        card.put32(COMMON + 0x04, 1 | 1 << 3 | 1 << 5 | 1 << 16 | 1 << 6 | 1 << 2);
+        (0..0x400).for_each(|word| card.put32(DEVICE + 4 * word, 0x200 << (word % 2)));
+        let config = || {
+            let mut bytes = vec![0; 0x1000];
+            card.registers.slice().read_slice(&mut bytes, DEVICE).unwrap();
+            bytes
+        };
+        let before = config();
+        if works {
+            let mut block = card.block().unwrap();
+            assert_eq!(block.config_changed(), Ok(false));
+        } else {
+            // These registers have one queue, and a card needs two.
+            let result = Net::new(card.transport().unwrap(), &grant(), card.windows());
+            assert_eq!(result.map(drop), Err(Error::QueueUnavailable(1)));
+        }
+        assert!(config() == before, "{kind:#x}");
+    }
 }
 
 #[test]
@@ -211,7 +253,7 @@ fn the_interrupt_line() {
     assert_eq!(card.command() & INTX_OFF, 0);
     assert_eq!(card.config.word(card.function.address(), MSIX_AT) >> 31, 0, "not both");
     for (bits, queue, config) in
-        [(0_u8, false, false), (1, true, false), (2, false, true), (0xff, true, true)]
+        [(0_u8, false, false), (1, true, false), (2, false, true), (3, true, true), (0xff, true, true)]
     {
         card.registers.slice().write_obj(bits, ISR).unwrap();
         assert_eq!(isr.acknowledge(), InterruptStatus { queue, config });
@@ -350,7 +392,7 @@ fn large_bars_and_structures() {
         list[3] = virtio_capability(4, 4, device, lengths, None);
         list[4] = virtio_capability(3, 4, ISR as u32, lengths, None);
         list[5] = virtio_capability(1, 4, COMMON as u32, lengths, None);
-        let card = card_at(&list, BIG, size);
+        let card = card_of(0x1042, &list, BIG, size);
         let page = |at: u64| {
             let near = at < 0x4000;
             let start = if near { 0 } else { at / 0x1000 * 0x1000 };

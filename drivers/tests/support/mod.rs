@@ -79,6 +79,8 @@ pub struct Model {
     pub stuck_queues: bool,
     /// Flip these bits of the configuration when it changes.
     pub flips: u8,
+    /// At which offsets the configuration was read, and with which status.
+    pub looks: Vec<(usize, u8)>,
     /// After so many more looks the configuration is this.
     pub change: Option<(u32, Vec<u8>)>,
 }
@@ -118,6 +120,7 @@ impl Fake {
             flapping: 0,
             stuck_queues: false,
             flips: 0,
+            looks: Vec::new(),
             change: None,
         };
         Self { platform, model: Arc::new(Mutex::new(model)), id: ID, windows: OnceLock::new() }
@@ -243,6 +246,8 @@ impl Transport for FakeTransport {
         let len = size_of::<V>();
         assert!(len <= 4 && offset.is_multiple_of(len), "a {len}-byte access at {offset}");
         let bytes = model.config.get(offset..offset + len).ok_or(Error::BadConfig)?.to_vec();
+        let status = model.status;
+        model.looks.push((offset, status));
         if model.flapping > 0 {
             model.flapping -= 1;
             model.generation = model.generation.wrapping_add(1);
