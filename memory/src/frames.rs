@@ -53,7 +53,7 @@ owners! {
     DmaIdle = "dma_idle",
     /// A `MappedPages<Dma>`.
     Dma = "dma",
-    /// Nobody: a device may still write there.
+    /// No driver: a device may still write there.
     Quarantined = "quarantined",
     /// The pool of page tables.
     Tables = "tables",

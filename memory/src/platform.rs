@@ -5,7 +5,7 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr};
+use crate::{Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr, VolatileSlice};
 
 /// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also
 /// what an IOMMU sees.
@@ -67,8 +67,6 @@ pub struct DmaMemory {
     pub(crate) device_address: u64,
     /// Where it is booked.
     frames: Option<&'static FrameAllocator>,
-    /// What else is in the same quarantine.
-    pub(crate) next: Option<Box<DmaMemory>>,
     _owner: Box<dyn Send + Sync>,
 }
 
@@ -91,7 +89,7 @@ impl DmaMemory {
         device_address: u64,
         owner: Box<dyn Send + Sync>,
     ) -> Self {
-        Self { start, len, device_address, frames: None, next: None, _owner: owner }
+        Self { start, len, device_address, frames: None, _owner: owner }
     }
 
     /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as
@@ -105,7 +103,14 @@ impl DmaMemory {
         // `MappedPages<Dma>` is never empty, and never at address 0.
         let start = NonNull::new(pages.as_ptr()).unwrap_or(NonNull::dangling());
         let len = pages.size_in_bytes() as usize;
-        Self { start, len, device_address, frames, next: None, _owner: Box::new(pages) }
+        Self { start, len, device_address, frames, _owner: Box::new(pages) }
+    }
+
+    #[inline]
+    pub(crate) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
+        // SAFETY: whoever made `self` promised the bytes, where they are, until `_owner` is dropped, which is
+        // with `self`, and that they hold no Rust object; nothing in this crate makes a reference.
+        unsafe { VolatileSlice::new(self.start, self.len) }
     }
 
     /// Books the memory as being in quarantine, or not any more.

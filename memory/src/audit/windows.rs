@@ -54,7 +54,8 @@ impl AddressSpace {
                     }
                 }
                 work += ONE;
-                self.audit_pages(window.start, window.len, &mut place.offset, &mut work, limit, report);
+                let start = window.start.addr().get();
+                self.audit_pages(start, window.len, &mut place.offset, &mut work, limit, report);
                 done = place.offset == window.len;
                 if done {
                     // No window begins there, so that the next one is looked at from its beginning.

@@ -3,23 +3,22 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use super::region::RegionMemory;
-use crate::Direction;
 use crate::rust_vmm::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryResult, GuestRegionCollection,
     MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
 };
+use crate::{Direction, DmaMemory};
 
 /// The windows of one device in one direction, frozen. It is [`GuestMemory`](crate::rust_vmm::GuestMemory),
 /// and so [`DriverMem`](crate::fuchsia::DriverMem).
 ///
-/// It holds a counted reference to each region, so their memory goes nowhere before the snapshot does, even
-/// if the driver drops them. What the driver opens later is not seen: take a new snapshot.
+/// It holds a counted reference to the memory of each region, which goes nowhere before the snapshot does,
+/// even if the driver drops them. What the driver opens later is not seen: take a new snapshot.
 pub type DmaSnapshot<B = ()> = GuestRegionCollection<DmaWindow<B>>;
 
 /// One window: a region at its device address.
 pub struct DmaWindow<B: NewBitmap = ()> {
-    shared: Arc<RegionMemory>,
+    memory: Arc<DmaMemory>,
     direction: Direction,
     /// While it exists a model's reset is not proved; without it the memory cannot be reached.
     view: Option<Arc<()>>,
@@ -27,8 +26,8 @@ pub struct DmaWindow<B: NewBitmap = ()> {
 }
 
 impl<B: NewBitmap> DmaWindow<B> {
-    pub(super) fn new(shared: Arc<RegionMemory>, direction: Direction, view: Option<Arc<()>>) -> Self {
-        Self { bitmap: B::with_len(shared.len), shared, direction, view }
+    pub(super) fn new(memory: Arc<DmaMemory>, direction: Direction, view: Option<Arc<()>>) -> Self {
+        Self { bitmap: B::with_len(memory.len), memory, direction, view }
     }
 }
 
@@ -36,11 +35,11 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
     type B = B;
 
     fn len(&self) -> u64 {
-        self.shared.len as u64
+        self.memory.len as u64
     }
 
     fn start_addr(&self) -> GuestAddress {
-        GuestAddress(self.shared.device_address)
+        GuestAddress(self.memory.device_address)
     }
 
     fn bitmap(&self) -> &B {
@@ -52,7 +51,7 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
         if self.view.is_none() {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
-        let slice = self.shared.as_volatile_slice().restrict(self.direction).subslice(offset, count);
+        let slice = self.memory.as_volatile_slice().restrict(self.direction).subslice(offset, count);
         let slice = slice.map_err(|_| GuestMemoryError::InvalidRegionAddress(addr))?;
         Ok(slice.with_bitmap(self.bitmap.slice_at(offset)))
     }

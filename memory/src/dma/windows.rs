@@ -1,14 +1,14 @@
 //! The table of what one device may reach, and the register of all such tables.
 
-use alloc::boxed::Box;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::num::NonZeroUsize;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
-use super::region::{Region, RegionMemory};
+use super::region::Region;
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::{
@@ -165,28 +165,38 @@ struct TableState {
     regions: usize,
     /// Bytes of open windows.
     open: usize,
-    quarantine: Option<Box<DmaMemory>>,
+    /// Bytes of the others.
     quarantined: usize,
     /// Counts openings and closings of windows.
     generation: u64,
-    /// RegionMemory with every view of a model.
+    /// Shared with every view of a model.
     views: Arc<()>,
 }
 
-/// Memory that a device may reach.
+/// Memory that a device may reach, or may still access.
 pub(crate) struct Window {
-    pub device_address: u64,
-    /// Where this program has it.
-    pub start: usize,
-    pub len: usize,
+    memory: Arc<DmaMemory>,
     direction: Direction,
-    shared: Weak<RegionMemory>,
+    /// The life in which the region was dropped, after the device may have been told of it: in quarantine.
+    closed: Option<u64>,
 }
 
 impl Window {
-    /// Whether the memory is gone.
+    fn is_open(&self) -> bool {
+        self.closed.is_none()
+    }
+
+    /// Whether its region is gone without having closed it.
     pub(crate) fn is_dead(&self) -> bool {
-        self.shared.strong_count() == 0
+        Arc::strong_count(&self.memory) == 1
+    }
+}
+
+impl Deref for Window {
+    type Target = DmaMemory;
+
+    fn deref(&self) -> &DmaMemory {
+        &self.memory
     }
 }
 
@@ -241,14 +251,8 @@ impl DmaWindows {
         let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
         let table = self.table();
         let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
-        let shared = Arc::new(RegionMemory::new(memory, table.clone(), direction));
-        let window = Window {
-            device_address: shared.device_address,
-            start: shared.start.addr().get(),
-            len: shared.len,
-            direction,
-            shared: Arc::downgrade(&shared),
-        };
+        let memory = Arc::new(memory);
+        let window = Window { memory: memory.clone(), direction, closed: None };
         with_room(
             &table.state,
             |state| &mut state.windows,
@@ -260,7 +264,7 @@ impl DmaWindows {
                 state.generation += 1;
             },
         )?;
-        Ok(Arc::new(Region { shared, _windows: self.clone(), descriptors }))
+        Ok(Arc::new(Region { memory, table: table.clone(), _windows: self.clone(), direction, descriptors }))
     }
 
     /// What the device may read now. A range of this view cannot be written through it.
@@ -291,8 +295,8 @@ impl DmaWindows {
                 regions = super::list(wanted)?;
                 continue;
             }
-            let windows = state.windows.iter().filter(|window| window.direction.allows(direction));
-            regions.extend(windows.filter_map(|window| window.shared.upgrade()));
+            let shown = |window: &&Window| window.is_open() && window.direction.allows(direction);
+            regions.extend(state.windows.iter().filter(shown).map(|window| window.memory.clone()));
             break state.views.clone();
         };
         let view = (self.table().side == Side::Model).then_some(view);
@@ -411,7 +415,6 @@ impl WindowTable {
             windows: Vec::new(),
             regions: 0,
             open: 0,
-            quarantine: None,
             quarantined: 0,
             generation: 0,
             views: Arc::new(()),
@@ -436,14 +439,23 @@ impl WindowTable {
         state.life
     }
 
-    /// The region at `device_address` was dropped.
+    /// The region at `device_address` is dropped: nobody on this side holds its memory any more but views;
+    /// the device may. The memory itself is not dropped here, where that would call the platform under a
+    /// lock: the region still has it.
     pub(super) fn close_window(&self, device_address: u64) {
-        let mut state = self.state.lock();
+        let state = &mut *self.state.lock();
         state.regions -= 1;
-        if let Ok(at) = state.windows.binary_search_by_key(&device_address, |window| window.device_address) {
-            let window = state.windows.remove(at);
-            state.open -= window.len;
-            state.generation += 1;
+        let place = state.windows.binary_search_by_key(&device_address, |window| window.device_address);
+        let Ok(at) = place else { return };
+        let window = &mut state.windows[at];
+        state.open -= window.len;
+        state.generation += 1;
+        if state.told {
+            window.memory.book(true);
+            state.quarantined += window.len;
+            window.closed = Some(state.life);
+        } else {
+            state.windows.remove(at);
         }
     }
 
@@ -457,23 +469,8 @@ impl WindowTable {
     pub(crate) fn look(&self, device_address: u64, see: impl FnMut(&Window) -> bool) -> (usize, usize) {
         let state = self.state.lock();
         let first = state.windows.partition_point(|window| window.device_address < device_address);
-        let _all = state.windows[first..].iter().all(see);
-        (state.regions, state.windows.len())
-    }
-
-    /// Nobody on this side holds the memory any more; the device may.
-    pub(super) fn give_back(&self, mut memory: Box<DmaMemory>) {
-        let mut state = self.state.lock();
-        if state.told {
-            memory.book(true);
-            state.quarantined += memory.len;
-            memory.next = state.quarantine.take();
-            state.quarantine = Some(memory);
-        } else {
-            // Outside the lock: this calls the platform.
-            drop(state);
-            drop(memory);
-        }
+        let _all = state.windows[first..].iter().filter(|window| window.is_open()).all(see);
+        (state.regions, state.windows.iter().filter(|window| window.is_open()).count())
     }
 
     /// The device holds nothing any more that it was told of.
@@ -482,15 +479,21 @@ impl WindowTable {
         state.life += 1;
         self.life.store(state.life, Ordering::Relaxed);
         state.told = false;
-        state.quarantined = 0;
-        let mut quarantine = state.quarantine.take();
-        // Outside the lock: this calls the platform.
         drop(state);
-        while let Some(mut memory) = quarantine {
-            quarantine = memory.next.take();
+        // Each is dropped outside the lock: this calls the platform.
+        while let Some(memory) = self.take_quarantined(ended.number) {
             memory.book(false);
         }
         Quiet { ended }
+    }
+
+    /// Some memory that was put in quarantine in this life or before.
+    fn take_quarantined(&self, ended: u64) -> Option<Arc<DmaMemory>> {
+        let mut state = self.state.lock();
+        let at = state.windows.iter().rposition(|window| window.closed.is_some_and(|life| life <= ended))?;
+        let window = state.windows.remove(at);
+        state.quarantined -= window.len;
+        Some(window.memory)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Books that no caller can break, broken from inside: the audit finds it.
 
+use core::num::NonZero;
+use core::ptr::NonNull;
+
 use super::*;
 use crate::audit::Finding;
 use crate::host::HostPlatform;
@@ -86,9 +89,14 @@ fn broken_books_are_found() {
         assert_eq!(findings(&mixed.1), [Finding::Windows { regions: 4, windows: 3 }]);
         state.lock().regions -= 1;
         for index in 0..3 {
-            let shared = core::mem::take(&mut state.lock().windows[index].shared);
+            let swap = |memory| core::mem::replace(&mut state.lock().windows[index].memory, memory);
+            let memory = state.lock().windows[index].memory.clone();
+            // SAFETY: the same bytes, which `memory` keeps for longer.
+            let no_regions =
+                unsafe { DmaMemory::new(memory.start, memory.len, memory.device_address, Box::new(())) };
+            drop(swap(Arc::new(no_regions)));
             assert_eq!(findings(&mixed.1), [Finding::WindowWithoutRegion(device.device())]);
-            state.lock().windows[index].shared = shared;
+            drop(swap(memory));
         }
         let lost = state.lock().windows.remove(1);
         assert_eq!(findings(&mixed.1), [Finding::Windows { regions: 3, windows: 2 }]);
@@ -128,8 +136,12 @@ fn leaves_reach_out_of_windows() {
     let state = &device.table().state;
     // The last page of one large leaf, and the first one after it.
     let (low, high) = (1 << 18, (1 << 18) + 512);
-    let start = (high as usize - 1) * PAGE_SIZE;
-    let start = core::mem::replace(&mut state.lock().windows[0].start, start);
+    let start = NonNull::without_provenance(NonZero::new((high as usize - 1) * PAGE_SIZE).unwrap());
+    let swap = |memory| core::mem::replace(&mut state.lock().windows[0].memory, memory);
+    let (len, address) = (2 * PAGE_SIZE, state.lock().windows[0].device_address);
+    // SAFETY: nobody accesses it: the audit looks at where it is, and the region has other memory.
+    let there = Arc::new(unsafe { DmaMemory::new(start, len, address, Box::new(())) });
+    let here = swap(there.clone());
     for (leaves, not_dma) in [
         (&[(low, 512, Tag::Dma), (high, 512, Tag::Dma)][..], &[][..]),
         (&[(low, 512, Tag::Dma), (high, 1, Tag::Private)], &[high]),
@@ -138,7 +150,7 @@ fn leaves_reach_out_of_windows() {
     ] {
         assert_eq!(mapped(&mixed.1, leaves), ((1, 2), not_dma.to_vec()));
     }
-    state.lock().windows[0].start = start;
+    drop(swap(here));
 }
 
 /// A window that is closed while it is looked at leaves no trace in how the next one is; and of two devices
