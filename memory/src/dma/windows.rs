@@ -30,15 +30,10 @@ impl DmaRegistry {
     }
 
     /// The table of a device, which nobody else has from here on.
-    fn claim(
-        &self,
-        platform: &'static dyn Platform,
-        device: DeviceId,
-        side: Side,
-    ) -> Result<Arc<WindowTable>, DmaError> {
+    fn claim(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Result<DmaWindows, DmaError> {
         let new = Arc::new(WindowTable::new(platform, device, side));
         let found = with_room(
-            &self.tables,
+            &platform.registry().tables,
             |tables| tables,
             |tables| match tables.binary_search_by_key(&new.key(), |table| table.key()) {
                 Ok(at) => tables[at].clone(),
@@ -48,7 +43,11 @@ impl DmaRegistry {
                 }
             },
         )?;
-        if found.claimed.swap(true, Ordering::Acquire) { Err(DmaError::Claimed) } else { Ok(found) }
+        if found.claimed.swap(true, Ordering::Acquire) {
+            Err(DmaError::Claimed)
+        } else {
+            Ok(DmaWindows(Arc::new(TableClaim(found))))
+        }
     }
 
     /// The first table whose [key](WindowTable::key) is at least `key`. Tables stay.
@@ -149,7 +148,7 @@ pub(crate) struct WindowTable {
     device: DeviceId,
     side: Side,
     claimed: AtomicBool,
-    /// The state's, to be read without its lock.
+    /// Counts the lives that have ended; changed while `state` is locked.
     life: AtomicU64,
     state: Lock<TableState>,
 }
@@ -157,8 +156,6 @@ pub(crate) struct WindowTable {
 struct TableState {
     /// Whether the device may have been told of memory in this life.
     told: bool,
-    /// Counts the lives that have ended.
-    life: u64,
     /// By rising address.
     windows: Vec<Window>,
     /// Live regions, counted where they are made and dropped.
@@ -206,8 +203,7 @@ impl DmaWindows {
     /// # Errors
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn new(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
-        let table = platform.registry().claim(platform, device, Side::Bus)?;
-        Ok(Self(Arc::new(TableClaim(table))))
+        DmaRegistry::claim(platform, device, Side::Bus)
     }
 
     /// Claims a table for a device model in this program, which goes by `device` among models: it is no
@@ -216,8 +212,7 @@ impl DmaWindows {
     /// # Errors
     /// [`DmaError::Claimed`] while somebody else has handles or regions of it.
     pub fn for_model(platform: &'static dyn Platform, device: DeviceId) -> Result<Self, DmaError> {
-        let table = platform.registry().claim(platform, device, Side::Model)?;
-        Ok(Self(Arc::new(TableClaim(table))))
+        DmaRegistry::claim(platform, device, Side::Model)
     }
 
     /// The device that this table is for.
@@ -366,7 +361,7 @@ impl DmaWindows {
             return Err(DmaError::WrongDevice);
         }
         let mut state = table.state.lock();
-        if addresses.iter().any(|address| address.life != state.life) {
+        if addresses.iter().any(|address| address.life != table.life()) {
             return Err(DmaError::WrongLife);
         }
         state.told = true;
@@ -381,7 +376,7 @@ impl DmaWindows {
         is_quiet: impl FnOnce() -> bool,
     ) -> Result<Quiet, ResetError> {
         let state = self.table().state.lock();
-        if state.life == life.number && is_quiet() {
+        if self.table().life() == life.number && is_quiet() {
             Ok(self.table().end_life(state))
         } else {
             Err(ResetError::Timeout)
@@ -411,7 +406,6 @@ impl WindowTable {
     fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
         let state = TableState {
             told: false,
-            life: 0,
             windows: Vec::new(),
             regions: 0,
             open: 0,
@@ -436,7 +430,7 @@ impl WindowTable {
     pub(super) fn open_descriptors(&self) -> u64 {
         let mut state = self.state.lock();
         state.told = true;
-        state.life
+        self.life()
     }
 
     /// The region at `device_address` is dropped: nobody on this side holds its memory any more but views;
@@ -453,7 +447,7 @@ impl WindowTable {
         if state.told {
             window.memory.book(true);
             state.quarantined += window.len;
-            window.closed = Some(state.life);
+            window.closed = Some(self.life());
         } else {
             state.windows.remove(at);
         }
@@ -475,9 +469,7 @@ impl WindowTable {
 
     /// The device holds nothing any more that it was told of.
     fn end_life(self: &Arc<Self>, mut state: Guard<'_, TableState>) -> Quiet {
-        let ended = Life { table: self.clone(), number: state.life };
-        state.life += 1;
-        self.life.store(state.life, Ordering::Relaxed);
+        let ended = Life { table: self.clone(), number: self.life.fetch_add(1, Ordering::Relaxed) };
         state.told = false;
         drop(state);
         // Each is dropped outside the lock: this calls the platform.
