@@ -3,10 +3,10 @@
 //! they say.
 
 use core::fmt;
-use core::ptr::NonNull;
 
+use super::MmioRegion;
 use crate::lock::{Guard, Level, Lock};
-use crate::{DeviceId, DmaError, MmioMemory, PhysAddr, Platform, PlatformError};
+use crate::{DeviceId, DmaError, PhysAddr, Platform, PlatformError};
 
 /// Held while a register is read, changed and written back (else a bit that somebody else cleared would come
 /// back), while a function does not answer at its BARs, and while that would matter.
@@ -88,7 +88,7 @@ pub unsafe trait ConfigAccess: Sync {
 /// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table
 /// announces it.
 pub struct Ecam {
-    registers: MmioMemory,
+    registers: MmioRegion,
     segment: u16,
     first_bus: u8,
     last_bus: u8,
@@ -113,35 +113,30 @@ impl Ecam {
         last_bus: u8,
     ) -> Result<Self, PlatformError> {
         let buses = usize::from(last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?) + 1;
-        let registers = platform.mmio_map(start, buses * BUS_LEN)?;
-        if registers.len < buses * BUS_LEN || !registers.start.cast::<u32>().is_aligned() {
-            return Err(PlatformError::BadRange);
-        }
+        let registers = MmioRegion::map(platform, start, buses * BUS_LEN)?;
+        registers.register::<u32>(0).map_err(|_| PlatformError::BadRange)?;
         Ok(Self { registers, segment, first_bus, last_bus })
     }
 
-    /// The register of `function` at `offset`, which is in its 4 KiB.
-    fn register(&self, function: PciAddress, offset: u16) -> Option<NonNull<u32>> {
+    /// Where the register of `function` at `offset` is, which is in its 4 KiB.
+    fn place(&self, function: PciAddress, offset: u16) -> Option<usize> {
         let bus = function.bus.checked_sub(self.first_bus).filter(|_| function.bus <= self.last_bus)?;
         let in_bus = usize::from(function.device_function) << 12 | usize::from(offset & !3);
-        let at = usize::from(bus) * BUS_LEN + in_bus;
         let there = function.segment == self.segment && offset < CONFIG_LEN;
-        // SAFETY: `new` saw that all buses are mapped, so this is in bounds.
-        there.then(|| unsafe { self.registers.start.add(at) }.cast())
+        there.then_some(usize::from(bus) * BUS_LEN + in_bus)
     }
 }
 
-// SAFETY: `register` stays within the 4 KiB that ECAM assigns to `function`, as its masks show.
+// SAFETY: `place` stays within the 4 KiB that ECAM assigns to `function`, as its masks show.
 unsafe impl ConfigAccess for Ecam {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        // SAFETY: `register` is mapped as long as `registers` is owned, and aligned, since its start is.
-        self.register(function, offset).map_or(u32::MAX, |at| unsafe { at.read_volatile() })
+        self.place(function, offset).and_then(|at| self.registers.read(at).ok()).unwrap_or(u32::MAX)
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        if let Some(at) = self.register(function, offset) {
-            // SAFETY: as in `read`; the caller answers for what the device does.
-            unsafe { at.write_volatile(value) }
+        if let Some(at) = self.place(function, offset) {
+            // SAFETY: the caller answers for what the device does. (All of it is there, as `new` saw.)
+            let _ = unsafe { self.registers.write(at, value) };
         }
     }
 
