@@ -1,12 +1,11 @@
 //! From an address that a driver published to memory that a device model may touch; names as in Fuchsia's
 //! `virtio_device::mem`.
 
-use core::ops::Range;
+use core::ops::{Deref, Range};
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 
 use crate::{
-    AtomicAccess, Bytes, Direction, RangeError, VolatileError, VolatileSlice,
+    Direction, RangeError, VolatileSlice,
     rust_vmm::{Bitmap, GuestAddress, GuestMemory},
 };
 
@@ -54,8 +53,8 @@ impl From<Range<usize>> for DriverRange {
 /// A range of driver memory that this side may touch, for `'a`.
 ///
 /// The other side may change it at any moment, so there are no references: safe code uses
-/// [`Bytes<usize>`](Bytes) by offset, which checks bounds, alignment and direction; `unsafe` code may take
-/// the pointers.
+/// [`Bytes<usize>`](crate::Bytes) by offset, as it is a [`VolatileSlice`] with other names, which checks
+/// bounds, alignment and direction; `unsafe` code may take the pointers.
 ///
 /// ```
 /// use core::sync::atomic::Ordering;
@@ -152,32 +151,12 @@ impl<'a> DeviceRange<'a> {
     }
 }
 
-/// By byte offset from the start of the range.
-impl Bytes<usize> for DeviceRange<'_> {
-    type E = VolatileError;
+impl<'a> Deref for DeviceRange<'a> {
+    type Target = VolatileSlice<'a>;
 
-    fn write(&self, buf: &[u8], offset: usize) -> Result<usize, VolatileError> {
-        self.0.write(buf, offset)
-    }
-
-    fn read(&self, buf: &mut [u8], offset: usize) -> Result<usize, VolatileError> {
-        self.0.read(buf, offset)
-    }
-
-    fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
-        self.0.write_slice(buf, offset)
-    }
-
-    fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
-        self.0.read_slice(buf, offset)
-    }
-
-    fn store<T: AtomicAccess>(&self, val: T, offset: usize, order: Ordering) -> Result<(), VolatileError> {
-        self.0.store(val, offset, order)
-    }
-
-    fn load<T: AtomicAccess>(&self, offset: usize, order: Ordering) -> Result<T, VolatileError> {
-        self.0.load(offset, order)
+    #[inline]
+    fn deref(&self) -> &VolatileSlice<'a> {
+        &self.0
     }
 }
 
