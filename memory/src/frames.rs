@@ -98,12 +98,6 @@ impl Inner {
         self.counts[to as usize] += count;
     }
 
-    /// Frees what is unmapped and in nobody's hands but `from`'s.
-    fn release(&mut self, from: Owner, start: usize, count: usize) {
-        self.private.free(start, count);
-        self.transfer(from, Owner::Free, count);
-    }
-
     /// Adds frames to the DMA arena, for good.
     pub fn keep(&mut self, from: Owner, start: usize, count: usize) {
         self.dma.free(start, count);
@@ -241,9 +235,7 @@ impl FrameAllocator {
     /// # Safety
     /// The range is RAM. What is added as [`Owner::Free`] is used by nobody else, now or later.
     pub unsafe fn add(&self, range: FrameRange, owner: Owner) -> usize {
-        let Some(range) = self.span.overlap(&range) else { return 0 };
-        let (mut at, end) =
-            ((range.first() - self.span.first()) as usize, (range.past() - self.span.first()) as usize);
+        let Some((mut at, end)) = self.indices(&range) else { return 0 };
         let inner = &mut *self.inner.lock();
         let mut taken = 0;
         while at < end {
@@ -272,7 +264,9 @@ impl FrameAllocator {
     /// Frees frames that are unmapped, flushed, and in nobody's hands but `from`'s.
     pub(crate) fn put_back(&self, from: Owner, range: &FrameRange) {
         if let Some((start, end)) = self.indices(range) {
-            self.inner.lock().release(from, start, end - start);
+            let inner = &mut *self.inner.lock();
+            inner.private.free(start, end - start);
+            inner.transfer(from, Owner::Free, end - start);
         }
     }
 
