@@ -14,20 +14,10 @@ use std::time::Instant;
 use spin::Mutex;
 
 use crate::{
-    DeviceId, DmaMemory, DmaRegistry, MmioMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError,
-    VolatileSlice, lock,
+    DeviceId, DmaMemory, DmaRegistry, MmioMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError, VolatileSlice,
 };
 
-/// Whether this thread holds a lock of this crate: then nothing may be allocated. For the allocators of
-/// tests.
-pub fn locks_held() -> bool {
-    lock::held()
-}
-
-/// Runs `handler` as if it were an interrupt handler: it panics if it takes a lock of this crate.
-pub fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
-    lock::interrupt(handler)
-}
+pub use crate::lock::order::{interrupt, locks_held};
 
 /// Where the first DMA page of every host platform appears to devices.
 const FIRST_DEVICE_ADDRESS: u64 = 0x1_2345_6000;

@@ -1,6 +1,6 @@
 //! The locks of this crate, and the order in which they are taken.
 //!
-//! Three rules, all of them checked in debug builds on the host, where breaking one panics:
+//! Three rules, all of them checked on the host, where breaking one panics:
 //! - a lock is taken only by who holds none of the same or a later [`Level`];
 //! - nothing is allocated on the heap and no foreign code runs while a lock is held: a heap that must grow
 //!   takes [`Level::Mapper`] and what follows it (checked by the tests' allocator, through
@@ -85,15 +85,15 @@ impl<T> Drop for Guard<'_, T> {
     }
 }
 
-#[cfg(not(all(debug_assertions, any(test, feature = "host"))))]
+#[cfg(not(any(test, feature = "host")))]
 mod order {
     pub(super) const fn take(_: super::Level) {}
     pub(super) const fn give(_: super::Level) {}
 }
 
 /// What each thread holds.
-#[cfg(all(debug_assertions, any(test, feature = "host")))]
-mod order {
+#[cfg(any(test, feature = "host"))]
+pub(crate) mod order {
     use super::Level;
     use core::cell::Cell;
     use std::thread_local;
@@ -115,11 +115,14 @@ mod order {
         HELD.set(HELD.get() & !(1 << level as u32));
     }
 
-    pub(crate) fn held() -> bool {
+    /// Whether this thread holds a lock of this crate: then nothing may be allocated. For the allocators of
+    /// tests.
+    pub fn locks_held() -> bool {
         HELD.get() != 0
     }
 
-    pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
+    /// Runs `handler` as if it were an interrupt handler: it panics if it takes a lock of this crate.
+    pub fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
         struct Return;
         impl Drop for Return {
             fn drop(&mut self) {
@@ -132,19 +135,6 @@ mod order {
     }
 }
 
-#[cfg(all(debug_assertions, any(test, feature = "host")))]
-pub(crate) use order::{held, interrupt};
-
-#[cfg(all(not(debug_assertions), any(test, feature = "host")))]
-pub(crate) const fn held() -> bool {
-    false
-}
-
-#[cfg(all(not(debug_assertions), any(test, feature = "host")))]
-pub(crate) fn interrupt<R>(handler: impl FnOnce() -> R) -> R {
-    handler()
-}
-
-#[cfg(all(test, debug_assertions))]
+#[cfg(test)]
 #[path = "lock_tests.rs"]
 mod tests;

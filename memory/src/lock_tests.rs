@@ -1,5 +1,6 @@
 //! The order of locks.
 
+use super::order::{interrupt, locks_held};
 use super::*;
 
 #[test]
@@ -8,10 +9,10 @@ fn locks_are_taken_in_their_order() {
     let sum = *windows.lock() + *frames.lock();
     assert_eq!(sum, 3);
     let first = windows.lock();
-    assert!(held());
+    assert!(locks_held());
     drop(frames.lock());
     drop(first);
-    assert!(!held());
+    assert!(!locks_held());
 }
 
 #[test]

@@ -378,7 +378,6 @@ fn books_add_up_at_every_moment() {
 /// A region whose closing was cut short, as here by a panic, leaves a window to memory that is no region's. It
 /// stays as long as the window.
 #[test]
-#[cfg(debug_assertions)]
 fn a_window_without_its_region_is_found() {
     let system = System::small();
     let kernel = Box::leak(Box::new(SystemPlatform { space: system.space, bus: 0 }));

@@ -207,7 +207,7 @@ fn what_an_interrupt_handler_may_do() {
     let caught = std::thread::scope(|scope| {
         scope.spawn(|| ringfence_memory::host::interrupt(|| windows.usage())).join()
     });
-    assert_eq!(caught.is_err(), cfg!(debug_assertions), "and what takes one is noticed");
+    assert!(caught.is_err(), "and what takes one is noticed");
 }
 
 #[test]
