@@ -23,12 +23,13 @@ pub use crate::lock::order::{interrupt, locks_held};
 const FIRST_DEVICE_ADDRESS: u64 = 0x1_2345_6000;
 
 /// Zeroed, page-aligned host memory. It is never freed: DMA memory is type-stable.
+#[derive(Clone, Copy)]
 struct Pages {
     start: NonNull<u8>,
     len: usize,
 }
 
-// SAFETY: `Pages` is the unique owner of its bytes, which are only accessed as shared memory.
+// SAFETY: the bytes live as long as the program, and are only accessed as shared memory.
 unsafe impl Send for Pages {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Pages {}
@@ -50,20 +51,13 @@ impl Pages {
 /// Memory that a fake device may be looking at. When the driver side and every device access are done with
 /// it, it goes where the next DMA memory is taken from.
 struct Lent {
-    /// `None` only while dropping.
-    pages: Option<Pages>,
+    pages: Pages,
     idle: Arc<Mutex<Vec<Pages>>>,
-}
-
-impl Lent {
-    fn slice(&self) -> VolatileSlice<'_> {
-        self.pages.as_ref().map_or(VolatileSlice::empty(), Pages::slice)
-    }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.idle.lock().extend(self.pages.take());
+        self.idle.lock().push(self.pages);
     }
 }
 
@@ -71,8 +65,7 @@ struct HostWindow {
     device_address: u64,
     device: DeviceId,
     /// Kept alive by whoever uses it.
-    pages: Weak<Lent>,
-    len: usize,
+    lent: Weak<Lent>,
 }
 
 /// A block of registers: where it is, and the pages of it that somebody has claimed.
@@ -119,7 +112,8 @@ impl HostPlatform {
     /// without a device behind them, which the test reads and writes as the device would.
     pub fn add_registers(&self, start: u64, len: usize) -> HostMemory {
         let len = len.next_multiple_of(PAGE_SIZE);
-        let lent = Arc::new(Lent { pages: Pages::new(len), idle: Arc::default() });
+        let pages = Pages::new(len).expect("a block has bytes");
+        let lent = Arc::new(Lent { pages, idle: Arc::default() });
         let memory = HostMemory { lent, offset: 0, len };
         let block = Registers { start, memory: memory.clone(), claims: Vec::new() };
         self.state.lock().registers.push(block);
@@ -130,21 +124,18 @@ impl HostPlatform {
     /// shared with it now.
     pub fn translate(&self, device: DeviceId, address: u64, len: usize) -> Option<HostMemory> {
         let state = self.state.lock();
-        let window = state.windows.iter().find(|window| {
-            window.device == device
-                && window.device_address <= address
-                && address - window.device_address < window.len as u64
-        })?;
-        let offset = (address - window.device_address) as usize;
-        let lent = window.pages.upgrade()?;
-        lent.slice().subslice(offset, len).ok()?;
-        Some(HostMemory { lent, offset, len })
+        state.windows.iter().filter(|window| window.device == device).find_map(|window| {
+            let offset = address.checked_sub(window.device_address)? as usize;
+            let lent = window.lent.upgrade().filter(|lent| offset < lent.pages.len)?;
+            lent.pages.slice().subslice(offset, len).ok()?;
+            Some(HostMemory { lent, offset, len })
+        })
     }
 
     /// How many bytes are given out as DMA memory now.
     pub fn dma_in_use(&self) -> usize {
         let state = self.state.lock();
-        state.windows.iter().filter(|window| window.pages.strong_count() > 0).map(|window| window.len).sum()
+        state.windows.iter().filter_map(|window| window.lent.upgrade()).map(|lent| lent.pages.len).sum()
     }
 
     /// `len` bytes of memory that only devices have had.
@@ -168,7 +159,7 @@ pub struct HostMemory {
 impl HostMemory {
     /// All bytes.
     pub fn slice(&self) -> VolatileSlice<'_> {
-        self.lent.slice().subslice(self.offset, self.len).unwrap()
+        self.lent.pages.slice().subslice(self.offset, self.len).unwrap()
     }
 }
 
@@ -180,16 +171,15 @@ unsafe impl Platform for HostPlatform {
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         let len = pages.get().checked_mul(PAGE_SIZE).ok_or(PlatformError::BadRange)?;
         let pages = self.take(len).ok_or(PlatformError::OutOfMemory)?;
-        let start = pages.start;
-        let lent = Arc::new(Lent { pages: Some(pages), idle: self.idle.clone() });
+        let lent = Arc::new(Lent { pages, idle: self.idle.clone() });
         let mut state = self.state.lock();
-        state.windows.retain(|window| window.pages.strong_count() > 0);
+        state.windows.retain(|window| window.lent.strong_count() > 0);
         let device_address = FIRST_DEVICE_ADDRESS + state.next;
         // A gap of one page: an overrun hits nothing.
         state.next += (len + PAGE_SIZE) as u64;
-        state.windows.push(HostWindow { device_address, device, pages: Arc::downgrade(&lent), len });
+        state.windows.push(HostWindow { device_address, device, lent: Arc::downgrade(&lent) });
         // SAFETY: zeroed pages; `translate` maps `device_address` to exactly these bytes.
-        Ok(unsafe { DmaMemory::new(start, len, device_address, Box::new(lent)) })
+        Ok(unsafe { DmaMemory::new(pages.start, len, device_address, Box::new(lent)) })
     }
 
     fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
