@@ -131,13 +131,8 @@ impl VolatileSlice<'_> {
 impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     /// The same bytes, whose writes mark `bitmap` (from its offset 0 on).
     pub fn with_bitmap<C: BitmapSlice>(self, bitmap: C) -> VolatileSlice<'a, C> {
-        VolatileSlice {
-            start: self.start,
-            len: self.len,
-            direction: self.direction,
-            bitmap,
-            owner: PhantomData,
-        }
+        let Self { start, len, direction, owner, .. } = self;
+        VolatileSlice { start, len, direction, bitmap, owner }
     }
 
     /// The same bytes, for no more than `direction`: what was forbidden stays so.
@@ -181,13 +176,7 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
     #[inline]
     pub fn subslice(&self, offset: usize, len: usize) -> Result<Self, VolatileError> {
         let start = self.pointer(offset, len)?;
-        Ok(Self {
-            start,
-            len,
-            direction: self.direction,
-            bitmap: self.bitmap.slice_at(offset),
-            owner: PhantomData,
-        })
+        Ok(Self { start, len, bitmap: self.bitmap.slice_at(offset), ..*self })
     }
 
     /// The bytes from `offset` on.
