@@ -57,15 +57,16 @@ pub(crate) struct FreeUnits {
     pub alone: bool,
 }
 
-/// A bitmap inside the allocator's storage; level n + 1 has a bit for each word of level n that is not zero.
+/// A bitmap inside the allocator's storage with its summaries: level n + 1 has a bit for each word of level n that
+/// is not zero.
 #[derive(Clone, Copy)]
-struct Bitmap {
+struct BitTree {
     bits: usize,
     depth: usize,
     base: [usize; LEVELS],
 }
 
-impl Bitmap {
+impl BitTree {
     /// A bitmap that begins at word `at`, and the word after it.
     const fn layout(bits: usize, mut at: usize) -> (Self, usize) {
         let (mut base, mut depth, mut words) = ([0; LEVELS], 0, bits);
@@ -142,7 +143,7 @@ pub(crate) struct Buddy {
     words: &'static mut [u64],
     units: usize,
     orders: usize,
-    maps: [Bitmap; ORDERS],
+    maps: [BitTree; ORDERS],
     /// Bit k: the bitmap of order k is not empty.
     filled: u32,
     /// The most recently freed block of each order, not in its bitmap.
@@ -164,7 +165,7 @@ impl Buddy {
     pub const fn storage_words(units: usize) -> usize {
         let (mut at, mut order) = (0, 0);
         while order < ORDERS {
-            at = Bitmap::layout(units >> order, at).1;
+            at = BitTree::layout(units >> order, at).1;
             order += 1;
         }
         at
@@ -176,9 +177,9 @@ impl Buddy {
             return None;
         }
         words.fill(0);
-        let (mut at, mut maps) = (0, [Bitmap { bits: 0, depth: 0, base: [0; LEVELS] }; ORDERS]);
+        let (mut at, mut maps) = (0, [BitTree { bits: 0, depth: 0, base: [0; LEVELS] }; ORDERS]);
         for (order, map) in maps.iter_mut().enumerate() {
-            (*map, at) = Bitmap::layout(units >> order, at);
+            (*map, at) = BitTree::layout(units >> order, at);
         }
         let orders = units.checked_ilog2().map_or(0, |log| log as usize + 1).min(ORDERS);
         Some(Self {
