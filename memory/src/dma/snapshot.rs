@@ -21,13 +21,13 @@ pub struct DmaWindow<B: NewBitmap = ()> {
     memory: Arc<DmaMemory>,
     direction: Direction,
     /// While it exists a model's reset is not proved; without it the memory cannot be reached.
-    view: Option<Arc<()>>,
+    token: Option<Arc<()>>,
     bitmap: B,
 }
 
 impl<B: NewBitmap> DmaWindow<B> {
-    pub(super) fn new(memory: Arc<DmaMemory>, direction: Direction, view: Option<Arc<()>>) -> Self {
-        Self { bitmap: B::with_len(memory.len), memory, direction, view }
+    pub(super) fn new(memory: Arc<DmaMemory>, direction: Direction, token: Option<Arc<()>>) -> Self {
+        Self { bitmap: B::with_len(memory.len), memory, direction, token }
     }
 }
 
@@ -48,7 +48,7 @@ impl<B: NewBitmap> GuestMemoryRegion for DmaWindow<B> {
 
     fn get_slice(&self, addr: MemoryRegionAddress, count: usize) -> GuestMemoryResult<RegionSlice<'_, Self>> {
         let offset = region_offset(self, addr)?;
-        if self.view.is_none() {
+        if self.token.is_none() {
             return Err(GuestMemoryError::HostAddressNotAvailable);
         }
         let slice = self.memory.as_volatile_slice().restrict(self.direction).subslice(offset, count);

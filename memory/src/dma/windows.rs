@@ -98,7 +98,7 @@ fn with_room<S, T, R>(
 pub(super) enum Side {
     /// A device on a bus, which knows no memory but by what its registers and descriptors say.
     Bus,
-    /// A device model in this program, which reaches memory through views of the table.
+    /// A device model in this program, which reaches memory through snapshots of the table.
     Model,
 }
 
@@ -166,8 +166,8 @@ struct TableState {
     quarantined: usize,
     /// Counts openings and closings of windows.
     generation: u64,
-    /// Shared with every view of a model.
-    views: Arc<()>,
+    /// Shared with every snapshot for a model.
+    snapshots: Arc<()>,
 }
 
 /// Memory that a device may reach, or may still access.
@@ -262,12 +262,12 @@ impl DmaWindows {
         Ok(Arc::new(Region { memory, table: table.clone(), _windows: self.clone(), direction, descriptors }))
     }
 
-    /// What the device may read now. A range of this view cannot be written through it.
+    /// What the device may read now. Nothing can be written through it.
     pub fn readable(&self) -> Result<DmaSnapshot, DmaError> {
         self.snapshot(Direction::ToDevice)
     }
 
-    /// What the device may write now. A range of this view cannot be read through it.
+    /// What the device may write now. Nothing can be read through it.
     pub fn writable(&self) -> Result<DmaSnapshot, DmaError> {
         self.snapshot(Direction::FromDevice)
     }
@@ -282,7 +282,7 @@ impl DmaWindows {
     /// [`DmaError::Platform`] if there is no memory for the list.
     pub fn snapshot<B: NewBitmap>(&self, direction: Direction) -> Result<DmaSnapshot<B>, DmaError> {
         let mut regions = Vec::new();
-        let view = loop {
+        let token = loop {
             let state = self.table().state.lock();
             if regions.capacity() < state.windows.len() {
                 let wanted = state.windows.len();
@@ -292,11 +292,11 @@ impl DmaWindows {
             }
             let shown = |window: &&Window| window.is_open() && window.direction.allows(direction);
             regions.extend(state.windows.iter().filter(shown).map(|window| window.memory.clone()));
-            break state.views.clone();
+            break state.snapshots.clone();
         };
-        let view = (self.table().side == Side::Model).then_some(view);
+        let token = (self.table().side == Side::Model).then_some(token);
         let mut windows = super::list(regions.len())?;
-        windows.extend(regions.into_iter().map(|region| DmaWindow::new(region, direction, view.clone())));
+        windows.extend(regions.into_iter().map(|region| DmaWindow::new(region, direction, token.clone())));
         Ok(GuestRegionCollection { regions: windows })
     }
 
@@ -306,18 +306,18 @@ impl DmaWindows {
     }
 
     /// Ends the life of a device model: it must have forgotten what it was told. The proof is that nobody
-    /// holds a view of its memory, so that nothing can reach what it was given.
+    /// holds a snapshot of its memory, so that nothing can reach what it was given.
     ///
     /// # Errors
-    /// [`ResetError::Timeout`] while a view of some memory exists, [`ResetError::WrongDevice`] if the device
-    /// is on a bus.
+    /// [`ResetError::Timeout`] while a snapshot of some memory exists, [`ResetError::WrongDevice`] if the
+    /// device is on a bus.
     pub fn reset_model(&self) -> Result<Quiet, ResetError> {
         let table = self.table();
         if table.side != Side::Model {
             return Err(ResetError::WrongDevice);
         }
         let state = table.state.lock();
-        if Arc::strong_count(&state.views) > 1 {
+        if Arc::strong_count(&state.snapshots) > 1 {
             return Err(ResetError::Timeout);
         }
         Ok(table.end_life(state))
@@ -411,7 +411,7 @@ impl WindowTable {
             open: 0,
             quarantined: 0,
             generation: 0,
-            views: Arc::new(()),
+            snapshots: Arc::new(()),
         };
         let (claimed, life) = (AtomicBool::new(false), AtomicU64::new(0));
         Self { platform, device, side, claimed, life, state: Lock::new(Level::Windows, state) }
@@ -433,7 +433,7 @@ impl WindowTable {
         self.life()
     }
 
-    /// The region at `device_address` is dropped: nobody on this side holds its memory any more but views;
+    /// The region at `device_address` is dropped: nobody on this side holds its memory any more but snapshots;
     /// the device may. The memory itself is not dropped here, where that would call the platform under a
     /// lock: the region still has it.
     pub(super) fn close_window(&self, device_address: u64) {
