@@ -162,7 +162,8 @@ struct TableState {
     regions: usize,
     /// Bytes of open windows.
     open: usize,
-    /// Bytes of the others.
+    /// How many others there are, and their bytes.
+    closed: usize,
     quarantined: usize,
     /// Counts openings and closings of windows.
     generation: u64,
@@ -409,6 +410,7 @@ impl WindowTable {
             windows: Vec::new(),
             regions: 0,
             open: 0,
+            closed: 0,
             quarantined: 0,
             generation: 0,
             snapshots: Arc::new(()),
@@ -446,6 +448,7 @@ impl WindowTable {
         state.generation += 1;
         if state.told {
             window.memory.book(true);
+            state.closed += 1;
             state.quarantined += window.len;
             window.closed = Some(self.life());
         } else {
@@ -464,7 +467,7 @@ impl WindowTable {
         let state = self.state.lock();
         let first = state.windows.partition_point(|window| window.device_address < device_address);
         let _all = state.windows[first..].iter().filter(|window| window.is_open()).all(see);
-        (state.regions, state.windows.iter().filter(|window| window.is_open()).count())
+        (state.regions, state.windows.len() - state.closed)
     }
 
     /// The device holds nothing any more that it was told of.
@@ -484,6 +487,7 @@ impl WindowTable {
         let mut state = self.state.lock();
         let at = state.windows.iter().rposition(|window| window.closed.is_some_and(|life| life <= ended))?;
         let window = state.windows.remove(at);
+        state.closed -= 1;
         state.quarantined -= window.len;
         Some(window.memory)
     }
