@@ -136,9 +136,12 @@ impl AddressSpace {
         claims.check(&frames)?;
         let pages = self.pages().allocate(PageRequest::new(frames.size_in_frames()));
         let pages = pages.map_err(|error| ClaimError::Map(MapError::Pages(error)))?;
-        let mapped = self.map::<Mmio>(pages, &frames, Protection::ReadWrite);
-        let mapped = mapped.map_err(|(error, _)| ClaimError::Map(error))?;
-        claims.claimed.insert(frames, *mapped);
-        Ok(mapped)
+        // Claimed before it is mapped: the processors may have to be told, without a lock.
+        claims.claimed.insert(frames, *pages);
+        drop(claims);
+        self.map::<Mmio>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
+            self.claims.lock().release(&frames);
+            ClaimError::Map(error)
+        })
     }
 }
