@@ -23,7 +23,7 @@ struct Caches {
     tables: BTreeMap<(u32, u64), u64>,
 }
 
-type Hook = Box<dyn Fn(&Smp) + Send>;
+type Hook = Arc<dyn Fn(&Smp) + Send + Sync>;
 
 /// Processors that all use the tables of one machine.
 struct Smp {
@@ -32,7 +32,8 @@ struct Smp {
     shootdowns: AtomicUsize,
     /// What happens before each acknowledgement.
     before: Mutex<Option<Hook>>,
-    busy: AtomicBool,
+    /// While how many of them something still may happen.
+    nested: AtomicUsize,
 }
 
 impl Smp {
@@ -66,6 +67,16 @@ impl Smp {
     fn walk_all(&self, pages: impl IntoIterator<Item = u64>) {
         pages.into_iter().for_each(|page| (0..CPUS).for_each(|cpu| _ = self.walk(cpu, page)));
     }
+
+    /// Whether every processor that uses a mapping finds it.
+    fn found_by_all(&self, mapping: &MappedPages<Private>) -> bool {
+        let pages =
+            mapping.iter().map(|page| (page.number(), self.machine.walk(page.start_address().value())));
+        let found = |(page, hit): (u64, Option<Hit>)| {
+            (0..CPUS).all(|cpu| self.walk(cpu, page) == hit.map(|hit| hit.frame))
+        };
+        pages.map(found).fold(true, |all, one| all & one)
+    }
 }
 
 unsafe impl Cpu for Smp {
@@ -73,11 +84,11 @@ unsafe impl Cpu for Smp {
         assert!(!host::locks_held(), "a processor that spins for this lock would never acknowledge");
         self.shootdowns.fetch_add(1, SeqCst);
         for cpu in &self.cpus {
-            if !self.busy.swap(true, SeqCst) {
-                if let Some(before) = &*self.before.lock().unwrap() {
-                    before(self);
-                }
-                self.busy.store(false, SeqCst);
+            let before = self.before.lock().unwrap().clone();
+            if let Some(before) = before.filter(|_| self.nested.load(SeqCst) > 0) {
+                self.nested.fetch_sub(1, SeqCst);
+                before(self);
+                self.nested.fetch_add(1, SeqCst);
             }
             let caches = &mut *cpu.lock().unwrap();
             let pages = stale.pages().map(|pages| pages.map(|page| page.number()).collect::<Vec<_>>());
@@ -103,8 +114,8 @@ fn boot(config: Config) -> (System, &'static Smp) {
     let mut all = None;
     let system = System::with_cpu(config, |machine| {
         let cpus = Default::default();
-        let (shootdowns, before, busy) = (AtomicUsize::new(0), Mutex::new(None), AtomicBool::new(false));
-        let smp: &'static Smp = Box::leak(Box::new(Smp { machine, cpus, shootdowns, before, busy }));
+        let (shootdowns, before, nested) = (AtomicUsize::new(0), Mutex::new(None), AtomicUsize::new(1));
+        let smp: &'static Smp = Box::leak(Box::new(Smp { machine, cpus, shootdowns, before, nested }));
         all = Some(smp);
         smp
     });
@@ -200,7 +211,7 @@ fn unlinked_tables_never_look_present() {
         let area = page - 5..page - 5 + 512;
         smp.walk_all([page]);
         let (walks, stale) = (walks.clone(), stale.clone());
-        *smp.before.lock().unwrap() = Some(Box::new(move |smp| {
+        *smp.before.lock().unwrap() = Some(Arc::new(move |smp: &Smp| {
             walks.fetch_add(1, SeqCst);
             // Only the page that is stale in the TLB is found.
             smp.walk_all(area.clone());
@@ -224,6 +235,43 @@ fn unlinked_tables_never_look_present() {
     let mapped =
         live(smp.machine).1.into_keys().filter(|page| window.iter().any(|own| own.number() == *page));
     assert_eq!(mapped.collect::<BTreeSet<_>>(), owned);
+    system.check();
+}
+
+/// In the place of a table that was unlinked, but through which a processor still walks, there may be another
+/// one already: what is mapped there is found by every processor.
+#[test]
+fn memory_in_the_place_of_an_unlinked_table_is_found() {
+    let (system, smp) = boot(Config { window_pages: 1 << 19, ram_frames: 1 << 14, ..Config::default() });
+    let (space, base) = (system.space, system.machine.window.start_address().value());
+    let map = move |page: u64, count: usize| {
+        let at = VirtAddr::new(base + page * PAGE);
+        let pages = space.pages().allocate(PageRequest { at, ..PageRequest::new(count) }).unwrap();
+        space.map_allocated_pages(pages, Protection::ReadWrite).unwrap()
+    };
+    let registers = frames(1 << 14, 1);
+    unsafe { space.offer_mmio(registers) }.unwrap();
+    let before = system.state();
+    // In the same lowest table; a page, and a leaf of 2 MiB, in the same next table; in the one after that.
+    for (first, count) in [((3 << 9) + 7, 1), (4 << 9, 1), (4 << 9, 512), (1 << 18, 1)] {
+        let lone = map((3 << 9) + 5, 1);
+        assert!(smp.found_by_all(&lone));
+        let all = Arc::new(Mutex::new(Vec::new()));
+        let (keep, pages) = (all.clone(), AtomicU64::new(first));
+        *smp.before.lock().unwrap() = Some(Arc::new(move |smp: &Smp| {
+            let mapping = map(pages.fetch_add(count as u64, SeqCst), count);
+            let found = smp.found_by_all(&mapping);
+            drop(space.claim_mmio(registers));
+            keep.lock().unwrap().push((found, mapping));
+        }));
+        // While somebody waits who has linked a table, somebody else finds it in place.
+        smp.nested.store(2, SeqCst);
+        drop(lone);
+        *smp.before.lock().unwrap() = None;
+        let all = std::mem::take(&mut *all.lock().unwrap());
+        assert!(all.len() >= CPUS && all.iter().all(|(found, _)| *found), "{first:#x}, {count}");
+    }
+    assert_eq!(system.state(), before);
     system.check();
 }
 
@@ -330,7 +378,7 @@ proptest! {
         let taken = Arc::new(Mutex::new(Vec::new()));
         let keep = taken.clone();
         let of_interest = window.iter().step_by(61).map(|page| page.number()).collect::<Vec<_>>();
-        *smp.before.lock().unwrap() = Some(Box::new(move |smp| {
+        *smp.before.lock().unwrap() = Some(Arc::new(move |smp: &Smp| {
             smp.walk_all(of_interest.iter().copied());
             reserved_or_true(space, smp);
             let mut taken = keep.lock().unwrap();

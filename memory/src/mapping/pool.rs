@@ -109,6 +109,11 @@ impl TablePool {
         self.tables() - self.in_use - self.unlinked
     }
 
+    /// Whether somebody waits until the processors have forgotten a table that was unlinked.
+    pub(crate) const fn is_awaited(&self) -> bool {
+        self.unlinked > 0
+    }
+
     pub(crate) const fn in_use(&self) -> usize {
         self.in_use
     }

@@ -10,7 +10,7 @@ use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
 use crate::lock::{Level, Lock};
 use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::range::{FrameRange, Page, PageRange};
-use crate::tlb::{Cpu, Flush};
+use crate::tlb::{Cpu, Flush, Stale};
 
 /// The page tables in use, with the allocators of what they map.
 ///
@@ -19,7 +19,8 @@ use crate::tlb::{Cpu, Flush};
 ///
 /// Private memory is zero when it is mapped, wherever its frames come from: nobody sees what somebody else
 /// left there. What is unmapped can be had by nobody, neither pages nor frames nor page tables, until every
-/// processor has forgotten it; these are told ([`Cpu::shoot_down`]) while no lock is held.
+/// processor has forgotten it; these are told ([`Cpu::shoot_down`]) while no lock is held, also by who maps
+/// something while another waits for that.
 pub struct AddressSpace {
     pub(super) claims: Lock<Claims>,
     mapper: Lock<Mapper>,
@@ -214,6 +215,12 @@ impl AddressSpace {
                 Ok(()) => {
                     // Under the lock, so that tables and books agree whenever it is free.
                     self.frames.books().mapped(K::TAG, pages.first(), frames);
+                    let overtakes = mapper.pool().is_awaited();
+                    drop(mapper);
+                    // A processor may still walk through a table that was linked where these leaves are.
+                    if let Some(page) = pages.start().filter(|_| overtakes) {
+                        Stale::of(page).shoot_down(self.cpu);
+                    }
                     return Ok(MappedPages::new(pages, self, protection));
                 }
                 Err(error) => error,
