@@ -138,22 +138,10 @@ fn negotiate(
     life: u64,
     input: &mut Input<'_>,
 ) {
-    let mut wanted = 0;
     let choice = input.byte();
-    for (bit, feature) in [
-        features::INDIRECT_DESC,
-        features::EVENT_IDX,
-        features::RING_PACKED,
-        features::IN_ORDER,
-        features::NOTIFICATION_DATA,
-        features::RING_RESET,
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        wanted |= if choice >> bit & 1 != 0 { feature } else { 0 };
-    }
-    if let Ok(device) = offer.negotiate(wanted) {
+    let rings = (0..u64::BITS).map(|bit| 1 << bit).filter(|feature| features::QUEUES & feature != 0);
+    let chosen = (0..).zip(rings).filter(|(bit, _)| choice >> bit & 1 != 0).map(|(_, feature)| feature);
+    if let Ok(device) = offer.negotiate(chosen.sum()) {
         reached("device begun");
         assert_eq!(device.features() & !(device.offered()), 0);
         world.devices.put(Driven { who, device, life });

@@ -17,18 +17,13 @@ use crate::common::assert_sound;
 use crate::million::{Exerciser, MAC};
 use crate::{CARD, DISK, NAME, Pools, Rings, SECTORS, bytes, raw};
 
-const RINGS: [u64; 6] = [
-    features::INDIRECT_DESC,
-    features::EVENT_IDX,
-    features::RING_PACKED,
-    features::IN_ORDER,
-    features::NOTIFICATION_DATA,
-    features::RING_RESET,
-];
+/// How many ways there are to choose from what rings can do.
+const CHOICES: u32 = 1 << features::QUEUES.count_ones();
 
-/// Some of them.
+/// One of them.
 fn choice(bits: u32) -> u64 {
-    (0..).zip(RINGS).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, feature)| feature).sum()
+    let rings = (0..u64::BITS).map(|bit| 1 << bit).filter(|feature| features::QUEUES & feature != 0);
+    (0..).zip(rings).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, feature)| feature).sum()
 }
 
 fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
@@ -41,7 +36,7 @@ fn disk(options: &Options, queues: u16) -> (Loopback<RamDisk>, DmaWindows) {
 /// its queue was reset.
 #[test_case]
 fn every_combination_of_ring_features() {
-    for bits in 0..1_u32 << RINGS.len() {
+    for bits in 0..CHOICES {
         let chosen = choice(bits);
         let has = |feature| chosen & feature != 0;
         let (device, windows) = disk(&Options { features: chosen, queue_size: 64 }, 1);
@@ -170,7 +165,7 @@ fn queues_are_reset_where_that_was_negotiated() {
 #[test_case]
 fn cards_with_several_pairs() {
     const PAIRS: u16 = 3;
-    for bits in 0..1_u32 << RINGS.len() {
+    for bits in 0..CHOICES {
         let windows = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
         let offer = Options { features: choice(bits), queue_size: 16 };
         let wire = Loopback::with_options(Echo::new(MAC).with_pairs(PAIRS), windows.clone(), &offer);
