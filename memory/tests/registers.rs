@@ -5,7 +5,6 @@ mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
@@ -351,22 +350,7 @@ fn a_device_that_is_stuck_or_gone_proves_nothing() {
     card.poke(0, u32::MAX);
     assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
     card.poke(0, 0x1042_1af4);
-    // The device takes its time: longer than the limit.
-    card.set_status(0x0f);
-    let done = AtomicUsize::new(0);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while done.load(Ordering::Acquire) == 0 {
-                card.set_status(0x40);
-            }
-        });
-        let start = std::time::Instant::now();
-        let proof = virtio.common.reset(&windows, LIMIT);
-        assert!(start.elapsed() < Duration::from_secs(5));
-        done.store(1, Ordering::Release);
-        // It may have read 0 between two of the device's writes: then it was a reset.
-        assert_eq!(windows.usage(), (0, if proof.is_ok() { 0 } else { held }));
-    });
+    assert_eq!(windows.usage(), (0, held));
 }
 
 /// A reset of a card that was told of a queue and answers late: `meanwhile` is called while it is waited for.
