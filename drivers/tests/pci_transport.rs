@@ -4,8 +4,7 @@
 mod support;
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -19,7 +18,7 @@ use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
 use support::bench::no_frames;
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
-use support::{DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
+use support::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
 
 /// Where QEMU puts its structures in BAR 4.
 const COMMON: usize = 0;
@@ -429,13 +428,41 @@ fn card_with(features: u64) -> Card {
     card
 }
 
+/// What the card does while its driver waits, from the moment on when `waits` is 1: one thing after another.
+/// The one of these registers reads 0 before the other.
+fn slow_reset(card: &'static Card, waits: &'static AtomicUsize, zero: [usize; 2]) -> Clocked<impl Fn()> {
+    Clocked(card.platform, move || match waits.load(Ordering::Relaxed) {
+        0 => {}
+        step => {
+            waits.store(step + 1, Ordering::Relaxed);
+            match step {
+                1 => {
+                    let asked =
+                        [QUEUE_RESET, QUEUE_SELECT, QUEUE_ENABLE].map(|register| card.get16(register));
+                    assert_eq!(asked, [1, 0, 1]);
+                    QUEUE_ADDRESSES.into_iter().for_each(|offset| card.put32(offset, 0xdead_0000));
+                    card.put16(QUEUE_VECTOR, 0xffff);
+                }
+                5 => card.put16(zero[0], 0),
+                9 => {
+                    assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR)), (0x1111, 0xffff));
+                    assert_eq!(card.get64(QUEUE_ADDRESSES[0]) as u32, 0xdead_0000);
+                    card.put16(zero[1], 0);
+                }
+                _ => {}
+            }
+        }
+    })
+}
+
 #[test]
 fn a_queue_is_reset_as_the_registers_want_it() {
-    for format in [0, RING_PACKED] {
-        let card = card_with(RING_RESET | format);
+    for (format, zero) in [(0, [QUEUE_RESET, QUEUE_ENABLE]), (RING_PACKED, [QUEUE_ENABLE, QUEUE_RESET])] {
+        let card: &'static Card = Box::leak(Box::new(card_with(RING_RESET | format)));
         let mut transport = card.transport().unwrap();
         transport.use_msix(&messages(3)).unwrap();
-        let windows = card.windows();
+        let waits: &AtomicUsize = Box::leak(Box::default());
+        let windows = DmaWindows::new(Box::leak(Box::new(slow_reset(card, waits, zero))), ID).unwrap();
         let mut block = Block::new(transport, &grant(), windows.clone()).unwrap();
         assert_eq!(block.features() & (RING_RESET | RING_PACKED), RING_RESET | format);
         assert_eq!(block.reset_queue(1), Err(Error::QueueUnavailable(1)));
@@ -455,25 +482,9 @@ fn a_queue_is_reset_as_the_registers_want_it() {
         // What the device has lost is to be written again, but not before it has finished.
         card.put16(QUEUE_SELECT, 9);
         card.put16(QUEUE_SIZE, 0x1111);
-        thread::scope(|scope| {
-            let device = scope.spawn(|| {
-                while card.get16(QUEUE_RESET) != 1 {
-                    thread::yield_now();
-                }
-                assert_eq!((card.get16(QUEUE_SELECT), card.get16(QUEUE_ENABLE)), (0, 1));
-                QUEUE_ADDRESSES.into_iter().for_each(|offset| card.put32(offset, 0xdead_0000));
-                card.put16(QUEUE_VECTOR, 0xffff);
-                thread::sleep(Duration::from_millis(20));
-                // Not yet: the one register before the other.
-                card.put16(QUEUE_RESET, 0);
-                thread::sleep(Duration::from_millis(20));
-                assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR)), (0x1111, 0xffff));
-                assert_eq!(card.get64(QUEUE_ADDRESSES[0]) as u32, 0xdead_0000);
-                card.put16(QUEUE_ENABLE, 0);
-            });
-            assert_eq!(block.reset_queue(0), Ok(()));
-            device.join().unwrap();
-        });
+        waits.store(1, Ordering::Relaxed);
+        assert_eq!(block.reset_queue(0), Ok(()));
+        assert!(waits.load(Ordering::Relaxed) > 9);
         assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR), card.get16(QUEUE_ENABLE)), (64, 1, 1));
         assert_eq!(QUEUE_ADDRESSES.map(|offset| card.get64(offset)), before);
         assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0x0f), "the device goes on");
@@ -492,22 +503,14 @@ fn a_queue_is_reset_as_the_registers_want_it() {
 fn a_queue_reset_that_never_ends_or_is_not_there() {
     // It stays 1; it reads 0, but the queue stays enabled; nobody answers.
     for answer in [None, Some(0), Some(0xffff)] {
-        let card = card_with(RING_RESET);
-        let mut block = card.block().unwrap();
-        let done = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let device = scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
-                    answer.into_iter().for_each(|answer| card.put16(QUEUE_RESET, answer));
-                    card.platform.advance(Duration::from_millis(100));
-                    thread::sleep(Duration::from_millis(1));
-                }
-            });
-            let result = block.reset_queue(0);
-            done.store(true, Ordering::Relaxed);
-            device.join().unwrap();
-            assert_eq!(result, Err(Error::Timeout), "{answer:?}");
+        let card: &'static Card = Box::leak(Box::new(card_with(RING_RESET)));
+        let clocked = Clocked(card.platform, move || {
+            answer.into_iter().for_each(|answer| card.put16(QUEUE_RESET, answer));
+            card.platform.advance(Duration::from_millis(100));
         });
+        let windows = DmaWindows::new(Box::leak(Box::new(clocked)), ID).unwrap();
+        let mut block = Block::new(card.transport().unwrap(), &grant(), windows).unwrap();
+        assert_eq!(block.reset_queue(0), Err(Error::Timeout), "{answer:?}");
     }
     // Not offered: the register is left alone.
     let card = card_with(0);

@@ -7,13 +7,17 @@ pub mod config;
 pub mod disk;
 pub mod ring;
 
+use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport};
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{Bytes, DeviceId, DmaGrant, DmaWindows, Quiet, ResetError};
+use ringfence_memory::{
+    Bytes, DeviceId, DmaGrant, DmaMemory, DmaRegistry, DmaWindows, MmioMemory, PhysAddr, Platform,
+    PlatformError, Quiet, ResetError,
+};
 
 pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
@@ -30,6 +34,29 @@ pub fn grant() -> DmaGrant {
 pub fn grant_for(id: DeviceId) -> DmaGrant {
     // SAFETY: the device model reaches memory only through `HostPlatform::translate`, which checks.
     unsafe { DmaGrant::without_iommu(id) }
+}
+
+/// A host whose clock calls this when it is read: while a driver waits, with no lock held.
+pub struct Clocked<F>(pub &'static HostPlatform, pub F);
+
+// SAFETY: all but the time is the host's.
+unsafe impl<F: Fn() + Sync> Platform for Clocked<F> {
+    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+        self.0.dma_allocate(device, pages)
+    }
+
+    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+        self.0.mmio_map(start, len)
+    }
+
+    fn now(&self) -> Duration {
+        (self.1)();
+        self.0.now()
+    }
+
+    fn registry(&self) -> &DmaRegistry {
+        self.0.registry()
+    }
 }
 
 /// Everything that the driver did to the device, in order.
