@@ -88,9 +88,9 @@ fn other_root_buses() {
 fn reads_for_root_buses_are_few() {
     let config = FakeConfig::leak([(address(0, 1, 0), bridge(1)), (address(9, 3, 0), plain())]);
     let reads = |other_roots| {
-        let before = *config.reads.lock().unwrap();
+        let before = *config.reads.lock();
         let count = enumerate(config, 0).other_roots(other_roots).count();
-        (count, *config.reads.lock().unwrap() - before)
+        (count, *config.reads.lock() - before)
     };
     let (none, one, all) = (reads(0), reads(1), reads(usize::MAX));
     assert_eq!((none.0, one.0, all.0), (1, 2, 2));
@@ -303,16 +303,16 @@ proptest! {
         }
         let config = FakeConfig::leak([(address(0, 0, 0), function)]);
         for function in enumerate(config, 0) {
-            let before = *config.reads.lock().unwrap();
+            let before = *config.reads.lock();
             prop_assert!(function.capabilities().count() <= 48);
             function.bars();
             let _ = (probe(&function), function.name(), function.interrupt_line());
             function.config().enable_intx(false);
             function.config().enable_memory();
-            prop_assert!(*config.reads.lock().unwrap() - before < 2000);
+            prop_assert!(*config.reads.lock() - before < 2000);
             // There are no registers.
             prop_assert!(VirtioPci::new(support::platform(), function.config()).is_err());
-            prop_assert!(*config.reads.lock().unwrap() - before < 5000);
+            prop_assert!(*config.reads.lock() - before < 5000);
         }
     }
 }

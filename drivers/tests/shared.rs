@@ -46,13 +46,8 @@ fn answers_reach_their_tasks_in_any_order() {
             .collect();
         tasks.iter_mut().for_each(|task| _ = task.run());
         server.run();
-        let kicks = fake
-            .lock()
-            .unwrap()
-            .events
-            .iter()
-            .filter(|event| matches!(event, support::Event::Kick(0)))
-            .count();
+        let kicks =
+            fake.lock().events.iter().filter(|event| matches!(event, support::Event::Kick(0))).count();
         assert_eq!(kicks, 1, "one notification for all");
         assert_eq!((disk.take(), queue.in_flight()), (16, 16));
         let mut expected = Vec::new();

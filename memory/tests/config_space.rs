@@ -7,7 +7,6 @@ use std::array;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use spin::Mutex;
 use support::*;
 
 /// O20: whoever revokes has the last word.
@@ -84,7 +84,7 @@ fn a_device_is_told_nothing_while_its_bars_are_sized() {
     ];
     for (what, step) in steps {
         let [sizes, go_on, done]: [&AtomicBool; 3] = [(); 3].map(|()| &*Box::leak(Box::default()));
-        *card.on_read.lock().unwrap() = Some(Box::new(move |_, offset| {
+        *card.on_read.lock() = Some(Box::new(move |_, offset| {
             sizes.fetch_or(offset == 0x10, SeqCst);
             while offset == 0x10 && !go_on.load(SeqCst) {
                 thread::yield_now();
@@ -123,7 +123,7 @@ fn nothing_else_is_written_to_configuration_space() {
     config.capabilities().for_each(drop);
     let msix = virtio.msix.unwrap();
     assert!(msix.enable(true) && msix.enable(false));
-    let written = card.written.lock().unwrap().clone();
+    let written = card.written.lock().clone();
     let control = 0x90;
     for (offset, value) in &written {
         match *offset {
@@ -199,7 +199,7 @@ impl Function {
     }
 
     fn words(&self) -> [u32; 64] {
-        *self.words.lock().unwrap()
+        *self.words.lock()
     }
 }
 
@@ -211,8 +211,8 @@ unsafe impl ConfigAccess for Function {
 
     unsafe fn write(&self, _: PciAddress, offset: u16, value: u32) {
         assert!(offset.is_multiple_of(4));
-        self.written.lock().unwrap().insert(offset);
-        let (words, index) = (&mut *self.words.lock().unwrap(), usize::from(offset / 4));
+        self.written.lock().insert(offset);
+        let (words, index) = (&mut *self.words.lock(), usize::from(offset / 4));
         if offset == COMMAND {
             words[1] = value & 0xffff | words[1] & !value & 0xffff_0000;
             assert!(words[1] & DECODES == 0 || words[4..10] == self.firmware[4..10], "it answers elsewhere");
@@ -287,7 +287,7 @@ proptest! {
         let function = Function::new(firmware, writable);
         prop_assert_eq!(function.config().bars(), expected);
         prop_assert_eq!(function.words(), firmware);
-        let written = function.written.lock().unwrap().clone();
+        let written = function.written.lock().clone();
         let end = 0x10 + 4 * count as u16;
         prop_assert!(written.iter().all(|at| *at == COMMAND || (0x10..end).contains(at)), "{written:x?}");
     }
@@ -401,7 +401,7 @@ unsafe impl Platform for Careless {
     }
 
     fn mmio_map(&self, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
-        self.asked.lock().unwrap().push(len);
+        self.asked.lock().push(len);
         let words = vec![0_u64; 0x50_0000 / 8].leak().as_mut_ptr().cast::<u8>();
         let start = NonNull::new(words.wrapping_add(self.off.0)).unwrap();
         Ok(unsafe { MmioMemory::new(start, len.wrapping_add_signed(-self.off.1), Box::new(())) })
@@ -432,6 +432,6 @@ fn a_mapping_is_as_long_and_aligned_as_it_must_be() {
         }
         let region = MmioRegion::map(&platform, start, 0x1001).map(|region| region.len());
         assert_eq!(region, if off.1 <= 0 { Ok(0x1001) } else { Err(PlatformError::BadRange) });
-        assert_eq!(*platform.asked.lock().unwrap(), [4 << 20, 0x1001]);
+        assert_eq!(*platform.asked.lock(), [4 << 20, 0x1001]);
     }
 }

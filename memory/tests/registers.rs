@@ -148,13 +148,13 @@ fn a_queue_has_the_format_that_was_negotiated() {
     card.forget_queue();
     // The device was asked, and not seen to do it: what it knows is not known.
     let reads = AtomicUsize::new(0);
-    *card.on_read.lock().unwrap() = Some(Box::new(move |card, offset| {
+    *card.on_read.lock() = Some(Box::new(move |card, offset| {
         if offset == COMMAND && reads.fetch_add(1, Ordering::Relaxed) == 4 {
             card.poke(0, u32::MAX);
         }
     }));
     assert_eq!(common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
-    *card.on_read.lock().unwrap() = None;
+    *card.on_read.lock() = None;
     card.poke(0, 0x1042_1af4);
     common.set_status(0x0b);
     assert_eq!((packed(), split()), (wrong, wrong));
@@ -281,13 +281,13 @@ fn decoding_turned_off_proves_nothing() {
     card.poke(COMMAND, BUS_MASTER | MEMORY);
     card.set_status(0x0f);
     let reads = AtomicUsize::new(0);
-    *card.on_read.lock().unwrap() = Some(Box::new(move |card, offset| {
+    *card.on_read.lock() = Some(Box::new(move |card, offset| {
         if offset == COMMAND && reads.fetch_add(1, Ordering::Relaxed) == 4 {
             card.poke(COMMAND, BUS_MASTER);
         }
     }));
     assert_eq!(virtio.common.reset(&windows, LIMIT).unwrap_err(), ResetError::Timeout);
-    *card.on_read.lock().unwrap() = None;
+    *card.on_read.lock() = None;
     assert_eq!(windows.usage(), (0, held));
     card.poke(COMMAND, BUS_MASTER | MEMORY);
     virtio.common.reset(&windows, LIMIT).unwrap();
@@ -306,11 +306,11 @@ fn the_bus_is_closed_before_memory_is_given_back() {
         card.config().enable_bus_master(&card.grant()).unwrap();
         let in_use = card.platform.dma_in_use();
         assert!(masters(card) && held > 0 && in_use >= held);
-        *card.on_read.lock().unwrap() = Some(Box::new(move |card, _| {
+        *card.on_read.lock() = Some(Box::new(move |card, _| {
             assert!(!masters(card) || card.platform.dma_in_use() == in_use, "it masters the bus");
         }));
         virtio.common.reset(&windows, LIMIT).unwrap();
-        *card.on_read.lock().unwrap() = None;
+        *card.on_read.lock() = None;
         assert_eq!((masters(card), windows.usage(), card.platform.dma_in_use()), (false, (0, 0), 0));
         assert_ne!(card.config_word(COMMAND) & MEMORY, 0);
     }
@@ -327,7 +327,7 @@ fn sizing_beside_a_reset() {
             card.set_status(0x0f);
             told(card, &virtio, &windows);
             // The other thread goes on just when the status is hidden.
-            *card.on_read.lock().unwrap() = Some(Box::new(|card, offset| {
+            *card.on_read.lock() = Some(Box::new(|card, offset| {
                 if offset == COMMAND && card.status() == 0 {
                     thread::yield_now();
                 }
@@ -361,13 +361,13 @@ fn reset_while(meanwhile: fn(&Card, &VirtioPci, &DmaWindows)) -> (Result<Quiet, 
     told(card, virtio, &windows);
     card.forget_queue();
     let mine = windows.clone();
-    *card.on_read.lock().unwrap() = Some(Box::new(move |_, _| {
+    *card.on_read.lock() = Some(Box::new(move |_, _| {
         // It was asked.
         if card.status() == 0 {
             card.set_status(0x40);
             let mine = mine.clone();
-            *clock.on_read.lock().unwrap() = Some(Box::new(move || {
-                *card.on_read.lock().unwrap() = None;
+            *clock.on_read.lock() = Some(Box::new(move || {
+                *card.on_read.lock() = None;
                 meanwhile(card, virtio, &mine);
                 card.set_status(0);
             }));

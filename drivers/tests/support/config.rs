@@ -1,9 +1,9 @@
 //! A configuration space: a few functions, each 256 bytes with a mask of the bits that stick.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
 use ringfence_memory::{ConfigAccess, PciAddress};
+use spin::Mutex;
 
 #[derive(Clone)]
 pub struct FakeFunction {
@@ -91,21 +91,21 @@ impl FakeConfig {
     }
 
     pub fn word(&self, address: PciAddress, offset: usize) -> u32 {
-        self.functions.lock().unwrap()[&address].words[offset / 4]
+        self.functions.lock()[&address].words[offset / 4]
     }
 }
 
 // SAFETY: touches nothing but a map.
 unsafe impl ConfigAccess for FakeConfig {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        *self.reads.lock().unwrap() += 1;
-        let functions = self.functions.lock().unwrap();
+        *self.reads.lock() += 1;
+        let functions = self.functions.lock();
         let words = functions.get(&function).map(|function| function.words);
         words.and_then(|words| words.get(usize::from(offset / 4)).copied()).unwrap_or(u32::MAX)
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        let mut functions = self.functions.lock().unwrap();
+        let mut functions = self.functions.lock();
         let Some(function) = functions.get_mut(&function) else { return };
         let at = usize::from(offset / 4);
         let (Some(word), Some(mask)) = (function.words.get_mut(at), function.writable.get(at)) else {

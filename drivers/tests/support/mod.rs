@@ -9,7 +9,7 @@ pub mod ring;
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport};
@@ -18,6 +18,8 @@ use ringfence_memory::{
     Bytes, DeviceId, DmaGrant, DmaMemory, DmaRegistry, DmaWindows, MmioMemory, PhysAddr, Platform,
     PlatformError, Quiet, ResetError,
 };
+// Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
+use spin::{Mutex, MutexGuard};
 
 pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
@@ -174,7 +176,7 @@ impl Fake {
     }
 
     pub fn model(&self) -> MutexGuard<'_, Model> {
-        self.model.lock().unwrap()
+        self.model.lock()
     }
 
     /// The device's view of queue `index`, which the driver must have set up.
@@ -200,7 +202,7 @@ pub struct FakeTransport {
 
 impl FakeTransport {
     fn model(&self) -> MutexGuard<'_, Model> {
-        self.model.lock().unwrap()
+        self.model.lock()
     }
 
     fn write_status(&self, value: u8) {
@@ -358,7 +360,7 @@ pub struct FakeNotifier {
 
 impl Notify for FakeNotifier {
     fn notify(&self, position: u16) {
-        let mut model = self.model.lock().unwrap();
+        let mut model = self.model.lock();
         assert_ne!(model.status & 4, 0, "a notification before DRIVER_OK");
         let queue = &mut model.queues[usize::from(self.index)];
         assert_ne!(queue.size, 0, "a notification of a queue that is not set up");

@@ -5,11 +5,12 @@
 pub mod stepped;
 
 use std::num::NonZeroUsize;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::*;
+// Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
+use spin::Mutex;
 
 pub const BAR: u64 = 0xfe00_0000;
 pub const BAR_LEN: usize = 0x8000;
@@ -136,7 +137,7 @@ impl Card {
 
     /// A word of configuration space, behind the back of whoever looks at reads.
     pub fn config_word(&self, offset: u16) -> u32 {
-        self.words.lock().unwrap()[usize::from(offset) / 4]
+        self.words.lock()[usize::from(offset) / 4]
     }
 
     /// What the firmware, or a hypervisor, could do: anything.
@@ -147,19 +148,19 @@ impl Card {
 
 unsafe impl ConfigAccess for Card {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        let hook = self.on_read.lock().unwrap().take();
+        let hook = self.on_read.lock().take();
         if let Some(mut hook) = hook {
             hook(self, offset);
-            self.on_read.lock().unwrap().get_or_insert(hook);
+            self.on_read.lock().get_or_insert(hook);
         }
         let there = function == self.address;
-        if there { self.words.lock().unwrap()[usize::from(offset) / 4] } else { u32::MAX }
+        if there { self.words.lock()[usize::from(offset) / 4] } else { u32::MAX }
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
         assert_eq!(function, self.address);
-        self.written.lock().unwrap().push((offset, value));
-        let words = &mut *self.words.lock().unwrap();
+        self.written.lock().push((offset, value));
+        let words = &mut *self.words.lock();
         let word = &mut words[usize::from(offset) / 4];
         *word = match offset {
             COMMAND => value & 0xffff | *word & 0xffff_0000,
@@ -170,7 +171,7 @@ unsafe impl ConfigAccess for Card {
         if offset == COMMAND {
             // What does not decode reads as zeros (as QEMU has it), and comes back as it was.
             let decodes = value & MEMORY != 0;
-            let mut hidden = self.hidden.lock().unwrap();
+            let mut hidden = self.hidden.lock();
             match (decodes, hidden.take()) {
                 (false, None) => {
                     *hidden = Some(self.status());
@@ -209,7 +210,7 @@ unsafe impl Platform for Clock {
     }
 
     fn now(&self) -> Duration {
-        let hook = self.on_read.lock().unwrap().take();
+        let hook = self.on_read.lock().take();
         hook.into_iter().for_each(|mut hook| hook());
         self.platform.now()
     }
