@@ -244,7 +244,7 @@ impl TablePool {
     }
 
     /// Forgets which of these tables the audit has seen, by index; whether they were the last.
-    pub(crate) fn forget_seen(&mut self, tables: core::ops::Range<usize>) -> bool {
+    pub(crate) fn forget_seen(&mut self, tables: Range<usize>) -> bool {
         let past = self.fresh.min(tables.end);
         (tables.start..past).map(Table).for_each(|table| self.set_note(table, self.used(table)));
         // No walk is under way, so that nothing is seen meanwhile.
