@@ -356,7 +356,8 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<usize>;
     prop_oneof![
-        4 => (prop_oneof![1..4usize, 1..70usize, 500..1100usize], index()).prop_map(|(count, at)| Step::Allocate(count, at)),
+        4 => (prop_oneof![1..4usize, 1..70usize, 500..1100usize], index())
+            .prop_map(|(count, at)| Step::Allocate(count, at)),
         1 => (1..9usize).prop_map(Step::Dma),
         4 => index().prop_map(Step::Drop),
         1 => index().prop_map(Step::DropDma),
@@ -373,8 +374,10 @@ proptest! {
     /// knows.
     #[test]
     fn nothing_is_reused_before_all_have_acknowledged(steps in prop::collection::vec(step(), 1..30)) {
-        let (system, smp) = boot(Config { window_pages: 1 << 13, ram_frames: 6000, pool_frames: 40, ..Config::default() });
+        let config = Config { window_pages: 1 << 13, ram_frames: 6000, pool_frames: 40, ..Config::default() };
+        let (system, smp) = boot(config);
         let (space, window) = (system.space, system.machine.window);
+        let map = move |pages: AllocatedPages| space.map_allocated_pages(pages, Protection::ReadWrite).ok();
         let taken = Arc::new(Mutex::new(Vec::new()));
         let keep = taken.clone();
         let of_interest = window.iter().step_by(61).map(|page| page.number()).collect::<Vec<_>>();
@@ -386,7 +389,7 @@ proptest! {
                 // In a table of its own, if there is one; and what comes first.
                 let at = window.iter().step_by(512).nth(taken.len() % 16).map(|page| page.start_address());
                 let pages = space.pages().allocate(PageRequest { at, ..PageRequest::new(1) });
-                taken.extend(pages.ok().and_then(|pages| space.map_allocated_pages(pages, Protection::ReadWrite).ok()));
+                taken.extend(pages.ok().and_then(map));
                 taken.extend(space.allocate(3, Protection::ReadWrite));
             }
             reserved_or_true(space, smp);
@@ -394,14 +397,15 @@ proptest! {
         let (mut private, mut dma) = (Vec::new(), Vec::new());
         for step in steps {
             let mapped = private.iter().map(|mapping: &MappedPages<Private>| **mapping);
-            let mapped: Vec<PageRange> = mapped.chain(dma.iter().map(|mapping: &MappedPages<Dma>| **mapping)).collect();
-            smp.walk_all(mapped.iter().flat_map(|pages| pages.iter().step_by(7).chain(pages.end())).map(|page| page.number()));
+            let mapped = mapped.chain(dma.iter().map(|mapping: &MappedPages<Dma>| **mapping));
+            let some = mapped.flat_map(|pages| pages.iter().step_by(7).chain(pages.end()));
+            smp.walk_all(some.map(|page| page.number()));
             let pick = |which: usize, len: usize| (len > 0).then(|| which % len.max(1));
             match step {
                 Step::Allocate(count, at) => {
                     let at = window.address_at_offset((at % window.size_in_pages()) as u64 * PAGE);
                     let pages = space.pages().allocate(PageRequest { at, ..PageRequest::new(count) });
-                    private.extend(pages.ok().and_then(|pages| space.map_allocated_pages(pages, Protection::ReadWrite).ok()));
+                    private.extend(pages.ok().and_then(map));
                     private.extend(space.allocate(count, Protection::ReadWrite));
                 }
                 Step::Dma(count) => dma.extend(space.allocate_dma(FrameRequest::new(count))),
@@ -416,7 +420,9 @@ proptest! {
                     let mapping = private.swap_remove(index);
                     let at = mapping.address_at_offset((at % mapping.size_in_pages()) as u64 * PAGE).unwrap();
                     match mapping.split(at) {
-                        Ok((head, tail)) => private.extend([head, tail].into_iter().filter(|part| !part.is_empty())),
+                        Ok(parts) => {
+                            private.extend(<[_; 2]>::from(parts).into_iter().filter(|part| !part.is_empty()));
+                        }
                         Err(mapping) => private.push(mapping),
                     }
                 }
