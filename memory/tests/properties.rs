@@ -22,10 +22,12 @@ proptest! {
         let system = System::new(Config { window_pages: 1 << 13, ..Config::default() });
         let before = system.state();
         let mut mapping = system.space.allocate(count, Protection::ReadWrite).unwrap();
-        for (index, word) in mapping.as_slice_mut::<u64>(0, count * 512).unwrap().iter_mut().step_by(512).enumerate() {
+        let words = mapping.as_slice_mut::<u64>(0, count * 512).unwrap();
+        for (index, word) in words.iter_mut().step_by(512).enumerate() {
             *word = index as u64;
         }
-        let look = |pages: &PageRange| pages.iter().map(|page| system.space.translate(page.start_address())).collect::<Vec<_>>();
+        let translate = |page: Page| system.space.translate(page.start_address());
+        let look = |pages: &PageRange| pages.iter().map(translate).collect::<Vec<_>>();
         let (frames, range) = (look(&mapping), *mapping);
         let mut parts = vec![mapping];
         for cut in cuts {
@@ -50,10 +52,15 @@ proptest! {
     /// No frame is ever handed out while a processor could still reach it, whatever is unmapped in whatever
     /// order.
     #[test]
-    fn no_frame_is_free_while_cached(sizes in prop::collection::vec(1..700usize, 1..8), order in any::<usize>(), parts in any::<bool>()) {
+    fn no_frame_is_free_while_cached(
+        sizes in prop::collection::vec(1..700usize, 1..8),
+        order in any::<usize>(),
+        parts in any::<bool>(),
+    ) {
         let system = System::new(Config { window_pages: 1 << 13, ram_frames: 6000, ..Config::default() });
         let (space, machine) = (system.space, system.machine);
-        let mut mapped: Vec<_> = sizes.iter().map(|size| space.allocate(*size, Protection::ReadWrite).unwrap()).collect();
+        let map = |size: &usize| space.allocate(*size, Protection::ReadWrite).unwrap();
+        let mut mapped: Vec<_> = sizes.iter().map(map).collect();
         mapped.iter().for_each(|mapping| machine.touch(mapping));
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let found = wrong.clone();
@@ -82,7 +89,11 @@ proptest! {
     /// What is refused has changed nothing: no leaf was broken, no table taken, for any operation that can
     /// fail.
     #[test]
-    fn refused_is_unchanged(count in 1..1100usize, offset in any::<u64>(), pool_frames in prop_oneof![Just(128usize), 7..12usize]) {
+    fn refused_is_unchanged(
+        count in 1..1100usize,
+        offset in any::<u64>(),
+        pool_frames in prop_oneof![Just(128usize), 7..12usize],
+    ) {
         let system = System::new(Config { window_pages: 1 << 13, pool_frames, ..Config::default() });
         let space = system.space;
         let mapping = space.allocate(count, Protection::ReadWrite);
@@ -96,7 +107,8 @@ proptest! {
         };
         // Split: within a page, outside, and where no table is left.
         let start = mapping.start_address().value();
-        for wrong in [(start + offset % size) | 1, start + size + PAGE, start - PAGE, start + size + 8, offset % start] {
+        let past = start + size;
+        for wrong in [(start + offset % size) | 1, past + PAGE, start - PAGE, past + 8, offset % start] {
             mapping = mapping.split(VirtAddr::new(wrong).unwrap()).unwrap_err();
             same("split");
         }
@@ -125,16 +137,22 @@ proptest! {
             drop(other);
         }
         // Map: sizes that differ, what is not there, or too many tables.
-        let tokens = |pages, frames| (space.pages().allocate(PageRequest::new(pages)), space.frames().allocate(FrameRequest::new(frames)));
+        let tokens = |pages, frames| {
+            let frames = space.frames().allocate(FrameRequest::new(frames));
+            (space.pages().allocate(PageRequest::new(pages)), frames)
+        };
         if let (Ok(pages), Ok(frames)) = tokens(2, 3) {
             drop(space.map_allocated_pages_to(pages, frames, Protection::ReadOnly).unwrap_err());
         }
         same("map");
-        if let (Ok(pages), Ok(frames)) = tokens(1030, 1030) && let Err(back) = space.map_allocated_pages_to(pages, frames, Protection::ReadOnly) {
+        if let (Ok(pages), Ok(frames)) = tokens(1030, 1030)
+            && let Err(back) = space.map_allocated_pages_to(pages, frames, Protection::ReadOnly)
+        {
             drop(back);
             same("map without tables");
         }
-        prop_assert!(space.allocate(5000, Protection::ReadOnly).is_err() && space.allocate_stack(5000).is_err());
+        prop_assert!(space.allocate(5000, Protection::ReadOnly).is_err());
+        prop_assert!(space.allocate_stack(5000).is_err());
         same("allocate");
         let reserved = FrameRequest { at: PhysAddr::new(0), ..FrameRequest::new(1) };
         prop_assert!(space.allocate_dma(reserved).is_err());
