@@ -31,14 +31,16 @@ proptest! {
         if let Some(phys) = phys {
             prop_assert_eq!((phys.value(), phys.is_page_aligned()), (value, aligned));
             prop_assert_eq!(phys.frame_offset() as u64, value % PAGE);
-            prop_assert_eq!(phys.checked_add(bytes).map(|sum| sum.value().into()), Some(sum).filter(|sum| *sum < 1 << 52));
+            let next = phys.checked_add(bytes).map(|sum| sum.value().into());
+            prop_assert_eq!(next, Some(sum).filter(|sum| *sum < 1 << 52));
         }
         let virt = VirtAddr::new(value);
         prop_assert_eq!(virt.is_some(), canonical(value.into()));
         if let Some(virt) = virt {
             prop_assert_eq!((virt.value(), virt.is_page_aligned()), (value, aligned));
             prop_assert_eq!(virt.page_offset() as u64, value % PAGE);
-            prop_assert_eq!(virt.checked_add(bytes).map(|sum| sum.value().into()), Some(sum).filter(|sum| canonical(*sum)));
+            let next = virt.checked_add(bytes).map(|sum| sum.value().into());
+            prop_assert_eq!(next, Some(sum).filter(|sum| canonical(*sum)));
         }
     }
 
@@ -60,7 +62,8 @@ proptest! {
     fn pages_stay_in_their_half(start in value(), bytes in prop_oneof![0..20_000u64, any::<u64>()]) {
         let Some(address) = VirtAddr::new(start) else { return Ok(()) };
         let first = u128::from(start) / 4096 * 4096;
-        let past = if bytes == 0 { first } else { (u128::from(start) + u128::from(bytes)).div_ceil(4096) * 4096 };
+        let end = u128::from(start) + u128::from(bytes);
+        let past = if bytes == 0 { first } else { end.div_ceil(4096) * 4096 };
         let half_end = if start < 1 << 47 { 1u128 << 47 } else { 1u128 << 64 };
         match PageRange::from_virt_addr(address, bytes) {
             Ok(range) => {
@@ -70,7 +73,8 @@ proptest! {
                     prop_assert_eq!(u128::from(range.start_address().value()), first);
                     prop_assert_eq!(u128::from(range.end().unwrap().start_address().value()), past - 4096);
                     prop_assert!(range.contains_address(address));
-                    prop_assert_eq!(range.contains_address(range.end().unwrap().start_address().checked_add(4095).unwrap()), true);
+                    let last = range.end().unwrap().start_address().checked_add(4095).unwrap();
+                    prop_assert!(range.contains_address(last));
                     prop_assert_eq!(range.iter().next(), range.start());
                     prop_assert_eq!(range.iter().next_back(), range.end());
                 }
@@ -83,8 +87,14 @@ proptest! {
     }
 
     #[test]
-    fn set_operations(a in (0..40u64, 0..20usize), b in (0..40u64, 0..20usize), unit in 0..70u64, offset in 0..200_000u64) {
-        let range = |(start, count): (u64, usize)| FrameRange::new(PhysAddr::new(start * PAGE).unwrap(), count).unwrap();
+    fn set_operations(
+        a in (0..40u64, 0..20usize),
+        b in (0..40u64, 0..20usize),
+        unit in 0..70u64,
+        offset in 0..200_000u64,
+    ) {
+        let address = |number: u64| PhysAddr::new(number * PAGE).unwrap();
+        let range = |(start, count): (u64, usize)| FrameRange::new(address(start), count).unwrap();
         let set = |(start, count): (u64, usize)| start..start + count as u64;
         let (ra, rb, sa, sb) = (range(a), range(b), set(a), set(b));
         let frame = Frame::containing_address(PhysAddr::new(unit * PAGE).unwrap());

@@ -155,7 +155,9 @@ fn strangers_do_not_merge() {
 proptest! {
     /// Whatever is cut and joined, in the end everything is back once.
     #[test]
-    fn frames_survive_cutting_and_joining(steps in prop::collection::vec((0..4u8, any::<usize>(), any::<usize>()), 1..80)) {
+    fn frames_survive_cutting_and_joining(
+        steps in prop::collection::vec((0..4u8, any::<usize>(), any::<usize>()), 1..80),
+    ) {
         let allocator = full(256);
         let mut held: Vec<AllocatedFrames> = Vec::new();
         for (kind, a, b) in steps {
@@ -164,8 +166,9 @@ proptest! {
                 1 if !held.is_empty() => {
                     let frames = held.swap_remove(a % held.len());
                     let size = frames.size_in_frames();
-                    let (head, tail) = frames.split_at(b % (size + 1)).unwrap();
-                    prop_assert_eq!((head.size_in_frames(), tail.size_in_frames()), (b % (size + 1), size - b % (size + 1)));
+                    let at = b % (size + 1);
+                    let (head, tail) = frames.split_at(at).unwrap();
+                    prop_assert_eq!((head.size_in_frames(), tail.size_in_frames()), (at, size - at));
                     held.extend([head, tail]);
                 }
                 2 if held.len() > 1 => {
@@ -190,7 +193,9 @@ proptest! {
     }
 
     #[test]
-    fn pages_survive_cutting_and_joining(steps in prop::collection::vec((0..5u8, any::<usize>(), any::<usize>()), 1..80)) {
+    fn pages_survive_cutting_and_joining(
+        steps in prop::collection::vec((0..5u8, any::<usize>(), any::<usize>()), 1..80),
+    ) {
         let window = PageRange::new(VirtAddr::new(0xffff_9000_0000_0000).unwrap(), 300).unwrap();
         let pages = PageAllocator::new(window, storage(PageAllocator::storage_words(300))).unwrap();
         let pages: &'static PageAllocator = Box::leak(Box::new(pages));
@@ -211,7 +216,8 @@ proptest! {
                 2 if held.len() > 1 => {
                     let other = held.swap_remove(a % held.len());
                     let index = b % held.len();
-                    let follows = held[index].end().map(|page| page.number() + 1) == other.start().map(|page| page.number());
+                    let past = held[index].end().map(|page| page.number() + 1);
+                    let follows = past == other.start().map(|page| page.number());
                     let empty = held[index].is_empty() || other.is_empty();
                     let result = held[index].merge(other);
                     prop_assert_eq!(result.is_ok(), follows || empty);
@@ -221,7 +227,8 @@ proptest! {
                 4 => {
                     let start = window.start_address().checked_add((a % 300) as u64 * PAGE).unwrap();
                     let within = PageRange::new(start, (b % 50).min(300 - a % 300)).unwrap();
-                    if let Ok(part) = pages.allocate(PageRequest { within: Some(within), ..PageRequest::new(1 + b % 7) }) {
+                    let request = PageRequest { within: Some(within), ..PageRequest::new(1 + b % 7) };
+                    if let Ok(part) = pages.allocate(request) {
                         prop_assert!(within.contains_range(&part));
                         held.push(part);
                     }
