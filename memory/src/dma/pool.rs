@@ -36,7 +36,8 @@ pub struct DmaPool(NonNull<Slots>);
 /// else by the last buffer that comes home.
 struct Slots {
     region: DmaRegion,
-    /// The region's, for speed.
+    /// The region's first byte and what the device calls it, for speed.
+    start: NonNull<u8>,
     device_address: u64,
     table: *const WindowTable,
     direction: Direction,
@@ -54,7 +55,8 @@ struct Slots {
 /// The pool was dropped.
 const CLOSED: u64 = u64::MAX;
 
-// SAFETY: `table` alone keeps it from being `Send` and `Sync`, which is compared, never followed.
+// SAFETY: `table` and `start` alone keep it from being `Send` and `Sync`. The one is compared, never followed;
+// behind the other are `region`'s bytes, which are accessed as shared memory only, by whichever thread.
 unsafe impl Send for Slots {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Slots {}
@@ -143,6 +145,7 @@ impl DmaPool {
         );
         let (device_address, table) = (region.0.device_address, Arc::as_ptr(&region.0.table));
         let slots = Slots {
+            start: region.as_volatile_slice().as_ptr(),
             region,
             device_address,
             table,
@@ -158,10 +161,8 @@ impl DmaPool {
     /// A buffer, with whatever its last user left in it; `None` if all are lent. Takes no lock.
     #[inline]
     pub fn take(&self) -> Option<DmaBuf> {
-        let index = self.slots().take()?;
-        // Below the region's length, which is below 4 GiB.
-        let offset = (index as usize * self.slots().slot_len) as u32;
-        Some(DmaBuf { slots: self.0, index, offset })
+        let index = self.slots().take()? as usize;
+        Some(DmaBuf { slots: self.0, index })
     }
 
     /// How many buffers can be taken now: counted one by one, for checks.
@@ -200,8 +201,8 @@ impl fmt::Debug for DmaPool {
 /// One buffer of a [`DmaPool`]: the only value through which the CPU reaches these bytes.
 pub struct DmaBuf {
     slots: NonNull<Slots>,
-    index: u32,
-    offset: u32,
+    /// Below the number of slots. Two words in all: so it is passed in registers.
+    index: usize,
 }
 
 // SAFETY: it is a share in `Slots`, which is `Send` and `Sync`.
@@ -235,7 +236,13 @@ impl DmaBuf {
 
     #[inline]
     pub(super) fn device_address(&self) -> u64 {
-        self.slots().device_address.wrapping_add(self.offset.into())
+        self.slots().device_address.wrapping_add(self.offset() as u64)
+    }
+
+    /// In the region: below its length.
+    #[inline]
+    fn offset(&self) -> usize {
+        self.index.wrapping_mul(self.slots().slot_len)
     }
 
     #[inline]
@@ -252,8 +259,10 @@ impl DmaBuf {
     /// All of the buffer's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        let bytes = self.slots().region.0.as_volatile_slice().subslice(self.offset as usize, self.len());
-        bytes.unwrap_or_else(|_| VolatileSlice::empty())
+        let Slots { start, slot_len, .. } = self.slots();
+        // SAFETY: `index` is below the number of slots, which are all in the region that `Slots` keeps: for as long as the buffer has its share, so for as long as it is borrowed. They hold
+        // no Rust object, as `DmaRegion` says.
+        unsafe { VolatileSlice::new(start.add(self.offset()), *slot_len) }
     }
 
     /// Copies bytes out, from `offset` on.
@@ -280,7 +289,7 @@ impl DmaBuf {
 impl Drop for DmaBuf {
     #[inline]
     fn drop(&mut self) {
-        if !self.slots().give(self.index) {
+        if !self.slots().give(self.index as u32) {
             // SAFETY: the buffer is dropped, and is in no list.
             unsafe { Slots::settle(self.slots, -1) }
         }
