@@ -66,8 +66,8 @@ pub use device::{
     VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
-    DescriptorTable, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry, DmaSnapshot,
-    DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
+    DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry,
+    DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
     SegmentArray, SegmentPairs, Split,
 };
 pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};

@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
+use core::ops::BitOr;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
@@ -65,6 +66,46 @@ const DESCRIPTOR_LEN: usize = 16;
 const WRITE: u64 = 1 << 1;
 const INDIRECT: u64 = 1 << 2;
 
+/// The bits of a descriptor's second half that are its author's, where they are in it: not the length, nor
+/// WRITE and INDIRECT, which say what the address is.
+#[derive(Debug)]
+pub struct DescriptorBits<F>(u64, PhantomData<F>);
+
+impl<F: RingFormat> DescriptorBits<F> {
+    const FREE: u64 = !(u32::MAX as u64 | (WRITE | INDIRECT) << F::FLAGS);
+
+    /// The bits.
+    #[inline]
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl<F: RingFormat> From<u64> for DescriptorBits<F> {
+    /// Those of them that are the author's.
+    #[inline]
+    fn from(bits: u64) -> Self {
+        Self(bits & Self::FREE, PhantomData)
+    }
+}
+
+impl<F> BitOr for DescriptorBits<F> {
+    type Output = Self;
+
+    #[inline]
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0, PhantomData)
+    }
+}
+
+impl<F> Clone for DescriptorBits<F> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<F> Copy for DescriptorBits<F> {}
+
 /// A table of descriptors: of a queue, or one that descriptors of a queue refer to. It owns its memory, and
 /// no other way leads to it but these methods, so that what a device follows was made of [`Segment`]s:
 /// borrowed from their owner at that moment, in its length and direction.
@@ -101,9 +142,6 @@ unsafe impl<F: RingFormat> Send for DescriptorTable<F> {}
 unsafe impl<F: RingFormat> Sync for DescriptorTable<F> {}
 
 impl<F: RingFormat> DescriptorTable<F> {
-    /// The bits of a descriptor's second half that are the caller's: not the length, nor what the address is.
-    const FREE: u64 = !(u32::MAX as u64 | (WRITE | INDIRECT) << F::FLAGS);
-
     /// A table of `count` descriptors, all zero, followed by room for `more` bytes.
     ///
     /// # Errors
@@ -167,9 +205,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(QueueAddresses { addresses: [self.address(), driver, device], size, packed: F::PACKED })
     }
 
-    /// Writes the descriptor at `index`: of `segment`, with the flags and other fields that `bits` has where
-    /// they are in its second half (which is written last, in one access). What the length, WRITE and
-    /// INDIRECT are is not the caller's; those bits are ignored. Panics if `order` is not one for stores.
+    /// Writes the descriptor at `index`: of `segment`, with the flags and other fields in `bits`. Its second
+    /// half is written last, in one access. Panics if `order` is not one for stores.
     ///
     /// # Errors
     /// [`DmaError::WrongDevice`] if the segment is another device's memory, [`DmaError::Access`] beyond the
@@ -179,11 +216,11 @@ impl<F: RingFormat> DescriptorTable<F> {
         &mut self,
         index: usize,
         segment: &Segment<'_>,
-        bits: u64,
+        bits: impl Into<DescriptorBits<F>>,
         order: Ordering,
     ) -> Result<(), DmaError> {
         self.check(segment)?;
-        Ok(self.put(index, segment.address, Self::rest(segment, bits), order)?)
+        Ok(self.put(index, segment.address, Self::rest(segment, bits.into()), order)?)
     }
 
     /// Writes the descriptors of a chain one after the other from `index` on, of segments and bits as for
@@ -196,7 +233,7 @@ impl<F: RingFormat> DescriptorTable<F> {
     pub fn hold<const N: usize>(
         &mut self,
         index: usize,
-        chain: [(&Segment<'_>, u64); N],
+        chain: [(&Segment<'_>, impl Into<DescriptorBits<F>>); N],
     ) -> Result<(), DmaError> {
         if chain.iter().any(|(segment, _)| !ptr::eq(segment.table, self.table)) {
             return Err(DmaError::WrongDevice);
@@ -206,7 +243,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         }
         let (words, is_held) = (self.words, self.held.is_some());
         for (place, (segment, bits)) in chain.into_iter().enumerate().rev() {
-            let rest = Self::rest(segment, bits);
+            let rest = Self::rest(segment, bits.into());
             // SAFETY: `index + N` is not beyond the end, as was just seen, so all are in the memory that
             // `region` keeps, and aligned.
             unsafe {
@@ -244,7 +281,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         &mut self,
         index: usize,
         (table, first, count): (&Self, usize, usize),
-        bits: u64,
+        bits: impl Into<DescriptorBits<F>>,
         hold: bool,
     ) -> Result<(), DmaError> {
         if !ptr::eq(self.table, table.table) {
@@ -259,7 +296,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         let address = table.region.device_address.wrapping_add(offset);
         // A table is shorter than 4 GiB: a queue has at most 32,768 descriptors, and so have its chains.
         let len = u32::try_from(count.wrapping_mul(DESCRIPTOR_LEN)).map_err(|_| DmaError::BadLength)?;
-        let rest = u64::from(len) | bits & Self::FREE | INDIRECT << F::FLAGS;
+        let rest = u64::from(len) | bits.into().0 | INDIRECT << F::FLAGS;
         if hold && self.held.is_none() {
             self.held = Some(Held { index, address, rest });
         } else {
@@ -297,9 +334,9 @@ impl<F: RingFormat> DescriptorTable<F> {
     }
 
     #[inline]
-    fn rest(segment: &Segment<'_>, bits: u64) -> u64 {
+    fn rest(segment: &Segment<'_>, bits: DescriptorBits<F>) -> u64 {
         let write = if segment.writable { WRITE << F::FLAGS } else { 0 };
-        u64::from(segment.len) | bits & Self::FREE | write
+        u64::from(segment.len) | bits.0 | write
     }
 
     #[inline]

@@ -29,7 +29,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 pub use array::DmaArray;
-pub use descriptors::{DescriptorTable, Packed, QueueAddresses, RingFormat, Split};
+pub use descriptors::{DescriptorBits, DescriptorTable, Packed, QueueAddresses, RingFormat, Split};
 pub use life::{Life, Quiet, ResetError};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
