@@ -4,6 +4,8 @@
 use alloc::sync::Arc;
 use core::fmt;
 use core::ptr::NonNull;
+#[cfg(ringfence_tsan)]
+use core::sync::atomic::Ordering;
 
 use crate::{AtomicAccess, MmioMemory, PhysAddr, Platform, PlatformError};
 
@@ -80,7 +82,7 @@ impl MmioRegion {
     pub fn read<T: AtomicAccess>(&self, offset: usize) -> Result<T, MmioError> {
         let at = self.at::<T>(offset)?;
         // SAFETY: in bounds, aligned, and mapped as long as `claim` is.
-        Ok(unsafe { at.read_volatile() })
+        Ok(unsafe { read(at) })
     }
 
     /// Writes the register of type `T` at `offset`: one volatile write.
@@ -92,7 +94,7 @@ impl MmioRegion {
     pub unsafe fn write<T: AtomicAccess>(&self, offset: usize, value: T) -> Result<(), MmioError> {
         let at = self.at::<T>(offset)?;
         // SAFETY: as in `read`; the caller answers for the rest.
-        unsafe { at.write_volatile(value) };
+        unsafe { write(at, value) };
         Ok(())
     }
 
@@ -103,6 +105,36 @@ impl MmioRegion {
         // SAFETY: in the region by the line above.
         let at = unsafe { self.start.add(offset) }.cast::<T>();
         if at.is_aligned() { Ok(at) } else { Err(MmioError::Misaligned) }
+    }
+}
+
+/// # Safety
+/// `at` must be valid for reads, and aligned.
+#[inline]
+unsafe fn read<T: AtomicAccess>(at: NonNull<T>) -> T {
+    // In tests a thread plays the device, and registers are memory: ThreadSanitizer would take a volatile
+    // access for a plain one.
+    #[cfg(ringfence_tsan)]
+    // SAFETY: this function's contract.
+    return unsafe { T::load(at, Ordering::Relaxed) };
+    #[cfg(not(ringfence_tsan))]
+    // SAFETY: this function's contract.
+    unsafe {
+        at.read_volatile()
+    }
+}
+
+/// # Safety
+/// `at` must be valid for writes, and aligned.
+#[inline]
+unsafe fn write<T: AtomicAccess>(at: NonNull<T>, value: T) {
+    #[cfg(ringfence_tsan)]
+    // SAFETY: this function's contract.
+    return unsafe { T::store(at, value, Ordering::Relaxed) };
+    #[cfg(not(ringfence_tsan))]
+    // SAFETY: this function's contract.
+    unsafe {
+        at.write_volatile(value)
     }
 }
 
@@ -129,7 +161,7 @@ impl<T: AtomicAccess> Register<T> {
     #[inline]
     pub fn read(&self) -> T {
         // SAFETY: in bounds and aligned since `MmioRegion::register`; `_claim` keeps it mapped.
-        unsafe { self.at.read_volatile() }
+        unsafe { read(self.at) }
     }
 
     /// One volatile write.
@@ -139,7 +171,7 @@ impl<T: AtomicAccess> Register<T> {
     #[inline]
     pub unsafe fn write(&self, value: T) {
         // SAFETY: as in `read`; the caller answers for the rest.
-        unsafe { self.at.write_volatile(value) }
+        unsafe { write(self.at, value) }
     }
 }
 
