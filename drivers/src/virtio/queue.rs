@@ -5,10 +5,10 @@ use alloc::vec::Vec;
 use ringfence_memory::{DmaWindows, Life, Quiet};
 
 use super::chain::{Buffers, Frames};
-use super::flights::Flights;
 use super::in_order::InOrder;
 use super::packed::PackedRing;
 use super::ring::{Layout, Ring};
+use super::slots::Flights;
 use super::split::SplitRing;
 use super::{DriverOk, Error, Notify, QueueSetup, features};
 
