@@ -9,7 +9,7 @@ use ringfence_drivers::block::{Block, Done, Geometry, Options, Request, RequestE
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DeviceId, DmaBuf, DmaPool, DmaWindows};
 use support::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
-use support::{Chain, DeviceRing, Fake, FakeTransport, grant};
+use support::{Chain, DeviceRing, Fake, FakeTransport, INDIRECT_DESC, grant};
 
 struct Bench {
     fake: Fake,
@@ -226,9 +226,12 @@ fn senseless_configurations() {
         assert_eq!(result.map(drop), Err(Error::QueueUnavailable(0)), "{block_size} bytes in {size}");
         assert_eq!(fake.platform.dma_in_use(), 0);
     }
-    // Limits beyond what the ring holds are limits of the ring.
-    let bench = bench_with(ALL, config(u64::MAX, 9, u32::MAX, 512), 64);
-    assert_eq!(bench.block.geometry().segments, 62);
+    // Limits beyond what the ring holds are limits of the ring; without tables, of the half that is for long
+    // requests.
+    for (offered, segments) in [(0, 33), (INDIRECT_DESC, 62)] {
+        let bench = bench_with(ALL | offered, config(u64::MAX, 16, u32::MAX, 512), 64);
+        assert_eq!(bench.block.geometry().segments, segments);
+    }
 }
 
 /// One block goes into a request, if only just.

@@ -9,7 +9,9 @@ use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 use support::bench::FORMATS;
 use support::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
-use support::{Chain, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
+use support::{
+    Chain, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
+};
 
 const MQ: u64 = features::block::MQ;
 const BUFFERS: usize = 512;
@@ -273,29 +275,24 @@ fn without_proof_no_queue_gives_anything_back() {
     assert_eq!((pool.available(), fake.platform.dma_in_use()), (BUFFERS - 2, in_use));
 }
 
-/// Of `depth` slots in `size` descriptors, how many can have `parts` of them while the others have one.
-fn direct(size: usize, depth: usize, parts: usize) -> usize {
-    (0..=depth).rev().find(|direct| direct * parts + (depth - direct) <= size).unwrap()
-}
-
+/// D15: no request is slower because of another.
 #[test]
-fn as_few_tables_as_possible() {
-    for format in FORMATS {
+fn all_in_tables_or_none() {
+    for format in FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]) {
         for (size, depth, indirect, expected) in [
             // All direct.
             (256, 128, false, 85),
             (256, 85, true, 85),
             (512, 128, true, 128),
-            // Half and half.
+            (4, 1, true, 1),
+            (4, 4, false, 1),
+            // All by tables.
             (256, 128, true, 128),
             (256, 86, true, 86),
             (64, 40, true, 40),
-            // All by tables.
             (256, 256, true, 256),
             (256, 1000, true, 256),
             (4, 4, true, 4),
-            (4, 1, true, 1),
-            (4, 4, false, 1),
         ] {
             let case = format!("{depth} of {size}, indirect {indirect}, format {format:#x}");
             let offered = format | if indirect { INDIRECT_DESC } else { 0 };
@@ -309,9 +306,10 @@ fn as_few_tables_as_possible() {
                 assert_eq!((chains.len(), bench.block.in_flight()), (expected, expected), "{case}");
                 let descriptors: usize = chains.iter().map(|chain| usize::from(chain.descriptors)).sum();
                 assert!(descriptors <= size.into(), "{descriptors} descriptors: {case}");
-                let whole = chains.iter().filter(|chain| chain.table.is_none()).count();
-                let most = if indirect { direct(size.into(), expected, 3) } else { expected };
-                assert_eq!(whole, most, "chains without a table: {case}");
+                let tabled = 3 * expected > size.into();
+                assert!(chains.iter().all(|chain| chain.table.is_some() == tabled), "{case}");
+                let each = if tabled { 1 } else { 3 };
+                assert!(chains.iter().all(|chain| chain.descriptors == each), "{case}");
                 let used: Vec<_> = chains.iter().filter_map(|chain| chain.table).collect();
                 tables.extend(used.iter().copied());
                 let distinct: std::collections::HashSet<_> = used.iter().collect();
@@ -322,27 +320,36 @@ fn as_few_tables_as_possible() {
             assert!(tables.len() <= expected, "tables are used again: {case}");
         }
     }
-    assert_eq!(128 - direct(256, 128, 3), 64, "the default: 64 tables");
 }
 
+/// D15: with the default options, however many requests are in flight, all kinds of them.
 #[test]
-fn few_requests_at_once_never_need_a_table() {
-    for format in FORMATS {
+fn the_default_options_have_one_path() {
+    let formats = FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]);
+    for (format, size) in formats.flat_map(|format| [256, 512].map(|size| (format, size))) {
         let mut bench =
-            Bench::new(format | INDIRECT_DESC, config_with(1), &[256], &Options::default()).unwrap();
-        assert_eq!(bench.block.depth(), 128);
+            Bench::new(format | INDIRECT_DESC, config_with(1), &[size], &Options::default()).unwrap();
+        assert_eq!((bench.block.depth(), bench.block.queue_size()), (128, 256));
         let mut disk = Disk::new(bench.fake.ring(0));
-        for round in 0..2000_usize {
-            for sector in 0..round as u64 % 64 {
-                let request = bench.read(sector, SECTOR);
+        let mut kinds = std::collections::HashSet::new();
+        for round in 0..1000_usize {
+            for number in 0..round % 129 {
+                let buffer = bench.pool.take().unwrap();
+                let request = match number % 4 {
+                    0 => Request::Read { sector: 1, buffer, len: SECTOR },
+                    1 => Request::Write { sector: 1, buffer, len: SECTOR },
+                    2 => Request::Identify { buffer },
+                    _ => Request::Flush,
+                };
                 bench.block.submit(request).unwrap();
             }
             bench.block.kick();
             let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
-            assert!(chains.iter().all(|chain| chain.table.is_none() && chain.descriptors == 3));
+            kinds.extend(chains.iter().map(|chain| (chain.table.is_some(), chain.descriptors)));
             finish(&mut disk, chains);
-            assert_eq!(bench.reap_good(), round % 64);
+            assert_eq!(bench.reap_good(), round % 129);
         }
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), [(true, 1)], "{format:#x}");
     }
 }
 
@@ -353,10 +360,10 @@ fn segments_of_the_longest_length() {
         for (size_max, seg_max, ring, segments) in [
             (512, 8, 64, 8),
             (1024, 3, 64, 3),
-            (700, 100, 64, 62),
-            (512, 100, 8, 6),
+            (700, 100, 64, if indirect { 62 } else { 33 }),
+            (512, 100, 8, if indirect { 6 } else { 5 }),
             (1 << 20, 8, 64, 1),
-            (4096, 1000, 512, 256),
+            (4096, 1000, 1024, 256),
             (u32::MAX, u32::MAX, 8, 1),
         ] {
             let case = format!("{seg_max} of {size_max} in {ring}, offered {offered:#x}");
@@ -369,12 +376,21 @@ fn segments_of_the_longest_length() {
             let mut disk = Disk::new(bench.fake.ring(0));
             let longest = u64::from(segments) * u64::from(size_max);
             let longest = longest.min(4096) as usize / SECTOR * SECTOR;
-            // Several at once, so that tables are used where there are any.
+            // Several at once, so that tables are used where there are any, and otherwise as many as the
+            // descriptors are enough for that no slot has to itself.
             let mut buffers = Vec::new();
-            for sector in 0..bench.block.depth().min(20) as u64 {
+            let count = longest.div_ceil(size_max as usize) + 2;
+            let spare = (!indirect).then(|| usize::from(ring) - 3 * bench.block.depth());
+            let most = spare.and_then(|spare| spare.checked_div(count - 3)).unwrap_or(20);
+            for sector in 0..bench.block.depth().min(most).min(20) as u64 {
                 let request = bench.read(sector, longest);
                 bench.block.submit(request).unwrap();
                 buffers.push(sector);
+            }
+            assert!(!buffers.is_empty());
+            if most < bench.block.depth().min(20) {
+                let request = bench.read(0, longest);
+                assert_eq!(bench.block.submit(request).unwrap_err().0, RequestError::Full, "{case}");
             }
             if longest < 4096 {
                 let request = bench.read(0, longest + SECTOR);

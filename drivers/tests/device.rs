@@ -8,7 +8,7 @@ use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Offer, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{DmaPool, Platform, ResetError};
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::{Event, Fake, FakeTransport, grant, platform};
 
 const KIND: DeviceType = DeviceType(42);
@@ -29,8 +29,8 @@ fn the_whole_sequence() {
     let mut device = offer.negotiate(0b011).unwrap();
     assert_eq!(device.features(), features::VERSION_1 | features::ACCESS_PLATFORM | 1);
     assert_eq!(device.offered(), fake.model().offered);
-    let options = QueueOptions { size: 8, chains: 8, parts: 1 };
-    let ring = device.queue::<BufferList>(0, &options, 1, no_frames).unwrap();
+    let options = QueueOptions { size: 8, chains: 8, segments: 1, longest: 1 };
+    let ring = device.queue::<BufferList>(0, &options, 1, no_controls).unwrap();
     device.driver_ok().unwrap();
     assert!(device.check().is_ok());
     drop(device);

@@ -13,7 +13,7 @@ use ringfence_memory::{
     DmaPool, DmaSnapshot,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
 };
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::{Fake, grant};
 
 const LEN: usize = 32;
@@ -31,8 +31,8 @@ fn requests_and_answers() {
     let windows = fake.windows();
     let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
     let mut device = offer.negotiate(0).unwrap();
-    let options = QueueOptions { size: u16::MAX, chains: 2, parts: 4 };
-    let mut driver = device.queue::<BufferList>(0, &options, 1, no_frames).unwrap();
+    let options = QueueOptions { size: u16::MAX, chains: 2, segments: 4, longest: 4 };
+    let mut driver = device.queue::<BufferList>(0, &options, 1, no_controls).unwrap();
     driver.start(&device.driver_ok().unwrap());
     let at = fake.model().queues[0];
     let pool = DmaPool::new(&windows, 16, LEN).unwrap();

@@ -17,7 +17,7 @@ use ringfence_drivers::virtio::QueueOptions;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Lengths of the readable and the writable parts; most of the time no more than there may be.
+    /// Lengths of the readable and the writable segments; most of the time no more than there may be.
     Submit(Vec<usize>, Vec<usize>, bool),
     Kick,
     Take(usize),
@@ -47,10 +47,12 @@ fn step() -> impl Strategy<Value = Step> {
 /// Any size that both formats allow, and one of its own for packed rings.
 fn options() -> impl Strategy<Value = [QueueOptions; 2]> {
     let odd = prop_oneof![prop::sample::select(vec![1_u16, 3, 5, 7, 255]), 1_u16..100];
-    (0_u32..8, odd, any::<Index>(), any::<Index>()).prop_map(|(order, odd, parts, chains)| {
+    let indexes = any::<[Index; 3]>();
+    (0_u32..8, odd, indexes).prop_map(|(order, odd, [segments, longer, chains])| {
         [1 << order, odd].map(|size| {
-            let parts = 1 + parts.index(usize::from(size.min(6))) as u16;
-            QueueOptions { size, chains: 1 + chains.index(size.into()) as u16, parts }
+            let segments = 1 + segments.index(usize::from(size.min(6))) as u16;
+            let longest = segments.max(longer.index(9) as u16);
+            QueueOptions { size, chains: 1 + chains.index(size.into()) as u16, segments, longest }
         })
     })
 }
@@ -61,17 +63,18 @@ proptest! {
     #[test]
     fn any_steps_in_every_mode(
         options in options(),
-        (batching, framed) in any::<(bool, bool)>(),
+        (batching, fixed) in any::<(bool, bool)>(),
         steps in prop::collection::vec(step(), 1..400),
     ) {
         for mode in Mode::all() {
             let options = options[usize::from(mode.packed)];
-            let batching = batching && options.size >= 2 * options.parts;
-            let mut rig = Rig::framed(mode, options, batching, framed && options.parts > 1);
+            let batching = batching && options.size >= 2 * options.longest;
+            let fixed = fixed && options.longest.min(options.size) > 1;
+            let mut rig = Rig::with_fixed(mode, options, batching, fixed);
             for step in &steps {
                 match step {
                     Step::Submit(readable, writable, fit) => {
-                        let most = if *fit { rig.parts - rig.frame } else { usize::MAX };
+                        let most = if *fit { rig.longest - rig.fixed } else { usize::MAX };
                         let readable = &readable[..readable.len().min(most)];
                         rig.submit(readable, &writable[..writable.len().min(most - readable.len())]);
                     }
@@ -114,7 +117,7 @@ fn random(state: &Cell<u64>, below: usize) -> usize {
 fn indexes_wrap_in_every_mode() {
     for mode in Mode::all() {
         let size = if mode.packed { 7 } else { 8 };
-        let mut rig = Rig::new(mode, QueueOptions { size, chains: 8, parts: 3 }, false);
+        let mut rig = Rig::new(mode, QueueOptions { size, chains: 8, segments: 3, longest: 3 }, false);
         let state = Rc::new(Cell::new(0x2545_f491_4f6c_dd1d));
         while rig.number < 70_000 {
             for _ in 0..1 + random(&state, 5) {
@@ -141,8 +144,8 @@ fn indexes_wrap_in_every_mode() {
 fn the_largest_rings_are_filled() {
     const SIZE: u16 = 1 << 15;
     for mode in Mode::all() {
-        let parts = 3;
-        let mut rig = Rig::new(mode, QueueOptions { size: SIZE, chains: SIZE, parts }, true);
+        let options = QueueOptions { size: SIZE, chains: SIZE, segments: 3, longest: 3 };
+        let mut rig = Rig::new(mode, options, true);
         let depth = usize::from(rig.driver.depth());
         for round in 0..3 {
             rig.set_interrupts(true);
@@ -170,7 +173,7 @@ fn the_largest_rings_are_filled() {
 fn nobody_who_polls_is_notified() {
     for mode in Mode::all() {
         let size = if mode.packed { 5 } else { 4 };
-        let mut rig = Rig::new(mode, QueueOptions { size, chains: 4, parts: 1 }, false);
+        let mut rig = Rig::new(mode, QueueOptions { size, chains: 4, segments: 1, longest: 1 }, false);
         rig.set_interrupts(false);
         rig.set_notifications(false);
         for _ in 0..40_000 {

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ringfence_drivers::net::{Net, NetPair, Options, Phy};
+use ringfence_drivers::net::{Net, NetPair, Options, Phy, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use smoltcp::phy::{Device as _, RxToken, TxToken};
 use smoltcp::time::Instant;
-use support::{DeviceRing, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
+use support::{
+    DeviceRing, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
+};
 
 /// 5.1.3.
 const CTRL_VQ: u64 = 1 << 17;
@@ -105,7 +107,7 @@ fn frame(len: usize, seed: u8) -> Vec<u8> {
 /// The card receives a frame.
 fn deliver(ring: &mut DeviceRing, frame: &[u8]) -> bool {
     let Some(chain) = ring.take() else { return false };
-    ring.write(&chain.segments[0], &[&[0xa5; HEADER], frame].concat());
+    ring.write(&chain.segments[0], &[&[0; HEADER], frame].concat());
     ring.complete(chain.head, (HEADER + frame.len()) as u32);
     true
 }
@@ -120,18 +122,16 @@ fn sent(ring: &mut DeviceRing) -> Option<Vec<u8>> {
 }
 
 fn send(pair: &mut NetPair<FakeNotifier>, frame: &[u8]) {
-    let mut packet = pair.take().unwrap();
-    packet.write(frame).unwrap();
-    pair.send(packet).unwrap();
+    assert_eq!(pair.send(1, |room| room.write(frame).unwrap()), Ok(1));
 }
 
 /// All frames that the pair has received.
 fn received(pair: &mut NetPair<FakeNotifier>) -> Vec<Vec<u8>> {
     let mut frames = Vec::new();
-    let count = pair.receive_batch(|packet| {
-        let mut frame = vec![0; packet.len()];
-        assert_eq!(packet.read(&mut frame), frame.len());
-        frames.push(frame);
+    let count = pair.receive(usize::MAX, |frame| {
+        let mut bytes = vec![0; frame.len()];
+        assert_eq!(frame.read(&mut bytes), frame.len());
+        frames.push(bytes);
     });
     assert_eq!(count, Ok(frames.len()));
     frames
@@ -368,37 +368,34 @@ fn batches() {
         for round in 0..20 {
             let before = kicks(&fake);
             let mut seeds = (round..).take(6);
-            let write = |packet: &mut ringfence_drivers::net::TxPacket| {
-                seeds.next().is_some_and(|seed| packet.write(&frame(60, seed)).is_ok())
+            let write = |room: &mut TxFrame<'_>| {
+                seeds.next().into_iter().for_each(|seed| room.write(&frame(60, seed)).unwrap());
             };
-            assert_eq!(net.send_batch(7, write), Ok(6), "until there is nothing more");
-            assert_eq!(net.send_batch(1, |packet| packet.write(&frame(60, round + 6)).is_ok()), Ok(1));
-            assert_eq!(
-                net.send_batch(5, |packet| packet.write(&frame(60, round + 7)).is_ok()),
-                Ok(1),
-                "8 fit"
-            );
-            assert_eq!(net.send_batch(5, |_| panic!("there is no room")), Ok(0));
-            // 26 bytes are the header and an Ethernet header, 2044 all that fits.
-            for (len, good) in [(26, true), (25, false), (2044, true), (2045, false), (0, false), (72, true)]
+            assert_eq!(net.send(7, write), Ok(6), "until there is nothing more");
+            assert_eq!(net.send(1, |room| room.write(&frame(60, round + 6)).unwrap()), Ok(1));
+            assert_eq!(net.send(5, |room| room.write(&frame(60, round + 7)).unwrap()), Ok(1), "8 fit");
+            assert_eq!(net.send(5, |_| panic!("there is no room")), Ok(0));
+            // 26 bytes are the header and an Ethernet header, 1530 are the longest frame.
+            for (len, good) in
+                [(26, true), (25, false), (1530, true), (1531, false), (2044, false), (0, false), (72, true)]
             {
                 let chain = rx.take().unwrap();
-                rx.write(&chain.segments[0], &frame(2044, round));
+                rx.write(&chain.segments[0], &[&[0; HEADER], frame(2032, round).as_slice()].concat());
                 rx.complete(chain.head, len);
                 assert_eq!(rx.pending(), 8 - 1, "one at a time");
                 let frames = received(&mut net);
-                let expected = frame(2044, round)[HEADER..(len as usize).clamp(HEADER, 2044)].to_vec();
+                let expected = frame(2032, round)[..(len as usize).clamp(HEADER, 1530) - HEADER].to_vec();
                 assert_eq!(frames, if good { vec![expected] } else { vec![] }, "{len}");
                 net.kick();
             }
             assert_eq!(received(&mut net), Vec::<Vec<u8>>::new());
             let out: Vec<_> = std::iter::from_fn(|| sent(&mut tx)).collect();
             assert_eq!(out, (round..round + 8).map(|seed| frame(60, seed)).collect::<Vec<_>>());
-            assert_eq!(kicks(&fake), (before.0 + 6, before.1 + 1));
+            assert_eq!(kicks(&fake), (before.0 + 7, before.1 + 1));
         }
-        assert_eq!(net.counters()[0].rejected, 20 * 3);
+        assert_eq!(net.counters()[0].rejected, 20 * 4);
         rx.complete(77, 60);
-        assert_eq!(net.receive_batch(|_| panic!("nothing came")), Err(QueueError::Broken));
+        assert_eq!(net.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
         assert!(net.is_broken());
     }
 }
@@ -439,21 +436,34 @@ fn smoltcp_sees_all_pairs() {
 
 #[test]
 fn a_buffer_that_the_card_was_not_told_of() {
-    for format in FORMATS {
+    let formats = FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]);
+    let formats = formats.flat_map(|format| [format, format | EVENT_IDX]);
+    for (format, in_one_look) in formats.flat_map(|format| [(format, false), (format, true)]) {
         let fake = card(format, 1, 2);
         let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
         let mut rx = fake.ring(0);
-        for kick in [true, false] {
+        // Around the ring, so that it begins anywhere.
+        for _ in 0..13 {
             let chain = rx.take().unwrap();
             rx.complete(chain.head, 60);
-            assert_eq!(net.receive_batch(|packet| assert_eq!(packet.len(), 60 - HEADER)), Ok(1));
-            if kick {
-                net.kick();
-                continue;
-            }
-            // It is in the ring again, but only the driver knows.
-            rx.complete(chain.head, 60);
-            assert_eq!(net.receive_batch(|_| panic!("nothing came")), Err(QueueError::Broken));
+            assert_eq!(net.receive(1, |frame| assert_eq!(frame.len(), 60 - HEADER)), Ok(1));
+            net.kick();
+        }
+        // It is in the ring again, but only the driver knows.
+        let chain = rx.take().unwrap();
+        rx.put_used(chain.head.into(), 60);
+        let mut shown = 0;
+        if !in_one_look {
+            rx.publish();
+            assert_eq!(net.receive(9, |_| shown += 1), Ok(1));
+        }
+        rx.lie_used(chain.head.into());
+        rx.publish();
+        assert_eq!(net.receive(9, |_| shown += 1), Err(QueueError::Broken), "{format:#x}");
+        assert_eq!((shown, net.is_broken()), (1, true));
+        assert_eq!(net.counters()[0].rejected, 1);
+        for _ in 0..2 {
+            assert_eq!(net.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
         }
         drop(net);
         assert_eq!(fake.platform.dma_in_use(), 0);

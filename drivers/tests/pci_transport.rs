@@ -16,7 +16,7 @@ use ringfence_drivers::virtio::{
 };
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
 use support::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
 
@@ -547,8 +547,8 @@ fn notifications_with_data() {
         let offer =
             Device::begin(card.transport().unwrap(), DeviceType::BLOCK, &grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(wanted).unwrap();
-        let options = QueueOptions { size: 4, chains: 4, parts: 1 };
-        let mut queue = device.queue::<BufferList>(3, &options, 1, no_frames).unwrap();
+        let options = QueueOptions { size: 4, chains: 4, segments: 1, longest: 1 };
+        let mut queue = device.queue::<BufferList>(3, &options, 1, no_controls).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let mut ring = {
             let addresses = QUEUE_ADDRESSES.map(|offset| card.get64(offset));

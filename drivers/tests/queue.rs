@@ -4,7 +4,7 @@ mod support;
 
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueError, QueueOptions, features};
 use ringfence_memory::{DeviceId, DmaPool, DmaWindows};
-use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_frames};
+use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_controls};
 use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, RING_PACKED, grant};
 
 #[test]
@@ -23,6 +23,45 @@ fn round_trip_with_data() {
         bench.ring.write(&chain.segments[1], b"laughs");
         assert_eq!(&answer, b"answer");
         assert!(bench.queue.pop().unwrap().is_none());
+    }
+}
+
+/// D1: what a device says of a chain that it could not write to means nothing (2.8.13).
+#[test]
+fn the_length_of_what_cannot_be_written() {
+    for format in FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]) {
+        let mut bench = Bench::new(format, 8, 2);
+        for len in [0, 1, 64, 65, 0xdead_beef, u32::MAX] {
+            for (written, readable) in [(true, 1), (false, 1), (true, 2), (false, 2)] {
+                bench.submit(readable, 0).unwrap();
+                bench.queue.kick();
+                let head = bench.ring.take().unwrap().head;
+                if written {
+                    bench.ring.complete(head, len)
+                } else {
+                    bench.ring.complete_unwritten(head, len)
+                }
+                assert_eq!(bench.reap(), Ok(vec![(bench.names, Some(0))]), "{len:#x}, {format:#x}");
+                assert_eq!(bench.queue.counters().rejected, 0);
+            }
+        }
+        // With a byte to write it is believed, or not.
+        for (len, expected) in [(0, Some(0)), (64, Some(64)), (65, None), (u32::MAX, None)] {
+            bench.submit(1, 1).unwrap();
+            bench.queue.kick();
+            let head = bench.ring.take().unwrap().head;
+            bench.ring.complete(head, len);
+            assert_eq!(bench.reap(), Ok(vec![(bench.names, expected)]), "{len:#x}, {format:#x}");
+        }
+        assert_eq!(bench.queue.counters().rejected, 2);
+        // Nor is it believed where something had to be written.
+        let [readable, _] = bench.item(1, 0).unwrap().into_buffers();
+        bench.queue.submit(BufferList::new(77, readable, vec![], 1)).unwrap();
+        bench.queue.kick();
+        let head = bench.ring.take().unwrap().head;
+        bench.ring.complete(head, 1);
+        assert_eq!(bench.queue.pop().unwrap().unwrap().written, None);
+        assert_eq!(bench.queue.counters().rejected, 3);
     }
 }
 
@@ -61,10 +100,10 @@ fn sizes_are_legal_and_within_both_limits() {
             let fake = Fake::new(DeviceType(42), features::VERSION_1 | format, vec![], &[max]);
             let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), fake.windows()).unwrap();
             let mut device = offer.negotiate(format).unwrap();
-            let wish = QueueOptions { size, chains: u16::MAX, parts: 1 };
-            let queue = device.queue::<BufferList>(0, &wish, 1, no_frames);
+            let wish = QueueOptions { size, chains: u16::MAX, segments: 1, longest: 1 };
+            let queue = device.queue::<BufferList>(0, &wish, 1, no_controls);
             assert_eq!(queue.map(|queue| queue.size()).map_err(|_| ()), expected, "max {max}, wish {size}");
-            assert!(device.queue::<BufferList>(1, &wish, 1, no_frames).is_err(), "there is no queue 1");
+            assert!(device.queue::<BufferList>(1, &wish, 1, no_controls).is_err(), "there is no queue 1");
         }
     }
 }
@@ -99,8 +138,8 @@ fn no_kick_before_driver_ok() {
         let windows = fake.windows();
         let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(format).unwrap();
-        let wish = QueueOptions { size: 8, chains: 8, parts: 1 };
-        let mut queue = device.queue::<BufferList>(0, &wish, 1, no_frames).unwrap();
+        let wish = QueueOptions { size: 8, chains: 8, segments: 1, longest: 1 };
+        let mut queue = device.queue::<BufferList>(0, &wish, 1, no_controls).unwrap();
         let pool = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         let item = BufferList::new(1, vec![], vec![pool.take().unwrap()], 0);
         queue.submit(item).unwrap();
@@ -173,9 +212,9 @@ fn bad_chains_come_back() {
 }
 
 #[test]
-fn a_refused_part_within_a_frame() {
+fn a_refused_segment_between_fixed_ones() {
     for format in FORMATS {
-        let shape = Shape { features: format, size: 16, chains: 4, parts: 4, framed: true };
+        let shape = Shape { features: format, size: 16, chains: 4, segments: 4, longest: 4, fixed: true };
         let mut bench = Bench::with(shape);
         let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
         let foreign = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();

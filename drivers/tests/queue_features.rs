@@ -7,7 +7,7 @@ use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{DeviceId, DmaError, DmaPool, Platform};
-use support::bench::{Bench, FORMATS, Shape, no_frames};
+use support::bench::{Bench, FORMATS, Shape, no_controls};
 use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
 
 /// Each format without and with the other features that a ring's memory depends on.
@@ -151,7 +151,7 @@ fn a_queue_that_does_not_reset() {
 }
 
 fn two(features: u64) -> [Bench; 2] {
-    let shape = Shape { features, size: 8, chains: 2, parts: 3, framed: false };
+    let shape = Shape { features, size: 8, chains: 2, segments: 3, longest: 3, fixed: false };
     [ID, DeviceId(ID.0 + 8)].map(|id| {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | features, vec![], &[8]);
         Bench::on(fake.with_id(id), shape)
@@ -204,7 +204,7 @@ fn a_proof_of_an_earlier_life() {
         let mut before = Bench::new(format, 8, 3);
         let stale = [before.device.shut_down().unwrap(), before.device.shut_down().unwrap()];
         let Bench { fake, .. } = before;
-        let shape = Shape { features: format, size: 8, chains: 2, parts: 3, framed: false };
+        let shape = Shape { features: format, size: 8, chains: 2, segments: 3, longest: 3, fixed: false };
         let mut bench = Bench::on(fake, shape);
         bench.submit(1, 1).unwrap();
         bench.queue.kick();
@@ -227,8 +227,8 @@ fn another_device_that_was_started_proves_nothing() {
             let begun = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), fake.windows());
             begun.unwrap().negotiate(format).unwrap()
         });
-        let options = QueueOptions { size: 8, chains: 4, parts: 2 };
-        let mut queue = devices[0].queue::<BufferList>(0, &options, 1, no_frames).unwrap();
+        let options = QueueOptions { size: 8, chains: 4, segments: 2, longest: 2 };
+        let mut queue = devices[0].queue::<BufferList>(0, &options, 1, no_controls).unwrap();
         let pool = DmaPool::new(&fakes[0].windows(), 4, 64).unwrap();
         let submit = |queue: &mut Queue<_, _>| {
             let writable = vec![pool.take().unwrap()];
@@ -335,7 +335,8 @@ fn a_hostile_device_event() {
 /// Keeps `depth` chains in flight; the device answers in batches of up to `batch`, and the driver looks every
 /// now and then. Says how many interrupts were due over `total` completions.
 fn interrupts_while_polling(features: u64, size: u16, depth: u16, batch: u64, total: u64) -> usize {
-    let mut bench = Bench::with(Shape { features, size, chains: depth, parts: 1, framed: false });
+    let mut bench =
+        Bench::with(Shape { features, size, chains: depth, segments: 1, longest: 1, fixed: false });
     bench.queue.disable_interrupts();
     let (mut numbers, mut due) = (Numbers(3), 0);
     while bench.queue.counters().completions < total {
@@ -351,7 +352,10 @@ fn interrupts_while_polling(features: u64, size: u16, depth: u16, batch: u64, to
             due += usize::from(bench.ring.publish());
         }
         match numbers.below(4) {
-            0 => drop(bench.queue.pop().unwrap()),
+            0 => {
+                let done = bench.queue.pop().unwrap();
+                done.into_iter().for_each(|done| _ = bench.inside.remove(&done.buffers.name()));
+            }
             _ => drop(bench.reap().unwrap()),
         }
     }

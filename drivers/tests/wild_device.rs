@@ -5,10 +5,11 @@ mod support;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
-use ringfence_drivers::virtio::QueueError;
+use ringfence_drivers::net::Net;
+use ringfence_drivers::virtio::{DeviceType, QueueError, features};
 use ringfence_memory::Bytes;
 use support::bench::{Bench, FORMATS, Shape};
-use support::{Chain, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+use support::{Chain, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 /// Four chains, which the device has taken, and one that it was not told of.
 fn four_in_flight(format: u64) -> (Bench, Vec<Chain>, u16) {
@@ -105,27 +106,48 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// All that the device may write: the used ring, or the packed ring and its event structure.
-fn areas(bench: &Bench) -> Vec<(u64, usize)> {
-    let queue = bench.fake.model().queues[0];
+/// All that the device may write of a queue: the used ring, or the packed ring and its event structure.
+fn areas(fake: &Fake, index: usize) -> Vec<(u64, usize)> {
+    let model = fake.model();
+    let (queue, accepted) = (model.queues[index], model.accepted);
     let size = usize::from(queue.size);
-    if bench.device.features() & RING_PACKED != 0 {
+    if accepted & RING_PACKED != 0 {
         vec![(queue.descriptors, 16 * size), (queue.device, 4)]
     } else {
         vec![(queue.device, 6 + 8 * size)]
     }
 }
 
-fn put(bench: &Bench, at: usize, value: u16) {
+fn put(fake: &Fake, index: usize, at: usize, value: u16) {
     let mut at = at;
-    for (start, len) in areas(bench) {
+    for (start, len) in areas(fake, index) {
         if at < len {
-            let memory = bench.ring.memory(start + at as u64, 2);
+            let memory = fake.platform.translate(fake.id, start + at as u64, 2).unwrap();
             memory.slice().write_obj(value.to_le(), 0).unwrap();
             return;
         }
         at -= len;
     }
+}
+
+/// Writes what might be the used element at position `used` of a queue: says where the next one goes.
+fn put_used(fake: &Fake, index: usize, used: u16, (ahead, id, written): (u16, u16, u32)) -> u16 {
+    let (size, accepted) = {
+        let model = fake.model();
+        (model.queues[index].size, model.accepted)
+    };
+    let at = usize::from(used % size);
+    let [low, high] = [written as u16, (written >> 16) as u16];
+    let next = used.wrapping_add(ahead);
+    let words = if accepted & RING_PACKED != 0 {
+        let wrap = if (used / size).is_multiple_of(2) { 1 << 7 | 1 << 15 } else { 0 };
+        vec![(16 * at + 8, low), (16 * at + 10, high), (16 * at + 12, id), (16 * at + 14, wrap)]
+    } else {
+        let element = 4 + 8 * at;
+        vec![(element, id), (element + 2, 0), (element + 4, low), (element + 6, high), (2, next)]
+    };
+    words.into_iter().for_each(|(at, word)| put(fake, index, at, word));
+    next
 }
 
 proptest! {
@@ -137,14 +159,14 @@ proptest! {
     #[test]
     fn anything_anywhere(
         features in subsequence(vec![RING_PACKED, INDIRECT_DESC, EVENT_IDX, IN_ORDER], 0..=4),
-        (size, chains, parts) in (1_u16..10, 1_u16..10, 1_u16..4),
+        (size, chains, segments, longer) in (1_u16..10, 1_u16..10, 1_u16..4, 0_u16..3),
         steps in prop::collection::vec(step(), 1..120),
     ) {
         let features: u64 = features.iter().sum();
         let has = |feature| features & feature != 0;
         let size = if has(RING_PACKED) { size } else { 1 << size.ilog2() };
-        let mut bench = Bench::with(Shape { features, size, chains, parts, framed: false });
-        let len = areas(&bench).iter().map(|area| area.1).sum::<usize>();
+        let mut bench = Bench::with(Shape { features, size, chains, segments, longest: segments + longer, fixed: false });
+        let len = areas(&bench.fake, 0).iter().map(|area| area.1).sum::<usize>();
         // Names of chains that the device was told of; the oldest that is in flight; the device's idea of
         // where it is.
         let (mut told, mut oldest, mut used) = (0, 1, 0_u16);
@@ -181,27 +203,8 @@ proptest! {
                     assert!(there || !bench.queue.is_broken());
                 }
                 Step::Interrupts(false) => bench.queue.disable_interrupts(),
-                Step::Write(at, value) => put(&bench, at.index(len / 2) * 2, value),
-                Step::Use(ahead, id, written) => {
-                    let at = usize::from(used % size);
-                    let [low, high] = [written as u16, (written >> 16) as u16];
-                    let next = used.wrapping_add(ahead);
-                    let words = if has(RING_PACKED) {
-                        let wrap = if used / size % 2 == 0 { 1 << 7 | 1 << 15 } else { 0 };
-                        vec![(16 * at + 8, low), (16 * at + 10, high), (16 * at + 12, id), (16 * at + 14, wrap)]
-                    } else {
-                        let element = 4 + 8 * at;
-                        vec![
-                            (element, id),
-                            (element + 2, 0),
-                            (element + 4, low),
-                            (element + 6, high),
-                            (2, next),
-                        ]
-                    };
-                    words.into_iter().for_each(|(at, word)| put(&bench, at, word));
-                    used = next;
-                }
+                Step::Write(at, value) => put(&bench.fake, 0, at.index(len / 2) * 2, value),
+                Step::Use(ahead, id, written) => used = put_used(&bench.fake, 0, used, (ahead, id, written)),
             }
             for (name, written) in back {
                 assert!(name <= told, "the device was not told of {name}");
@@ -218,5 +221,72 @@ proptest! {
         let Bench { queue, pool, buffers, .. } = bench;
         drop(queue);
         assert_eq!(pool.available() + held, buffers, "what the device may still write to is not lent again");
+    }
+
+    /// The same of a card, whose buffers stay in their slots: none is taken for used that it was not told of,
+    /// lengths are possible, and all memory is free again in the end.
+    #[test]
+    fn a_card_that_writes_anything(
+        features in subsequence(vec![RING_PACKED, INDIRECT_DESC, EVENT_IDX, IN_ORDER], 0..=4),
+        size in 1_u16..10,
+        steps in prop::collection::vec((0_usize..2, step()), 1..120),
+    ) {
+        let features: u64 = features.iter().sum();
+        let size = if features & RING_PACKED != 0 { size } else { 1 << size.ilog2() };
+        let fake = Fake::new(DeviceType::NET, features::VERSION_1 | features, vec![], &[size; 2]);
+        let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
+        let (mut told, mut used, mut shown) = (net.counters().map(|counters| counters.submitted), [0; 2], 0);
+        for (queue, step) in steps {
+            match step {
+                Step::Submit(..) if queue == 0 => net.disable_interrupts(),
+                Step::Submit(most, written) => {
+                    let mut left = written;
+                    let sent = net.send(most, |room| {
+                        if left > 0 {
+                            left -= 1;
+                            room.write(&[7; 60]).unwrap();
+                        }
+                    });
+                    assert!(sent.map_or_else(|error| error == QueueError::Broken, |sent| sent == written - left));
+                }
+                Step::Kick => {
+                    net.kick();
+                    told = net.counters().map(|counters| counters.submitted);
+                }
+                Step::Pop | Step::Reap => {
+                    let most = if matches!(step, Step::Pop) { 1 } else { usize::MAX };
+                    let before = shown;
+                    let received = net.receive(most, |frame| {
+                        assert!((14..=1518).contains(&frame.len()));
+                        shown += 1;
+                    });
+                    match received {
+                        Ok(count) => assert!(count == shown - before && count <= most),
+                        Err(error) => assert!(error == QueueError::Broken && net.is_broken()),
+                    }
+                }
+                Step::Interrupts(true) => {
+                    let there = net.enable_interrupts();
+                    assert!(there || !net.is_broken());
+                }
+                Step::Interrupts(false) => net.disable_interrupts(),
+                Step::Write(at, value) => {
+                    let len = areas(&fake, queue).iter().map(|area| area.1).sum::<usize>();
+                    put(&fake, queue, at.index(len / 2) * 2, value);
+                }
+                Step::Use(ahead, id, written) => {
+                    used[queue] = put_used(&fake, queue, used[queue], (ahead, id, written));
+                }
+            }
+            let counters = net.counters();
+            for (counters, told) in counters.iter().zip(told) {
+                assert!(counters.completions <= told, "the card was told of {told}: {counters:?}");
+                assert!(counters.submitted - counters.completions <= size.into());
+            }
+            let filled = counters[0].submitted - counters[0].completions;
+            assert!(net.is_broken() || filled == u64::from(size), "a buffer in each slot");
+        }
+        drop(net);
+        assert_eq!(fake.platform.dma_in_use(), 0);
     }
 }

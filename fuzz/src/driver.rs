@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, DeviceType, Error, PciTransport, QueueOptions, features,
+    BufferList, Controls, Device, DeviceType, Error, PciTransport, QueueOptions, features,
 };
 use ringfence_memory::{DmaError, DmaPool, MsiMessage};
 
@@ -152,7 +152,7 @@ fn negotiate(
 fn queue(world: &mut World, input: &mut Input<'_>) {
     let at = usize::from(input.byte());
     let Some(at) = at.checked_rem(world.devices.0.len()) else { return };
-    let (index, size, chains, parts) =
+    let (index, size, chains, segments) =
         (input.below(5) as u16, input.below(10) as u16, input.below(9) as u16, input.below(5) as u16);
     let framed = input.byte();
     let who = world.devices.0[at].who;
@@ -161,18 +161,18 @@ fn queue(world: &mut World, input: &mut Input<'_>) {
     let Driven { device, life, .. } = &mut world.devices.0[at];
     let (windows, life) = (device.windows().clone(), *life);
     let sides = world.sides;
-    let queue = device.queue::<BufferList>(index, &QueueOptions { size, chains, parts }, 1, |shape| {
-        match framed & 3 {
-            0 => BufferFrames::new(&windows, shape),
-            1 if framed > 128 && foreign.is_some() => {
-                let (of, windows) = foreign.as_ref().ok_or(Error::BadConfig)?;
-                sides[of.side].serve(of.party);
-                let frames = BufferFrames::new(windows, shape);
-                sides[who.side].serve(who.party);
-                frames
-            }
-            _ => Ok(BufferFrames::default()),
+    let longest = segments + u16::from(framed >> 4 & 3);
+    let options = QueueOptions { size, chains, segments, longest };
+    let queue = device.queue::<BufferList>(index, &options, 1, |shape| match framed & 3 {
+        0 => Controls::new(&windows, shape.slots).map(Some),
+        1 if framed > 128 && foreign.is_some() => {
+            let (of, windows) = foreign.as_ref().ok_or(Error::BadConfig)?;
+            sides[of.side].serve(of.party);
+            let controls = Controls::new(windows, shape.slots).map(Some);
+            sides[who.side].serve(who.party);
+            controls
         }
+        _ => Ok(None),
     });
     let card = world.card(who);
     card.look();

@@ -21,7 +21,7 @@ use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERS
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
 use ringfence_memory::{DmaBuf, DmaPool, DmaSnapshot, DmaWindows, fuchsia::DeviceRange};
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a question and of its answer.
@@ -55,8 +55,8 @@ impl Rig {
         let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(features).unwrap();
         assert_eq!(device.features(), VERSION_1 | features);
-        let options = QueueOptions { size, chains: 1, parts: 2 };
-        let mut queue = device.queue(0, &options, size, no_frames).unwrap();
+        let options = QueueOptions { size, chains: 1, segments: 2, longest: 2 };
+        let mut queue = device.queue(0, &options, size, no_controls).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let pool = DmaPool::new(&windows, 2, LEN).unwrap();
         let registers = fake.model().queues[0];

@@ -19,7 +19,7 @@ use ringfence_drivers::virtio::{
     BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, features,
 };
 use ringfence_memory::{Bytes as _, Direction, DmaPool, DmaWindows};
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::{Fake, FakeNotifier, FakeTransport, grant};
 use virtio_queue::{DescriptorChain, Queue as TheirQueue, QueueT, Reader, Writer};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory, Permissions};
@@ -86,8 +86,8 @@ impl Bench {
         let mut device = offer.negotiate(features::QUEUES).unwrap();
         assert_eq!(device.features(), features::VERSION_1 | features);
         let parts = PARTS.min(size);
-        let options = QueueOptions { size: u16::MAX, chains: u16::MAX, parts };
-        let mut queue = device.queue(0, &options, parts, no_frames).unwrap();
+        let options = QueueOptions { size: u16::MAX, chains: u16::MAX, segments: parts, longest: parts };
+        let mut queue = device.queue(0, &options, parts, no_controls).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let depth = if features & features::INDIRECT_DESC != 0 && parts > 1 { size } else { size / parts };
         assert_eq!((queue.size(), queue.depth()), (size, depth));

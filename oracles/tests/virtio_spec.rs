@@ -17,7 +17,7 @@ use ringfence_drivers::virtio::{
 use ringfence_memory::{
     DeviceId, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice, fuchsia::DeviceRange,
 };
-use support::bench::no_frames;
+use support::bench::no_controls;
 use support::{Fake, FakeNotifier, grant, platform};
 use virtio_spec::virtq::{self, AvailF, DescF, UsedF};
 use virtio_spec::{DeviceStatus, F, RingEventFlags, blk, net, pvirtq};
@@ -78,8 +78,9 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
         let windows = fake.windows();
         let offer = Bringup::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(0).unwrap();
-        let options = QueueOptions { size, chains: size, parts: 2 };
-        let mut queue: Queue<BufferList, FakeNotifier> = device.queue(0, &options, size, no_frames).unwrap();
+        let options = QueueOptions { size, chains: size, segments: 2, longest: 2 };
+        let mut queue: Queue<BufferList, FakeNotifier> =
+            device.queue(0, &options, size, no_controls).unwrap();
         queue.start(&device.driver_ok().unwrap());
         let pool = DmaPool::new(&windows, 2 * usize::from(size), 64).unwrap();
         let registers = fake.model().queues[0];

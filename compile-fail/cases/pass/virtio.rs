@@ -1,12 +1,12 @@
 //! One after the other, with the buffers that are given away.
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, Error, Notify, Offer, PciTransport, Queue, QueueOptions, Transport,
+    BufferList, Device, Error, Notify, Offer, PciTransport, Queue, QueueOptions, Transport,
 };
 use ringfence_memory::*;
 
 fn _bring_up(offer: Offer<PciTransport>, options: &QueueOptions) -> Result<Device<PciTransport>, Error> {
     let mut device = offer.negotiate(0)?;
-    let mut queue = device.queue::<BufferList>(0, options, 1, |_| Ok(BufferFrames::default()))?;
+    let mut queue = device.queue::<BufferList>(0, options, 1, |_| Ok(None))?;
     queue.start(&device.driver_ok()?);
     Ok(device)
 }

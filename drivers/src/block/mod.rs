@@ -15,7 +15,7 @@ use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
 use crate::virtio::{Device, DeviceType, Error, QueueOptions, Transport, features};
 
-use request::Controls;
+use request::Common;
 
 pub use queue::BlockQueue;
 pub use request::{Request, RequestError};
@@ -40,9 +40,9 @@ const SEG_MAX: usize = 12;
 const BLK_SIZE: usize = 20;
 const NUM_QUEUES: usize = 34;
 
-/// A request has a header and a status besides its segments of data: at least one.
-const CONTROL_PARTS: u16 = 2;
-const LEAST_PARTS: u16 = 3;
+/// A request has a header and a status besides its segments of data: one, unless the device limits them.
+const CONTROLS: u16 = 2;
+const SEGMENTS: u16 = 3;
 /// Where the device limits segments, requests of this many bytes are made possible, and at least of a block.
 const LONGEST_SEGMENTED: u32 = 1 << 20;
 
@@ -200,17 +200,18 @@ impl<T: Transport> Block<T> {
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));
         let longest = LONGEST_SEGMENTED.max(geometry.block_size);
         let segments = longest.div_ceil(geometry.segment_size).min(geometry.segments);
-        let parts = u16::try_from(segments).unwrap_or(u16::MAX).saturating_add(CONTROL_PARTS);
-        let wish = QueueOptions { size: options.queue_size, chains: options.depth, parts };
+        let longest = u16::try_from(segments).unwrap_or(u16::MAX).saturating_add(CONTROLS);
+        let (size, chains) = (options.queue_size, options.depth);
+        let wish = QueueOptions { size, chains, segments: SEGMENTS, longest };
         let mut set_up = |index| {
             let windows = device.windows().clone();
-            let queue = device.queue(index, &wish, LEAST_PARTS, |shape| {
-                let segments = shape.parts.saturating_sub(CONTROL_PARTS).into();
+            let queue = device.queue(index, &wish, SEGMENTS, |shape| {
+                let segments = shape.segments.saturating_sub(CONTROLS).into();
                 let geometry = Geometry { segments, ..geometry };
                 if !geometry.has_requests() {
                     return Err(Error::QueueUnavailable(index));
                 }
-                Controls::new(&windows, shape, geometry, sectors.clone())
+                Common::new(&windows, shape.slots, geometry, sectors.clone())
             });
             queue.map(BlockQueue::new)
         };

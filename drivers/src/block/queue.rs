@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use super::request::{Controls, InFlight, Request, RequestError};
+use super::request::{Command, Common, InFlight, Request, RequestError};
 use super::{Done, Geometry, Ticket};
 use ringfence_memory::Quiet;
 
@@ -31,7 +31,7 @@ impl<N: Notify> BlockQueue<N> {
 
     /// What the disk is like.
     pub fn geometry(&self) -> Geometry {
-        let Controls { geometry, sectors, .. } = self.0.context();
+        let Common { geometry, sectors, .. } = self.0.context();
         Geometry { sectors: sectors.load(Ordering::Relaxed), ..*geometry }
     }
 
@@ -76,12 +76,18 @@ impl<N: Notify> BlockQueue<N> {
     /// Gives the request back: see [`RequestError`]. After [`RequestError::Full`], reap and try again.
     #[inline(always)] // What kind of request it is, the caller often knows.
     pub fn submit(&mut self, request: Request) -> Result<Ticket, (RequestError, Request)> {
-        if let Err(error) = request.check(self.0.context()) {
-            return Err((error, request));
-        }
-        match self.0.submit(InFlight::new(request)) {
+        let ((kind, sector, len), buffer) = request.split();
+        let command = || Command { kind, sector, len };
+        let result = if command().is_possible(self.0.context()) {
+            self.0.submit_for(buffer, command)
+        } else {
+            Err((QueueError::BadChain, buffer))
+        };
+        match result {
             Ok(slot) => Ok(Ticket(slot)),
-            Err((error, request)) => Err((request.refused(error), request.into_request())),
+            Err((error, buffer)) => {
+                Err(Command::refused((kind, sector, len), buffer, self.0.context(), error))
+            }
         }
     }
 
@@ -108,10 +114,15 @@ impl<N: Notify> BlockQueue<N> {
     /// [`QueueError::Broken`]: drop the driver.
     #[inline]
     pub fn reap(&mut self, mut done: impl FnMut(Done)) -> Result<usize, QueueError> {
-        self.0.reap(|completion, controls| {
-            let result = controls.outcome(&completion);
-            done(Done { ticket: Ticket(completion.slot), result, buffer: completion.buffers.into_buffer() });
-        })
+        let mut rejected = 0_u64;
+        let reaped = self.0.reap_raw(|used, InFlight(buffer), common| {
+            let result = common.outcome(&used);
+            rejected = rejected.wrapping_add((result == Err(RequestError::BadLength)).into());
+            done(Done { ticket: Ticket(used.slot), result, buffer });
+            true
+        });
+        self.0.count_rejected(rejected);
+        reaped
     }
 
     /// Asks for no interrupts while polling. Interrupts may come anyway.

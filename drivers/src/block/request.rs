@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaWindows, Segment, SegmentArray};
+use ringfence_memory::{Direction, DmaBuf, DmaWindows, Segment, SegmentArray};
 
 use super::{Geometry, ID_LEN, SECTOR_SIZE};
-use crate::virtio::{Buffers, Completion, Error, QueueError, QueueShape, sealed};
+use crate::virtio::{Buffers, Controls, Error, QueueError, UsedChain, sealed};
 
 /// Something to do, with the buffer to do it with.
 #[derive(Debug)]
@@ -76,6 +76,7 @@ impl From<QueueError> for RequestError {
         match error {
             QueueError::Full => Self::Full,
             QueueError::BadChain => Self::TooLong,
+            QueueError::OutOfMemory => Self::OutOfMemory,
             QueueError::WrongDevice => Self::WrongDevice,
             QueueError::Broken => Self::Broken,
         }
@@ -94,166 +95,157 @@ impl Request {
         }
     }
 
+    /// Its parts: kind, sector and length, and the buffer.
     #[inline(always)]
-    pub(super) fn check(&self, controls: &Controls) -> Result<(), RequestError> {
-        let disk = &controls.geometry;
-        let (sector, buffer, len) = match self {
-            Self::Write { .. } if disk.read_only => return Err(RequestError::ReadOnly),
-            Self::Read { sector, buffer, len } | Self::Write { sector, buffer, len } => {
-                (*sector, buffer, *len)
-            }
-            _ => return self.check_other(controls),
+    pub(super) fn split(self) -> ((Kind, u64, usize), InFlight) {
+        let (command, buffer) = match self {
+            Self::Read { sector, buffer, len } => ((Kind::In, sector, len), Some(buffer)),
+            Self::Write { sector, buffer, len } => ((Kind::Out, sector, len), Some(buffer)),
+            Self::Flush => ((Kind::Flush, 0, 0), None),
+            Self::Identify { buffer } => ((Kind::GetId, 0, ID_LEN), Some(buffer)),
         };
+        (command, InFlight(buffer))
+    }
+
+    fn why_refused(&self, common: &Common, error: QueueError) -> RequestError {
+        let disk = &common.geometry;
+        let (buffer, len, needs) = match self {
+            Self::Write { .. } if disk.read_only => return RequestError::ReadOnly,
+            Self::Read { buffer, len, .. } => (buffer, *len, Direction::FromDevice),
+            Self::Write { buffer, len, .. } => (buffer, *len, Direction::ToDevice),
+            Self::Identify { buffer } => (buffer, ID_LEN, Direction::FromDevice),
+            Self::Flush if !disk.flush => return RequestError::Unsupported,
+            Self::Flush => return error.into(),
+        };
+        let is_identify = matches!(self, Self::Identify { .. });
         if buffer.len() < len {
-            return Err(RequestError::BufferTooShort);
-        }
-        if len as u64 > controls.longest {
-            return Err(RequestError::TooLong);
-        }
-        let in_block = u64::from(disk.block_size.wrapping_sub(1));
-        if len == 0 || (sector << SECTOR_SIZE.trailing_zeros() | len as u64) & in_block != 0 {
-            return Err(RequestError::Misaligned);
-        }
-        let end = sector.checked_add((len / SECTOR_SIZE) as u64);
-        if end.is_some_and(|end| end <= controls.sectors.load(Ordering::Relaxed)) {
-            Ok(())
+            RequestError::BufferTooShort
+        } else if len as u64 > common.longest {
+            RequestError::TooLong
+        } else if !is_identify && (len == 0 || !self.is_aligned(disk)) {
+            RequestError::Misaligned
+        } else if !is_identify && !self.is_in_range(common) {
+            RequestError::OutOfRange
+        } else if buffer.direction() != Direction::Both && buffer.direction() != needs {
+            RequestError::WrongDirection
         } else {
-            Err(RequestError::OutOfRange)
+            error.into()
         }
     }
 
-    #[cold]
-    fn check_other(&self, controls: &Controls) -> Result<(), RequestError> {
-        match self {
-            Self::Flush if !controls.geometry.flush => Err(RequestError::Unsupported),
-            Self::Identify { buffer } if buffer.len() < ID_LEN => Err(RequestError::BufferTooShort),
-            Self::Identify { .. } if controls.longest < ID_LEN as u64 => Err(RequestError::TooLong),
-            _ => Ok(()),
-        }
+    fn is_aligned(&self, disk: &Geometry) -> bool {
+        let (Self::Read { sector, len, .. } | Self::Write { sector, len, .. }) = self else { return true };
+        is_aligned(*sector, *len, disk)
     }
+
+    fn is_in_range(&self, common: &Common) -> bool {
+        let (Self::Read { sector, len, .. } | Self::Write { sector, len, .. }) = self else { return true };
+        is_in_range(*sector, *len, common)
+    }
+}
+
+/// Whether `len` bytes from `sector` on are whole blocks.
+#[inline(always)]
+fn is_aligned(sector: u64, len: usize, disk: &Geometry) -> bool {
+    let in_block = u64::from(disk.block_size.wrapping_sub(1));
+    (sector << SECTOR_SIZE.trailing_zeros() | len as u64) & in_block == 0
+}
+
+/// Whether they are all on the disk.
+#[inline(always)]
+fn is_in_range(sector: u64, len: usize, common: &Common) -> bool {
+    let end = sector.checked_add((len / SECTOR_SIZE) as u64);
+    end.is_some_and(|end| end <= common.sectors.load(Ordering::Relaxed))
 }
 
 /// The most bytes of any request: header and status take some of the 4 GiB that a chain can have (2.7.5).
 const LONGEST: u64 = u32::MAX as u64 & !0xfffff;
-/// Not a status that a device reports.
-const NO_STATUS: u8 = 0xff;
-/// Words of a request's header: type and reserved in one, and the sector.
-const HEADER_WORDS: usize = 2;
 
-/// What the requests of a queue have in common: memory for their headers and status bytes, and what they are
-/// checked for.
-pub(super) struct Controls {
+/// What the requests of a queue have in common.
+pub(super) struct Common {
     /// By slot.
-    headers: DmaArray<u64>,
-    statuses: DmaArray<u8>,
-    /// The same as segments.
-    frames: [SegmentArray; 2],
+    controls: Controls,
     pub(super) geometry: Geometry,
-    /// The most bytes of a request: less than 4 GiB.
+    /// The most bytes of a request, and of a segment: less than 4 GiB.
     longest: u64,
+    one: usize,
     /// The capacity, which can change.
     pub(super) sectors: Arc<AtomicU64>,
 }
 
-impl Controls {
-    /// Memory for the requests of a queue like `shape`.
+impl Common {
+    /// What is for the requests of a queue of `slots` slots.
     pub(super) fn new(
         windows: &DmaWindows,
-        shape: &QueueShape,
+        slots: usize,
         geometry: Geometry,
         sectors: Arc<AtomicU64>,
     ) -> Result<Self, Error> {
-        let words = shape.slots.saturating_mul(HEADER_WORDS);
-        let headers = windows.allocate_for(words.saturating_mul(size_of::<u64>()), Direction::ToDevice)?;
-        let statuses = windows.allocate_for(shape.slots, Direction::FromDevice)?;
-        let (headers, statuses) = (headers.array(0, words)?, statuses.array(0, shape.slots)?);
-        let frames = headers.segments(HEADER_WORDS, false).zip(statuses.segments(1, true));
-        let (first, last) = frames.ok_or(Error::BadConfig)?;
-        Ok(Self {
-            headers,
-            statuses,
-            frames: [first, last],
-            geometry,
-            longest: u64::from(geometry.segment_size).saturating_mul(geometry.segments.into()).min(LONGEST),
-            sectors,
-        })
+        let longest = u64::from(geometry.segment_size).saturating_mul(geometry.segments.into()).min(LONGEST);
+        let one = u64::from(geometry.segment_size).min(longest) as usize;
+        Ok(Self { controls: Controls::new(windows, slots)?, geometry, longest, one, sectors })
     }
 
-    /// Writes the header of the request in `slot` and clears its status. All slots have both.
-    #[inline]
-    fn prepare(&self, slot: u16, kind: Kind, sector: u64) -> Option<()> {
-        let slot = usize::from(slot);
-        let at = slot.wrapping_mul(HEADER_WORDS);
-        self.headers.store(at.wrapping_add(1), sector.to_le(), Ordering::Relaxed)?;
-        self.headers.store(at, u64::from(kind as u32).to_le(), Ordering::Relaxed)?;
-        self.statuses.store(slot, NO_STATUS, Ordering::Relaxed)
+    /// How a request ended. The status byte is read once.
+    #[inline(always)]
+    pub(super) fn outcome(&self, used: &UsedChain) -> Result<(), RequestError> {
+        let status = self.controls.status(used.slot);
+        // The data and the status, all of them.
+        if status == 0 && used.written == used.writable { Ok(()) } else { failure(status, used) }
     }
+}
 
-    /// How the request in `slot` ended. The status byte is read once.
-    #[inline]
-    pub(super) fn outcome(&self, completion: &Completion<InFlight>) -> Result<(), RequestError> {
-        let status = self.statuses.load(completion.slot.into(), Ordering::Relaxed).unwrap_or(NO_STATUS);
-        let written = completion.written.ok_or(RequestError::BadLength)?;
-        match status {
-            // The data and the status.
-            0 if written > completion.buffers.data_written() => Ok(()),
-            0 => Err(RequestError::BadLength),
-            1 => Err(RequestError::Io),
-            2 => Err(RequestError::Unsupported),
-            other => Err(RequestError::BadStatus(other)),
-        }
+/// How a request ended that did not simply succeed.
+#[cold]
+fn failure(status: u8, used: &UsedChain) -> Result<(), RequestError> {
+    if used.written(1).is_none() {
+        return Err(RequestError::BadLength);
     }
+    Err(match status {
+        0 => RequestError::BadLength,
+        1 => RequestError::Io,
+        2 => RequestError::Unsupported,
+        other => RequestError::BadStatus(other),
+    })
 }
 
 /// Request types (5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-enum Kind {
+pub(super) enum Kind {
     In = 0,
     Out = 1,
     Flush = 4,
     GetId = 8,
 }
 
-/// A request in the ring.
-pub(super) struct InFlight {
-    buffer: Option<DmaBuf>,
-    sector: u64,
+/// A request without its buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Command {
+    pub(super) kind: Kind,
+    pub(super) sector: u64,
     /// Bytes of data.
-    len: u32,
-    kind: Kind,
+    pub(super) len: usize,
 }
 
-impl InFlight {
-    /// A request that was checked.
+impl Command {
+    /// Whether the disk can do it. What there is to say of the buffer is left to the queue.
     #[inline(always)]
-    pub(super) fn new(request: Request) -> Self {
-        match request {
-            Request::Read { sector, buffer, len } => {
-                Self { buffer: Some(buffer), sector, len: len as u32, kind: Kind::In }
-            }
-            Request::Write { sector, buffer, len } => {
-                Self { buffer: Some(buffer), sector, len: len as u32, kind: Kind::Out }
-            }
-            Request::Flush => Self { buffer: None, sector: 0, len: 0, kind: Kind::Flush },
-            Request::Identify { buffer } => {
-                Self { buffer: Some(buffer), sector: 0, len: ID_LEN as u32, kind: Kind::GetId }
-            }
+    pub(super) fn is_possible(self, common: &Common) -> bool {
+        let Self { kind, sector, len } = self;
+        let disk = &common.geometry;
+        match kind {
+            Kind::Flush => disk.flush,
+            Kind::GetId => true,
+            Kind::Out if disk.read_only => false,
+            Kind::In | Kind::Out => is_aligned(sector, len, disk) && is_in_range(sector, len, common),
         }
     }
 
-    /// Why the queue refused it.
-    #[cold]
-    pub(super) fn refused(&self, error: QueueError) -> RequestError {
-        let wrong = if self.kind == Kind::Out { Direction::FromDevice } else { Direction::ToDevice };
-        let is_wrong = self.buffer.as_ref().is_some_and(|buffer| buffer.direction() == wrong);
-        if is_wrong { RequestError::WrongDirection } else { error.into() }
-    }
-
     /// The request as it was.
-    pub(super) fn into_request(self) -> Request {
-        let (sector, len) = (self.sector, self.len as usize);
-        match (self.kind, self.buffer) {
+    fn join(self, InFlight(buffer): InFlight) -> Request {
+        let Self { kind, sector, len } = self;
+        match (kind, buffer) {
             (Kind::In, Some(buffer)) => Request::Read { sector, buffer, len },
             (Kind::Out, Some(buffer)) => Request::Write { sector, buffer, len },
             (Kind::GetId, Some(buffer)) => Request::Identify { buffer },
@@ -261,54 +253,60 @@ impl InFlight {
         }
     }
 
-    /// Its buffer, if it has one.
-    #[inline]
-    pub(super) fn into_buffer(self) -> Option<DmaBuf> {
-        self.buffer
-    }
-
-    /// How many bytes of its data the device writes.
-    #[inline]
-    fn data_written(&self) -> u32 {
-        if matches!(self.kind, Kind::In | Kind::GetId) { self.len } else { 0 }
+    /// What is wrong with the request that it was, since that was refused; with `error` if the queue did it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn refused(
+        (kind, sector, len): (Kind, u64, usize),
+        buffer: InFlight,
+        common: &Common,
+        error: QueueError,
+    ) -> (RequestError, Request) {
+        let request = Self { kind, sector, len }.join(buffer);
+        (request.why_refused(common, error), request)
     }
 }
+
+/// A request's buffer in the ring; a flush has none.
+#[derive(Default)]
+pub(super) struct InFlight(pub(super) Option<DmaBuf>);
 
 impl sealed::Sealed for InFlight {}
 
 impl Buffers for InFlight {
-    type Context = Controls;
+    type Context = Common;
+    type Request = Command;
 
-    const FRAMED: bool = true;
+    const LAST: Option<u32> = Some(1);
 
     /// Header and status.
-    fn frames(controls: &Controls) -> Option<[&SegmentArray; 2]> {
-        Some(controls.frames.each_ref())
+    fn fixed(common: &Common) -> Option<[&SegmentArray; 2]> {
+        Some(common.controls.fixed())
     }
 
-    #[inline]
-    fn only<'a>(&'a self, controls: &'a Controls) -> Option<Segment<'a>> {
-        let buffer = self.buffer.as_ref().filter(|_| self.len <= controls.geometry.segment_size)?;
-        buffer.segment(0, self.len as usize, self.kind != Kind::Out)
+    #[inline(always)]
+    fn only<'a>(&'a self, command: Command, common: &'a Common) -> Option<Segment<'a>> {
+        let buffer = self.0.as_ref().filter(|_| command.len <= common.one)?;
+        buffer.segment(0, command.len, command.kind != Kind::Out)
     }
 
-    fn count(&self, controls: &Controls) -> u16 {
-        // Not 0: the geometry was checked.
-        let most = controls.geometry.segment_size.max(1);
-        self.len.div_ceil(most).try_into().unwrap_or(u16::MAX)
+    fn count(&self, command: Command, common: &Common) -> u16 {
+        match command.len {
+            0 if self.0.is_none() => 0,
+            0 => u16::MAX,
+            len => len.div_ceil(common.one.max(1)).try_into().unwrap_or(u16::MAX),
+        }
     }
 
-    fn segment<'a>(&'a self, controls: &'a Controls, index: u16) -> Option<Segment<'a>> {
-        let most = controls.geometry.segment_size;
-        // Both are below 4 GiB.
-        let start = (u64::from(most).wrapping_mul(index.into())) as usize;
-        let len = (self.len as usize).checked_sub(start)?.min(most as usize);
-        self.buffer.as_ref()?.segment(start, len, self.kind != Kind::Out)
+    fn segment<'a>(&'a self, command: Command, common: &'a Common, index: u16) -> Option<Segment<'a>> {
+        let start = common.one.checked_mul(index.into())?;
+        let len = command.len.checked_sub(start)?.min(common.one);
+        self.0.as_ref()?.segment(start, len, command.kind != Kind::Out)
     }
 
-    #[inline]
-    fn prepare(&self, controls: &Controls, slot: u16) -> Option<()> {
-        controls.prepare(slot, self.kind, self.sector)
+    #[inline(always)]
+    fn prepare(&self, command: Command, common: &Common, slot: u16) -> Option<()> {
+        common.controls.prepare(slot, [u64::from(command.kind as u32), command.sector])
     }
 
     #[inline]
@@ -318,7 +316,7 @@ impl Buffers for InFlight {
     }
 
     fn abandon(self) {
-        if let Some(buffer) = self.buffer {
+        if let Some(buffer) = self.0 {
             buffer.abandon();
         }
     }

@@ -20,6 +20,7 @@ const ERR: u8 = 1;
 const COMMAND_LEN: usize = 4;
 
 /// The command to use so many pairs.
+#[derive(Default)]
 pub(super) struct SetPairs(u16);
 
 /// Where the one command in flight is.
@@ -27,16 +28,16 @@ pub(super) struct Memory {
     command: DmaArray<u8>,
     answer: DmaArray<u8>,
     /// The same as segments.
-    frames: [SegmentArray; 2],
+    fixed: [SegmentArray; 2],
 }
 
 impl Memory {
     fn new(windows: &DmaWindows) -> Result<Self, Error> {
         let command = windows.allocate_for(COMMAND_LEN, Direction::ToDevice)?.array(0, COMMAND_LEN)?;
         let answer = windows.allocate_for(1, Direction::FromDevice)?.array(0, 1)?;
-        let frames = command.segments(COMMAND_LEN, false).zip(answer.segments(1, true));
-        let (first, last) = frames.ok_or(Error::BadConfig)?;
-        Ok(Self { command, answer, frames: [first, last] })
+        let fixed = command.segments(COMMAND_LEN, false).zip(answer.segments(1, true));
+        let (first, last) = fixed.ok_or(Error::BadConfig)?;
+        Ok(Self { command, answer, fixed: [first, last] })
     }
 }
 
@@ -44,18 +45,19 @@ impl sealed::Sealed for SetPairs {}
 
 impl Buffers for SetPairs {
     type Context = Memory;
+    type Request = ();
 
-    const FRAMED: bool = true;
+    const LAST: Option<u32> = Some(1);
 
-    fn frames(memory: &Memory) -> Option<[&SegmentArray; 2]> {
-        Some(memory.frames.each_ref())
+    fn fixed(memory: &Memory) -> Option<[&SegmentArray; 2]> {
+        Some(memory.fixed.each_ref())
     }
 
-    fn only<'a>(&'a self, _: &'a Memory) -> Option<Segment<'a>> {
+    fn only<'a>(&'a self, (): (), _: &'a Memory) -> Option<Segment<'a>> {
         None
     }
 
-    fn prepare(&self, memory: &Memory, _: u16) -> Option<()> {
+    fn prepare(&self, (): (), memory: &Memory, _: u16) -> Option<()> {
         let [low, high] = self.0.to_le_bytes();
         for (index, byte) in [MQ, VQ_PAIRS_SET, low, high].into_iter().enumerate() {
             memory.command.store(index, byte, Ordering::Relaxed)?;
@@ -87,7 +89,7 @@ impl<T: Transport> NetControl<T> {
         mac: [u8; 6],
         mtu: u16,
     ) -> Result<Self, Error> {
-        const WISH: QueueOptions = QueueOptions { size: 2, chains: 1, parts: 2 };
+        const WISH: QueueOptions = QueueOptions { size: 2, chains: 1, segments: 2, longest: 2 };
         let windows = device.windows().clone();
         let commands = commands.map(|index| device.queue(index, &WISH, 2, |_| Memory::new(&windows)));
         let mut control = Self { commands: commands.transpose()?, device, mac, mtu, link_up: true };
@@ -143,7 +145,7 @@ impl<T: Transport> NetControl<T> {
         self.mac
     }
 
-    /// The most bytes that the frames to send may carry after their Ethernet header: 68..=1500.
+    /// The most bytes that the fixed to send may carry after their Ethernet header: 68..=1500.
     pub fn mtu(&self) -> u16 {
         self.mtu
     }

@@ -13,7 +13,7 @@ use ringfence_memory::{DeviceId, DmaGrant, DmaWindows};
 use crate::virtio::{Device, DeviceType, Error, Offer, Transport, features};
 
 pub use control::NetControl;
-pub use pair::{NetPair, RxPacket, TxPacket};
+pub use pair::{NetPair, RxFrame, TxFrame};
 pub use phy::Phy;
 
 /// What several pairs need.
@@ -95,7 +95,8 @@ impl<T: Transport> Net<T> {
         let wanted = wanted | queue_features(&offer, options.features);
         let mac = mac.unwrap_or_else(|| own_mac(id));
         let mut device = offer.negotiate(wanted)?;
-        let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size);
+        let most_bytes = mtu.unwrap_or(DEFAULT_MTU);
+        let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size, most_bytes);
         let first = set_up(0)?;
         let pairs = options.pairs.min(most);
         let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;

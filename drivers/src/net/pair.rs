@@ -1,36 +1,40 @@
-//! One receive queue and one transmit queue, and the packets that go through them.
+//! One receive queue and one transmit queue, and the frames that go through them.
+//!
+//! Buffers stay in their slots: a frame that was read makes room for the next, and a buffer that was sent is
+//! written again.
 
-use alloc::vec::Vec;
-use core::iter;
+use core::fmt;
+use core::sync::atomic::Ordering;
 
-use ringfence_memory::{Direction, DmaBuf, DmaPool, Quiet, Segment, VolatileError};
+use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Quiet, Segment, VolatileError};
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
     Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport, sealed,
 };
 
-/// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send,
-/// and nothing in it matters in what we receive.
+/// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send.
 const HEADER_LEN: usize = 12;
 /// One frame with its header.
 const BUFFER_LEN: usize = 2048;
 /// Where they are in a buffer: the frame is aligned, so that it can be copied in whole words.
 const HEADER_AT: usize = 4;
 const FRAME_AT: usize = HEADER_AT + HEADER_LEN;
+/// The header's flags and the type of segmentation, which are its first two bytes (5.1.6): that the checksum
+/// is not whole, and any segmentation at all. Both need offloads that are not accepted here.
+const NEEDS_OFFLOADS: u16 = 0xff01;
 
-/// A received frame. Give it back with [`NetPair::recycle`] when read.
-#[derive(Debug)]
-pub struct RxPacket {
-    buffer: DmaBuf,
-    len: u32,
+/// A received frame.
+pub struct RxFrame<'a> {
+    buffer: &'a DmaBuf,
+    len: usize,
 }
 
-impl RxPacket {
-    /// Length of the frame in bytes: from 14 (an Ethernet header) to 2,032.
+impl RxFrame<'_> {
+    /// Length of the frame in bytes: from 14 (an Ethernet header) to 1,518 (with a VLAN tag).
     #[inline]
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.len
     }
 
     /// Whether the frame has no bytes (it always has).
@@ -41,112 +45,156 @@ impl RxPacket {
     /// Copies the first bytes of the frame to `to`, as many as fit, and says how many.
     #[inline]
     pub fn read(&self, to: &mut [u8]) -> usize {
-        let len = self.len().min(to.len());
+        let len = self.len.min(to.len());
         let copied = to.get_mut(..len).map(|to| self.buffer.read_slice(to, FRAME_AT));
         if copied == Some(Ok(())) { len } else { 0 }
     }
 }
 
-/// A frame to send, in a buffer of [`NetPair::take`].
-#[derive(Debug)]
-pub struct TxPacket {
-    buffer: DmaBuf,
-    len: u32,
+impl fmt::Debug for RxFrame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RxFrame({} bytes)", self.len)
+    }
 }
 
-impl TxPacket {
-    /// Makes `frame` the packet's contents.
+/// Room for a frame to send. It is sent if it was written.
+pub struct TxFrame<'a> {
+    buffer: &'a mut DmaBuf,
+    len: &'a mut u32,
+    /// The longest frame.
+    most: usize,
+}
+
+impl TxFrame<'_> {
+    /// Makes `frame` the contents.
     ///
     /// # Errors
-    /// If it is longer than [`MAX_FRAME_LEN`].
+    /// If it is empty, or longer than the device takes: than [`MTU`](super::Net::mtu) and 14 bytes.
     #[inline]
     pub fn write(&mut self, frame: &[u8]) -> Result<(), VolatileError> {
-        if frame.len() > MAX_FRAME_LEN {
+        if frame.is_empty() || frame.len() > self.most {
             return Err(VolatileError::OutOfBounds);
         }
         self.buffer.write_slice(frame, FRAME_AT)?;
-        self.len = frame.len() as u32;
+        *self.len = frame.len() as u32;
         Ok(())
     }
 }
 
-impl sealed::Sealed for RxPacket {}
-
-/// In the receive queue.
-impl Buffers for RxPacket {
-    type Context = ();
-
-    // A packet that goes again is only looked at in between.
-    const SAME_AGAIN: bool = true;
-
-    #[inline]
-    fn only<'a>(&'a self, (): &'a ()) -> Option<Segment<'a>> {
-        self.buffer.segment(HEADER_AT, BUFFER_LEN - HEADER_AT, true)
-    }
-
-    #[inline]
-    fn least_written(&self) -> u32 {
-        (HEADER_LEN + ETHERNET_HEADER_LEN) as u32
-    }
-
-    fn abandon(self) {
-        self.buffer.abandon();
+impl fmt::Debug for TxFrame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TxFrame({} of {} bytes)", self.len, self.most)
     }
 }
 
-impl sealed::Sealed for TxPacket {}
+/// What is in a slot of the receive queue. Only a free slot has no buffer.
+#[derive(Default)]
+struct Received(Option<DmaBuf>);
 
-/// In the transmit queue.
-impl Buffers for TxPacket {
+impl sealed::Sealed for Received {}
+
+impl Buffers for Received {
     type Context = ();
+    type Request = ();
 
-    #[inline]
-    fn only<'a>(&'a self, (): &'a ()) -> Option<Segment<'a>> {
-        self.buffer.segment(HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN), false)
+    // A buffer that goes again is only looked at in between.
+    const SAME_AGAIN: bool = true;
+
+    #[inline(always)]
+    fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
+        self.0.as_ref()?.segment(HEADER_AT, BUFFER_LEN - HEADER_AT, true)
     }
 
-    #[inline]
+    fn least_written(&self) -> u32 {
+        LEAST_RECEIVED
+    }
+
+    fn abandon(self) {
+        if let Some(buffer) = self.0 {
+            buffer.abandon();
+        }
+    }
+}
+
+/// The fewest and the most bytes that are a frame with its header. Only one with a VLAN tag has more than we
+/// send. A packed ring's device may leave the length as it was (2.8.13): all of the buffer, which is no
+/// frame.
+const LEAST_RECEIVED: u32 = (HEADER_LEN + ETHERNET_HEADER_LEN) as u32;
+const LONGEST_RECEIVED: u32 = (HEADER_LEN + MAX_FRAME_LEN + VLAN_TAG_LEN) as u32;
+const VLAN_TAG_LEN: usize = 4;
+
+/// What is in a slot of the transmit queue. Only a free slot has no buffer.
+#[derive(Default)]
+struct ToSend {
+    buffer: Option<DmaBuf>,
+    /// Length of the frame.
+    len: u32,
+}
+
+impl ToSend {
+    /// Lets `write` fill it; whether it did.
+    #[inline(always)]
+    fn fill(&mut self, most: usize, write: impl FnOnce(&mut TxFrame<'_>)) -> bool {
+        let Self { buffer: Some(buffer), len } = self else { return false };
+        *len = 0;
+        write(&mut TxFrame { buffer, len, most });
+        *len > 0
+    }
+}
+
+impl sealed::Sealed for ToSend {}
+
+impl Buffers for ToSend {
+    type Context = ();
+    type Request = ();
+
+    #[inline(always)]
+    fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
+        self.buffer.as_ref()?.segment(HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN), false)
+    }
+
     fn least_written(&self) -> u32 {
         0
     }
 
     fn abandon(self) {
-        self.buffer.abandon();
+        if let Some(buffer) = self.buffer {
+            buffer.abandon();
+        }
     }
 }
 
 /// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the
 /// device's other pairs, so each CPU can have its own.
 pub struct NetPair<N> {
-    receive: Queue<RxPacket, N>,
-    transmit: Queue<TxPacket, N>,
-    /// Where receive buffers that are dropped instead of recycled go back to.
+    receive: Queue<Received, N>,
+    transmit: Queue<ToSend, N>,
+    /// Buffers that are in no queue.
     rx_pool: DmaPool,
-    /// Transmit buffers that the queue does not hold.
-    tx_spare: Vec<DmaBuf>,
+    tx_pool: DmaPool,
+    /// The longest frame to send.
+    most: usize,
 }
 
 impl<N: Notify> NetPair<N> {
-    /// Sets the queues of pair `number` up (5.1.2), with up to `size` buffers in each direction.
+    /// Sets the queues of pair `number` up (5.1.2), with up to `size` buffers in each direction, for frames
+    /// to send of up to `mtu` bytes after their Ethernet header.
     pub(super) fn new<T: Transport<Notifier = N>>(
         device: &mut Device<T>,
         number: u16,
         size: u16,
+        mtu: u16,
     ) -> Result<Self, Error> {
-        let wish = QueueOptions { size, chains: size, parts: 1 };
+        let wish = QueueOptions { size, chains: size, segments: 1, longest: 1 };
         let index = number.wrapping_mul(2);
-        let receive = device.queue::<RxPacket>(index, &wish, 1, |_| Ok(()))?;
-        let transmit = device.queue::<TxPacket>(index.wrapping_add(1), &wish, 1, |_| Ok(()))?;
+        let receive = device.queue(index, &wish, 1, |_| Ok(()))?;
+        let transmit = device.queue(index.wrapping_add(1), &wish, 1, |_| Ok(()))?;
+        // Zeroed once: the header stays so, since the device only reads what is sent.
         let pool = |count: u16, to| DmaPool::new_for(device.windows(), count.into(), BUFFER_LEN, to);
         let rx_pool = pool(receive.depth(), Direction::FromDevice)?;
         let tx_pool = pool(transmit.depth(), Direction::ToDevice)?;
-        Ok(Self {
-            // Zeroed once: the header stays so, since the device only reads these.
-            tx_spare: iter::from_fn(|| tx_pool.take()).collect(),
-            receive,
-            transmit,
-            rx_pool,
-        })
+        let most = usize::from(mtu).saturating_add(ETHERNET_HEADER_LEN);
+        Ok(Self { receive, transmit, rx_pool, tx_pool, most })
     }
 
     /// Fills the receive queue, once the device may use this pair.
@@ -184,118 +232,81 @@ impl<N: Notify> NetPair<N> {
         self.transmit.count_interrupts(transmit);
     }
 
-    /// The next received frame. Frames of impossible length are dropped and counted as rejected.
-    ///
-    /// # Errors
-    /// [`QueueError::Broken`]: drop the driver.
-    pub fn receive(&mut self) -> Result<Option<RxPacket>, QueueError> {
-        // Each round takes a buffer out of the ring, so this ends.
-        while let Some(completion) = self.receive.pop()? {
-            if let Some(written) = completion.written {
-                return Ok(Some(RxPacket { len: frame_len(written), ..completion.buffers }));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Takes a received packet's buffer back, to be filled again after the next [`kick`](Self::kick).
-    pub fn recycle(&mut self, packet: RxPacket) {
-        // Another device's packet would only be refused by the queue; then it is dropped there.
-        let _ = self.receive.submit(packet);
-    }
-
-    /// Shows `read` the frames of one look at the ring, recycles their buffers, and says how many there were.
-    /// Faster than one by one. Frames of impossible length are left out and counted as rejected.
+    /// Shows `read` up to `most` received frames, and says how many there were. Their buffers are filled
+    /// again after the next [`kick`](Self::kick). Frames of impossible length, and those that need an
+    /// offload, count as one of `most` and as rejected, and are not shown.
     ///
     /// # Errors
     /// [`QueueError::Broken`]: drop the driver.
     #[inline]
-    pub fn receive_batch(&mut self, mut read: impl FnMut(&RxPacket)) -> Result<usize, QueueError> {
-        let mut count = 0_usize;
-        let renewed = self.receive.renew(|packet, written, ()| {
-            if let Some(written) = written {
-                packet.len = frame_len(written);
-                read(packet);
-                count = count.wrapping_add(1);
+    pub fn receive(&mut self, most: usize, mut read: impl FnMut(&RxFrame<'_>)) -> Result<usize, QueueError> {
+        let mut rejected = 0_u64;
+        let result = self.receive.renew(most, |Received(buffer), used| {
+            // Those that are too short underflow.
+            let is_frame = used.written.wrapping_sub(LEAST_RECEIVED) <= LONGEST_RECEIVED - LEAST_RECEIVED;
+            let frame = buffer.as_ref().filter(|buffer| {
+                let header = buffer.as_volatile_slice().load::<u16>(HEADER_AT, Ordering::Relaxed);
+                is_frame && header.is_ok_and(|header| u16::from_le(header) & NEEDS_OFFLOADS == 0)
+            });
+            match frame {
+                Some(buffer) => {
+                    read(&RxFrame { buffer, len: (used.written as usize).wrapping_sub(HEADER_LEN) });
+                }
+                None => rejected = rejected.wrapping_add(1),
             }
             true
-        })?;
-        // With IN_ORDER buffers cannot stay in their slots.
-        while renewed == 0
-            && let Some(packet) = self.receive()?
-        {
-            read(&packet);
-            count = count.wrapping_add(1);
-            self.recycle(packet);
-        }
-        Ok(count)
+        });
+        self.receive.count_rejected(rejected);
+        result.map(|count| count.saturating_sub(rejected as usize))
     }
 
-    /// A packet to fill and [`send`](Self::send); `None` while all are in the ring. Dropping it instead loses
-    /// a buffer.
-    pub fn take(&mut self) -> Option<TxPacket> {
-        if self.tx_spare.is_empty() {
-            self.reclaim_sent();
-        }
-        Some(TxPacket { buffer: self.tx_spare.pop()?, len: 0 })
-    }
-
-    /// Puts a packet into the ring. The device sends it after the next [`kick`](Self::kick).
+    /// Puts up to `most` frames into the ring and says how many: `write` writes each, or leaves it as it is
+    /// if there is nothing more to send. The device sends them after the next [`kick`](Self::kick).
     ///
     /// # Errors
-    /// Gives the packet back, if it is another device's or the queue is broken.
-    pub fn send(&mut self, packet: TxPacket) -> Result<(), (QueueError, TxPacket)> {
-        self.transmit.submit(packet).map(|_| ())
-    }
-
-    /// Puts up to `count` packets into the ring and says how many: `write` writes each, or returns `false` if
-    /// there is nothing more to send. Faster than one by one. The device sends them after the next
-    /// [`kick`](Self::kick).
-    ///
-    /// # Errors
-    /// As for [`send`](Self::send); the packet is dropped.
+    /// [`QueueError::Broken`]: drop the driver.
     #[inline]
-    pub fn send_batch(
+    pub fn send(
         &mut self,
-        count: usize,
-        mut write: impl FnMut(&mut TxPacket) -> bool,
+        most: usize,
+        mut write: impl FnMut(&mut TxFrame<'_>),
     ) -> Result<usize, QueueError> {
-        let (mut sent, mut more) = (0_usize, true);
         // The buffers that come back go again; that is also kind to the caches.
-        self.transmit.renew(|packet, _, ()| {
-            packet.len = 0;
-            more = sent < count && write(packet);
-            sent = sent.wrapping_add(more.into());
+        let (longest, mut more) = (self.most, true);
+        let mut sent = self.transmit.renew(most, |frame, _| {
+            more = frame.fill(longest, &mut write);
             more
         })?;
         while more
-            && sent < count
-            && let Some(mut packet) = self.take()
+            && sent < most
+            && self.transmit.next_slot().is_some()
+            && let Some(buffer) = self.tx_pool.take()
         {
-            if !write(&mut packet) {
-                self.tx_spare.push(packet.buffer);
-                break;
+            let mut frame = ToSend { buffer: Some(buffer), len: 0 };
+            more = frame.fill(longest, &mut write);
+            if more {
+                self.transmit.submit(frame).map_err(|(error, _)| error)?;
+                sent = sent.wrapping_add(1);
             }
-            self.send(packet).map_err(|(error, _)| error)?;
-            sent = sent.wrapping_add(1);
         }
         Ok(sent)
     }
 
-    /// Tells the device about packets to send and about buffers to fill: at most one notification each. Call
-    /// it once after a batch.
-    pub fn kick(&mut self) {
-        self.refill();
-        self.receive.kick();
-        self.transmit.kick();
+    /// Whether there is something to [receive](Self::receive). `false` if the ring is broken.
+    pub fn has_received(&mut self) -> bool {
+        matches!(self.receive.has_used(), Ok(true))
     }
 
-    /// Whether [`take`](Self::take) would succeed.
+    /// Whether there is room to send a frame.
     pub fn can_send(&mut self) -> bool {
-        if self.tx_spare.is_empty() {
-            self.reclaim_sent();
-        }
-        !self.tx_spare.is_empty()
+        self.transmit.next_slot().is_some() || matches!(self.transmit.has_used(), Ok(true))
+    }
+
+    /// Tells the device about frames to send and about buffers to fill: at most one notification each. Call
+    /// it once after a batch.
+    pub fn kick(&mut self) {
+        self.receive.kick();
+        self.transmit.kick();
     }
 
     /// Asks for no interrupts while polling. Interrupts may come anyway.
@@ -308,30 +319,23 @@ impl<N: Notify> NetPair<N> {
     /// frames were sent. `true`: something is there already; go on instead of sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
+        self.arm() != [false, false]
+    }
+
+    /// The same; says whether there are received frames, and whether there is room again.
+    pub(super) fn arm(&mut self) -> [bool; 2] {
         let full = !self.can_send();
-        let sent = full && self.transmit.enable_interrupts();
-        self.receive.enable_interrupts() || sent
+        let room = full && self.transmit.enable_interrupts();
+        [self.receive.enable_interrupts(), room]
     }
 
     /// Fills the receive queue.
     fn refill(&mut self) {
         while self.receive.next_slot().is_some() {
             let Some(buffer) = self.rx_pool.take() else { return };
-            if self.receive.submit(RxPacket { buffer, len: 0 }).is_err() {
+            if self.receive.submit(Received(Some(buffer))).is_err() {
                 return;
             }
         }
     }
-
-    /// Takes back what the device has sent. A broken ring shows when receiving or when the device is checked.
-    fn reclaim_sent(&mut self) {
-        let spare = &mut self.tx_spare;
-        let _ = self.transmit.reap(|completion, ()| spare.push(completion.buffers.buffer));
-    }
-}
-
-/// Length of the frame in a buffer with so many bytes written: at least as many as `least_written` says.
-#[inline]
-fn frame_len(written: u32) -> u32 {
-    written.wrapping_sub(HEADER_LEN as u32)
 }

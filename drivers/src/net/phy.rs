@@ -9,7 +9,7 @@ use alloc::vec;
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
-use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair};
+use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair, RxFrame};
 use crate::virtio::{Notify, Transport};
 
 /// A network driver with buffers for the frame that smoltcp looks at, and the one that it writes.
@@ -42,12 +42,16 @@ impl<T: Transport> Phy<T> {
         self.net.split().1.for_each(NetPair::disable_interrupts);
     }
 
-    /// See [`NetPair::enable_interrupts`]; for all pairs.
+    /// See [`NetPair::enable_interrupts`]; for all pairs. While a pair has no room to send, nothing is
+    /// received from it: only room is something to go on for then.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         // Of all pairs, even if one has something already.
         let mut ready = false;
-        self.net.split().1.for_each(|pair| ready |= pair.enable_interrupts());
+        self.net.split().1.for_each(|pair| {
+            let [received, room] = pair.arm();
+            ready |= room || received && pair.can_send() || pair.is_broken();
+        });
         ready
     }
 
@@ -57,17 +61,24 @@ impl<T: Transport> Phy<T> {
     }
 
     /// Copies the next frame of the pair that is the `ahead`th from the next one on, and says which pair that
-    /// is.
+    /// is. Frames that are longer than the stack takes are dropped.
     fn receive_from(&mut self, ahead: usize) -> Option<(usize, usize)> {
         let number = self.next.checked_add(ahead)?.checked_rem(self.net.pairs())?;
-        let pair = self.net.split().1.nth(number)?;
+        let Self { net, received, .. } = self;
+        let pair = net.split().1.nth(number)?;
         if !pair.can_send() {
             return None;
         }
-        let packet = pair.receive().ok()??;
-        let len = packet.read(&mut self.received);
-        pair.recycle(packet);
-        Some((number, len))
+        let mut len = None;
+        // Each round takes a frame out of the ring, so this ends.
+        while len.is_none() && pair.has_received() {
+            let read = |frame: &RxFrame<'_>| {
+                len = Some(frame.len()).filter(|&len| len <= received.len());
+                frame.read(received);
+            };
+            pair.receive(1, read).ok()?;
+        }
+        len.map(|len| (number, len))
     }
 }
 
@@ -126,12 +137,14 @@ impl<N: Notify> TxToken for Transmit<'_, N> {
             return write(&mut vec![0; len]);
         };
         let result = write(frame);
-        if let Some(mut packet) = self.pair.take() {
-            // Neither can fail: the length was just checked, and the packet is this device's. If the ring is
-            // broken the frame is lost, as frames may be.
-            let _ = packet.write(frame);
-            let _ = self.pair.send(packet);
-        }
+        send(self.pair, frame);
         result
     }
+}
+
+/// Apart from `consume`, of which there is one for each kind of packet.
+#[inline(never)]
+fn send<N: Notify>(pair: &mut NetPair<N>, frame: &[u8]) {
+    // If it is longer than the MTU allows, or the ring is broken, the frame is lost, as frames may be.
+    let _ = pair.send(1, |room| _ = room.write(frame));
 }

@@ -2,20 +2,16 @@
 
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
-use ringfence_memory::{Direction, DmaArray, DmaBuf, DmaWindows, Segment, SegmentArray};
+use ringfence_memory::{DmaBuf, Segment, SegmentArray};
 
-use super::{Buffers, Error, QueueShape, sealed};
-
-/// Words of a header.
-const HEADER_WORDS: usize = 2;
+use super::{Buffers, Controls, sealed};
 
 /// Buffers for the device to read, buffers for it to write, and a name to know them by when they come back.
 ///
-/// In a queue with [frames](BufferFrames::new) the header of the chain is the name and a word of zeros,
+/// In a queue with [controls](Controls::new) the header of the chain is the name and a word of zeros,
 /// little-endian.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct BufferList {
     name: u64,
     readable: Vec<DmaBuf>,
@@ -53,61 +49,28 @@ impl BufferList {
     }
 }
 
-/// Memory for the headers and status bytes of a queue's chains, if they have such.
-#[derive(Debug, Default)]
-pub struct BufferFrames(Option<Memory>);
-
-#[derive(Debug)]
-struct Memory {
-    headers: DmaArray<u64>,
-    statuses: DmaArray<u8>,
-    frames: [SegmentArray; 2],
-}
-
-impl BufferFrames {
-    /// A header of 16 bytes, for the device to read, and a status byte, for it to write, for each slot of a
-    /// queue like `shape`.
-    ///
-    /// # Errors
-    /// If there is no memory for them.
-    pub fn new(windows: &DmaWindows, shape: &QueueShape) -> Result<Self, Error> {
-        let words = shape.slots.saturating_mul(HEADER_WORDS);
-        let headers = windows.allocate_for(words.saturating_mul(size_of::<u64>()), Direction::ToDevice)?;
-        let headers = headers.array(0, words)?;
-        let statuses = windows.allocate_for(shape.slots, Direction::FromDevice)?;
-        let statuses = statuses.array::<u8>(0, shape.slots)?;
-        let frames = headers.segments(HEADER_WORDS, false).zip(statuses.segments(1, true));
-        let (first, last) = frames.ok_or(Error::BadConfig)?;
-        Ok(Self(Some(Memory { headers, statuses, frames: [first, last] })))
-    }
-
-    /// What the device wrote last to the status byte of `slot`; `None` if it has none.
-    pub fn status(&self, slot: u16) -> Option<u8> {
-        self.0.as_ref()?.statuses.load(slot.into(), Ordering::Relaxed)
-    }
-}
-
 impl sealed::Sealed for BufferList {}
 
 impl Buffers for BufferList {
-    type Context = BufferFrames;
+    type Context = Option<Controls>;
+    type Request = ();
 
-    const FRAMED: bool = true;
+    const LAST: Option<u32> = Some(1);
 
-    fn frames(BufferFrames(memory): &BufferFrames) -> Option<[&SegmentArray; 2]> {
-        memory.as_ref().map(|memory| memory.frames.each_ref())
+    fn fixed(controls: &Option<Controls>) -> Option<[&SegmentArray; 2]> {
+        controls.as_ref().map(Controls::fixed)
     }
 
-    fn only<'a>(&'a self, frames: &'a BufferFrames) -> Option<Segment<'a>> {
-        if self.count(frames) == 1 { self.segment(frames, 0) } else { None }
+    fn only<'a>(&'a self, (): (), controls: &'a Option<Controls>) -> Option<Segment<'a>> {
+        if self.count((), controls) == 1 { self.segment((), controls, 0) } else { None }
     }
 
-    fn count(&self, _: &BufferFrames) -> u16 {
+    fn count(&self, (): (), _: &Option<Controls>) -> u16 {
         let count = self.readable.len().saturating_add(self.writable.len());
         count.try_into().unwrap_or(u16::MAX)
     }
 
-    fn segment<'a>(&'a self, _: &'a BufferFrames, index: u16) -> Option<Segment<'a>> {
+    fn segment<'a>(&'a self, (): (), _: &'a Option<Controls>, index: u16) -> Option<Segment<'a>> {
         let index = usize::from(index);
         let part = self.parts.get(index);
         let (buffer, writable) = match index.checked_sub(self.readable.len()) {
@@ -118,9 +81,8 @@ impl Buffers for BufferList {
         buffer.segment(start, len, writable)
     }
 
-    fn prepare(&self, BufferFrames(memory): &BufferFrames, slot: u16) -> Option<()> {
-        let Some(Memory { headers, .. }) = memory else { return Some(()) };
-        headers.store(usize::from(slot).wrapping_mul(HEADER_WORDS), self.name.to_le(), Ordering::Relaxed)
+    fn prepare(&self, (): (), controls: &Option<Controls>, slot: u16) -> Option<()> {
+        controls.as_ref().map_or(Some(()), |controls| controls.prepare(slot, [self.name, 0]))
     }
 
     fn least_written(&self) -> u32 {

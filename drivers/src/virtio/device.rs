@@ -28,8 +28,8 @@ pub struct DriverOk(pub(super) Life);
 pub struct QueueShape {
     /// Slots are numbered from 0 to below this.
     pub slots: usize,
-    /// The most parts that a chain can have.
-    pub parts: u16,
+    /// The most segments that a chain can have, with the fixed ones.
+    pub segments: u16,
 }
 
 /// A device that a driver has taken; reset when dropped.
@@ -169,7 +169,8 @@ impl<T: Transport> Device<T> {
             return Err(Error::QueueUnavailable(index));
         }
         let queue = NewQueue::new(&self.windows, size, options, self.features)?;
-        let context = context(&QueueShape { slots: queue.slot_count(), parts: queue.parts() })?;
+        let context =
+            context(&QueueShape { slots: queue.layout.slots.into(), segments: queue.layout.longest })?;
         let setup = queue.setup(index)?;
         // If somebody else has ended the device's life it is not the driver's.
         let life = setup.addresses.life();

@@ -3,55 +3,51 @@
 
 use alloc::vec::Vec;
 
-use super::ring::Used;
+use ringfence_memory::Segment;
 
-/// The chains in flight, oldest first.
+use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::ring::{Layout, Ring, Sequential, Used};
+use super::{Error, QueueError, QueueSetup};
+
+/// The used element of several chains, and how many of those are left. The length is known of the last alone:
+/// the others were written to the end.
+#[derive(Clone, Copy, Debug)]
+struct Batch {
+    last: Used,
+    left: usize,
+}
+
+/// A ring with the chains in it, oldest first.
 #[derive(Debug)]
-pub(super) struct InOrder {
+pub(super) struct InOrder<R> {
+    ring: R,
+    /// Number of descriptors.
+    size: u16,
+    /// Where the next chain begins, in a table whose descriptors are taken in turn (2.7.9).
+    head: u16,
     /// A ring, with room for all: each chain's slot and what the device calls it.
     chains: Vec<(u16, u16)>,
     first: usize,
     count: usize,
-    /// The used element of the batch that is being taken, and how many of its chains are left.
-    batch: Option<(Used, usize)>,
+    /// How many of them the device was told of.
+    told: usize,
+    batch: Option<Batch>,
 }
 
-impl InOrder {
-    pub(super) fn new(slots: u16) -> Self {
-        Self { chains: (0..slots).map(|slot| (slot, slot)).collect(), first: 0, count: 0, batch: None }
+impl<R: Sequential> InOrder<R> {
+    /// # Errors
+    /// [`QueueError::OutOfMemory`].
+    pub(super) fn new(ring: R, layout: &Layout) -> Result<Self, QueueError> {
+        let mut chains = Vec::new();
+        chains.try_reserve_exact(layout.slots.into()).map_err(|_| QueueError::OutOfMemory)?;
+        chains.extend((0..layout.slots).map(|slot| (slot, slot)));
+        Ok(Self { ring, size: layout.size, head: 0, chains, first: 0, count: 0, told: 0, batch: None })
     }
 
-    /// Adds the youngest. There are never more than there are slots.
-    pub(super) fn push(&mut self, slot: u16, id: u16) {
-        let at = self.place(self.count);
-        if let Some(place) = self.chains.get_mut(at) {
-            *place = (slot, id);
-            self.count = self.count.wrapping_add(1);
-        }
-    }
-
-    /// The used element of the batch that is not taken to its end yet.
-    pub(super) fn batch(&self) -> Option<Used> {
-        self.batch.map(|(used, _)| used)
-    }
-
-    /// Takes the oldest chain of those that end with the one which `used` names, and says its slot. The
-    /// length is known of the last alone: the others were written to the end. `None` if `used` names none, or
-    /// one of the `untold` youngest.
-    pub(super) fn next(&mut self, used: Used, untold: u16) -> Option<(usize, Option<u32>)> {
-        let left = match self.batch {
-            Some((_, left)) => left,
-            None => {
-                let told = self.count.saturating_sub(untold.into());
-                let named = |&age: &usize| self.chain(age).is_some_and(|(_, id)| u32::from(id) == used.id);
-                (0..told).find(named)?.wrapping_add(1)
-            }
-        };
-        let (slot, _) = self.chain(0)?;
-        self.first = self.place(1);
-        self.count = self.count.wrapping_sub(1);
-        self.batch = (left > 1).then_some((used, left.wrapping_sub(1)));
-        Some((slot.into(), self.batch.is_none().then_some(used.len)))
+    /// How many chains end with the one that `used` names, if the device was told of it.
+    fn ended(&self, used: Used) -> Option<usize> {
+        let named = |&age: &usize| self.chain(age).is_some_and(|(_, id)| u32::from(id) == used.id);
+        (0..self.told).find(named)?.checked_add(1)
     }
 
     /// The chain that is as old as the first but for `age` others.
@@ -63,5 +59,84 @@ impl InOrder {
     fn place(&self, age: usize) -> usize {
         let at = self.first.wrapping_add(age);
         if at >= self.chains.len() { at.wrapping_sub(self.chains.len()) } else { at }
+    }
+}
+
+impl<R: Sequential> Ring for InOrder<R> {
+    fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
+        self.ring.setup(index)
+    }
+
+    fn rewind(&mut self) -> Result<(), QueueError> {
+        (self.head, self.first, self.count, self.told, self.batch) = (0, 0, 0, 0, None);
+        self.ring.rewind()
+    }
+
+    fn position(&self) -> u16 {
+        self.ring.position()
+    }
+
+    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
+        self.ring.set_fixed(fixed)
+    }
+
+    fn is_ready_for_one(&self) -> bool {
+        false
+    }
+
+    fn add_one<B: Buffers>(&mut self, _: u16, _: &Segment<'_>) -> Result<Chain, QueueError> {
+        Err(QueueError::Broken)
+    }
+
+    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        // There are never more than there are slots.
+        let at = self.place(self.count);
+        let place = self.chains.get_mut(at).ok_or(QueueError::Broken)?;
+        let (chain, id) = self.ring.add_at(entry, self.head)?;
+        *place = (entry.slot, id);
+        self.count = self.count.wrapping_add(1);
+        let head = self.head.wrapping_add(chain.count);
+        self.head = head.checked_rem(self.size).unwrap_or(0);
+        Ok(chain)
+    }
+
+    fn publish(&mut self) -> Result<bool, QueueError> {
+        self.told = self.count;
+        self.ring.publish()
+    }
+
+    fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
+        self.ring.look(in_flight)
+    }
+
+    fn used(&mut self) -> Result<Option<Used>, QueueError> {
+        if self.batch.is_some() {
+            // One element for several chains; the index must cover them all.
+            if !self.ring.may_be_skipped() {
+                return Err(QueueError::Broken);
+            }
+        } else if let Some(last) = self.ring.element()? {
+            let left = self.ended(last).ok_or(QueueError::Broken)?;
+            self.batch = Some(Batch { last, left });
+        }
+        let Some(Batch { last, left }) = self.batch else { return Ok(None) };
+        let (slot, _) = self.chain(0).ok_or(QueueError::Broken)?;
+        Ok(Some(Used { id: slot.into(), len: last.len.filter(|_| left == 1) }))
+    }
+
+    fn advance(&mut self, count: u16) {
+        self.first = self.place(1);
+        (self.count, self.told) = (self.count.saturating_sub(1), self.told.saturating_sub(1));
+        let left = self.batch.map_or(0, |batch| batch.left.saturating_sub(1));
+        self.batch = self.batch.filter(|_| left > 0).map(|batch| Batch { left, ..batch });
+        self.ring.advance(count);
+    }
+
+    fn disable_interrupts(&mut self) -> Result<(), QueueError> {
+        self.ring.disable_interrupts()
+    }
+
+    fn enable_interrupts(&mut self) -> Result<(), QueueError> {
+        self.ring.enable_interrupts()
     }
 }

@@ -2,6 +2,7 @@
 
 mod buffer_list;
 mod chain;
+mod controls;
 mod device;
 pub mod device_side;
 pub mod features;
@@ -12,6 +13,7 @@ mod pci;
 mod queue;
 mod ring;
 mod slots;
+mod spare;
 mod split;
 mod tables;
 mod transport;
@@ -22,14 +24,16 @@ use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPci
 
 use crate::pci::Function;
 
-pub use buffer_list::{BufferFrames, BufferList};
+pub use buffer_list::BufferList;
 pub use chain::Buffers;
 pub(crate) use chain::sealed;
+pub use controls::Controls;
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT};
 pub use hybrid::Hybrid;
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
+pub(crate) use slots::UsedChain;
 pub use transport::{ConfigField, Notify, QueueSetup, Transport, status};
 
 /// The kind of a virtio device (section 5).

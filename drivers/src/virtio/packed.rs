@@ -6,10 +6,12 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence};
+use ringfence_memory::{
+    DescriptorBits, DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence,
+};
 
-use super::chain::{Buffers, Chain, Entry, Frames};
-use super::ring::{Layout, Ring, Used};
+use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::ring::{Layout, Ring, Sequential, Used};
 use super::split::need_event;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
@@ -29,16 +31,18 @@ const EVENT_FLAGS: u32 = 3 << 16;
 /// In a position: the wrap counter.
 const WRAP: u16 = 1 << 15;
 
-/// A place in the ring, and the wrap counter there (2.8.1).
+/// A position in the ring: an index, and the wrap counter there (2.8.1).
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Position {
     index: u16,
     /// [`AVAIL`] while the wrap counter is 1, else [`USED`]: the flags that make a descriptor here available.
-    available: u64,
+    available: DescriptorBits<Packed>,
 }
 
-impl Place {
-    const START: Self = Self { index: 0, available: AVAIL };
+impl Position {
+    fn start() -> Self {
+        Self { index: 0, available: AVAIL.into() }
+    }
 
     /// Goes on by `count` in a ring of `size`; `count` is not above it.
     #[inline]
@@ -49,10 +53,10 @@ impl Place {
 
     #[cold]
     fn wrap_to(&mut self, index: u16) {
-        *self = Self { index, available: self.available ^ (AVAIL | USED) };
+        *self = Self { index, available: (self.available.get() ^ (AVAIL | USED)).into() };
     }
 
-    /// The place `count` further on.
+    /// The position `count` further on.
     fn after(mut self, count: u16, size: u16) -> Self {
         self.advance(count, size);
         self
@@ -60,16 +64,16 @@ impl Place {
 
     /// How far it is to `end`, which is not more than one round further on.
     fn until(self, end: Self, size: u16) -> u16 {
-        let round = if self.available == end.available { 0 } else { size };
+        let round = if self.wrap() == end.wrap() { 0 } else { size };
         end.index.wrapping_sub(self.index).wrapping_add(round)
     }
 
     fn wrap(self) -> bool {
-        self.available == AVAIL
+        self.available.get() == AVAIL
     }
 
     /// As event suppression structures and notifications have it.
-    fn position(self) -> u16 {
+    fn word(self) -> u16 {
         self.index | if self.wrap() { WRAP } else { 0 }
     }
 
@@ -77,14 +81,14 @@ impl Place {
     #[inline]
     fn is_used(self, rest: u64) -> bool {
         // `available` has the one of them that says so: AVAIL where both are set, USED where both are clear.
-        (rest ^ self.available) & (AVAIL | USED) == USED
+        (rest ^ self.available.get()) & (AVAIL | USED) == USED
     }
 }
 
 /// A buffer id, where it is in the second half of a descriptor: the slot.
 #[inline]
-fn id(slot: u16) -> u64 {
-    u64::from(slot) << ID_SHIFT
+fn id(slot: u16) -> DescriptorBits<Packed> {
+    (u64::from(slot) << ID_SHIFT).into()
 }
 
 #[derive(Debug)]
@@ -97,17 +101,17 @@ pub(super) struct PackedRing {
     device_event: DmaArray<u32>,
     tables: Option<Tables<Packed>>,
     layout: Layout,
-    frames: Frames,
-    /// Before this index a chain of one own part is written in the usual way: within the frame, if slots have
-    /// one.
-    usual_end: u16,
+    fixed: Fixed,
+    /// Before this index a chain of one own segment can be written as [`Ring::add_one`] does: it does not
+    /// wrap.
+    end_for_one: u16,
     event_index: bool,
     interrupts: bool,
     /// Where the next descriptor goes, where it did when the device was last told, and where the next used
     /// one comes.
-    available: Place,
-    published: Place,
-    used: Place,
+    available: Position,
+    published: Position,
+    used: Position,
 }
 
 impl PackedRing {
@@ -117,49 +121,38 @@ impl PackedRing {
         let descriptors = DescriptorTable::new(windows, size, 0, Direction::Both)?;
         let driver = windows.allocate_for(size_of::<u32>(), Direction::ToDevice)?;
         let device = windows.allocate_for(size_of::<u32>(), Direction::FromDevice)?;
-        let tables = (layout.tables() > 0).then(|| Tables::new(windows, layout.slots, layout.parts));
         Ok(Self {
             descriptors,
             driver_event: driver.array(0, 1)?,
             device_event: device.array(0, 1)?,
-            tables: tables.transpose()?,
+            tables: Tables::new(windows, &layout)?,
             layout,
-            frames: Frames::default(),
-            usual_end: 0,
+            fixed: Fixed::default(),
+            end_for_one: 0,
             event_index,
             interrupts: true,
-            available: Place::START,
-            published: Place::START,
-            used: Place::START,
+            available: Position::start(),
+            published: Position::start(),
+            used: Position::start(),
         })
     }
 
-    /// Whether a chain can be written directly while `others` more may each need a descriptor.
-    fn is_room(&self, others: u16) -> bool {
-        let taken = self.used.until(self.available, self.layout.size);
-        let free = self.layout.size.wrapping_sub(taken);
-        self.tables.is_none() || free.wrapping_sub(others) >= self.layout.parts
-    }
-
-    /// Writes any chain at all; `others` slots are free besides.
-    fn write_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let (slot, start) = (entry.slot, self.available);
-        if !self.is_room(others) {
-            let tables = self.tables.as_mut().ok_or(QueueError::Broken)?;
-            let (chain, first, count) = tables.write(slot, entry, &self.frames, |_| 0)?;
-            let (at, bits) = (start.index.into(), id(slot) | start.available);
-            self.descriptors.store_indirect(at, (&tables.descriptors, first, count), bits, true)?;
-            return Ok(chain);
+    /// Writes any chain at all.
+    fn write<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        let Self { descriptors, tables, fixed, layout, available: start, .. } = self;
+        let (slot, start) = (entry.slot, *start);
+        if let Some(tables) = tables {
+            let head = (descriptors, start.index, id(slot) | start.available, true);
+            return tables.add(entry, (fixed, layout), |_| 0, head);
         }
-        let Self { descriptors, frames, layout, .. } = self;
-        let frame = frames.get(slot);
+        let (count, fixed) = (entry.count(fixed, layout)?, fixed.get(slot));
         // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for
         // another.
-        entry.write(frame, layout.parts, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        entry.write(fixed, count, |_, segment, _| Ok(descriptors.check(segment)?))?;
         let mut first = None;
-        let chain = entry.write(frame, layout.parts, |place, segment, more| {
+        let chain = entry.write(fixed, count, |place, segment, more| {
             let at = start.after(place, layout.size);
-            let bits = id(slot) | at.available | if more { NEXT } else { 0 };
+            let bits = id(slot) | at.available | if more { NEXT } else { 0 }.into();
             if place == 0 {
                 first = Some((*segment, bits));
                 return Ok(());
@@ -173,22 +166,21 @@ impl PackedRing {
         Ok(chain)
     }
 
-    /// Writes a chain of one segment within a frame where the ring does not wrap, as
-    /// [`add_any`](Ring::add_any) does.
+    /// Writes a chain of one segment of its own where the ring does not wrap, as [`write`](Self::write) does.
     #[inline(always)]
-    fn write_framed<B: Buffers>(&mut self, segment: &Segment<'_>, slot: u16) -> Result<Chain, QueueError> {
-        let Self { descriptors, frames, available: start, .. } = self;
-        if !B::FRAMED || !frames.are_there() {
-            let writable = if segment.is_writable() { segment.len() } else { 0 };
-            descriptors.hold(start.index.into(), [(segment, id(slot) | start.available)])?;
-            return Ok(Chain { count: 1, writable, id: slot });
-        }
-        let Some([first, last]) = frames.get(slot) else { return Err(QueueError::Broken) };
-        let common = id(slot) | start.available;
-        let chain = [(&first, NEXT | common), (segment, NEXT | common), (&last, common)];
-        descriptors.hold(start.index.into(), chain)?;
+    fn write_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+        let Self { descriptors, fixed, available: start, .. } = self;
         let own = if segment.is_writable() { segment.len() } else { 0 };
-        Ok(Chain { count: 3, writable: own.wrapping_add(last.len()), id: slot })
+        let bits = id(slot) | start.available;
+        if B::LAST.is_none() {
+            descriptors.hold(start.index.into(), [(segment, bits)])?;
+            return Ok(Chain { count: 1, writable: own });
+        }
+        let Some([first, last]) = fixed.get(slot) else { return Err(QueueError::Broken) };
+        let next = bits | NEXT.into();
+        let chain = [(&first, next), (segment, next), (&last, bits)];
+        descriptors.hold(start.index.into(), chain)?;
+        Ok(Chain { count: 3, writable: own.wrapping_add(last.len()) })
     }
 
     /// Goes on behind a chain that was written.
@@ -217,44 +209,42 @@ impl Ring for PackedRing {
     }
 
     fn rewind(&mut self) -> Result<(), QueueError> {
-        (self.available, self.published, self.used) = (Place::START, Place::START, Place::START);
+        (self.available, self.published, self.used) =
+            (Position::start(), Position::start(), Position::start());
         self.descriptors.clear();
         self.device_event.store(0, ENABLE, Ordering::Relaxed).ok_or(QueueError::Broken)?;
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
 
     fn position(&self) -> u16 {
-        self.available.position()
+        self.available.word()
     }
 
-    fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
-        // A frame must not wrap, nor take descriptors that others need.
-        self.usual_end = match frames.are_there() {
-            false => self.layout.size,
-            true if self.tables.is_none() && self.layout.parts > 2 => self.layout.size.saturating_sub(2),
-            true => 0,
-        };
-        self.frames = frames;
+    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
+        let one = fixed.one().filter(|&one| self.tables.is_none() && one <= self.layout.reserved);
+        self.end_for_one = one.map_or(0, |one| self.layout.size.wrapping_sub(one).wrapping_add(1));
+        self.fixed = fixed;
         Ok(())
     }
 
     #[inline(always)]
-    fn is_usual(&self, _: u16) -> bool {
-        self.available.index < self.usual_end
+    fn is_ready_for_one(&self) -> bool {
+        self.available.index < self.end_for_one
     }
 
     #[inline(always)]
-    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
-        let chain = self.write_framed::<B>(segment, slot)?;
+    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+        let chain = self.write_one::<B>(slot, segment)?;
         Ok(self.added(chain))
     }
 
     #[inline(never)]
-    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let chain = self.write_any(entry, others)?;
+    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        let chain = self.write(entry)?;
         Ok(self.added(chain))
     }
 
+    #[inline]
     fn publish(&mut self) -> Result<bool, QueueError> {
         // Release: all else is written before the descriptor that leads the device to it (2.8.21.1).
         if !self.descriptors.store_held(Ordering::Release)? {
@@ -279,17 +269,8 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn used(&self) -> Result<Option<Used>, QueueError> {
-        // Acquire: buffers are read after the flags that cover them. The id and the length come with the
-        // flags.
-        let rest = self.descriptors.load_rest(self.used.index.into(), Ordering::Acquire);
-        let rest = rest.ok_or(QueueError::Broken)?;
-        let used = Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: rest as u32 };
-        Ok(self.used.is_used(rest).then_some(used))
-    }
-
-    fn is_skippable(&self) -> bool {
-        true
+    fn used(&mut self) -> Result<Option<Used>, QueueError> {
+        self.element()
     }
 
     #[inline]
@@ -304,10 +285,34 @@ impl Ring for PackedRing {
 
     fn enable_interrupts(&mut self) -> Result<(), QueueError> {
         self.interrupts = true;
-        let event = if self.event_index { AT | u32::from(self.used.position()) } else { ENABLE };
+        let event = if self.event_index { AT | u32::from(self.used.word()) } else { ENABLE };
         self.driver_event.store(0, event.to_le(), Ordering::Relaxed).ok_or(QueueError::Broken)?;
         // The device either sees this, or the caller's next look sees its used descriptor.
         fence(Ordering::SeqCst);
         Ok(())
+    }
+}
+
+impl Sequential for PackedRing {
+    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, _: u16) -> Result<(Chain, u16), QueueError> {
+        let slot = entry.slot;
+        Ok((self.add(entry)?, slot))
+    }
+
+    #[inline]
+    fn element(&self) -> Result<Option<Used>, QueueError> {
+        // Acquire: buffers are read after the flags that cover them. The id and the length come with the
+        // flags.
+        let rest = self.descriptors.load_rest(self.used.index.into(), Ordering::Acquire);
+        let rest = rest.ok_or(QueueError::Broken)?;
+        if !self.used.is_used(rest) {
+            return Ok(None);
+        }
+        // The length is valid only where WRITE says so (2.8.13), but QEMU (seen in 7.2) never sets it.
+        Ok(Some(Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: Some(rest as u32) }))
+    }
+
+    fn may_be_skipped(&self) -> bool {
+        true
     }
 }

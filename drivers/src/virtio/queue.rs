@@ -1,26 +1,27 @@
 //! The driver side of a virtqueue: buffers go in by value and come back by value, exactly once.
 
-use alloc::vec::Vec;
-
 use ringfence_memory::{DmaWindows, Life, Quiet};
 
-use super::chain::{Buffers, Frames};
+use super::chain::{Buffers, Fixed};
 use super::in_order::InOrder;
 use super::packed::PackedRing;
 use super::ring::{Layout, Ring};
-use super::slots::Flights;
+use super::slots::{Slots, UsedChain};
 use super::split::SplitRing;
 use super::{DriverOk, Error, Notify, QueueSetup, features};
 
 /// Why a queue refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
-    /// As many chains are in flight as can be; some come back with the next completions.
+    /// As many chains are in flight as can be, or so long ones that this one does not fit; some come back
+    /// with the next completions.
     Full,
-    /// No parts, too many, an empty part, a readable part after a writable one, or 4 GiB and more.
+    /// No segments, too many, an empty one, a readable one after a writable one, or 4 GiB and more.
     BadChain,
-    /// A part is memory of another device.
+    /// A segment is memory of another device.
     WrongDevice,
+    /// There is no memory for the queue.
+    OutOfMemory,
     /// The device broke the rules of the ring: it completed what it does not have. What it may still hold
     /// stays with the queue until the device is reset; no more can be done with the queue.
     Broken,
@@ -33,8 +34,8 @@ pub struct Completion<B> {
     pub slot: u16,
     /// What was submitted.
     pub buffers: B,
-    /// How many bytes the device says it wrote, from the start of the writable parts; `None` if that is more
-    /// than fits or less than [`Buffers::least_written`].
+    /// How many bytes the device says it wrote, from the start of the writable segments; `None` if that is
+    /// more than fits or less than [`Buffers::least_written`].
     pub written: Option<u32>,
 }
 
@@ -60,47 +61,54 @@ pub struct QueueOptions {
     pub size: u16,
     /// The most chains in flight.
     pub chains: u16,
-    /// The most parts of a chain.
-    pub parts: u16,
+    /// Segments of a chain, with the fixed ones. So many chains as are in flight fit.
+    pub segments: u16,
+    /// The most segments of a chain: one such chain fits, if the ring has twice as many descriptors, and
+    /// more if there is room.
+    pub longest: u16,
 }
 
 /// A queue's memory, in the format that was negotiated.
 #[derive(Debug)]
+#[repr(u8)] // A tag of its own: which of the first two it is costs one comparison.
 enum Format {
     Split(SplitRing),
     Packed(PackedRing),
+    SplitInOrder(InOrder<SplitRing>),
+    PackedInOrder(InOrder<PackedRing>),
 }
 
-/// Does the same with either kind of ring.
+/// Does the same with any kind of ring.
 macro_rules! with_ring {
     ($format:expr, $ring:ident => $do:expr) => {
         match $format {
             Format::Split($ring) => $do,
             Format::Packed($ring) => $do,
+            Format::SplitInOrder($ring) => $do,
+            Format::PackedInOrder($ring) => $do,
         }
     };
 }
 
 /// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error
 /// breaks the queue at once, whoever found it, so that nobody can go on after it.
-macro_rules! look {
-    ($queue:expr, $ring:ident, $flights:ident, $rejected:ident => $do:expr) => {{
-        let Queue { format, flights: $flights, rejected: $rejected, .. } = $queue;
-        if $flights.broken {
-            return Err(QueueError::Broken);
-        }
-        let looked = with_ring!(format, $ring => match $ring.look($flights.in_flight()) {
-            Ok(()) => $do,
-            Err(error) => Err(error),
-        });
-        looked.map_err(|error| if error == QueueError::Broken { broken($flights, $rejected) } else { error })
-    }};
+#[inline(always)]
+fn look<R: Ring, B: Buffers, T>(
+    ring: &mut R,
+    slots: &mut Slots<B>,
+    then: impl FnOnce(&mut R, &mut Slots<B>) -> Result<T, QueueError>,
+) -> Result<T, QueueError> {
+    if slots.broken {
+        return Err(QueueError::Broken);
+    }
+    let looked = ring.look(slots.in_flight()).and_then(|()| then(ring, slots));
+    looked.map_err(|error| if error == QueueError::Broken { broken(slots) } else { error })
 }
 
 #[cold]
-fn broken<B: Buffers>(flights: &mut Flights<B>, rejected: &mut u64) -> QueueError {
-    *rejected = rejected.wrapping_add(1);
-    flights.break_off()
+fn broken<B: Buffers>(slots: &mut Slots<B>) -> QueueError {
+    slots.rejected = slots.rejected.wrapping_add(1);
+    slots.break_off()
 }
 
 /// A virtqueue with the buffers that are in flight in it.
@@ -108,7 +116,7 @@ fn broken<B: Buffers>(flights: &mut Flights<B>, rejected: &mut u64) -> QueueErro
 /// Buffers that are in flight when the queue is dropped are [abandoned](Buffers::abandon), unless the driver
 /// has shown the device quiet and called `reclaim`.
 pub struct Queue<B: Buffers, N> {
-    flights: Flights<B>,
+    slots: Slots<B>,
     format: Format,
     layout: Layout,
     /// The life of the device in which it knows the queue.
@@ -120,14 +128,12 @@ pub struct Queue<B: Buffers, N> {
     owed_kick: bool,
     kicks: u64,
     interrupts: u64,
-    rejected: u64,
 }
 
 /// The memory of a queue that the device does not know yet.
 pub(super) struct NewQueue {
     format: Format,
-    layout: Layout,
-    in_order: bool,
+    pub(super) layout: Layout,
 }
 
 impl NewQueue {
@@ -140,36 +146,20 @@ impl NewQueue {
     ) -> Result<Self, Error> {
         let has = |feature| accepted & feature != 0;
         let layout = Layout::new(size, options, has(features::INDIRECT_DESC));
-        let (event_index, in_order) = (has(features::EVENT_IDX), has(features::IN_ORDER));
-        let format = if has(features::RING_PACKED) {
-            Format::Packed(PackedRing::new(windows, layout, event_index)?)
-        } else {
-            Format::Split(SplitRing::new(windows, layout, event_index, in_order)?)
+        let event_index = has(features::EVENT_IDX);
+        let split = || SplitRing::new(windows, layout, event_index);
+        let packed = || PackedRing::new(windows, layout, event_index);
+        let format = match (has(features::RING_PACKED), has(features::IN_ORDER)) {
+            (false, false) => Format::Split(split()?),
+            (true, false) => Format::Packed(packed()?),
+            (false, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
+            (true, true) => Format::PackedInOrder(InOrder::new(packed()?, &layout)?),
         };
-        Ok(Self { format, layout, in_order })
+        Ok(Self { format, layout })
     }
 
     pub(super) fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         with_ring!(&self.format, ring => ring.setup(index))
-    }
-
-    /// The most parts that a chain can have.
-    pub(super) fn parts(&self) -> u16 {
-        self.layout.parts
-    }
-
-    /// Free slots, and those of them that have a table.
-    fn slots(&self) -> (Vec<u16>, Vec<u16>) {
-        match self.format {
-            Format::Split(_) if !self.in_order => self.layout.split_slots(),
-            _ => ((0..self.layout.slots).rev().collect(), Vec::new()),
-        }
-    }
-
-    /// Slots are numbered from 0 to below this.
-    pub(super) fn slot_count(&self) -> usize {
-        let (free, indirect) = self.slots();
-        free.iter().chain(&indirect).max().map_or(0, |&slot| usize::from(slot).saturating_add(1))
     }
 }
 
@@ -181,15 +171,11 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         notifier: N,
         context: B::Context,
     ) -> Result<Self, QueueError> {
-        let (free, free_indirect) = new.slots();
-        let frames = Frames::new::<B>(&context, new.slot_count())?;
-        let slots = new.slot_count();
-        let NewQueue { mut format, layout, in_order } = new;
-        with_ring!(&mut format, ring => ring.set_frames(frames))?;
-        let in_order = in_order.then(|| InOrder::new(layout.slots));
-        let flights = Flights::new(context, slots, [&free, &free_indirect], layout.first_indirect, in_order);
+        let NewQueue { mut format, layout } = new;
+        let fixed = Fixed::new::<B>(&context, layout.slots.into())?;
+        with_ring!(&mut format, ring => ring.set_fixed(fixed))?;
         Ok(Self {
-            flights,
+            slots: Slots::new(context, &layout)?,
             format,
             layout,
             life,
@@ -199,7 +185,6 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             owed_kick: false,
             kicks: 0,
             interrupts: 0,
-            rejected: 0,
         })
     }
 
@@ -210,7 +195,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// What all chains have in common.
     pub fn context(&self) -> &B::Context {
-        &self.flights.context
+        &self.slots.context
     }
 
     /// The life of its device that it belongs to.
@@ -230,7 +215,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// Slots are numbered from 0 to below this.
     pub fn slots(&self) -> usize {
-        self.flights.slots()
+        self.slots.count()
     }
 
     /// The most chains that can be in flight.
@@ -240,23 +225,23 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// Number of chains in flight.
     pub fn in_flight(&self) -> u16 {
-        self.flights.in_flight()
+        self.slots.in_flight()
     }
 
     /// Number of slots with buffers in them, counted one by one: for checks.
     pub fn occupied(&self) -> usize {
-        self.flights.occupied()
+        self.slots.occupied()
     }
 
     /// Whether the device broke the rules of the ring.
     pub fn is_broken(&self) -> bool {
-        self.flights.broken
+        self.slots.broken
     }
 
     /// What the queue has done.
     pub fn counters(&self) -> Counters {
-        let Flights { submitted, completed, .. } = self.flights;
-        let Self { kicks, interrupts, rejected, .. } = *self;
+        let Slots { submitted, completed, rejected, .. } = self.slots;
+        let Self { kicks, interrupts, .. } = *self;
         Counters { submitted, kicks, interrupts, completions: completed, rejected }
     }
 
@@ -267,7 +252,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// The slot that the next [`submit`](Self::submit) takes; `None` if there is none free.
     pub fn next_slot(&self) -> Option<u16> {
-        self.flights.next_slot()
+        self.slots.next()
     }
 
     /// Takes `buffers`. The device learns of them with the next [`kick`](Self::kick). Returns the slot: a
@@ -276,22 +261,39 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// # Errors
     /// Gives `buffers` back.
     #[inline(always)]
-    pub fn submit(&mut self, buffers: B) -> Result<u16, (QueueError, B)> {
-        let slots = self.layout.slots;
-        with_ring!(&mut self.format, ring => self.flights.submit(ring, slots, buffers))
+    pub fn submit(&mut self, buffers: B) -> Result<u16, (QueueError, B)>
+    where
+        B: Buffers<Request = ()>,
+    {
+        self.submit_for(buffers, || ())
+    }
+
+    /// The same for `request`: a function, so that what it makes is in memory only where that is needed.
+    #[inline(always)]
+    pub(crate) fn submit_for(
+        &mut self,
+        buffers: B,
+        request: impl Fn() -> B::Request,
+    ) -> Result<u16, (QueueError, B)> {
+        match &mut self.format {
+            Format::Split(ring) => self.slots.submit(ring, buffers, request),
+            Format::Packed(ring) => self.slots.submit(ring, buffers, request),
+            Format::SplitInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
+            Format::PackedInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
+        }
     }
 
     /// Tells the device about everything submitted since the last call: one store, at most one notification,
     /// and none before the device was started or after it was reset.
     pub fn kick(&mut self) {
-        if self.flights.broken {
+        if self.slots.broken {
             return;
         }
         let wanted = with_ring!(&mut self.format, ring => ring.publish());
-        self.flights.published = self.flights.submitted;
+        self.slots.published = self.slots.submitted;
         match wanted {
             Ok(wanted) => self.owed_kick |= wanted,
-            Err(_) => _ = self.flights.break_off(),
+            Err(_) => _ = self.slots.break_off(),
         }
         // After a reset the device is not to be notified before the next DRIVER_OK (3.1.1).
         if self.owed_kick && self.started && self.life.is_present() {
@@ -307,10 +309,10 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// [`QueueError::Broken`], from then on.
     pub fn pop(&mut self) -> Result<Option<Completion<B>>, QueueError> {
         let mut popped = None;
-        look!(self, ring, flights, rejected => flights.next(ring, |completion, _| {
-            *rejected = rejected.wrapping_add(completion.written.is_none().into());
+        self.reap_while(|completion, _| {
             popped = Some(completion);
-        }))?;
+            false
+        })?;
         Ok(popped)
     }
 
@@ -320,60 +322,67 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// # Errors
     /// [`QueueError::Broken`], from then on; `done` has seen what came before.
     #[inline]
-    pub fn reap(&mut self, done: impl FnMut(Completion<B>, &B::Context)) -> Result<usize, QueueError> {
-        look!(self, ring, flights, rejected => Self::reap_from(ring, flights, rejected, done))
-    }
-
-    #[inline]
-    fn reap_from<R: Ring>(
-        ring: &mut R,
-        flights: &mut Flights<B>,
-        rejected: &mut u64,
-        mut done: impl FnMut(Completion<B>, &B::Context),
-    ) -> Result<usize, QueueError> {
-        let before = flights.completed;
-        // Each round ends a flight, so there is an end.
-        while flights.next(ring, |completion, context| {
-            if completion.written.is_none() {
-                *rejected = rejected.wrapping_add(1);
-            }
+    pub fn reap(&mut self, mut done: impl FnMut(Completion<B>, &B::Context)) -> Result<usize, QueueError> {
+        self.reap_while(|completion, context| {
             done(completion, context);
-        })? {}
-        Ok(flights.completed.wrapping_sub(before) as usize)
+            true
+        })
     }
 
-    /// Shows `renew` the chains of one look at the ring, which it may change, with how many bytes the device
-    /// wrote, as in a [`Completion`]. Those for which it says `true` are in the ring again, in their slots;
-    /// the first for which it does not stays used, and ends it. Says how many there were. Cheaper than taking
-    /// chains out and submitting them; does nothing if [`IN_ORDER`](features::IN_ORDER) was negotiated.
+    #[inline(always)]
+    fn reap_while(
+        &mut self,
+        mut done: impl FnMut(Completion<B>, &B::Context) -> bool,
+    ) -> Result<usize, QueueError> {
+        let mut rejected = 0_u64;
+        let result = self.reap_raw(|used, buffers, context| {
+            let completion = Completion::new(used, buffers);
+            rejected = rejected.wrapping_add(completion.written.is_none().into());
+            done(completion, context)
+        });
+        self.slots.rejected = self.slots.rejected.wrapping_add(rejected);
+        result
+    }
+
+    /// The same until `done` says `false`; it judges the lengths.
+    #[inline(always)]
+    pub(crate) fn reap_raw(
+        &mut self,
+        done: impl FnMut(UsedChain, B, &B::Context) -> bool,
+    ) -> Result<usize, QueueError> {
+        let Self { format, slots, .. } = self;
+        with_ring!(format, ring => look(ring, slots, |ring, slots| slots.reap(ring, done)))
+    }
+
+    /// Counts completions with a length that cannot be.
+    pub(crate) fn count_rejected(&mut self, count: u64) {
+        self.slots.rejected = self.slots.rejected.wrapping_add(count);
+    }
+
+    /// Shows `renew` up to `most` chains of one look at the ring, which it may change, and puts those for
+    /// which it says so into the ring again, in their slots. Says how many those were; the first other one is
+    /// dropped, and ends it. Cheaper than taking chains out and submitting them.
     ///
     /// # Errors
     /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is
     /// dropped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn renew(
         &mut self,
-        mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
-    ) -> Result<usize, QueueError> {
-        let (slots, mut count) = (self.layout.slots, 0);
-        look!(self, ring, flights, rejected => {
-            let (renewed, result) = flights.renew(ring, slots, |buffers, written, context| {
-                let renewed = renew(buffers, written, context);
-                if renewed && written.is_none() {
-                    *rejected = rejected.wrapping_add(1);
-                }
-                renewed
-            });
-            count = renewed;
-            result
-        })?;
-        Ok(count)
+        most: usize,
+        renew: impl FnMut(&mut B, UsedChain) -> bool,
+    ) -> Result<usize, QueueError>
+    where
+        B: Buffers<Request = ()>,
+    {
+        let Self { format, slots, .. } = self;
+        with_ring!(format, ring => look(ring, slots, |ring, slots| slots.renew(ring, most, renew)))
     }
 
     /// Asks the device not to interrupt for this queue. It still may.
     pub fn disable_interrupts(&mut self) {
         if with_ring!(&mut self.format, ring => ring.disable_interrupts()).is_err() {
-            self.flights.break_off();
+            self.slots.break_off();
         }
     }
 
@@ -382,14 +391,16 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         if with_ring!(&mut self.format, ring => ring.enable_interrupts()).is_err() {
-            self.flights.break_off();
+            self.slots.break_off();
         }
-        !matches!(self.is_used(), Ok(false))
+        !matches!(self.has_used(), Ok(false))
     }
 
     /// Whether the device has used what was not taken yet.
-    fn is_used(&mut self) -> Result<bool, QueueError> {
-        look!(self, ring, flights, rejected => flights.next_used(ring).map(|used| used.is_some()))
+    pub(crate) fn has_used(&mut self) -> Result<bool, QueueError> {
+        let Self { format, slots, .. } = self;
+        let used = with_ring!(format, ring => look(ring, slots, |ring, _| ring.used()));
+        used.map(|used| used.is_some())
     }
 
     /// Starts over: nothing may be in flight. `set_up` has the device reset the queue and makes the new
@@ -398,20 +409,20 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         &mut self,
         set_up: impl FnOnce(&QueueSetup<'_>) -> Result<N, Error>,
     ) -> Result<(), Error> {
-        let (flights, index) = (&mut self.flights, self.index);
-        flights.published = flights.submitted;
+        let (slots, index) = (&mut self.slots, self.index);
+        slots.published = slots.submitted;
         self.owed_kick = false;
         let restarted = with_ring!(&mut self.format, ring => {
             ring.rewind().map_err(Error::from).and_then(|()| set_up(&ring.setup(index)?))
         });
-        self.notifier = restarted.inspect_err(|_| _ = flights.break_off())?;
+        self.notifier = restarted.inspect_err(|_| _ = slots.break_off())?;
         Ok(())
     }
 
     /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None unless
     /// `quiet` ends the life that the queue is of.
     pub fn reclaim(&mut self, quiet: &Quiet) -> impl Iterator<Item = B> {
-        quiet.ends(&self.life).then(|| self.flights.drain()).into_iter().flatten()
+        quiet.ends(&self.life).then(|| self.slots.drain()).into_iter().flatten()
     }
 }
 

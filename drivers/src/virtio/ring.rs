@@ -1,60 +1,56 @@
-//! What the two formats of a virtqueue have in common: [`SplitRing`](super::split::SplitRing) and
-//! [`PackedRing`](super::packed::PackedRing) are [`Ring`]s.
-
-use alloc::vec::Vec;
+//! What the formats of a virtqueue have in common: [`SplitRing`](super::split::SplitRing),
+//! [`PackedRing`](super::packed::PackedRing), and either of them [in order](super::in_order::InOrder).
 
 use ringfence_memory::Segment;
 
-use super::chain::{Buffers, Chain, Entry, Frames};
+use super::chain::{Buffers, Chain, Entry, Fixed};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
-/// How slots share the descriptors.
+/// How slots share the descriptors. Either all slots have a table (INDIRECT_DESC) and take one descriptor, or
+/// none does: so no chain is slower because of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Layout {
     pub(super) size: u16,
-    /// The most parts of a chain.
-    pub(super) parts: u16,
-    /// Number of slots, and how many of them can have their parts in the ring while all are in use.
+    /// Number of slots.
     pub(super) slots: u16,
-    direct: u16,
-    /// In a split queue, the number of the first slot with a table.
-    pub(super) first_indirect: u16,
+    /// Descriptors of the ring that each slot has to itself.
+    pub(super) reserved: u16,
+    /// The most segments of a chain.
+    pub(super) longest: u16,
+    /// Whether chains are in tables.
+    pub(super) indirect: bool,
 }
 
 impl Layout {
-    /// As many slots as wanted, if they fit: each takes `parts` descriptors or, with indirect tables, at
-    /// least one. A table costs the device another look at memory, so as few slots as possible have one.
-    pub(super) fn new(size: u16, options: &QueueOptions, indirect: bool) -> Self {
-        let parts = options.parts.min(size).max(1);
-        let fit = size.checked_div(parts).unwrap_or(0);
-        let most = if indirect && parts > 1 { size } else { fit };
-        let slots = options.chains.min(most);
-        let others = || size.saturating_sub(slots).checked_div(parts.saturating_sub(1)).unwrap_or(0);
-        let direct = if slots <= fit { slots } else { others() };
+    /// As many slots as wanted, if they fit; tables only where they do not, since one costs the device
+    /// another look at memory. What is left of the ring is for chains longer than `options.segments`.
+    pub(super) fn new(size: u16, options: &QueueOptions, may_be_indirect: bool) -> Self {
+        let reserved = options.segments.clamp(1, size.max(1));
+        let longest = options.longest.clamp(reserved, size.max(1));
+        // Long chains get no more than half of the ring, and at least one of them fits.
+        let spare = longest.wrapping_sub(reserved).min(size / 2);
+        let fit = size.saturating_sub(spare).checked_div(reserved).unwrap_or(0);
+        if may_be_indirect && options.chains > fit && longest > 1 {
+            return Self { size, slots: options.chains.min(size), reserved: 1, longest, indirect: true };
+        }
+        let longest = longest.min(reserved.wrapping_add(spare));
+        Self { size, slots: options.chains.min(fit), reserved, longest, indirect: false }
+    }
+
+    /// How many descriptors belong to no slot.
+    pub(super) fn spare(&self) -> u16 {
         // At most `size`.
-        let first_indirect = direct.wrapping_mul(parts);
-        Self { size, parts, slots, direct, first_indirect }
-    }
-
-    /// How many slots have their parts in an indirect table while all are in use.
-    pub(super) fn tables(&self) -> u16 {
-        self.slots.saturating_sub(self.direct)
-    }
-
-    /// The slots of a split queue: those with their parts in the ring, and the others. The last are to be
-    /// used first.
-    pub(super) fn split_slots(&self) -> (Vec<u16>, Vec<u16>) {
-        let direct = (0..self.direct).rev().map(|slot| slot.wrapping_mul(self.parts)).collect();
-        let end = self.first_indirect.saturating_add(self.tables());
-        (direct, (self.first_indirect..end).rev().collect())
+        if self.indirect { 0 } else { self.size.saturating_sub(self.slots.wrapping_mul(self.reserved)) }
     }
 }
 
 /// A used element.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Used {
+    /// Names the slot, if it is true.
     pub(super) id: u32,
-    pub(super) len: u32,
+    /// How many bytes the device says it wrote; `None` if it wrote all that it may.
+    pub(super) len: Option<u32>,
 }
 
 /// A virtqueue's memory, as the driver uses it.
@@ -68,48 +64,55 @@ pub(super) trait Ring {
     /// Where the driver is, as a notification says it (2.9).
     fn position(&self) -> u16;
 
-    /// Learns the frames of the slots. Called once, before anything is added.
-    fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError>;
+    /// Learns the fixed segments of the slots. Called once, before anything is added.
+    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError>;
 
-    /// Whether a chain in `slot` with one segment of its own can be written by [`add_usual`](Self::add_usual)
-    /// now.
-    fn is_usual(&self, slot: u16) -> bool;
+    /// Whether a chain with one segment of its own can be written by [`add_one`](Self::add_one) now.
+    fn is_ready_for_one(&self) -> bool;
 
     /// Writes a chain whose own segment is `segment`; the device is not told. On failure nothing is taken.
-    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError>;
+    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError>;
 
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
     /// as it is; the device is not told. `false` if it must be written anew.
-    fn add_again<B: Buffers>(&mut self, _slot: u16) -> Result<bool, QueueError> {
-        Ok(false)
+    fn add_again(&mut self, _slot: u16) -> bool {
+        false
     }
 
-    /// Writes any chain; the device is not told. `others` slots are free besides. On failure nothing is
-    /// taken.
-    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError>;
+    /// Writes any chain; the device is not told. On failure nothing is taken.
+    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError>;
 
     /// Tells the device of all that was added. `true` if it wants to be notified of it.
     fn publish(&mut self) -> Result<bool, QueueError>;
 
-    /// Looks for used elements, unless some are known that were not taken. There must be at most `in_flight`.
+    /// Looks for used elements. There must be at most `in_flight`.
     fn look(&mut self, in_flight: u16) -> Result<(), QueueError>;
 
     /// The next used element of those that the last look showed; the same again until the ring advances.
-    fn used(&self) -> Result<Option<Used>, QueueError>;
-
-    /// Whether what was looked at may end a chain without a used element of its own.
-    fn is_skippable(&self) -> bool;
+    fn used(&mut self) -> Result<Option<Used>, QueueError>;
 
     /// Goes on by a chain of `count` descriptors, which are free now.
     fn advance(&mut self, count: u16);
 
-    /// Where IN_ORDER was accepted: so many descriptors are free again. Called besides
-    /// [`advance`](Self::advance).
-    fn freed_in_order(&mut self, _count: u16) {}
+    /// What the chain in `slot` has besides the descriptors of its own is free.
+    fn give_back(&mut self, _slot: u16) {}
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
     fn disable_interrupts(&mut self) -> Result<(), QueueError>;
 
     /// Asks the device to interrupt for the next used element.
     fn enable_interrupts(&mut self) -> Result<(), QueueError>;
+}
+
+/// A ring whose chains [`InOrder`](super::in_order::InOrder) can place.
+pub(super) trait Sequential: Ring {
+    /// Writes any chain, in the descriptors from `head` on if they have places of their own, and says what
+    /// the device will call it.
+    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError>;
+
+    /// The used element that is due, whatever it names.
+    fn element(&self) -> Result<Option<Used>, QueueError>;
+
+    /// Whether the device may have used a chain without an element of its own.
+    fn may_be_skipped(&self) -> bool;
 }

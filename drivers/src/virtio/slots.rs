@@ -1,102 +1,148 @@
 //! What is in flight in a queue, and which slots are free: private state, which alone is believed.
 
 use alloc::vec::Vec;
+use core::mem;
 
 use super::chain::{Buffers, Chain, Entry};
-use super::in_order::InOrder;
-use super::ring::{Ring, Used};
+use super::ring::{Layout, Ring, Used};
 use super::{Completion, QueueError};
 
 /// What is in a slot.
-struct Place<B> {
-    /// `None` while it is free.
-    buffers: Option<B>,
-    /// Bytes that the device may write, and number of descriptors.
+struct Slot<B: Buffers> {
+    /// In flight: how many chains were added before it. [`FREE`] while it is free.
+    number: u64,
+    /// While it is free, the default.
+    buffers: B,
+    /// See [`Chain`].
     writable: u32,
     count: u16,
     /// While it is free: the next free slot.
-    link: u16,
-    /// In flight: how many chains were submitted before it.
-    order: u64,
+    next: u16,
 }
 
-impl<B> Place<B> {
-    /// Takes what is in flight from now on, as the chain after `order` others. Returns the next free slot.
-    #[inline(always)]
-    fn fill(&mut self, buffers: B, chain: Chain, order: u64) -> u16 {
-        self.renew(chain, order);
-        self.buffers = Some(buffers);
-        self.link
-    }
+/// In place of a number: above all.
+const FREE: u64 = u64::MAX;
 
-    /// What is in flight goes again, as the chain after `order` others.
+impl<B: Buffers> Slot<B> {
+    /// Takes a chain, as the one after `number` others. Returns the next free slot.
     #[inline(always)]
-    fn renew(&mut self, chain: Chain, order: u64) {
-        (self.writable, self.count, self.order) = (chain.writable, chain.count, order);
+    fn fill(&mut self, buffers: B, chain: Chain, number: u64) -> u16 {
+        (self.number, self.writable, self.count) = (number, chain.writable, chain.count);
+        // A free slot holds the default, which owns nothing.
+        mem::forget(mem::replace(&mut self.buffers, buffers));
+        self.next
     }
 }
 
 /// No slot.
 const NONE: u16 = u16::MAX;
 
-/// What is in flight, and which slots are free.
-pub(super) struct Flights<B: Buffers> {
+/// The slots of a queue. Those that are free are in a list.
+pub(super) struct Slots<B: Buffers> {
     pub(super) context: B::Context,
-    places: Vec<Place<B>>,
-    /// First of the free slots; those of a split queue with an indirect table are apart, and used when there
-    /// are no others.
+    slots: Vec<Slot<B>>,
+    /// First of the free slots.
     free: u16,
-    free_indirect: u16,
-    first_indirect: usize,
-    /// Chains submitted, those of them that the device was told of, and those that came back.
+    others: Others,
+    /// Chains added, those of them that the device was told of, and those that came back.
     pub(super) submitted: u64,
     pub(super) published: u64,
     pub(super) completed: u64,
-    in_order: Option<InOrder>,
+    /// Completions with an id or a length that cannot be.
+    pub(super) rejected: u64,
     pub(super) broken: bool,
 }
 
-impl<B: Buffers> Flights<B> {
-    /// No chains, and `slots` places. The lists of free slots begin with their last ones; those of
-    /// `indirect`, which have tables, are numbered from `first_indirect` on.
-    pub(super) fn new(
-        context: B::Context,
-        slots: usize,
-        [free, indirect]: [&[u16]; 2],
-        first_indirect: u16,
-        in_order: Option<InOrder>,
-    ) -> Self {
-        let place = |_| Place { buffers: None, writable: 0, count: 0, link: NONE, order: 0 };
-        let mut places: Vec<_> = (0..slots).map(place).collect();
-        Self {
+/// The descriptors that belong to no slot: how many are free, and how many are taken.
+#[derive(Clone, Copy)]
+struct Others {
+    /// How many descriptors each slot has.
+    reserved: u16,
+    free: u16,
+    taken: u16,
+}
+
+impl Others {
+    /// A chain of `count` descriptors was added: the ring has checked that there are so many.
+    fn take(&mut self, count: u16) {
+        let more = count.saturating_sub(self.reserved);
+        (self.free, self.taken) = (self.free.saturating_sub(more), self.taken.saturating_add(more));
+    }
+
+    /// It came back, from `slot`.
+    #[cold]
+    #[inline(never)]
+    fn give_back<R: Ring>(&mut self, ring: &mut R, slot: u16, count: u16) {
+        let more = count.saturating_sub(self.reserved);
+        (self.free, self.taken) = (self.free.saturating_add(more), self.taken.saturating_sub(more));
+        ring.give_back(slot);
+    }
+}
+
+/// A used chain.
+pub(crate) struct UsedChain {
+    pub(crate) slot: u16,
+    /// How many bytes the device says that it wrote, and how many it may have written.
+    pub(crate) written: u32,
+    pub(crate) writable: u32,
+}
+
+impl UsedChain {
+    /// How many bytes the device wrote, if it can be. Where it may write nothing, what it says of that means
+    /// nothing (2.8.13).
+    #[inline]
+    pub(crate) fn written(&self, least: u32) -> Option<u32> {
+        if self.writable == 0 {
+            return (least == 0).then_some(0);
+        }
+        (self.written <= self.writable && self.written >= least).then_some(self.written)
+    }
+}
+
+impl<B: Buffers> Slots<B> {
+    /// As many as `layout` says, all free.
+    ///
+    /// # Errors
+    /// [`QueueError::OutOfMemory`].
+    pub(super) fn new(context: B::Context, layout: &Layout) -> Result<Self, QueueError> {
+        let count = layout.slots;
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(count.into()).map_err(|_| QueueError::OutOfMemory)?;
+        slots.extend((1..=count).map(|next| Slot {
+            number: FREE,
+            buffers: B::default(),
+            writable: 0,
+            count: 0,
+            next: if next < count { next } else { NONE },
+        }));
+        Ok(Self {
             context,
-            free: link(&mut places, free),
-            free_indirect: link(&mut places, indirect),
-            places,
-            first_indirect: if indirect.is_empty() { usize::MAX } else { first_indirect.into() },
+            slots,
+            free: if count > 0 { 0 } else { NONE },
+            others: Others { reserved: layout.reserved, free: layout.spare(), taken: 0 },
             submitted: 0,
             published: 0,
             completed: 0,
-            in_order,
+            rejected: 0,
             broken: false,
-        }
+        })
     }
 
     /// Slots are numbered from 0 to below this.
-    pub(super) fn slots(&self) -> usize {
-        self.places.len()
+    pub(super) fn count(&self) -> usize {
+        self.slots.len()
     }
 
     /// Number of slots in use, counted one by one.
     pub(super) fn occupied(&self) -> usize {
-        self.places.iter().filter(|place| place.buffers.is_some()).count()
+        self.slots.iter().filter(|slot| slot.number != FREE).count()
     }
 
     /// Takes all that is in flight. Nothing more can be done.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = B> {
         self.break_off();
         self.completed = self.submitted;
-        self.places.drain(..).filter_map(|place| place.buffers)
+        self.slots.drain(..).filter(|slot| slot.number != FREE).map(|slot| slot.buffers)
     }
 
     /// Number of chains in flight.
@@ -110,21 +156,17 @@ impl<B: Buffers> Flights<B> {
     #[cold]
     pub(super) fn break_off(&mut self) -> QueueError {
         self.broken = true;
-        (self.free, self.free_indirect) = (NONE, NONE);
+        self.free = NONE;
         QueueError::Broken
     }
 
     /// The slot that the next chain takes.
     #[inline]
-    pub(super) fn next_slot(&self) -> Option<u16> {
-        match self.free {
-            NONE if self.free_indirect == NONE => None,
-            NONE => Some(self.free_indirect),
-            slot => Some(slot),
-        }
+    pub(super) fn next(&self) -> Option<u16> {
+        Some(self.free).filter(|&slot| slot != NONE)
     }
 
-    /// Writes a chain to the ring, which has `slots` slots, and keeps `buffers`.
+    /// Writes a chain to the ring and keeps its buffers.
     ///
     /// # Errors
     /// Gives `buffers` back.
@@ -132,215 +174,171 @@ impl<B: Buffers> Flights<B> {
     pub(super) fn submit<R: Ring>(
         &mut self,
         ring: &mut R,
-        slots: u16,
         buffers: B,
+        request: impl Fn() -> B::Request,
     ) -> Result<u16, (QueueError, B)> {
-        let slot = self.free;
-        if self.in_order.is_none()
-            && ring.is_usual(slot)
-            && let Some(place) = self.places.get_mut(usize::from(slot))
-            && let Some(segment) = buffers.only(&self.context)
+        let index = self.free;
+        if let Some(slot) = self.slots.get_mut(usize::from(index))
+            && ring.is_ready_for_one()
+            && let Some(segment) = buffers.only(request(), &self.context)
         {
-            if buffers.prepare(&self.context, slot).is_none() {
+            if buffers.prepare(request(), &self.context, index).is_none() {
                 return Err((QueueError::Broken, buffers));
             }
-            match ring.add_usual::<B>(slot, &segment) {
-                Ok(chain) => self.free = place.fill(buffers, chain, self.submitted),
+            match ring.add_one::<B>(index, &segment) {
+                Ok(chain) => self.free = slot.fill(buffers, chain, self.submitted),
                 Err(error) => return Err((error, buffers)),
             }
             self.submitted = self.submitted.wrapping_add(1);
-            return Ok(slot);
+            return Ok(index);
         }
         // By value: what is only moved there stays in registers here.
-        self.submit_any(ring, slots, buffers)
+        self.submit_any(ring, buffers, request())
     }
 
-    /// As `submit`, but any chain, and also with a slot that has a table.
+    /// As `submit`, but any chain.
     #[cold]
     #[inline(never)]
-    fn submit_any<R: Ring>(&mut self, ring: &mut R, slots: u16, buffers: B) -> Result<u16, (QueueError, B)> {
-        let others = slots.wrapping_sub(self.in_flight()).wrapping_sub(1);
-        let free = if self.free == NONE { &mut self.free_indirect } else { &mut self.free };
-        let slot = *free;
-        let Some(place) = self.places.get_mut(usize::from(slot)) else {
+    pub(super) fn submit_any<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        buffers: B,
+        request: B::Request,
+    ) -> Result<u16, (QueueError, B)> {
+        let (index, spare) = (self.free, self.others.free);
+        let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return Err((if self.broken { QueueError::Broken } else { QueueError::Full }, buffers));
         };
-        let prepared = buffers.prepare(&self.context, slot).ok_or(QueueError::Broken);
-        let entry = Entry { buffers: &buffers, context: &self.context, slot };
-        match prepared.and_then(|()| ring.add_any(entry, others)) {
+        if buffers.prepare(request, &self.context, index).is_none() {
+            return Err((QueueError::Broken, buffers));
+        }
+        match ring.add(Entry { buffers: &buffers, request, context: &self.context, slot: index, spare }) {
             Ok(chain) => {
-                if let Some(order) = &mut self.in_order {
-                    order.push(slot, chain.id);
-                }
-                *free = place.fill(buffers, chain, self.submitted);
+                self.others.take(chain.count);
+                self.free = slot.fill(buffers, chain, self.submitted);
             }
             Err(error) => return Err((error, buffers)),
         }
         self.submitted = self.submitted.wrapping_add(1);
-        Ok(slot)
+        Ok(index)
     }
 
-    /// Hands the chain in `slot` to `done`: the device has used it. `len` is `None` if its length is not
-    /// known.
-    #[inline]
-    fn take<R: Ring>(
+    /// Hands chains that the device has used to `done`, until there are no more or it says `false`, and says
+    /// how many there were.
+    #[inline(always)]
+    pub(super) fn reap<R: Ring>(
         &mut self,
         ring: &mut R,
-        slot: usize,
-        len: Option<u32>,
-        done: impl FnOnce(Completion<B>, &B::Context),
-    ) -> Result<(), QueueError> {
-        let Some(place) = self.places.get_mut(slot) else { return Err(QueueError::Broken) };
-        // Not one that the device was not told of.
-        if place.order >= self.published {
-            return Err(QueueError::Broken);
+        mut done: impl FnMut(UsedChain, B, &B::Context) -> bool,
+    ) -> Result<usize, QueueError> {
+        let before = self.completed;
+        let Self { slots, context, free, others, .. } = self;
+        while let Some(used) = ring.used()? {
+            let slot = find(slots, used.id, self.published)?;
+            let chain = slot.came_back(ring, used, others);
+            (slot.number, slot.next) = (FREE, *free);
+            *free = chain.slot;
+            self.completed = self.completed.wrapping_add(1);
+            if !done(chain, mem::take(&mut slot.buffers), context) {
+                break;
+            }
         }
-        let Some(buffers) = place.buffers.take() else { return Err(QueueError::Broken) };
-        ring.advance(place.count);
-        if self.in_order.is_some() {
-            ring.freed_in_order(place.count);
-        }
-        let free = if slot < self.first_indirect { &mut self.free } else { &mut self.free_indirect };
-        place.link = core::mem::replace(free, slot as u16);
-        self.completed = self.completed.wrapping_add(1);
-        let len = len.unwrap_or(place.writable);
-        let written = if len <= place.writable && len >= buffers.least_written() { Some(len) } else { None };
-        done(Completion { slot: slot as u16, buffers, written }, &self.context);
-        Ok(())
+        Ok(self.completed.wrapping_sub(before) as usize)
     }
+}
 
-    /// Hands the next chain that the device has used to `done`, if there is one.
-    #[inline]
-    pub(super) fn next<R: Ring>(
-        &mut self,
-        ring: &mut R,
-        done: impl FnOnce(Completion<B>, &B::Context),
-    ) -> Result<bool, QueueError> {
-        if self.in_order.is_some() {
-            return self.next_in_order(ring, done);
+/// The slot that a used element names.
+#[inline(always)]
+fn find<B: Buffers>(slots: &mut [Slot<B>], id: u32, published: u64) -> Result<&mut Slot<B>, QueueError> {
+    // The whole 32 bits: an id that only looks right after truncation is wrong.
+    let slot = slots.get_mut(id as usize).ok_or(QueueError::Broken)?;
+    // Neither one that is free nor one that the device was not told of.
+    if slot.number < published { Ok(slot) } else { Err(QueueError::Broken) }
+}
+
+impl<B: Buffers> Slot<B> {
+    /// The ring goes on behind the chain, and its descriptors are free.
+    #[inline(always)]
+    fn came_back<R: Ring>(&mut self, ring: &mut R, used: Used, others: &mut Others) -> UsedChain {
+        let (slot, writable) = (used.id as u16, self.writable);
+        ring.advance(self.count);
+        if others.taken > 0 {
+            others.give_back(ring, slot, self.count);
         }
-        let Some(used) = ring.used()? else { return Ok(false) };
-        // The whole 32 bits: an id that only looks right after truncation is wrong.
-        self.take(ring, used.id as usize, Some(used.len), done).map(|()| true)
+        UsedChain { slot, written: used.len.unwrap_or(writable), writable }
     }
+}
 
-    /// Shows `renew` the chains that the device has used, and puts them into the ring again, each in its
-    /// slot, until it says `false`. Says how many those were. Does nothing in order.
-    #[inline]
+impl<B: Buffers<Request = ()>> Slots<B> {
+    /// Shows `renew` up to `most` chains that the device has used, and puts each for which it says so into
+    /// the ring again, in its slot. Says how many those were; the first other one is dropped, and ends it.
+    ///
+    /// # Errors
+    /// [`QueueError::Broken`], or what is wrong with a chain as `renew` left it, which is dropped.
+    #[inline(always)]
     pub(super) fn renew<R: Ring>(
         &mut self,
         ring: &mut R,
-        slots: u16,
-        mut renew: impl FnMut(&mut B, Option<u32>, &B::Context) -> bool,
-    ) -> (usize, Result<(), QueueError>) {
-        if self.in_order.is_some() {
-            return (0, Ok(()));
-        }
-        // Each chain that comes goes again.
-        let others = slots.wrapping_sub(self.in_flight());
-        let before = self.submitted;
-        let result = loop {
-            match self.renew_next(ring, others, &mut renew) {
-                Ok(true) => self.submitted = self.submitted.wrapping_add(1),
-                Ok(false) => break Ok(()),
-                Err(error) => break Err(error),
-            }
-        };
-        let count = self.submitted.wrapping_sub(before);
-        self.completed = self.completed.wrapping_add(count);
-        (count as usize, result)
-    }
-
-    /// The same for one chain.
-    #[inline(always)]
-    fn renew_next<R: Ring>(
-        &mut self,
-        ring: &mut R,
-        others: u16,
-        renew: impl FnOnce(&mut B, Option<u32>, &B::Context) -> bool,
-    ) -> Result<bool, QueueError> {
-        let Some(used) = ring.used()? else { return Ok(false) };
-        let Some(place) = self.places.get_mut(used.id as usize) else { return Err(QueueError::Broken) };
-        if place.order >= self.published {
-            return Err(QueueError::Broken);
-        }
-        let Some(buffers) = &mut place.buffers else { return Err(QueueError::Broken) };
-        let fits = used.len <= place.writable && used.len >= buffers.least_written();
-        if !renew(buffers, fits.then_some(used.len), &self.context) {
-            return Ok(false);
-        }
-        ring.advance(place.count);
-        let slot = used.id as u16;
-        if B::SAME_AGAIN && ring.add_again::<B>(slot)? {
-            place.order = self.submitted;
-            return Ok(true);
-        }
-        // Each way books what it wrote by itself: what is constant there stays so.
-        let added = if buffers.prepare(&self.context, slot).is_none() {
-            Err(QueueError::Broken)
-        } else if let Some(segment) = buffers.only(&self.context)
-            && ring.is_usual(slot)
+        most: usize,
+        mut renew: impl FnMut(&mut B, UsedChain) -> bool,
+    ) -> Result<usize, QueueError> {
+        let Self { slots, context, free, others, .. } = self;
+        let mut count = 0_usize;
+        while count < most
+            && let Some(used) = ring.used()?
         {
-            ring.add_usual::<B>(slot, &segment).map(|chain| place.renew(chain, self.submitted))
-        } else {
-            let entry = Entry { buffers, context: &self.context, slot };
-            ring.add_any(entry, others).map(|chain| place.renew(chain, self.submitted))
-        };
-        added.map(|()| true).map_err(|error| self.drop_one(slot, error))
-    }
-
-    /// Frees a slot whose chain came back and cannot go again.
-    #[cold]
-    fn drop_one(&mut self, slot: u16, error: QueueError) -> QueueError {
-        let free =
-            if usize::from(slot) < self.first_indirect { &mut self.free } else { &mut self.free_indirect };
-        if let Some(place) = self.places.get_mut(usize::from(slot)) {
-            place.link = core::mem::replace(free, slot);
-            place.buffers = None;
+            let slot = find(slots, used.id, self.published)?;
+            let chain = slot.came_back(ring, used, others);
+            let index = chain.slot;
+            let again = renew(&mut slot.buffers, chain);
             self.completed = self.completed.wrapping_add(1);
+            match again.then(|| slot.add_again(ring, context, index)) {
+                Some(Ok(())) => slot.number = self.submitted,
+                refused => {
+                    (slot.number, slot.next, slot.buffers) = (FREE, mem::replace(free, index), B::default());
+                    return refused.map_or(Ok(count), |result| result.map(|()| count));
+                }
+            }
+            self.submitted = self.submitted.wrapping_add(1);
+            count = count.wrapping_add(1);
         }
-        error
+        Ok(count)
     }
+}
 
-    #[inline(never)]
-    fn next_in_order<R: Ring>(
+impl<B: Buffers<Request = ()>> Slot<B> {
+    /// Writes what came back, which is slot `index`, to the ring again.
+    #[inline(always)]
+    fn add_again<R: Ring>(
         &mut self,
         ring: &mut R,
-        done: impl FnOnce(Completion<B>, &B::Context),
-    ) -> Result<bool, QueueError> {
-        let Some(used) = self.next_used(ring)? else { return Ok(false) };
-        let untold = self.submitted.wrapping_sub(self.published) as u16;
-        let named = self.in_order.as_mut().and_then(|order| order.next(used, untold));
-        let (slot, len) = named.ok_or(QueueError::Broken)?;
-        self.take(ring, slot, len, done).map(|()| true)
-    }
-
-    /// The used element that is due; the same again until the ring advances.
-    #[inline]
-    pub(super) fn next_used<R: Ring>(&self, ring: &R) -> Result<Option<Used>, QueueError> {
-        match self.in_order.as_ref().and_then(InOrder::batch) {
-            None => ring.used(),
-            // One element for several chains; the index must cover them all.
-            batch if ring.is_skippable() => Ok(batch),
-            _ => Err(QueueError::Broken),
+        context: &B::Context,
+        index: u16,
+    ) -> Result<(), QueueError> {
+        if B::SAME_AGAIN && ring.add_again(index) {
+            return Ok(());
         }
+        let chain = match self.buffers.only((), context) {
+            Some(segment) if ring.is_ready_for_one() => ring.add_one::<B>(index, &segment)?,
+            _ => ring.add(Entry { buffers: &self.buffers, request: (), context, slot: index, spare: 0 })?,
+        };
+        (self.writable, self.count) = (chain.writable, chain.count);
+        Ok(())
     }
 }
 
-/// Makes a list of `slots`, the last of which is the first free one.
-fn link<B>(places: &mut [Place<B>], slots: &[u16]) -> u16 {
-    let mut first = NONE;
-    for &slot in slots {
-        if let Some(place) = places.get_mut(usize::from(slot)) {
-            place.link = core::mem::replace(&mut first, slot);
-        }
-    }
-    first
-}
-
-impl<B: Buffers> Drop for Flights<B> {
+impl<B: Buffers> Drop for Slots<B> {
     fn drop(&mut self) {
         // The device may still write to these: they must not be lent again.
         self.drain().for_each(B::abandon);
+    }
+}
+
+impl<B: Buffers> Completion<B> {
+    /// `None` for the length if it cannot be.
+    #[inline(always)]
+    pub(super) fn new(used: UsedChain, buffers: B) -> Self {
+        let written = used.written(buffers.least_written());
+        Self { slot: used.slot, buffers, written }
     }
 }

@@ -3,16 +3,17 @@
 //! What this side writes is never read back; of what the device writes, each used element is read once, and
 //! the used index once for each batch.
 //!
-//! Each slot has its own descriptors: the first slots as many as a chain may have parts, in a row; the others
-//! one, for an indirect table. A slot's number is that of its first descriptor. Only IN_ORDER demands
-//! something else. With IN_ORDER each chain takes the descriptors after those of the last one instead.
+//! A slot's number is that of its first descriptor. Its others are as far apart as there are slots, so that
+//! neither number is ever multiplied. Only with IN_ORDER each chain takes the descriptors after those of the
+//! last one instead.
 
 use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
-use super::chain::{Buffers, Chain, Entry, Frames};
-use super::ring::{Layout, Ring, Used};
+use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::ring::{Layout, Ring, Sequential, Used};
+use super::spare::Spare;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
@@ -40,7 +41,17 @@ pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
+/// What says in the second half of a descriptor that `next` is the one after it in its chain.
 #[inline]
+fn link(next: Option<u16>) -> u64 {
+    next.map_or(0, |next| link_to(next.into()))
+}
+
+#[inline(always)]
+fn link_to(next: u64) -> u64 {
+    NEXT | next << 48
+}
+
 fn store(
     descriptors: &mut DescriptorTable<Split>,
     at: u16,
@@ -48,12 +59,6 @@ fn store(
     next: Option<u16>,
 ) -> Result<(), QueueError> {
     Ok(descriptors.store(at.into(), segment, link(next), Ordering::Relaxed)?)
-}
-
-/// What says in the second half of a descriptor that `next` is the one after it in its chain.
-#[inline]
-fn link(next: Option<u16>) -> u64 {
-    next.map_or(0, |next| NEXT | u64::from(next) << 48)
 }
 
 #[derive(Debug)]
@@ -68,20 +73,16 @@ pub(super) struct SplitRing {
     used_elements: DmaArray<u64>,
     tables: Option<Tables<Split>>,
     layout: Layout,
-    /// Those of slots in the ring were written once: the first part to the slot's first descriptor, in front
-    /// of the second, and the last to its last one.
-    frames: Frames,
-    /// Chains of one own part in slots before this one are written in the usual way: within the frame, if
-    /// slots have one.
-    usual_end: u16,
-    framed: bool,
-    /// Length of the frames' last segment; 0 without.
-    last_len: u32,
-    mask: u16,
-    /// With IN_ORDER descriptors are taken in the order of the table (2.7.9): this one is the next.
-    next_in_order: Option<u16>,
-    /// With IN_ORDER, the free descriptors of the table.
-    free: u16,
+    spare: Spare,
+    /// Where slots are `ready_for_one` written once: the first to the slot's first descriptor, in front of
+    /// the second, and the last to its last one.
+    fixed: Fixed,
+    /// Whether a chain of one segment of its own can be written as [`Ring::add_one`] does: to the first or,
+    /// with fixed segments, to the second descriptor of its slot.
+    ready_for_one: bool,
+    /// Of slot 0, the second descriptor and the last.
+    second: usize,
+    last: u64,
     event_index: bool,
     interrupts: bool,
     /// Index of the next available entry to write, and that which the device was told.
@@ -96,21 +97,13 @@ pub(super) struct SplitRing {
 
 impl SplitRing {
     /// Rings for `layout.size` descriptors: a power of two.
-    pub(super) fn new(
-        windows: &DmaWindows,
-        layout: Layout,
-        event_index: bool,
-        in_order: bool,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(windows: &DmaWindows, layout: Layout, event_index: bool) -> Result<Self, Error> {
         let size = usize::from(layout.size);
         // Both rings are followed by an event index of 2 bytes.
         let ring_len = |len| size.saturating_mul(len).saturating_add(RING_HEADER + 2);
         let descriptors = DescriptorTable::new(windows, size, ring_len(AVAILABLE_LEN), Direction::ToDevice)?;
         let device_len = ring_len(USED_LEN).saturating_add(USED_AT);
         let device = windows.allocate_for(device_len, Direction::FromDevice)?;
-        // In order any chain may need one.
-        let count = if in_order { layout.slots } else { layout.tables() };
-        let tables = (layout.tables() > 0).then(|| Tables::new(windows, count, layout.parts)).transpose()?;
         let available_ring = descriptors.array_after(size.saturating_add(ENTRIES + 1))?;
         Ok(Self {
             available_entries: available_ring.part(ENTRIES, size).ok_or(Error::BadConfig)?,
@@ -118,15 +111,14 @@ impl SplitRing {
             descriptors,
             used_ring: device.array(USED_AT, ring_len(USED_LEN) / 2)?,
             used_elements: device.array(USED_AT + RING_HEADER, size)?,
-            tables,
+            tables: Tables::new(windows, &layout)?,
+            spare: Spare::new(&layout)?,
             layout,
-            frames: Frames::default(),
-            usual_end: if in_order { 0 } else { layout.first_indirect },
-            framed: false,
-            last_len: 0,
-            mask: layout.size.saturating_sub(1),
-            next_in_order: in_order.then_some(0),
-            free: layout.size,
+            fixed: Fixed::default(),
+            ready_for_one: false,
+            second: layout.slots.into(),
+            // Below the size: slots have so many descriptors.
+            last: layout.slots.wrapping_mul(layout.reserved.wrapping_sub(1)).into(),
             event_index,
             interrupts: true,
             available: 0,
@@ -137,43 +129,29 @@ impl SplitRing {
         })
     }
 
-    /// Writes the descriptors of any chain at all; `others` slots are free besides.
-    fn write_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let slot = entry.slot;
-        let Some(head) = self.next_in_order else {
-            return match slot.checked_sub(self.layout.first_indirect) {
-                Some(table) => self.add_table(entry, table, slot),
-                None => self.add_run(entry, slot),
-            };
-        };
-        let is_room = self.tables.is_none() || self.free.wrapping_sub(others) >= self.layout.parts;
-        let chain = if is_room { self.add_run(entry, head) } else { self.add_table(entry, slot, head) }?;
-        self.next_in_order = Some(head.wrapping_add(chain.count) & self.mask);
-        self.free = self.free.wrapping_sub(chain.count);
-        Ok(chain)
-    }
-
-    /// Writes a chain to the table at `index`, and a descriptor of that at `head`.
-    fn add_table<B: Buffers>(
-        &mut self,
-        entry: Entry<'_, B>,
-        index: u16,
-        head: u16,
-    ) -> Result<Chain, QueueError> {
-        let tables = self.tables.as_mut().ok_or(QueueError::Broken)?;
-        let (chain, first, count) = tables.write(index, entry, &self.frames, link)?;
-        self.descriptors.store_indirect(head.into(), (&tables.descriptors, first, count), 0, false)?;
-        Ok(Chain { id: head, ..chain })
-    }
-
-    /// Writes a chain to the descriptors from `head` on; the table goes on at its start.
-    fn add_run<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<Chain, QueueError> {
-        let (frame, mask) = (self.frames.get(entry.slot), self.mask);
-        let chain = entry.write(frame, self.layout.parts, |place, segment, more| {
-            let at = head.wrapping_add(place) & mask;
-            store(&mut self.descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
-        })?;
-        Ok(Chain { id: head, ..chain })
+    /// Writes a chain to the descriptors of its slot, and to spare ones if it is longer.
+    fn add_direct<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        let Self { descriptors, fixed, layout, spare, ready_for_one, last, .. } = self;
+        let (slot, count) = (entry.slot, entry.count(fixed, layout)?);
+        // All is checked before a spare descriptor is taken.
+        entry.write(fixed.get(slot), count, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        // Where `add_one` counts on it the last descriptor of a slot keeps its fixed segment; a chain without
+        // any other has it second.
+        let keeps_last = *ready_for_one && fixed.are_there() && count > 2;
+        let own = layout.reserved.wrapping_sub(keeps_last.into());
+        let mut at = slot;
+        entry.write(fixed.get(slot), count, |place, segment, more| {
+            let here = at;
+            let next = place.wrapping_add(1);
+            if more {
+                at = match next {
+                    _ if keeps_last && next.wrapping_add(1) == count => slot.wrapping_add(*last as u16),
+                    _ if next < own => here.wrapping_add(layout.slots),
+                    _ => spare.take(slot).ok_or(QueueError::Broken)?,
+                };
+            }
+            store(descriptors, here, segment, more.then_some(at))
+        })
     }
 
     /// Writes the available entry of the chain that begins at `head`.
@@ -181,12 +159,6 @@ impl SplitRing {
     fn add_available(&mut self, head: u16) {
         self.available_entries.store_wrapping(self.available.into(), head.to_le(), Ordering::Relaxed);
         self.available = self.available.wrapping_add(1);
-    }
-
-    /// The last descriptor of a slot in the ring.
-    #[inline]
-    fn end(&self, slot: u16) -> u16 {
-        slot.wrapping_add(self.layout.parts).wrapping_sub(1)
     }
 
     fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
@@ -221,8 +193,6 @@ impl Ring for SplitRing {
 
     fn rewind(&mut self) -> Result<(), QueueError> {
         (self.available, self.published, self.used, self.seen) = (0, 0, 0, 0);
-        self.next_in_order = self.next_in_order.map(|_| 0);
-        self.free = self.layout.size;
         self.put(INDEX, 0, Ordering::Relaxed)?;
         for at in [FLAGS, INDEX, self.avail_event_at()] {
             self.used_ring.store(at, 0, Ordering::Relaxed).ok_or(QueueError::Broken)?;
@@ -234,64 +204,70 @@ impl Ring for SplitRing {
         self.available
     }
 
-    fn set_frames(&mut self, frames: Frames) -> Result<(), QueueError> {
-        self.frames = frames;
-        if !self.frames.are_there() {
+    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
+        self.fixed = fixed;
+        let one = self.fixed.one().is_some_and(|one| one <= self.layout.reserved);
+        self.ready_for_one = one && self.tables.is_none();
+        if !self.fixed.are_there() {
             return Ok(());
         }
-        if self.layout.parts < 2 {
+        if self.layout.longest < 2 {
             return Err(QueueError::BadChain);
         }
-        self.framed = true;
-        self.last_len = self.frames.last_len();
-        for slot in (0..self.usual_end).step_by(self.layout.parts.into()) {
-            let [first, last] = self.frames.get(slot).ok_or(QueueError::Broken)?;
-            let end = self.end(slot);
-            store(&mut self.descriptors, slot, &first, Some(slot.wrapping_add(1)))?;
+        let written = if self.ready_for_one { self.layout.slots } else { 0 };
+        for slot in 0..written {
+            let [first, last] = self.fixed.get(slot).ok_or(QueueError::Broken)?;
+            let (second, end) = (slot.wrapping_add(self.second as u16), slot.wrapping_add(self.last as u16));
+            store(&mut self.descriptors, slot, &first, Some(second))?;
             store(&mut self.descriptors, end, &last, None)?;
-        }
-        if self.layout.parts == 2 {
-            self.usual_end = 0;
         }
         Ok(())
     }
 
     #[inline(always)]
-    fn is_usual(&self, slot: u16) -> bool {
-        slot < self.usual_end
+    fn is_ready_for_one(&self) -> bool {
+        self.ready_for_one
     }
 
     #[inline(always)]
-    fn add_usual<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
-        // A frame is there already; the segment goes in between.
-        let (at, next, count) = if B::FRAMED && self.framed {
-            (slot.wrapping_add(1), Some(self.end(slot)), 3)
-        } else {
-            (slot, None, 1)
+    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+        let index = usize::from(slot);
+        let (at, bits, last) = match B::LAST {
+            Some(last) => {
+                (index.wrapping_add(self.second), link_to(u64::from(slot).wrapping_add(self.last)), last)
+            }
+            None => (index, 0, 0),
         };
-        store(&mut self.descriptors, at, segment, next)?;
-        let own = if segment.is_writable() { segment.len() } else { 0 };
-        let last = if B::FRAMED { self.last_len } else { 0 };
+        self.descriptors.store(at, segment, bits, Ordering::Relaxed)?;
         self.add_available(slot);
-        Ok(Chain { count, writable: own.wrapping_add(last), id: slot })
+        let own = if segment.is_writable() { segment.len() } else { 0 };
+        // No more than the slot's own.
+        Ok(Chain { count: 1, writable: own.wrapping_add(last) })
     }
 
     #[inline(always)]
-    fn add_again<B: Buffers>(&mut self, slot: u16) -> Result<bool, QueueError> {
-        if slot >= self.usual_end || B::FRAMED {
-            return Ok(false);
+    fn add_again(&mut self, slot: u16) -> bool {
+        if self.ready_for_one {
+            self.add_available(slot);
         }
-        self.add_available(slot);
-        Ok(true)
+        self.ready_for_one
     }
 
     #[inline(never)]
-    fn add_any<B: Buffers>(&mut self, entry: Entry<'_, B>, others: u16) -> Result<Chain, QueueError> {
-        let chain = self.write_any(entry, others)?;
-        self.add_available(chain.id);
+    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+        let slot = entry.slot;
+        let chain = match &mut self.tables {
+            Some(tables) => {
+                let head = (&mut self.descriptors, slot, 0.into(), false);
+                tables.add(entry, (&self.fixed, &self.layout), link, head)?
+            }
+            None => self.add_direct(entry)?,
+        };
+        self.add_available(slot);
         Ok(chain)
     }
 
+    #[inline]
     fn publish(&mut self) -> Result<bool, QueueError> {
         let (old, new) = (self.published, self.available);
         if old == new {
@@ -311,9 +287,6 @@ impl Ring for SplitRing {
 
     #[inline]
     fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
-        if self.used != self.seen {
-            return Ok(());
-        }
         // Acquire: elements and buffers are read after the index that covers them.
         let index = self.get(INDEX, Ordering::Acquire)?;
         if index.wrapping_sub(self.used) > in_flight {
@@ -329,16 +302,8 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn used(&self) -> Result<Option<Used>, QueueError> {
-        if self.used == self.seen {
-            return Ok(None);
-        }
-        let element = u64::from_le(self.used_elements.load_wrapping(self.used.into(), Ordering::Relaxed));
-        Ok(Some(Used { id: element as u32, len: (element >> 32) as u32 }))
-    }
-
-    fn is_skippable(&self) -> bool {
-        self.used != self.seen
+    fn used(&mut self) -> Result<Option<Used>, QueueError> {
+        self.element()
     }
 
     #[inline]
@@ -346,8 +311,9 @@ impl Ring for SplitRing {
         self.used = self.used.wrapping_add(1);
     }
 
-    fn freed_in_order(&mut self, count: u16) {
-        self.free = self.free.wrapping_add(count);
+    #[cold]
+    fn give_back(&mut self, slot: u16) {
+        self.spare.give_back(slot);
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {
@@ -370,5 +336,36 @@ impl Ring for SplitRing {
         // The device either sees this, or the caller's next look sees its used index.
         fence(Ordering::SeqCst);
         Ok(())
+    }
+}
+
+impl Sequential for SplitRing {
+    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError> {
+        let Self { descriptors, tables, fixed, layout, .. } = self;
+        let chain = if let Some(tables) = tables {
+            tables.add(entry, (fixed, layout), link, (descriptors, head, 0.into(), false))?
+        } else {
+            // The table goes on at its start.
+            let (count, mask) = (entry.count(fixed, layout)?, layout.size.wrapping_sub(1));
+            entry.write(fixed.get(entry.slot), count, |place, segment, more| {
+                let at = head.wrapping_add(place) & mask;
+                store(descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
+            })?
+        };
+        self.add_available(head);
+        Ok((chain, head))
+    }
+
+    #[inline]
+    fn element(&self) -> Result<Option<Used>, QueueError> {
+        if self.used == self.seen {
+            return Ok(None);
+        }
+        let element = u64::from_le(self.used_elements.load_wrapping(self.used.into(), Ordering::Relaxed));
+        Ok(Some(Used { id: element as u32, len: Some((element >> 32) as u32) }))
+    }
+
+    fn may_be_skipped(&self) -> bool {
+        self.used != self.seen
     }
 }

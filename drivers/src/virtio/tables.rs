@@ -1,44 +1,45 @@
-//! Indirect descriptor tables (2.7.5.3, 2.8.7), allocated with the queue.
+//! Indirect descriptor tables (2.7.5.3, 2.8.7), allocated with the queue: one for each slot.
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{DescriptorTable, Direction, DmaWindows, RingFormat, Segment};
+use ringfence_memory::{DescriptorBits, DescriptorTable, Direction, DmaWindows, RingFormat, Segment};
 
-use super::chain::{Buffers, Chain, Entry, Frames};
+use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::ring::Layout;
 use super::{Error, QueueError};
 
 /// Tables of equal length.
 #[derive(Debug)]
-pub(super) struct Tables<F: RingFormat> {
-    pub(super) descriptors: DescriptorTable<F>,
-    /// Descriptors in each table.
-    len: u16,
-}
+pub(super) struct Tables<F: RingFormat>(DescriptorTable<F>);
 
 impl<F: RingFormat> Tables<F> {
-    /// `count` tables for chains of up to `len` segments; both are not 0.
-    pub(super) fn new(windows: &DmaWindows, count: u16, len: u16) -> Result<Self, Error> {
-        let descriptors = usize::from(count).saturating_mul(len.into());
-        Ok(Self { descriptors: DescriptorTable::new(windows, descriptors, 0, Direction::ToDevice)?, len })
+    /// The tables of all slots, if they have such.
+    pub(super) fn new(windows: &DmaWindows, layout: &Layout) -> Result<Option<Self>, Error> {
+        if !layout.indirect {
+            return Ok(None);
+        }
+        let count = usize::from(layout.slots).saturating_mul(layout.longest.into());
+        Ok(Some(Self(DescriptorTable::new(windows, count, 0, Direction::ToDevice)?)))
     }
 
-    /// Writes a chain to the table at `index`. `bits` makes the second half of each descriptor from the place
-    /// of the next in the table, if there is one. Says what the chain is (which itself takes one descriptor),
-    /// and the first and the number of its descriptors.
+    /// Writes a chain to the table of its slot; `bits` makes the second half of each descriptor from the
+    /// place of the next in the table, if there is one. Then writes the one descriptor of `ring` that refers
+    /// to it, at `index` and with the bits in `head`, or holds it, as `hold` says.
     #[inline(never)]
-    pub(super) fn write<B: Buffers>(
+    pub(super) fn add<B: Buffers>(
         &mut self,
-        index: u16,
         entry: Entry<'_, B>,
-        frames: &Frames,
+        (fixed, layout): (&Fixed, &Layout),
         bits: impl Fn(Option<u16>) -> u64,
-    ) -> Result<(Chain, usize, usize), QueueError> {
-        let first = usize::from(index).wrapping_mul(self.len.into());
-        let chain = entry.write(frames.get(entry.slot), self.len, |place, segment: &Segment<'_>, more| {
+        (ring, index, head, hold): (&mut DescriptorTable<F>, u16, DescriptorBits<F>, bool),
+    ) -> Result<Chain, QueueError> {
+        let first = usize::from(entry.slot).wrapping_mul(layout.longest.into());
+        let count = entry.count(fixed, layout)?;
+        let chain = entry.write(fixed.get(entry.slot), count, |place, segment: &Segment<'_>, more| {
             let at = first.wrapping_add(place.into());
-            let bits = bits(more.then_some(place.wrapping_add(1)));
-            Ok(self.descriptors.store(at, segment, bits, Ordering::Relaxed)?)
+            Ok(self.0.store(at, segment, bits(more.then_some(place.wrapping_add(1))), Ordering::Relaxed)?)
         })?;
-        Ok((Chain { count: 1, ..chain }, first, chain.count.into()))
+        ring.store_indirect(index.into(), (&self.0, first, count.into()), head, hold)?;
+        Ok(Chain { count: 1, ..chain })
     }
 }

@@ -3,30 +3,82 @@
 use std::collections::HashMap;
 
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueShape,
-    features,
+    BufferList, Controls, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueShape, features,
 };
 use ringfence_memory::DmaPool;
 
-use super::{Chain, DeviceRing, Fake, FakeNotifier, FakeTransport, RING_PACKED};
+use super::{Chain, DeviceRing, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
 
 pub const BUFFER_LEN: usize = 64;
 /// The split and the packed format.
 pub const FORMATS: [u64; 2] = [0, RING_PACKED];
 
-pub fn no_frames(_: &QueueShape) -> Result<BufferFrames, Error> {
-    Ok(BufferFrames::default())
+pub fn no_controls(_: &QueueShape) -> Result<Option<Controls>, Error> {
+    Ok(None)
 }
 
-/// A ring of `size` descriptors for chains of up to `parts`.
+/// A ring of `size` descriptors for chains of `segments`, and a few of up to `longest`.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub features: u64,
     pub size: u16,
     pub chains: u16,
-    pub parts: u16,
-    /// Whether each chain has a header and a status besides its items' parts.
-    pub framed: bool,
+    pub segments: u16,
+    pub longest: u16,
+    /// Whether each chain has a header and a status besides its items' segments.
+    pub fixed: bool,
+}
+
+/// How many chains a queue has room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    pub depth: usize,
+    /// The most segments of a chain.
+    pub longest: usize,
+    /// Descriptors that each chain has to itself, and those for the longer ones; none if all are in tables.
+    own: usize,
+    spare: Option<usize>,
+}
+
+impl Room {
+    /// That of a queue with `options.size` descriptors.
+    pub fn of(features: u64, options: &QueueOptions) -> Self {
+        let QueueOptions { size, chains, segments, longest } = *options;
+        let [size, chains, segments, longest] = [size, chains, segments, longest].map(usize::from);
+        let own = segments.min(size);
+        let longest = longest.clamp(own, size);
+        // For a long chain: what it has more than the others, but no more than half of the ring.
+        let kept = (longest - own).min(size / 2);
+        let fit = (0..=size).rev().find(|slots| slots * own + kept <= size).unwrap();
+        if features & INDIRECT_DESC != 0 && longest > 1 && chains > fit {
+            return Self { depth: chains.min(size), longest, own: 1, spare: None };
+        }
+        let depth = chains.min(fit);
+        let spare = Some(size - depth * own);
+        Self { depth, longest: longest.min(own + kept), own, spare }
+    }
+
+    /// What comes of a chain of `count` segments, while those with so many as in `inside` are in flight.
+    pub fn expected(
+        &self,
+        inside: impl ExactSizeIterator<Item = usize>,
+        count: usize,
+    ) -> Result<(), QueueError> {
+        if inside.len() == self.depth {
+            return Err(QueueError::Full);
+        }
+        if !(1..=self.longest).contains(&count) {
+            return Err(QueueError::BadChain);
+        }
+        let more = |count: usize| count.saturating_sub(self.own);
+        match self.spare {
+            // Only the longer ones take any.
+            Some(spare) if more(count) > 0 && inside.map(more).sum::<usize>() + more(count) > spare => {
+                Err(QueueError::Full)
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 pub struct Bench {
@@ -37,14 +89,17 @@ pub struct Bench {
     pub pool: DmaPool,
     pub buffers: usize,
     pub names: u64,
+    room: Room,
+    /// How many segments each chain has besides its item's.
+    pub fixed: usize,
     /// Names of items in the queue, and how many buffers each has.
     pub inside: HashMap<u64, usize>,
 }
 
 impl Bench {
-    /// As many chains of up to `parts` as fit.
-    pub fn new(features: u64, size: u16, parts: u16) -> Self {
-        Self::with(Shape { features, size, chains: u16::MAX, parts, framed: false })
+    /// As many chains of up to `segments` as fit.
+    pub fn new(features: u64, size: u16, segments: u16) -> Self {
+        Self::with(Shape { features, size, chains: u16::MAX, segments, longest: segments, fixed: false })
     }
 
     pub fn with(shape: Shape) -> Self {
@@ -53,24 +108,26 @@ impl Bench {
     }
 
     pub fn on(fake: Fake, shape: Shape) -> Self {
-        let Shape { features, size, chains, parts, framed } = shape;
+        let Shape { features, size, chains, segments, longest, fixed } = shape;
         let windows = fake.windows();
         let offer = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(features).unwrap();
-        let options = QueueOptions { size: u16::MAX, chains, parts };
+        let options = QueueOptions { size: u16::MAX, chains, segments, longest };
+        let room = Room::of(features, &QueueOptions { size, ..options });
         let context = |shape: &QueueShape| {
-            assert_eq!(shape.parts, parts.min(size));
-            if framed { BufferFrames::new(&windows, shape) } else { Ok(BufferFrames::default()) }
+            assert_eq!((shape.slots, shape.segments), (room.depth, room.longest as u16));
+            if fixed { Controls::new(&windows, shape.slots).map(Some) } else { Ok(None) }
         };
         let mut queue = device.queue(0, &options, 1, context).unwrap();
         assert_eq!(queue.size(), size);
-        assert!(queue.depth() <= chains && queue.depth() <= size);
+        assert_eq!(usize::from(queue.depth()), room.depth);
         let started = device.driver_ok().unwrap();
         queue.start(&started);
         let ring = fake.ring(0);
-        let buffers = usize::from(queue.depth()) * usize::from(parts) + 8;
+        let buffers = usize::from(queue.depth()) * usize::from(longest) + 8;
         let pool = DmaPool::new(&windows, buffers, BUFFER_LEN).unwrap();
-        Self { fake, device, queue, ring, pool, buffers, names: 0, inside: HashMap::new() }
+        let fixed = if fixed { 2 } else { 0 };
+        Self { fake, device, queue, ring, pool, buffers, names: 0, room, fixed, inside: HashMap::new() }
     }
 
     pub fn item(&mut self, readable: usize, writable: usize) -> Option<BufferList> {
@@ -80,10 +137,22 @@ impl Bench {
         Some(BufferList::new(self.names, readable, writable, 0))
     }
 
+    /// What comes of a chain of `count` buffers.
+    fn expected(&self, count: usize) -> Result<(), QueueError> {
+        if self.queue.is_broken() {
+            return Err(QueueError::Broken);
+        }
+        let inside = self.inside.values().map(|count| count + self.fixed);
+        self.room.expected(inside, count + self.fixed)
+    }
+
     pub fn submit(&mut self, readable: usize, writable: usize) -> Result<u16, QueueError> {
+        let expected = self.expected(readable + writable);
         let item = self.item(readable, writable).ok_or(QueueError::Full)?;
         let (name, next, in_flight) = (item.name(), self.queue.next_slot(), self.queue.in_flight());
-        match self.queue.submit(item) {
+        let result = self.queue.submit(item);
+        assert_eq!(result.as_ref().map(drop).map_err(|(error, _)| *error), expected);
+        match result {
             Ok(slot) => {
                 assert_eq!(Some(slot), next, "the slot that was announced");
                 assert!(usize::from(slot) < self.queue.slots());
@@ -98,7 +167,7 @@ impl Bench {
         }
     }
 
-    /// How many chains more can be submitted.
+    /// How many chains more can be submitted, if they are short.
     pub fn room(&self) -> u16 {
         self.queue.depth() - self.queue.in_flight()
     }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, missing_docs, reason = "each test uses a part of it")]
 
 pub mod bench;
+pub mod card;
 pub mod config;
 pub mod disk;
 pub mod ring;

@@ -1,23 +1,24 @@
 //! A driver's queue and a device's that share memory, and what each has yet to see of the other: for any
 //! combination of ring features.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::sample::Index;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue};
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, features,
+    BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, features,
 };
 use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
 
 use crate::fake_queue::{NotificationCounter, RingMemory};
+use crate::support::bench::Room;
 use crate::support::{Fake, FakeNotifier, FakeTransport, grant};
 
-/// Bytes of a part at most.
+/// Bytes of a segment at most.
 pub const LEN: usize = 16;
-/// Parts that a frame adds to each chain: a header and a status.
-const FRAME: usize = 2;
+/// The fixed segments of each chain: a header and a status.
+const FIXED: usize = 2;
 
 /// Which features are offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,9 +119,10 @@ struct Counts {
 
 pub struct Rig {
     mode: Mode,
-    /// The most parts of a chain, and how many of them are not the item's.
-    pub parts: usize,
-    pub frame: usize,
+    room: Room,
+    /// The most segments of a chain, and how many of them are not the item's.
+    pub longest: usize,
+    pub fixed: usize,
     fake: Fake,
     device: Device<FakeTransport>,
     pub driver: Queue<BufferList, FakeNotifier>,
@@ -136,9 +138,9 @@ pub struct Rig {
     pub kicks: usize,
     count: Counts,
     pub number: u64,
-    /// In flight: the slot of each, and all slots.
+    /// In flight: the slot of each, and by slot how many segments are in it.
     slots: HashMap<u64, u16>,
-    occupied: HashSet<u16>,
+    occupied: HashMap<u16, usize>,
     sent: VecDeque<Sent>,
     pub held: Vec<(Sent, u64, DescChain<'static, 'static, NotificationCounter>)>,
     /// Returned, but with IN_ORDER not used yet: by position in the order they were taken.
@@ -156,11 +158,11 @@ fn leak<T>(value: T) -> &'static T {
 
 impl Rig {
     pub fn new(mode: Mode, options: QueueOptions, batching: bool) -> Self {
-        Self::framed(mode, options, batching, false)
+        Self::with_fixed(mode, options, batching, false)
     }
 
-    /// With a header and a status in each chain, if `framed`.
-    pub fn framed(mode: Mode, options: QueueOptions, batching: bool, framed: bool) -> Self {
+    /// With a header and a status in each chain, if `fixed`.
+    pub fn with_fixed(mode: Mode, options: QueueOptions, batching: bool, fixed: bool) -> Self {
         let offered = mode.features() | features::VERSION_1;
         let fake = Fake::new(DeviceType(42), offered, vec![], &[options.size]);
         let windows = fake.windows();
@@ -169,15 +171,14 @@ impl Rig {
         assert_eq!(device.features(), offered);
         assert_eq!(fake.model().accepted, offered, "all of it is in use");
         let driver = device.queue::<BufferList>(0, &options, 1, |shape| {
-            if framed { BufferFrames::new(&windows, shape) } else { Ok(BufferFrames::default()) }
+            if fixed { Controls::new(&windows, shape.slots).map(Some) } else { Ok(None) }
         });
         let mut driver = driver.unwrap();
         driver.start(&device.driver_ok().unwrap());
         assert_eq!(driver.size(), options.size);
-        let most =
-            if mode.indirect && options.parts > 1 { options.size } else { options.size / options.parts };
-        assert_eq!(driver.depth(), options.chains.min(most));
-        let buffers = usize::from(driver.depth()) * usize::from(options.parts);
+        let room = Room::of(offered, &options);
+        assert_eq!(usize::from(driver.depth()), room.depth);
+        let buffers = room.depth * room.longest;
         let pools = [Direction::ToDevice, Direction::FromDevice]
             .map(|direction| DmaPool::new_for(&windows, buffers, LEN, direction).unwrap());
         let views = leak([windows.readable().unwrap(), windows.writable().unwrap()]);
@@ -185,8 +186,9 @@ impl Rig {
         let side = Self::open(&fake, mode, views, &interrupts, batching);
         Self {
             mode,
-            parts: options.parts.into(),
-            frame: if framed { FRAME } else { 0 },
+            room,
+            longest: room.longest,
+            fixed: if fixed { FIXED } else { 0 },
             fake,
             device,
             driver,
@@ -202,7 +204,7 @@ impl Rig {
             count: Counts::default(),
             number: 0,
             slots: HashMap::new(),
-            occupied: HashSet::new(),
+            occupied: HashMap::new(),
             sent: VecDeque::new(),
             held: Vec::new(),
             waiting: BTreeMap::new(),
@@ -230,20 +232,21 @@ impl Rig {
     /// After how many chains positions in the ring come again, at least.
     fn period(&self) -> u64 {
         let size = u64::from(self.driver.size());
-        if self.mode.packed { 2 * size / self.parts as u64 } else { 1 << 16 }
+        if self.mode.packed { 2 * size / self.longest as u64 } else { 1 << 16 }
     }
 
-    /// Submits a chain of so many parts of these lengths to read and to write.
+    /// Submits a chain of so many segments of these lengths to read and to write.
     pub fn submit(&mut self, readable: &[usize], writable: &[usize]) -> bool {
-        let parts = readable.len() + writable.len() + self.frame;
+        let segments = readable.len() + writable.len() + self.fixed;
         let room = self.driver.in_flight() < self.driver.depth();
+        let expected = self.room.expected(self.occupied.values().copied(), segments);
         let number = self.number;
         let take = |pool: usize, lens: &[usize]| -> Vec<DmaBuf> {
             lens.iter().map_while(|_| self.pools[pool].take()).collect()
         };
         let [mut to_read, to_write] = [take(0, readable), take(1, writable)];
-        if to_read.len() + to_write.len() + self.frame != parts {
-            assert!(!room || parts > self.parts);
+        if to_read.len() + to_write.len() + self.fixed != segments {
+            assert!(expected.is_err());
             return false;
         }
         for (buffer, &len) in to_read.iter_mut().zip(readable) {
@@ -256,12 +259,12 @@ impl Rig {
         assert_eq!(slot.is_some(), room);
         match self.driver.submit(item) {
             Ok(taken) => {
-                assert!(room && (1..=self.parts).contains(&parts));
+                assert_eq!(expected, Ok(()));
                 assert_eq!(Some(taken), slot);
                 assert!(usize::from(taken) < self.driver.slots());
-                assert!(self.occupied.insert(taken), "one chain in a slot");
+                assert_eq!(self.occupied.insert(taken, segments), None, "one chain in a slot");
                 self.slots.insert(number, taken);
-                let status = (self.frame > 0).then_some(1);
+                let status = (self.fixed > 0).then_some(1);
                 let writable = writable.iter().copied().chain(status).collect();
                 let sent = Sent { number, readable: readable.iter().sum(), writable };
                 self.sent.push_back(sent);
@@ -272,8 +275,7 @@ impl Rig {
             Err((error, item)) => {
                 assert_eq!(item.name(), number, "given back");
                 assert_eq!(item.buffers().map(<[_]>::len), [readable.len(), writable.len()]);
-                assert_eq!(error, if room { QueueError::BadChain } else { QueueError::Full });
-                assert!(!room || parts == 0 || parts > self.parts);
+                assert_eq!(Err(error), expected);
                 false
             }
         }
@@ -340,7 +342,7 @@ impl Rig {
         let (sent, turn, chain) = self.held.swap_remove(which);
         let Sent { number, readable, writable } = sent;
         let (mut input, mut data) = (ReadableChain::new(chain, &self.views[0]), vec![0; readable]);
-        if self.frame > 0 {
+        if self.fixed > 0 {
             let mut header = [0; 16];
             assert_eq!((input.read(&mut header), u128::from_le_bytes(header)), (Ok(16), number.into()));
         }
@@ -366,7 +368,7 @@ impl Rig {
             assert_eq!(self.interrupts.get(), before);
             // Not more than one round of the ring at once.
             let returned = (self.count.used - self.count.signalled) as usize + self.waiting.len();
-            if (returned + 1) * self.parts >= self.driver.size().into() {
+            if (returned + 1) * self.longest >= self.driver.size().into() {
                 self.flush();
             }
         } else {
@@ -411,19 +413,19 @@ impl Rig {
                 self.answers.pop_front().expect("a completion out of nothing");
             assert_eq!(completion.buffers.name(), number);
             assert_eq!(Some(completion.slot), self.slots.remove(&number));
-            assert!(self.occupied.remove(&completion.slot));
+            assert!(self.occupied.remove(&completion.slot).is_some());
             assert_eq!(completion.written, Some(written as u32));
             let mut left = written;
             let to_write = completion.buffers.buffers()[1];
-            assert_eq!(to_write.len() + self.frame / FRAME, writable.len());
+            assert_eq!(to_write.len() + self.fixed / FIXED, writable.len());
             for (buffer, &len) in to_write.iter().zip(&writable) {
                 let (mut bytes, now) = ([0; LEN], left.min(len));
                 buffer.read_slice(&mut bytes[..now], 0).unwrap();
                 assert!(bytes[..now].iter().all(|&found| found == !byte(number)), "what the device wrote");
                 left -= now;
             }
-            let status = self.driver.context().status(completion.slot);
-            assert_eq!(status.is_some(), self.frame > 0);
+            let status = self.driver.context().as_ref().map(|controls| controls.status(completion.slot));
+            assert_eq!(status.is_some(), self.fixed > 0);
             if left == 1 {
                 assert_eq!(status, Some(!byte(number)));
             }
@@ -491,7 +493,7 @@ impl Rig {
         self.check();
         assert_eq!(self.driver.in_flight(), 0);
         for pool in &self.pools {
-            assert_eq!(pool.available(), usize::from(self.driver.depth()) * self.parts);
+            assert_eq!(pool.available(), self.room.depth * self.longest);
         }
     }
 }

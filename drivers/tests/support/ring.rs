@@ -375,6 +375,13 @@ impl DeviceRing {
         self.put_used(id, 0);
     }
 
+    /// As `complete`, but a packed ring's used descriptor does not say that anything was written (2.8.13).
+    pub fn complete_unwritten(&mut self, head: u16, len: u32) {
+        self.put_used(head.into(), len);
+        self.unpublished.iter_mut().for_each(|(_, rest)| *rest &= !(u64::from(WRITE) << 48));
+        self.publish();
+    }
+
     pub fn complete(&mut self, head: u16, len: u32) {
         self.put_used(head.into(), len);
         self.publish();

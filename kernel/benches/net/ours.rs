@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxPacket};
+use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, PciTransport};
 use ringfence_kernel::devices::bring_up;
@@ -44,9 +44,9 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
         let mut left = count;
         while left > 0 {
             left -= until(|| {
-                let sent = self
-                    .net
-                    .send_batch(left, |packet| (0..WRITES).all(|_| packet.write(&self.frame).is_ok()));
+                let frame = &self.frame;
+                let write = |room: &mut TxFrame<'_>| (0..WRITES).for_each(|_| _ = room.write(frame));
+                let sent = self.net.send(left, write);
                 Some(sent.expect("the ring is sound")).filter(|&sent| sent > 0)
             });
         }
@@ -55,8 +55,8 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
 
     #[inline(never)]
     fn receive(&mut self, _: usize) -> usize {
-        let read = |packet: &RxPacket| (0..READS).for_each(|_| _ = packet.read(&mut self.copy));
-        let count = self.net.receive_batch(read).expect("the ring is sound");
+        let read = |frame: &RxFrame<'_>| (0..READS).for_each(|_| _ = frame.read(&mut self.copy));
+        let count = self.net.receive(usize::MAX, read).expect("the ring is sound");
         if count > 0 {
             self.net.kick();
         }

@@ -19,7 +19,7 @@ use common::{address, assert_sound, physical};
 use million::Exerciser;
 use ringfence_drivers::block::{Block, Done, Request, RequestError, SECTOR_SIZE};
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, DeviceType, Error, Queue, QueueOptions, QueueSetup, Transport, status,
+    BufferList, Device, DeviceType, Error, Queue, QueueOptions, QueueSetup, Transport, status,
 };
 use ringfence_kernel::loopback::{Loopback, RamDisk};
 use ringfence_kernel::memory::space;
@@ -125,9 +125,8 @@ fn senseless_requests_are_answered() {
     let (device, windows) = disk();
     let begun = Device::begin(device.clone(), DeviceType::BLOCK, &device.grant(), windows.clone());
     let mut driver = begun.expect("the disk starts").negotiate(0).expect("nothing is asked for");
-    let options = QueueOptions { size: 8, chains: 4, parts: 2 };
-    let mut queue: Queue<BufferList, _> =
-        driver.queue(0, &options, 2, |_| Ok(BufferFrames::default())).expect("there is one");
+    let options = QueueOptions { size: 8, chains: 4, segments: 2, longest: 2 };
+    let mut queue: Queue<BufferList, _> = driver.queue(0, &options, 2, |_| Ok(None)).expect("there is one");
     queue.start(&driver.driver_ok().expect("it is ready"));
     let mut pools = Pools::new(&windows);
     let (last, all) = (SECTORS as u64 - 1, u32::MAX);

@@ -4,10 +4,9 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
-use ringfence_drivers::net::{Net, Options as CardWish};
+use ringfence_drivers::net::{Net, Options as CardWish, RxFrame};
 use ringfence_drivers::virtio::{
-    BufferFrames, BufferList, Device, DeviceType, Error, Notify, Queue, QueueOptions, Transport, features,
-    status,
+    BufferList, Device, DeviceType, Error, Notify, Queue, QueueOptions, Transport, features, status,
 };
 use ringfence_kernel::loopback::{Echo, Loopback, Options, RamDisk};
 use ringfence_kernel::platform::KERNEL;
@@ -181,18 +180,20 @@ fn cards_with_several_pairs() {
                     let bytes = [number << 5 | round; 80];
                     let frames = 60..61 + usize::from(round % 8);
                     for len in frames.clone() {
-                        let mut packet = pair.take().expect("there is one");
-                        packet.write(&bytes[..len]).expect("it is short enough");
-                        pair.send(packet).expect("there is room");
+                        let sent =
+                            pair.send(1, |room| room.write(&bytes[..len]).expect("it is short enough"));
+                        assert_eq!(sent, Ok(1), "there is room");
                     }
                     pair.kick();
                     for len in frames {
-                        let packet = pair.receive().expect("the ring is sound").expect("it comes back");
-                        let mut found = [0; 80];
-                        assert_eq!((packet.read(&mut found), &found[..len]), (len, &bytes[..len]));
-                        pair.recycle(packet);
+                        let read = |frame: &RxFrame<'_>| {
+                            let mut found = [0; 80];
+                            assert_eq!((frame.len(), frame.read(&mut found)), (len, len));
+                            assert_eq!(found[..len], bytes[..len]);
+                        };
+                        assert_eq!(pair.receive(1, read), Ok(1), "it comes back");
                     }
-                    assert!(pair.receive().expect("the ring is sound").is_none());
+                    assert_eq!(pair.receive(1, |_| {}), Ok(0), "one frame too many");
                 }
             }
         }
@@ -212,9 +213,9 @@ fn pairs_are_set_by_command() {
         let begun = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone());
         let mut driver = begun.expect("the card starts").negotiate(negotiated).expect("it is offered");
         assert_eq!((driver.features() & negotiated, driver.config::<u16>(8)), (negotiated, Ok(PAIRS)));
-        let options = QueueOptions { size: 4, chains: 1, parts: 2 };
+        let options = QueueOptions { size: 4, chains: 1, segments: 2, longest: 2 };
         let mut queue: Queue<BufferList, _> =
-            driver.queue(index, &options, 2, |_| Ok(BufferFrames::default())).expect("it is there");
+            driver.queue(index, &options, 2, |_| Ok(None)).expect("it is there");
         queue.start(&driver.driver_ok().expect("it is ready"));
         let mut pairs = 1;
         for (command, known) in [

@@ -423,6 +423,7 @@ impl WindowTable {
         self.device
     }
 
+    #[inline]
     pub(super) fn life(&self) -> u64 {
         self.life.load(Ordering::Relaxed)
     }

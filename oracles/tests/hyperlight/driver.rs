@@ -10,7 +10,7 @@ use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, Direction, DmaPool, VolatileError};
 
 use crate::common::noise;
-use crate::support::bench::no_frames;
+use crate::support::bench::no_controls;
 use crate::support::{self, Fake, grant};
 use crate::{Interrupts, Memory, SLOT, Shared, Step, layout, polled};
 
@@ -67,8 +67,8 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
     let mut device = offer.negotiate(RING_PACKED | EVENT_IDX).unwrap();
     assert_eq!(device.features(), offered);
     let parts = size.min(6);
-    let options = QueueOptions { size, chains: size, parts };
-    let mut queue = device.queue::<BufferList>(0, &options, parts, no_frames).unwrap();
+    let options = QueueOptions { size, chains: size, segments: parts, longest: parts };
+    let mut queue = device.queue::<BufferList>(0, &options, parts, no_controls).unwrap();
     queue.start(&device.driver_ok().unwrap());
     let buffers = usize::from(queue.depth() * parts);
     let [to_device, from_device] = [Direction::ToDevice, Direction::FromDevice]
