@@ -5,13 +5,15 @@ use ringfence_drivers::virtio::{
 use ringfence_memory::*;
 
 /// It tells the device of a buffer that somebody else has.
-struct Shared<'a>(&'a DmaBuf);
+#[derive(Default)]
+struct Shared<'a>(Option<&'a DmaBuf>);
 
 impl Buffers for Shared<'_> { //~ E0277 foreign_buffers
     type Context = ();
+    type Request = ();
 
-    fn only<'a>(&'a self, (): &'a ()) -> Option<Segment<'a>> {
-        self.0.segment(0, 16, true)
+    fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
+        self.0?.segment(0, 16, true)
     }
 
     fn least_written(&self) -> u32 {
@@ -22,7 +24,7 @@ impl Buffers for Shared<'_> { //~ E0277 foreign_buffers
 }
 
 fn exchanged_in_the_ring<N: Notify>(queue: &mut Queue<BufferList, N>) {
-    let _ = queue.renew(|_, _, _| true); //~ E0624 exchanged_in_the_ring
+    let _ = queue.renew(1, |_, _| true); //~ E0624 exchanged_in_the_ring
 }
 
 fn queue_before_negotiation(offer: &mut Offer<PciTransport>) {
