@@ -16,7 +16,7 @@ use common::iommu::{Faults, Memory, memory};
 use common::noise;
 use proptest::prelude::*;
 use ringfence_drivers::virtio::{
-    BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, features,
+    BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, QueueShape, features,
 };
 use ringfence_memory::{Bytes as _, Direction, DmaPool, DmaWindows};
 use support::bench::no_controls;
@@ -59,6 +59,9 @@ struct Bench {
     memory: Arc<Memory>,
     faults: Faults,
     features: u64,
+    /// The most parts of a chain that always fits, and of any.
+    segments: u16,
+    longest: u16,
     /// With VIRTIO_F_EVENT_IDX, what the driver asked for: an interrupt for the used element of this index.
     used_event: Option<u16>,
     /// How often the device would have interrupted.
@@ -76,21 +79,36 @@ struct Bench {
 
 impl Bench {
     fn new(size: u16, features: u64) -> Self {
-        Self::with_buffers(size, features, Direction::Both)
+        Self::with(size, features, PARTS, Direction::Both)
     }
 
-    fn with_buffers(size: u16, features: u64, direction: Direction) -> Self {
+    /// A queue whose slots have up to `segments` descriptors; what it has besides is for longer chains.
+    fn with(size: u16, features: u64, segments: u16, direction: Direction) -> Self {
         let fake = Fake::new(DeviceType(42), features::VERSION_1 | features, vec![], &[size]);
         let windows = fake.windows();
         let offer = Device::begin(fake.transport(), DeviceType(42), &grant(), windows.clone()).unwrap();
         let mut device = offer.negotiate(features::QUEUES).unwrap();
         assert_eq!(device.features(), features::VERSION_1 | features);
         let parts = PARTS.min(size);
-        let options = QueueOptions { size: u16::MAX, chains: u16::MAX, segments: parts, longest: parts };
-        let mut queue = device.queue(0, &options, parts, no_controls).unwrap();
+        let segments = segments.min(parts);
+        let chains = if segments < parts { size / 2 } else { u16::MAX };
+        let options = QueueOptions { size: u16::MAX, chains, segments, longest: parts };
+        let mut longest = 0;
+        let context = |shape: &QueueShape| {
+            longest = shape.segments;
+            no_controls(shape)
+        };
+        let mut queue = device.queue(0, &options, segments, context).unwrap();
         queue.start(&device.driver_ok().unwrap());
-        let depth = if features & features::INDIRECT_DESC != 0 && parts > 1 { size } else { size / parts };
-        assert_eq!((queue.size(), queue.depth()), (size, depth));
+        assert_eq!(queue.size(), size);
+        if segments == parts {
+            let depth =
+                if features & features::INDIRECT_DESC != 0 && parts > 1 { size } else { size / parts };
+            assert_eq!((queue.depth(), longest), (depth, parts));
+        } else {
+            assert!((1..=chains).contains(&queue.depth()) && longest > segments);
+        }
+        let depth = queue.depth();
         let buffers = usize::from(depth * parts);
         let pool = DmaPool::new_for(&windows, buffers + 1, BUFFER_LEN, direction).unwrap();
 
@@ -113,6 +131,8 @@ impl Bench {
             memory,
             faults,
             features,
+            segments,
+            longest,
             used_event: Some(0),
             interrupts: 0,
             names: 0,
@@ -276,9 +296,10 @@ proptest! {
     fn chains_in_any_order(
         size in (0_u32..8).prop_map(|shift| 1_u16 << shift),
         features in prop::sample::select(&MODES[..]),
+        segments in 1..=PARTS,
         steps in prop::collection::vec(step(), 1..250),
     ) {
-        let mut bench = Bench::new(size, features);
+        let mut bench = Bench::with(size, features, segments, Direction::Both);
         // With event indexes, the available entry to be notified of.
         let (mut wanted, mut event) = (true, 0_u16);
         for step in steps {
@@ -286,12 +307,12 @@ proptest! {
                 Step::Submit(readable, writable) => {
                     let parts = readable.len() + writable.len();
                     match bench.submit(&readable, &writable) {
-                        Ok(_) => assert!(parts > 0),
-                        Err(QueueError::BadChain) => assert!(parts == 0 || parts > PARTS.min(size).into()),
+                        Ok(_) => assert!((1..=bench.longest.into()).contains(&parts)),
+                        Err(QueueError::BadChain) => assert!(parts == 0 || parts > bench.longest.into()),
                         Err(error) => {
                             assert_eq!(error, QueueError::Full);
                             let full = bench.queue.in_flight() == bench.queue.depth();
-                            assert!(full || parts > PARTS.min(size).into());
+                            assert!(full || parts > bench.segments.into());
                         }
                     }
                 }
@@ -427,7 +448,7 @@ fn the_wrong_direction_is_a_fault() {
     for (direction, refused) in
         [(Direction::ToDevice, Permissions::Write), (Direction::FromDevice, Permissions::Read)]
     {
-        let mut bench = Bench::with_buffers(4, 0, direction);
+        let mut bench = Bench::with(4, 0, PARTS, direction);
         // The driver does not even tell of it.
         assert_eq!(bench.submit(&[(0, 100)], &[(0, 50)]), Err(QueueError::BadChain));
         let (allowed, wrong): (&[&[Span]; 2], &[&[Span]; 2]) = match refused {
