@@ -28,6 +28,13 @@ const MAX_NICS: usize = 4;
 /// Queues, or pairs of queues, that a device is given at most.
 const MAX_QUEUES: u16 = 16;
 
+/// How a disk is driven, unless more queues are wished. Three descriptors for each request: one and a table
+/// would do, where a device has fewer, but takes longer.
+const DISK: block::Options =
+    block::Options { queues: 1, queue_size: 512, depth: 128, features: features::QUEUES };
+/// How a network card is driven, unless more pairs of queues are wished.
+const CARD: net::Options = net::Options { pairs: 1, queue_size: 256, features: features::QUEUES };
+
 /// What became of a function.
 enum State {
     /// There is no driver for it, or it failed: why.
@@ -261,11 +268,37 @@ pub fn bring_up_with<D>(
     }
 }
 
-fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let options = block::Options { queues: started.queues, ..Default::default() };
-    let (block, interrupts, windows) = bring_up(function, options.queues, |transport, grant, windows| {
+/// Brings a disk up with at most `queues` queues, as all disks here, and as what is measured.
+///
+/// # Errors
+/// As for [`bring_up`].
+pub fn open_disk(
+    windows: &DmaWindows,
+    function: &Function,
+    queues: u16,
+) -> Result<(Block<PciTransport>, DeviceInterrupts), Error> {
+    let options = block::Options { queues, ..DISK };
+    bring_up_with(windows, function, queues, |transport, grant, windows| {
         Block::with_options(transport, grant, windows, &options)
+    })
+}
+
+/// Brings a network card up with at most `pairs` pairs of queues, as all cards here, and as what is measured.
+///
+/// # Errors
+/// As for [`bring_up`].
+pub fn open_card(function: &Function, pairs: u16) -> Result<(Net<PciTransport>, DeviceInterrupts), Error> {
+    let options = net::Options { pairs, ..CARD };
+    // Each pair has two queues.
+    let (net, interrupts, _) = bring_up(function, 2 * pairs, |transport, grant, windows| {
+        Net::with_options(transport, grant, windows, &options)
     })?;
+    Ok((net, interrupts))
+}
+
+fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
+    let windows = DmaWindows::new(&KERNEL, function.address().id())?;
+    let (block, interrupts) = open_disk(&windows, function, started.queues)?;
     *kind = interrupts.name();
     let disk = Disk::new(block, windows, function.address(), &interrupts)?;
     started.disks.push((disk, interrupts));
@@ -273,11 +306,7 @@ fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static st
 }
 
 fn start_nic(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let options = net::Options { pairs: started.queues, ..Default::default() };
-    // Each pair has two queues.
-    let (net, interrupts, _) = bring_up(function, 2 * options.pairs, |transport, grant, windows| {
-        Net::with_options(transport, grant, windows, &options)
-    })?;
+    let (net, interrupts) = open_card(function, started.queues)?;
     *kind = interrupts.name();
     let (features, queues) = (net.features(), 2 * net.pairs() as u16);
     let vectors = (0..queues).map(|queue| interrupts.vector(queue)).collect();

@@ -22,7 +22,7 @@ use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::{DeviceType, features};
 use ringfence_kernel::boot::Boot;
-use ringfence_kernel::devices::config_access;
+use ringfence_kernel::devices::{config_access, open_disk};
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::qemu::{self, ExitCode};
 use ringfence_kernel::{memory, println};
@@ -85,6 +85,8 @@ struct Disk {
     sectors: u64,
     /// Whether it has indirect descriptors.
     indirect: bool,
+    /// With the kernel's driver.
+    agreed: (u16, usize, u64),
 }
 
 impl Disk {
@@ -94,12 +96,13 @@ impl Disk {
         let is_disk = |function: &Function| probe(function) == Match::Driver(Driver::Block);
         let function = pci::enumerate(access, 0).find(is_disk).expect("there is a disk");
         let windows = DmaWindows::new(&KERNEL, function.address().id()).expect("nobody else has it");
-        let (disk, interrupts) = ours::start(&function, &windows);
+        let (disk, interrupts) = open_disk(&windows, &function, 1).expect("the disk starts");
         let names: Vec<_> = features::names(DeviceType::BLOCK, disk.features()).collect();
         let (size, interrupts) = (disk.queue_size(), interrupts.name());
         info(format_args!("ours: queue of {size}, {interrupts}, {}", names.join(" ")));
         let indirect = disk.features() & features::INDIRECT_DESC != 0;
-        Self { function, access, windows, sectors: disk.geometry().sectors, indirect }
+        let (sectors, agreed) = (disk.geometry().sectors, ours::agreed(&disk));
+        Self { function, access, windows, sectors, indirect, agreed }
     }
 }
 

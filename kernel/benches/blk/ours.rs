@@ -1,19 +1,15 @@
 //! The driver of this repository, through its public interface.
 
 use heapless::Vec;
-use ringfence_drivers::block::{Block, Options, Request};
-use ringfence_drivers::pci::Function;
+use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::virtio::{Hybrid, PciTransport};
-use ringfence_kernel::devices::bring_up_with;
+use ringfence_kernel::devices::open_disk;
 use ringfence_kernel::irq::DeviceInterrupts;
-use ringfence_memory::{DmaBuf, DmaWindows};
+use ringfence_memory::DmaBuf;
 use x86_64::instructions::interrupts;
 
 use crate::Disk;
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
-
-/// Enough descriptors for the largest depth.
-const QUEUE_SIZE: u16 = 512;
 
 /// The most requests in flight, as for the driver.
 const DEEPEST: usize = 128;
@@ -44,19 +40,17 @@ pub struct Ours<const WRITE: bool> {
     halts: u64,
 }
 
-/// Brings the disk up.
-pub fn start(function: &Function, windows: &DmaWindows) -> (Block<PciTransport>, DeviceInterrupts) {
-    bring_up_with(windows, function, 1, |transport, grant, windows| {
-        let options = Options { queue_size: QUEUE_SIZE, ..Options::default() };
-        Block::with_options(transport, grant, windows, &options)
-    })
-    .expect("the disk starts")
+/// What a driver and its disk have agreed on: size and depth of the queue, and features.
+pub fn agreed(disk: &Block<PciTransport>) -> (u16, usize, u64) {
+    (disk.queue_size(), disk.depth(), disk.features())
 }
 
 impl<const WRITE: bool> Ours<WRITE> {
     /// Brings the disk up. `None` if not so many requests fit its queue.
     pub fn new(disk: &Disk, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
-        let (mut disk, interrupts) = start(&disk.function, &disk.windows);
+        let kernels = disk.agreed;
+        let (mut disk, interrupts) = open_disk(&disk.windows, &disk.function, 1).expect("the disk starts");
+        assert_eq!(agreed(&disk), kernels, "the disk is not driven as the kernel does");
         disk.disable_interrupts();
         if depth > disk.depth().min(DEEPEST) {
             return None;

@@ -53,8 +53,9 @@ fn main(boot: Boot) -> ! {
     qemu::exit(ExitCode::Passed)
 }
 
-/// Tells which features each driver uses.
+/// Tells which features each driver uses. Ours is the kernel's.
 fn report_features(guests: &[String], card: &Place) {
+    ours::check(&card.function);
     for guest in guests {
         let names: Vec<_> = features::names(DeviceType::NET, open(guest, card).features()).collect();
         info(format_args!("{guest}: {}", names.join(" ")));

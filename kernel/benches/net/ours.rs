@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, PciTransport};
-use ringfence_kernel::devices::bring_up;
+use ringfence_kernel::devices::open_card;
 use ringfence_kernel::irq::DeviceInterrupts;
 
 use crate::card::{Card, Costs, until};
@@ -24,10 +24,17 @@ pub struct Ours<const WRITES: usize, const READS: usize> {
 impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
     /// Brings the card up.
     pub fn open(function: &Function) -> Result<Self, Error> {
-        let (mut net, interrupts, _) = bring_up(function, 2, Net::new)?;
+        let (mut net, interrupts) = open_card(function, 1)?;
         net.disable_interrupts();
         Ok(Self { net, interrupts, frame: Vec::new(), copy: [0; MAX_FRAME_LEN] })
     }
+}
+
+/// Panics if the card is not driven as the kernel does: with the same features, and queues of the same size.
+pub fn check(function: &Function) {
+    let agreed = |net: &Net<PciTransport>| (net.features(), net.queue_sizes());
+    let kernels = open_card(function, 1).map(|(net, _)| agreed(&net));
+    assert_eq!(Ours::<1, 0>::open(function).map(|ours| agreed(&ours.net)), kernels);
 }
 
 impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
