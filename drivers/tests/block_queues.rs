@@ -326,14 +326,16 @@ fn all_in_tables_or_none() {
 #[test]
 fn the_default_options_have_one_path() {
     let formats = FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]);
-    for (format, size) in formats.flat_map(|format| [256, 512].map(|size| (format, size))) {
-        let mut bench =
-            Bench::new(format | INDIRECT_DESC, config_with(1), &[size], &Options::default()).unwrap();
-        assert_eq!((bench.block.depth(), bench.block.queue_size()), (128, 256));
+    assert_eq!((Options::default().depth, Options::default().queue_size), (64, 256));
+    for (format, depth) in formats.flat_map(|format| [64, 128].map(|depth| (format, depth))) {
+        let options = Options { depth, ..Options::default() };
+        let mut bench = Bench::new(format | INDIRECT_DESC, config_with(1), &[256], &options).unwrap();
+        let depth = bench.block.depth();
+        assert_eq!((depth, bench.block.queue_size()), (options.depth.into(), 256));
         let mut disk = Disk::new(bench.fake.ring(0));
         let mut kinds = std::collections::HashSet::new();
         for round in 0..1000_usize {
-            for number in 0..round % 129 {
+            for number in 0..round % (depth + 1) {
                 let buffer = bench.pool.take().unwrap();
                 let request = match number % 4 {
                     0 => Request::Read { sector: 1, buffer, len: SECTOR },
@@ -347,9 +349,13 @@ fn the_default_options_have_one_path() {
             let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
             kinds.extend(chains.iter().map(|chain| (chain.table.is_some(), chain.descriptors)));
             finish(&mut disk, chains);
-            assert_eq!(bench.reap_good(), round % 129);
+            assert_eq!(bench.reap_good(), round % (depth + 1));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), [(true, 1)], "{format:#x}");
+        // A flush has two segments.
+        let expected = if depth > 64 { vec![(true, 1)] } else { vec![(false, 2), (false, 3)] };
+        let mut kinds = Vec::from_iter(kinds);
+        kinds.sort();
+        assert_eq!(kinds, expected, "{format:#x}, depth {depth}");
     }
 }
 

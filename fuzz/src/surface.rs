@@ -76,6 +76,7 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
         &["audit", "device", "empty", "from_mut", "register"],
     ),
     ("waits, which nothing here does", &["look_again"]),
+    ("for tests alone: plays an interrupt", &["interrupt"]),
     ("a chain of parts of buffers, which the drivers' tests have", &["with_parts"]),
     (
         "of modules that are private",

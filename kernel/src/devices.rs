@@ -28,10 +28,10 @@ const MAX_NICS: usize = 4;
 /// Queues, or pairs of queues, that a device is given at most.
 const MAX_QUEUES: u16 = 16;
 
-/// How a disk is driven, unless more queues are wished. Three descriptors for each request: one and a table
-/// would do, where a device has fewer, but takes longer.
+/// How a disk is driven, unless more queues are wished: as many requests at once as have all their
+/// descriptors in the ring, since a table for each takes the device longer.
 const DISK: block::Options =
-    block::Options { queues: 1, queue_size: 512, depth: 128, features: features::QUEUES };
+    block::Options { queues: 1, queue_size: 256, depth: 64, features: features::QUEUES };
 /// How a network card is driven, unless more pairs of queues are wished.
 const CARD: net::Options = net::Options { pairs: 1, queue_size: 256, features: features::QUEUES };
 

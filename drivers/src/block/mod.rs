@@ -54,7 +54,8 @@ pub struct Options {
     /// The most descriptors of each queue, from 3 on.
     pub queue_size: u16,
     /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the
-    /// device offers [`INDIRECT_DESC`](features::INDIRECT_DESC), as few as possible take one and a table.
+    /// device offers [`INDIRECT_DESC`](features::INDIRECT_DESC), all take one and a table, which costs the
+    /// device more time.
     pub depth: u16,
     /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
     pub features: u64,
@@ -62,7 +63,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { queues: 1, queue_size: 256, depth: 128, features: features::QUEUES }
+        Self { queues: 1, queue_size: 256, depth: 64, features: features::QUEUES }
     }
 }
 

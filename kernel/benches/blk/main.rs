@@ -69,7 +69,7 @@ impl Plan {
             wait,
             guests: options.words("guests", "ours+ceiling+virtio-drivers"),
             workloads: options.words("workloads", "read4k+write4k+read64k+read1m"),
-            depths: options.numbers("depths", "1+4+16+32+64+128"),
+            depths: options.numbers("depths", "1+4+16+32+64"),
             rounds: options.number("rounds", 5),
         };
         options.done();

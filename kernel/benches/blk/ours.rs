@@ -12,7 +12,7 @@ use crate::Disk;
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
 /// The most requests in flight, as for the driver.
-const DEEPEST: usize = 128;
+const DEEPEST: usize = 64;
 /// Looks that find nothing before the processor stops: some 10 µs under QEMU, where stopping and being woken
 /// takes 50.
 const LOOKS: u32 = 512;

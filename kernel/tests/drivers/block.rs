@@ -125,7 +125,8 @@ pub fn all_slots(order: u64) -> impl Iterator<Item = Piece> {
 }
 
 fn full_ring_loses_nothing() {
-    let (mut disk, _interrupts, windows) = start_disk(256);
+    let options = Options { depth: 128, ..Options::default() };
+    let (mut disk, _interrupts, windows) = start_disk_with(&options);
     let geometry = disk.geometry();
     assert_eq!((geometry.sectors, geometry.block_size, geometry.read_only), (SECTORS, 512, false));
     let depth = if rings() & INDIRECT_DESC != 0 { 128 } else { 256 / 3 };

@@ -20,7 +20,7 @@ use crate::setup::{self, Toolchain};
 const TURNS: u64 = 6;
 /// RAM of every guest in MiB; Linux with fio needs it.
 const MEMORY: u32 = 512;
-const DEPTHS: [u64; 6] = [1, 4, 16, 32, 64, 128];
+const DEPTHS: [u64; 5] = [1, 4, 16, 32, 64];
 /// Depths of the sequential workloads.
 const SEQUENTIAL: [u64; 3] = [1, 4, 16];
 /// Workloads by their names in rows, and for people.
@@ -131,7 +131,7 @@ fn counting(elf: &Path) -> impl Iterator<Item = (Setting, Machine, String)> {
         (
             setting,
             machine,
-            format!("count,guests={guests},workloads=read4k+write4k,depths=1+16+32+128,rounds=1"),
+            format!("count,guests={guests},workloads=read4k+write4k,depths=1+16+32+64,rounds=1"),
         )
     })
 }

@@ -72,7 +72,7 @@ fn summary(rows: &[Row]) -> Vec<(&'static str, Table)> {
     let variant = |row: &Row| {
         read(row, "throughput")
             && row.key.guest.starts_with("ours")
-            && [1, 32, 128].map(Some).contains(&row.key.depth)
+            && [1, 32, 64].map(Some).contains(&row.key.depth)
     };
     vec![
         ("4 KiB random read, requests/s", table(rows, |row| main(row) && read(row, "throughput"), guest)),
@@ -154,7 +154,7 @@ fn targets(samples: &Samples) -> Vec<Target> {
         let mut add = |what: String, bound, found| targets.push(Target::new(what, bound, found));
         add(format!("{ours}, depth 1 / ceiling"), Bound::AtLeast(0.97), over(&ours, 1, &ceiling, 1));
         add(format!("{ours}, depth 1 / virtio-drivers"), Bound::AtLeast(1.9), over(&ours, 1, &theirs, 1));
-        for depth in [32, 64, 128] {
+        for depth in [32, 64] {
             add(
                 format!("{ours}, depth {depth} / ceiling"),
                 Bound::AtLeast(0.92),
