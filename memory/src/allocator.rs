@@ -57,8 +57,8 @@ pub(crate) struct FreeUnits {
     pub alone: bool,
 }
 
-/// A bitmap inside the allocator's storage with its summaries: level n + 1 has a bit for each word of level n that
-/// is not zero.
+/// A bitmap inside the allocator's storage with its summaries: level n + 1 has a bit for each word of level n
+/// that is not zero.
 #[derive(Clone, Copy)]
 struct BitTree {
     bits: usize,

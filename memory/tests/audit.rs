@@ -375,8 +375,8 @@ fn books_add_up_at_every_moment() {
     system.check();
 }
 
-/// A region whose closing was cut short, as here by a panic, leaves a window to memory that is no region's. It
-/// stays as long as the window.
+/// A region whose closing was cut short, as here by a panic, leaves a window to memory that is no region's.
+/// It stays as long as the window.
 #[test]
 fn a_window_without_its_region_is_found() {
     let system = System::small();

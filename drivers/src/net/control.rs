@@ -139,8 +139,8 @@ impl<T: Transport> NetControl<T> {
         }
     }
 
-    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered one,
-    /// the same at each start.
+    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered
+    /// one, the same at each start.
     pub fn mac(&self) -> [u8; 6] {
         self.mac
     }

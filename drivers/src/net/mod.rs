@@ -124,8 +124,8 @@ impl<T: Transport> Net<T> {
         (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
     }
 
-    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered one,
-    /// the same at each start.
+    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered
+    /// one, the same at each start.
     pub fn mac(&self) -> [u8; 6] {
         self.control.mac()
     }

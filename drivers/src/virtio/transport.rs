@@ -43,8 +43,8 @@ pub trait Notify {
     fn notify(&self, position: u16);
 }
 
-/// A configuration field that is read in one access: `u8`, `u16` or `u32`. One of 64 bits is read in two halves,
-/// by [`Device::config_u64`](super::Device::config_u64) (4.1.3.1).
+/// A configuration field that is read in one access: `u8`, `u16` or `u32`. One of 64 bits is read in two
+/// halves, by [`Device::config_u64`](super::Device::config_u64) (4.1.3.1).
 pub trait ConfigField: AtomicAccess {}
 
 impl ConfigField for u8 {}

@@ -55,8 +55,9 @@ struct Slots {
 /// The pool was dropped.
 const CLOSED: u64 = u64::MAX;
 
-// SAFETY: `table` and `start` alone keep it from being `Send` and `Sync`. The one is compared, never followed;
-// behind the other are `region`'s bytes, which are accessed as shared memory only, by whichever thread.
+// SAFETY: `table` and `start` alone keep it from being `Send` and `Sync`. The one is compared, never
+// followed; behind the other are `region`'s bytes, which are accessed as shared memory only, by whichever
+// thread.
 unsafe impl Send for Slots {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Slots {}
@@ -260,8 +261,9 @@ impl DmaBuf {
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         let Slots { start, slot_len, .. } = self.slots();
-        // SAFETY: `index` is below the number of slots, which are all in the region that `Slots` keeps: for as long as the buffer has its share, so for as long as it is borrowed. They hold
-        // no Rust object, as `DmaRegion` says.
+        // SAFETY: `index` is below the number of slots, which are all in the region that `Slots` keeps: for
+        // as long as the buffer has its share, so for as long as it is borrowed. They hold no Rust object, as
+        // `DmaRegion` says.
         unsafe { VolatileSlice::new(start.add(self.offset()), *slot_len) }
     }
 

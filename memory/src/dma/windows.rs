@@ -436,9 +436,9 @@ impl WindowTable {
         self.life()
     }
 
-    /// The region at `device_address` is dropped: nobody on this side holds its memory any more but snapshots;
-    /// the device may. The memory itself is not dropped here, where that would call the platform under a
-    /// lock: the region still has it.
+    /// The region at `device_address` is dropped: nobody on this side holds its memory any more but
+    /// snapshots; the device may. The memory itself is not dropped here, where that would call the platform
+    /// under a lock: the region still has it.
     pub(super) fn close_window(&self, device_address: u64) {
         let state = &mut *self.state.lock();
         state.regions -= 1;

@@ -1,9 +1,9 @@
 //! Memory as somebody else addresses it, in the names of rust-vmm's `vm-memory`: what differs is listed in
 //! [`seed_systems`](crate::seed_systems).
 //!
-//! The snapshots of a device's windows ([`DmaSnapshot`](crate::DmaSnapshot)) are [`GuestMemory`]; all else here
-//! is for device models, on a host or in tests. The examples of the trait's documentation, with memory from
-//! the heap in place of `GuestMemoryMmap`:
+//! The snapshots of a device's windows ([`DmaSnapshot`](crate::DmaSnapshot)) are [`GuestMemory`]; all else
+//! here is for device models, on a host or in tests. The examples of the trait's documentation, with memory
+//! from the heap in place of `GuestMemoryMmap`:
 //!
 //! ```
 //! # use ringfence_memory::Bytes;
