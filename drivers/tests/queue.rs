@@ -356,6 +356,25 @@ fn a_used_index_that_jumps() {
     }
 }
 
+/// What was seen does not go away again.
+#[test]
+fn a_used_index_that_goes_back() {
+    for features in [0, EVENT_IDX, IN_ORDER] {
+        let mut bench = Bench::new(features, 8, 2);
+        for _ in 0..2 {
+            bench.submit(1, 1).unwrap();
+        }
+        bench.queue.kick();
+        let chains = [(); 2].map(|()| bench.ring.take().unwrap());
+        chains.iter().for_each(|chain| bench.ring.put_used(chain.head.into(), 0));
+        bench.ring.publish();
+        assert!(bench.queue.pop().unwrap().is_some());
+        bench.ring.lie(1);
+        assert_eq!(bench.queue.pop().map(drop), Err(QueueError::Broken), "features {features:#x}");
+        assert!(bench.queue.is_broken());
+    }
+}
+
 /// Whoever looks first: nothing that is behind the jump is believed, then or later.
 #[test]
 fn a_used_index_that_jumps_breaks_the_queue_whoever_looks() {

@@ -226,6 +226,10 @@ impl<N: Notify> State<'_, N> {
             if !self.queue.enable_interrupts() {
                 return Ok(false);
             }
+            if found == 0 {
+                // What came just now, or what a device shows and hides again: others may run first.
+                return Ok(true);
+            }
         }
     }
 

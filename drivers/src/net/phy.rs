@@ -70,8 +70,12 @@ impl<T: Transport> Phy<T> {
             return None;
         }
         let mut len = None;
-        // Each round takes a frame out of the ring, so this ends.
-        while len.is_none() && pair.has_received() {
+        // No more than there can be, whatever the device shows and hides again.
+        let [most, _] = pair.queue_sizes();
+        for _ in 0..most {
+            if len.is_some() || !pair.has_received() {
+                break;
+            }
             let read = |frame: &RxFrame<'_>| {
                 len = Some(frame.len()).filter(|&len| len <= received.len());
                 frame.read(received);

@@ -289,7 +289,9 @@ impl Ring for SplitRing {
     fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
         // Acquire: elements and buffers are read after the index that covers them.
         let index = self.get(INDEX, Ordering::Acquire)?;
-        if index.wrapping_sub(self.used) > in_flight {
+        // Nor does it ever go back.
+        let (now, before) = (index.wrapping_sub(self.used), self.seen.wrapping_sub(self.used));
+        if now > in_flight || now < before {
             return Err(QueueError::Broken);
         }
         self.seen = index;
