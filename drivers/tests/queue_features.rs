@@ -85,7 +85,12 @@ fn a_reset_queue_starts_over() {
             total += chains as u64;
             // What the device asked for before counts no more afterwards.
             bench.ring.suppress_kicks(true);
+            let before = bench.ring.available() as u16;
             bench.device.reset_queue(&mut bench.queue).unwrap();
+            if features & RING_PACKED == 0 {
+                // 2.7.6.1: the device runs the queue until then.
+                assert_eq!(bench.fake.model().index_at_reset, before, "the index never goes back");
+            }
             bench.ring = bench.fake.ring(0);
             assert_eq!((bench.ring.pending(), bench.ring.available()), (0, 0), "features {features:#x}");
             assert!(bench.queue.pop().unwrap().is_none(), "nothing was used yet");

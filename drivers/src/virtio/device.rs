@@ -202,10 +202,11 @@ impl<T: Transport> Device<T> {
         }
         let Self { transport, windows, .. } = self;
         let index = queue.index();
-        queue.restart(|setup| {
-            transport.reset_queue(windows, index, RESET_LIMIT)?;
-            transport.set_up_queue(windows, setup)
-        })
+        queue.restart(
+            transport,
+            |transport| transport.reset_queue(windows, index, RESET_LIMIT),
+            |transport, setup| transport.set_up_queue(windows, setup),
+        )
     }
 
     /// Tells the device to start.

@@ -403,17 +403,23 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         used.map(|used| used.is_some())
     }
 
-    /// Starts over: nothing may be in flight. `set_up` has the device reset the queue and makes the new
-    /// notifier. If it fails the queue is broken.
-    pub(super) fn restart(
+    /// Starts over: nothing may be in flight. `reset` has the device reset the queue, which is not written to
+    /// before; `set_up` makes the new notifier. If either fails the queue is broken.
+    pub(super) fn restart<T>(
         &mut self,
-        set_up: impl FnOnce(&QueueSetup<'_>) -> Result<N, Error>,
+        transport: &mut T,
+        reset: impl FnOnce(&mut T) -> Result<(), Error>,
+        set_up: impl FnOnce(&mut T, &QueueSetup<'_>) -> Result<N, Error>,
     ) -> Result<(), Error> {
         let (slots, index) = (&mut self.slots, self.index);
         slots.published = slots.submitted;
         self.owed_kick = false;
-        let restarted = with_ring!(&mut self.format, ring => {
-            ring.rewind().map_err(Error::from).and_then(|()| set_up(&ring.setup(index)?))
+        let format = &mut self.format;
+        let restarted = reset(transport).and_then(|()| {
+            with_ring!(format, ring => {
+                ring.rewind()?;
+                set_up(transport, &ring.setup(index)?)
+            })
         });
         self.notifier = restarted.inspect_err(|_| _ = slots.break_off())?;
         Ok(())

@@ -48,8 +48,13 @@ unsafe impl<F: Fn() + Sync> Platform for Clocked<F> {
         self.0.dma_allocate(device, pages)
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
-        self.0.mmio_map(start, len)
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
+        self.0.mmio_map(device, start, len)
     }
 
     fn now(&self) -> Duration {
@@ -107,6 +112,8 @@ pub struct Model {
     pub flapping: u32,
     /// Queues do not reset.
     pub stuck_queues: bool,
+    /// The second word of the driver area when a queue was last reset: a split ring's available index.
+    pub index_at_reset: u16,
     /// Flip these bits of the configuration when it changes.
     pub flips: u8,
     /// At which offsets the configuration was read, and with which status.
@@ -149,6 +156,7 @@ impl Fake {
             gone: false,
             flapping: 0,
             stuck_queues: false,
+            index_at_reset: 0,
             flips: 0,
             looks: Vec::new(),
             change: None,
@@ -348,6 +356,10 @@ impl Transport for FakeTransport {
         }
         let queue = &mut model.queues[usize::from(index)];
         assert_ne!(queue.size, 0, "queue {index} was not set up");
+        let driver = queue.driver;
+        let word = self.platform.translate(windows.device(), driver + 2, 2).unwrap();
+        model.index_at_reset = u16::from_le(word.slice().load(0, Ordering::Relaxed).unwrap());
+        let queue = &mut model.queues[usize::from(index)];
         *queue = FakeQueue { max: queue.max, reset: true, ..FakeQueue::default() };
         assert!(windows.usage().0 > 0, "the rings are still there");
         Ok(())
