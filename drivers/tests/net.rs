@@ -238,6 +238,17 @@ fn lengths_that_cannot_be() {
     assert_eq!(bench.receive(), Some(longest));
 }
 
+/// Whoever unwinds while a frame is read leaves nothing behind that the device could name again.
+#[test]
+fn a_reader_that_panics_breaks_the_ring() {
+    let mut bench = bench(8);
+    assert!(bench.deliver(&frame(60, 1)));
+    let read = std::panic::AssertUnwindSafe(|| bench.net.receive(1, |_| panic!("the reader")));
+    assert!(std::panic::catch_unwind(read).is_err());
+    assert!(bench.net.is_broken());
+    assert_eq!(bench.net.receive(1, |_| panic!("nothing is shown")), Err(QueueError::Broken));
+}
+
 #[test]
 fn a_broken_ring_ends_it() {
     let mut bench = bench(8);

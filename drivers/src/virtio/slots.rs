@@ -269,6 +269,15 @@ impl<B: Buffers> Slot<B> {
     }
 }
 
+/// Breaks the queue when it is dropped: if foreign code unwinds while a slot is neither in flight nor free.
+struct Break<'a>(&'a mut bool);
+
+impl Drop for Break<'_> {
+    fn drop(&mut self) {
+        *self.0 = true;
+    }
+}
+
 impl<B: Buffers<Request = ()>> Slots<B> {
     /// Shows `renew` up to `most` chains that the device has used, and puts each for which it says so into
     /// the ring again, in its slot. Says how many those were; the first other one is dropped, and ends it.
@@ -282,7 +291,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         most: usize,
         mut renew: impl FnMut(&mut B, UsedChain) -> bool,
     ) -> Result<usize, QueueError> {
-        let Self { slots, context, free, others, .. } = self;
+        let Self { slots, context, free, others, broken, .. } = self;
         let mut count = 0_usize;
         while count < most
             && let Some(used) = ring.used()?
@@ -290,7 +299,9 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             let slot = find(slots, used.id, self.published)?;
             let chain = slot.came_back(ring, used, others);
             let index = chain.slot;
+            let unless_it_panics = Break(broken);
             let again = renew(&mut slot.buffers, chain);
+            mem::forget(unless_it_panics);
             self.completed = self.completed.wrapping_add(1);
             match again.then(|| slot.add_again(ring, context, index)) {
                 Some(Ok(())) => slot.number = self.submitted,
