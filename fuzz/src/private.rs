@@ -191,7 +191,8 @@ impl Private {
                 }
             }
             16 => {
-                let (free, claimed) = (self.registers.is_none(), self.space.claim_mmio(Side::registers()));
+                let (free, claimed) =
+                    (self.registers.is_none(), self.space.claim_mmio(Side::registers(), None));
                 assert_eq!(claimed.is_ok(), free, "registers of two owners");
                 self.registers = claimed.ok();
                 drop(self.dma.take(input));

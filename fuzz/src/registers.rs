@@ -246,7 +246,7 @@ fn config(world: &mut World, input: &mut Input<'_>) {
             let Some(Bar::Memory { address: Some(start), .. }) = before[0] else { return };
             let held = world.registers.0.iter().any(|(of, _)| *of == who)
                 || world.transports.0.iter().any(|(of, _)| *of == who);
-            let region = MmioRegion::map(world.sides[who.side], start, usize::from(input.word()));
+            let region = MmioRegion::map(world.sides[who.side], None, start, usize::from(input.word()));
             assert!(region.is_err() || !held, "registers of two owners");
         }
     }

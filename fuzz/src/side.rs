@@ -170,8 +170,13 @@ unsafe impl Platform for Side {
         Ok(unsafe { DmaMemory::from_pages(memory, start + DEVICE_BASE) })
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
-        self.host.mmio_map(start, len)
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
+        self.host.mmio_map(device, start, len)
     }
 
     fn now(&self) -> Duration {

@@ -169,7 +169,7 @@ pub fn claim_local_apic(address: u64) -> x86_64::VirtAddr {
     // SAFETY: the MADT, or else the architecture, says that the local APIC is there, and only the kernel
     // claims it.
     let offered = unsafe { space().offer_mmio(frames) };
-    match offered.and_then(|()| space().claim_mmio(frames)) {
+    match offered.and_then(|()| space().claim_mmio(frames, None)) {
         Ok(pages) => x86_64::VirtAddr::from_ptr(REGISTERS.call_once(|| pages).as_ptr()),
         Err(error) => panic!("the local APIC's registers at {address:#x} cannot be mapped: {error:?}"),
     }

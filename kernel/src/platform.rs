@@ -41,9 +41,14 @@ unsafe impl Platform for Kernel {
         Ok(unsafe { DmaMemory::from_pages(memory, address) })
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
         let range = FrameRange::from_phys_addr(start, len as u64).map_err(|_| PlatformError::BadRange)?;
-        let pages = memory::space().claim_mmio(range).map_err(|error| match error {
+        let pages = memory::space().claim_mmio(range, device).map_err(|error| match error {
             ClaimError::AlreadyClaimed => PlatformError::Claimed,
             ClaimError::Map(_) => PlatformError::OutOfMemory,
             _ => PlatformError::BadRange,

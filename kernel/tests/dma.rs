@@ -174,8 +174,8 @@ fn regions_return_to_the_arena() {
 #[test_case]
 fn registers_are_claimed_once() {
     let (timer, start) = (frames(HPET, 1), PhysAddr::new(HPET).expect("52 bits"));
-    assert_eq!(space().claim_mmio(timer).err(), Some(ClaimError::NotOffered));
-    assert_eq!(MmioRegion::map(&KERNEL, start, 0x400).err(), Some(PlatformError::BadRange));
+    assert_eq!(space().claim_mmio(timer, None).err(), Some(ClaimError::NotOffered));
+    assert_eq!(MmioRegion::map(&KERNEL, None, start, 0x400).err(), Some(PlatformError::BadRange));
     // SAFETY: QEMU's timer is there, and can reach no memory.
     unsafe {
         assert_eq!(space().offer_mmio(timer), Ok(()));
@@ -183,12 +183,12 @@ fn registers_are_claimed_once() {
         assert_eq!(space().offer_mmio(frames(HPET - PAGE, 4)), Err(ClaimError::Overlap));
         assert_eq!(space().offer_mmio(FrameRange::empty()), Err(ClaimError::ZeroLength));
     }
-    assert_eq!(space().claim_mmio(frames(HPET, 2)).err(), Some(ClaimError::NotOffered));
+    assert_eq!(space().claim_mmio(frames(HPET, 2), None).err(), Some(ClaimError::NotOffered));
     for _ in 0..3 {
-        let region = MmioRegion::map(&KERNEL, start, 0x400).expect("it was offered");
+        let region = MmioRegion::map(&KERNEL, None, start, 0x400).expect("it was offered");
         assert_eq!((region.read::<u32>(0), region.read::<u32>(4)), (Ok(HPET_ID), Ok(10_000_000)));
-        assert_eq!(MmioRegion::map(&KERNEL, start, 0x400).err(), Some(PlatformError::Claimed));
-        assert_eq!(space().claim_mmio(timer).err(), Some(ClaimError::AlreadyClaimed));
+        assert_eq!(MmioRegion::map(&KERNEL, None, start, 0x400).err(), Some(PlatformError::Claimed));
+        assert_eq!(space().claim_mmio(timer, None).err(), Some(ClaimError::AlreadyClaimed));
         let mut found = 0;
         walk(&mut |leaf| {
             if leaf.frame == HPET {
@@ -202,7 +202,7 @@ fn registers_are_claimed_once() {
         assert_sound();
         drop(region);
     }
-    let claimed = space().claim_mmio(timer).expect("it was given back");
+    let claimed = space().claim_mmio(timer, None).expect("it was given back");
     assert_eq!((claimed.physical_address(), claimed.flags()), (start, Protection::ReadWrite));
     let at = address(&claimed);
     drop(claimed);
@@ -231,7 +231,7 @@ fn ram_is_not_offered_as_registers() {
             let offered = unsafe { space().offer_mmio(frames(start, pages)) };
             assert_eq!(offered, Err(ClaimError::Ram), "{pages} pages at {start:#x}");
         }
-        assert_eq!(space().claim_mmio(frames(start, 1)).err(), Some(ClaimError::NotOffered));
+        assert_eq!(space().claim_mmio(frames(start, 1), None).err(), Some(ClaimError::NotOffered));
     }
     assert_sound();
 }

@@ -69,10 +69,13 @@ struct HostWindow {
 }
 
 /// A block of registers: where it is, and the pages of it that somebody has claimed.
+/// Claimed addresses, whose registers they are, and what lives as long as the claim.
+type Claim = (Range<u64>, Option<DeviceId>, Weak<()>);
+
 struct Registers {
     start: u64,
     memory: HostMemory,
-    claims: Vec<(Range<u64>, Weak<()>)>,
+    claims: Vec<Claim>,
 }
 
 #[derive(Default)]
@@ -182,7 +185,12 @@ unsafe impl Platform for HostPlatform {
         Ok(unsafe { DmaMemory::new(pages.start, len, device_address, Box::new(lent)) })
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
         let state = &mut *self.state.lock();
         let inside = |block: &Registers| {
             let offset = start.value().checked_sub(block.start)? as usize;
@@ -195,12 +203,15 @@ unsafe impl Platform for HostPlatform {
         let page = PAGE_SIZE as u64;
         let end = (start.value() + len as u64).next_multiple_of(page);
         let pages = start.value() / page * page..end;
-        block.claims.retain(|(_, claim)| claim.strong_count() > 0);
-        if block.claims.iter().any(|(other, _)| other.start < pages.end && pages.start < other.end) {
+        block.claims.retain(|(.., claim)| claim.strong_count() > 0);
+        let taken = |(other, whose, _): &Claim| {
+            *whose != device || other.start < pages.end && pages.start < other.end
+        };
+        if block.claims.iter().any(taken) {
             return Err(PlatformError::Claimed);
         }
         let claim = Arc::new(());
-        block.claims.push((pages, Arc::downgrade(&claim)));
+        block.claims.push((pages, device, Arc::downgrade(&claim)));
         let memory = HostMemory { offset: block.memory.offset + offset, len, ..block.memory.clone() };
         let bytes = memory.slice();
         let owner = Box::new((claim, memory.clone()));

@@ -40,7 +40,8 @@ crate::error::messages! { PlatformError {
 /// - it is *type-stable*: what has once been DMA memory is never anything else again. After a drop it may be
 ///   given out anew, to any device, but no Rust object ever lies there;
 /// - memory from `mmio_map` is as [`MmioMemory::new`] demands, and each byte of it belongs to one caller
-///   until dropped;
+///   until dropped; of one BAR, or other range of registers that belong together, it has no parts for two
+///   devices at a time;
 /// - `now` never goes backwards;
 /// - `registry` is always the same one, and the same for all platform values through which one device, or one
 ///   byte of memory, can be had.
@@ -49,8 +50,14 @@ pub unsafe trait Platform: Sync {
     /// drop.
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError>;
 
-    /// Maps the registers at `start..start + len` (bytes; any alignment). The caller owns them until drop.
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError>;
+    /// Maps the registers at `start..start + len` (bytes; any alignment), which are those of `device`, or of
+    /// no device with a name. The caller owns them until drop.
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError>;
 
     /// Monotonic time since some fixed moment.
     fn now(&self) -> Duration;

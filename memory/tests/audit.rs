@@ -181,7 +181,7 @@ fn foreign_places() {
 fn registers() {
     let system = System::small();
     unsafe { system.space.offer_mmio(frames(4096, 2)).unwrap() };
-    let bar = system.space.claim_mmio(frames(4096, 2)).unwrap();
+    let bar = system.space.claim_mmio(frames(4096, 2), None).unwrap();
     let entry = system.machine.entry(bar.start_address().value(), 0);
     let value = system.machine.word(entry);
     // Another register than claimed; cached; RAM; registers as if they were memory.

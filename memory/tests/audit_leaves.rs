@@ -132,7 +132,7 @@ fn large_leaves_of_registers() {
     for half in halves {
         let _before =
             (half == halves[1]).then(|| system.space.pages().allocate(PageRequest::new(256)).unwrap());
-        let claimed = system.space.claim_mmio(half).unwrap();
+        let claimed = system.space.claim_mmio(half, None).unwrap();
         let page = claimed.start_address().value() & !(512 * PAGE - 1);
         let large = halves[0].start_address().value() | DATA | LARGE | MMIO | UNCACHED;
         let all = found(&system, &[(system.machine.entry(page, 1), large)]);

@@ -70,7 +70,7 @@ impl World {
                 let frames = space.frames().allocate(FrameRequest::new(count)).ok();
                 frames.map(|frames| Held::Parts(AllocatedPages::empty(), vec![frames]))
             }
-            Op::Claim => space.claim_mmio(frames(8192, 3)).ok().map(Held::Mmio),
+            Op::Claim => space.claim_mmio(frames(8192, 3), None).ok().map(Held::Mmio),
             Op::Region(pages) => self.windows.allocate(pages * 4096).ok().map(Held::Region),
             Op::Reset => {
                 self.windows.reset_model().unwrap();
@@ -346,7 +346,7 @@ fn work(system: &System, platform: &'static SystemPlatform, thread: u32, turns: 
         held.extend(space.allocate([1, 3, 600][turn % 3], Protection::ReadWrite).ok().map(Held::Private));
         held.extend(bus.allocate(4096 * (1 + turn % 3)).ok().map(Held::Region));
         let count = 1 + turn as u64 % 2;
-        held.extend(space.claim_mmio(frames(4096 + count, count)).ok().map(Held::Mmio));
+        held.extend(space.claim_mmio(frames(4096 + count, count), None).ok().map(Held::Mmio));
         if let Ok(region) = model.allocate(4096 * (1 + turn % 30)) {
             // From here on the device may use it.
             model.publish(region.address(0).unwrap()).unwrap();

@@ -173,7 +173,7 @@ fn tables_come_before_the_walk() {
                 assert_eq!(unsafe { system.space.frames().add(frames(0, 1), Owner::Reserved) }, 0);
             }
             assert!((0..stop).all(|_| audit.step_of(1).is_none()));
-            let _claimed = system.space.claim_mmio(frames(1024, 1)).unwrap();
+            let _claimed = system.space.claim_mmio(frames(1024, 1), None).unwrap();
             let report = finish(&mut audit);
             assert!(report.ok(), "after {stop} steps, {again}: {report:?}");
         }

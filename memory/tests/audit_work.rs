@@ -133,7 +133,7 @@ fn many_frames() {
     // Three blocks before the pool; after it 16 frames, then 64 to 4096.
     assert_eq!(runs[3], (1, 11 * ONE + 127));
     unsafe { system.space.offer_mmio(frames(8192, 1)).unwrap() };
-    let _claimed = system.space.claim_mmio(frames(8192, 1)).unwrap();
+    let _claimed = system.space.claim_mmio(frames(8192, 1), None).unwrap();
     // A gigabyte in the second half of the window.
     let entry = system.machine.entry(2 << 30, 2);
     let walk = || {

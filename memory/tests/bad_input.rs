@@ -163,7 +163,7 @@ fn mappings() {
     for range in
         [FrameRange::empty(), frames(0, 1), frames(4095, 2), frames(4097, 2), frames((1 << 40) - 1, 1)]
     {
-        assert_eq!(space.claim_mmio(range).unwrap_err(), ClaimError::NotOffered);
+        assert_eq!(space.claim_mmio(range, None).unwrap_err(), ClaimError::NotOffered);
     }
     same();
     system.check();

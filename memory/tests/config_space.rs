@@ -400,7 +400,7 @@ unsafe impl Platform for Careless {
         self.host.dma_allocate(device, pages)
     }
 
-    fn mmio_map(&self, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
         self.asked.lock().push(len);
         let words = vec![0_u64; 0x50_0000 / 8].leak().as_mut_ptr().cast::<u8>();
         let start = NonNull::new(words.wrapping_add(self.off.0)).unwrap();
@@ -430,7 +430,7 @@ fn a_mapping_is_as_long_and_aligned_as_it_must_be() {
             assert_eq!([4092, 4093, 4095].map(|offset| ecam.read(last, offset)), [0x1234_5678; 3]);
             assert_eq!(format!("{ecam:?}"), "Ecam(0007:04..=07)");
         }
-        let region = MmioRegion::map(&platform, start, 0x1001).map(|region| region.len());
+        let region = MmioRegion::map(&platform, None, start, 0x1001).map(|region| region.len());
         assert_eq!(region, if off.1 <= 0 { Ok(0x1001) } else { Err(PlatformError::BadRange) });
         assert_eq!(*platform.asked.lock(), [4 << 20, 0x1001]);
     }

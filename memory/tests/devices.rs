@@ -56,11 +56,11 @@ fn registers_are_claimed_once_each() {
         assert_eq!(space.offer_mmio(frames(4095, 2)), Err(ClaimError::Ram));
         assert_eq!(space.offer_mmio(frames(0, 1)), Err(ClaimError::Ram));
     }
-    let claim = |frames| space.claim_mmio(frames).map(|_| ()).unwrap_err();
+    let claim = |frames| space.claim_mmio(frames, None).map(|_| ()).unwrap_err();
     assert_eq!(claim(mmio(3, 2)), ClaimError::NotOffered, "of two ranges");
     assert_eq!(claim(mmio(8, 1)), ClaimError::NotOffered);
     assert_eq!(claim(frames(100, 1)), ClaimError::NotOffered, "RAM");
-    let bar = space.claim_mmio(mmio(0, 4)).unwrap();
+    let bar = space.claim_mmio(mmio(0, 4), None).unwrap();
     assert_eq!(claim(mmio(0, 4)), ClaimError::AlreadyClaimed);
     assert_eq!(bar.physical_address(), mmio(0, 4).start_address());
     unsafe { bar.as_ptr().add(3 * 4096).cast::<u32>().write_volatile(0x1234) };
@@ -72,7 +72,7 @@ fn registers_are_claimed_once_each() {
     drop(bar);
     system.check();
     // A part is claimed for itself, and the rest is there for others.
-    let parts = [mmio(1, 1), mmio(3, 1), mmio(2, 1)].map(|part| space.claim_mmio(part).unwrap());
+    let parts = [mmio(1, 1), mmio(3, 1), mmio(2, 1)].map(|part| space.claim_mmio(part, None).unwrap());
     for taken in [mmio(0, 4), mmio(0, 2), mmio(1, 1), mmio(2, 2), mmio(1, 3)] {
         assert_eq!(claim(taken), ClaimError::AlreadyClaimed, "{taken:?}");
     }
@@ -80,10 +80,22 @@ fn registers_are_claimed_once_each() {
     let [first, last, middle] = parts;
     drop(last);
     assert_eq!(claim(mmio(2, 2)), ClaimError::AlreadyClaimed);
-    drop(space.claim_mmio(mmio(3, 1)).unwrap());
+    drop(space.claim_mmio(mmio(3, 1), None).unwrap());
     system.check();
     drop((first, middle));
-    drop(space.claim_mmio(mmio(0, 4)).unwrap());
+    drop(space.claim_mmio(mmio(0, 4), None).unwrap());
+    // Nothing in one offer is two devices': the first to claim a part keeps others out of all of it.
+    let claim_for = |device, frames| space.claim_mmio(frames, device);
+    let [one, two] = [8, 16].map(|id| Some(DeviceId(id)));
+    let held = [mmio(2, 1), mmio(0, 1)].map(|part| claim_for(one, part).unwrap());
+    for (device, part) in [(two, mmio(1, 1)), (None, mmio(3, 1)), (two, mmio(3, 1)), (two, mmio(0, 1))] {
+        assert_eq!(claim_for(device, part).err(), Some(ClaimError::AlreadyClaimed), "{device:?} {part:?}");
+    }
+    drop(claim_for(two, mmio(4, 1)).expect("another offer"));
+    drop(claim_for(one, mmio(3, 1)).unwrap());
+    drop(held);
+    drop(claim_for(two, mmio(1, 1)).expect("nobody has any of it"));
+    system.check();
     for index in 0..126 {
         unsafe { space.offer_mmio(mmio(8 + index, 1)).unwrap() };
     }
@@ -99,13 +111,13 @@ fn large_register_ranges_use_large_leaves() {
     let before = system.state();
     let range = frames(4096, 1024 + 1);
     unsafe { system.space.offer_mmio(range).unwrap() };
-    let mapped = system.space.claim_mmio(range).unwrap();
+    let mapped = system.space.claim_mmio(range, None).unwrap();
     assert_eq!(system.machine.walk(mapped.start_address().value()).unwrap().level, 1);
     let entry = system.machine.word(system.machine.entry(mapped.start_address().value(), 1));
     assert_eq!(entry & 0x98, 0x98);
     system.check();
     drop(mapped);
-    drop(system.space.claim_mmio(range).unwrap());
+    drop(system.space.claim_mmio(range, None).unwrap());
     system.check();
     assert_eq!(system.state(), before);
 }
@@ -116,7 +128,7 @@ fn so_many_claims_at_a_time() {
     let system = System::new(Config { mmio_frames: 0, ..Config::default() });
     unsafe { system.space.offer_mmio(frames(5000, 300)).unwrap() };
     for _ in 0..2 {
-        let claim = |index| system.space.claim_mmio(frames(5000 + index, 1));
+        let claim = |index| system.space.claim_mmio(frames(5000 + index, 1), None);
         // From both ends.
         let order = (0..128_u64).flat_map(|index| [index, 299 - index]);
         let held: Vec<_> = order.map(|index| claim(index).unwrap()).collect();
@@ -125,7 +137,7 @@ fn so_many_claims_at_a_time() {
         system.check();
         drop(held);
     }
-    drop(system.space.claim_mmio(frames(5000, 300)).unwrap());
+    drop(system.space.claim_mmio(frames(5000, 300), None).unwrap());
 }
 
 /// Registers are offered in any order, side by side but not over each other, and each range is found again.
@@ -148,7 +160,7 @@ fn registers_are_offered_in_any_order() {
         (offer(frames(9000, 1)), offer(frames(4098, 1))),
         (Err(ClaimError::Full), Err(ClaimError::Full))
     );
-    let claim = |frames| system.space.claim_mmio(frames);
+    let claim = |frames| system.space.claim_mmio(frames, None);
     let held: Vec<_> = order.map(|index| claim(range(index)).unwrap()).collect();
     assert!((0..128).all(|index| claim(range(index)).unwrap_err() == ClaimError::AlreadyClaimed));
     system.check();

@@ -269,8 +269,8 @@ fn claim_mmio() {
     let range = frames(4096 + 1, 40);
     let offer = |system: &System| unsafe { system.space.offer_mmio(range) }.unwrap();
     let claim = |system: &System, ()| {
-        let again = |_| system.space.claim_mmio(range);
-        system.space.claim_mmio(range).or_else(again).map_err(|error| (error, ()))
+        let again = |_| system.space.claim_mmio(range, None);
+        system.space.claim_mmio(range, None).or_else(again).map_err(|error| (error, ()))
     };
     inject(Resource::Tables, 3, &[ClaimError::Map(MapError::NoTables)], offer, claim);
     inject(Resource::Pages, 40, &[ClaimError::Map(NO_PAGES)], offer, claim);
@@ -375,7 +375,7 @@ fn forgetting_any_guard() {
             |s| {
                 std::mem::forget({
                     unsafe { s.space.offer_mmio(frames(4096, 3)) }.unwrap();
-                    s.space.claim_mmio(frames(4096, 3)).unwrap()
+                    s.space.claim_mmio(frames(4096, 3), None).unwrap()
                 })
             },
             Owner::Private,

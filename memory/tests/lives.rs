@@ -132,7 +132,7 @@ unsafe impl Platform for Wary {
         let (start, owner) = (NonNull::new(start.cast()).unwrap(), Box::new(Owner(len, self.out.clone())));
         Ok(unsafe { DmaMemory::new(start, len, self.next.fetch_add(len as u64, SeqCst), owner) })
     }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
         Err(PlatformError::BadRange)
     }
     fn now(&self) -> Duration {

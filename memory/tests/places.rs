@@ -34,7 +34,7 @@ fn pages_lie_where_the_largest_leaves_fit() {
         for (count, level) in [(1, 0), (511, 0), (512, 1), (513, 1), (GIB - 1, 1), (GIB, 2), (GIB + 1, 2)] {
             let range = frames(from, count);
             unsafe { system.space.offer_mmio(range).unwrap() };
-            let mapped = system.space.claim_mmio(range).unwrap();
+            let mapped = system.space.claim_mmio(range, None).unwrap();
             let hit = system.machine.walk(mapped.start_address().value()).unwrap();
             assert_eq!((hit.frame, hit.level), (from, level.min(largest)), "{count}");
             from += 2 * GIB;
@@ -175,7 +175,7 @@ fn claimed_registers_are_not_exchanged() {
     let system = System::small();
     let range = frames(5000, 3);
     unsafe { system.space.offer_mmio(range).unwrap() };
-    let mapped = system.space.claim_mmio(range).unwrap();
+    let mapped = system.space.claim_mmio(range, None).unwrap();
     let start = mapped.start_address().value();
     let word = system.machine.word(system.machine.entry(start, 0)) & !(3 << 12);
     // A free page, in the same table, is nobody's and has no claim.

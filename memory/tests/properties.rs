@@ -158,7 +158,7 @@ proptest! {
         prop_assert!(space.allocate_dma(reserved).is_err());
         same("allocate for devices");
         let offered = unsafe { space.offer_mmio(frames(4097, 9)) };
-        prop_assert!(space.claim_mmio(frames(4097, 2)).is_err() && offered.is_err());
+        prop_assert!(space.claim_mmio(frames(4097, 2), None).is_err() && offered.is_err());
         same("claim");
         drop(mapping);
         system.check();

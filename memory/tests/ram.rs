@@ -82,7 +82,7 @@ unsafe impl Platform for Scattered {
         let start = NonNull::new(mapped.as_ptr()).unwrap();
         Ok(unsafe { DmaMemory::new(start, count * 4096, 1 << 40, Box::new(mapped)) })
     }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
         Err(PlatformError::BadRange)
     }
     fn now(&self) -> Duration {

@@ -446,21 +446,21 @@ fn registers_are_checked_and_claimed_once() {
     let host: &HostPlatform = platform();
     let device = host.add_registers(BAR, 4096);
     let start = PhysAddr::new(BAR).unwrap();
-    let region = MmioRegion::map(host, start, 4096).unwrap();
-    assert_eq!(MmioRegion::map(host, start, 4096).unwrap_err(), PlatformError::Claimed);
+    let region = MmioRegion::map(host, None, start, 4096).unwrap();
+    assert_eq!(MmioRegion::map(host, None, start, 4096).unwrap_err(), PlatformError::Claimed);
     drop(host.add_registers(BAR + 0x1000, 4096));
     let second = PhysAddr::new(BAR + 0x1000).unwrap();
-    let claim = host.mmio_map(second, 4096).unwrap();
+    let claim = host.mmio_map(None, second, 4096).unwrap();
     assert_eq!(
-        host.mmio_map(second, 4096).err(),
+        host.mmio_map(None, second, 4096).err(),
         Some(PlatformError::Claimed),
         "nobody looks at it, but it is taken"
     );
     drop(claim);
-    host.mmio_map(second, 4096).unwrap();
+    host.mmio_map(None, second, 4096).unwrap();
     // Pages are claimed for themselves.
     drop(host.add_registers(BAR + 0x2000, 3 * 4096));
-    let map = |offset, len| host.mmio_map(PhysAddr::new(BAR + 0x2000 + offset).unwrap(), len);
+    let map = |offset, len| host.mmio_map(None, PhysAddr::new(BAR + 0x2000 + offset).unwrap(), len);
     let middle = map(0x1010, 0x20).unwrap();
     assert_eq!((map(0x1000, 0x10).err(), map(0, 0x3000).err()), [Some(PlatformError::Claimed); 2].into());
     let _others = (map(0, 0x1000).unwrap(), map(0x2000, 0x1000).unwrap());
@@ -483,10 +483,10 @@ fn registers_are_checked_and_claimed_once() {
     unsafe { register.write(0xdead_beef) };
     assert_eq!((register.read(), device.slice().read_obj::<u32>(0x10)), (0xdead_beef, Ok(0xdead_beef)));
     assert_eq!(
-        MmioRegion::map(host, start, 4096).unwrap_err(),
+        MmioRegion::map(host, None, start, 4096).unwrap_err(),
         PlatformError::Claimed,
         "a register keeps the claim"
     );
     drop(register);
-    MmioRegion::map(host, start, 4096).unwrap();
+    MmioRegion::map(host, None, start, 4096).unwrap();
 }

@@ -261,7 +261,7 @@ fn memory_in_the_place_of_an_unlinked_table_is_found() {
         *smp.before.lock().unwrap() = Some(Arc::new(move |smp: &Smp| {
             let mapping = map(pages.fetch_add(count as u64, SeqCst), count);
             let found = smp.found_by_all(&mapping);
-            drop(space.claim_mmio(registers));
+            drop(space.claim_mmio(registers, None));
             keep.lock().unwrap().push((found, mapping));
         }));
         // While somebody waits who has linked a table, somebody else finds it in place.

@@ -428,7 +428,7 @@ fn flaw_11_unchecked_addresses() {
 fn flaw_12_registers_claimed_at_will() {
     let system = System::small();
     let before = (system.state(), system.tables());
-    let claim = |frames| system.space.claim_mmio(frames).map(|_| ());
+    let claim = |frames| system.space.claim_mmio(frames, None).map(|_| ());
     for range in
         [frames(4096, 1), frames(100, 1), frames(0xfee00, 1), frames(0, 1), system.pool, FrameRange::empty()]
     {
@@ -438,7 +438,7 @@ fn flaw_12_registers_claimed_at_will() {
     for range in [frames(4099, 1), frames(4099, 5), frames(4100, 5), frames(4104, 1)] {
         assert_eq!(claim(range), Err(ClaimError::NotOffered), "not all of it is in the range");
     }
-    let held = system.space.claim_mmio(frames(4101, 2)).unwrap();
+    let held = system.space.claim_mmio(frames(4101, 2), None).unwrap();
     for range in [frames(4100, 4), frames(4101, 1), frames(4100, 2), frames(4102, 2)] {
         assert_eq!(claim(range), Err(ClaimError::AlreadyClaimed));
     }

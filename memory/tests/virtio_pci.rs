@@ -290,3 +290,21 @@ fn errors_say_what_is_wrong() {
     assert_eq!(different.len(), texts.len());
     assert!(different.iter().all(|text| text.len() > 8), "{different:?}");
 }
+
+/// A function whose BAR register says that it is where another's is gets nothing of that, not even what its
+/// driver has not claimed.
+#[test]
+fn another_functions_registers_are_not_claimed() {
+    let victim = Card::new();
+    let mut held = victim.virtio();
+    let other = Card::on(victim.platform, 2);
+    other.poke(0x10, (BAR + 0x10_0000) as u32);
+    other.describe(0x40, [20, 1, 0, 0x5000, 0x40]);
+    other.describe(0x54, [20, 3, 0, 0x6000, 1]);
+    other.describe(0x68, [20, 9, 0, 0, 0]);
+    other.describe(MSIX_CAPABILITY, [20, 9, 0, 0, 0]);
+    other.describe(0x7c, [20, 2, 0, NOTIFY as u32, 0x1000]);
+    let stolen = VirtioPci::new(other.platform, other.config());
+    assert_eq!(stolen.err(), Some(VirtioPciError::Platform(PlatformError::Claimed)));
+    assert!(held.notify.notifier(0, 0, false).is_ok(), "its own driver may");
+}

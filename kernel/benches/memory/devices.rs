@@ -107,7 +107,7 @@ fn registers() {
     // SAFETY: the timer is there on each machine that this runs on, nobody else uses it, and it reaches no
     // memory.
     unsafe { space().offer_mmio(frame) }.expect("nobody else has it");
-    let region = MmioRegion::map(&KERNEL, start, PAGE_SIZE).expect("it was offered");
+    let region = MmioRegion::map(&KERNEL, None, start, PAGE_SIZE).expect("it was offered");
     let register = |offset| region.register::<u32>(offset).expect("in the page");
     let (id, status) = (register(ID), register(STATUS));
     let names = ["Register read", "MmioRegion read", "Register write", "MmioRegion write"];

@@ -31,7 +31,7 @@ impl Bars {
             let frames = FrameRange::from_phys_addr(start, size).expect("a BAR is a range");
             // SAFETY: these are a function's registers; that they were offered before is no harm.
             let _ = unsafe { space().offer_mmio(frames) };
-            pages.push(space().claim_mmio(frames).expect("no other driver has the device"));
+            pages.push(space().claim_mmio(frames, None).expect("no other driver has the device"));
         }
         Self { function: function.address(), pages }
     }

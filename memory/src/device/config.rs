@@ -113,7 +113,7 @@ impl Ecam {
         last_bus: u8,
     ) -> Result<Self, PlatformError> {
         let buses = usize::from(last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?) + 1;
-        let registers = MmioRegion::map(platform, start, buses * BUS_LEN)?;
+        let registers = MmioRegion::map(platform, None, start, buses * BUS_LEN)?;
         registers.register::<u32>(0).map_err(|_| PlatformError::BadRange)?;
         Ok(Self { registers, segment, first_bus, last_bus })
     }

@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 #[cfg(ringfence_tsan)]
 use core::sync::atomic::Ordering;
 
-use crate::{AtomicAccess, MmioMemory, PhysAddr, Platform, PlatformError};
+use crate::{AtomicAccess, DeviceId, MmioMemory, PhysAddr, Platform, PlatformError};
 
 /// Why a register was refused. Nothing was accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +43,15 @@ unsafe impl Send for MmioRegion {}
 unsafe impl Sync for MmioRegion {}
 
 impl MmioRegion {
-    /// Claims and maps `start..start + len` from the platform.
-    pub fn map(platform: &dyn Platform, start: PhysAddr, len: usize) -> Result<Self, PlatformError> {
-        let claim = platform.mmio_map(start, len)?;
+    /// Claims and maps `start..start + len` from the platform: registers of `device`, or of no device with a
+    /// name.
+    pub fn map(
+        platform: &dyn Platform,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<Self, PlatformError> {
+        let claim = platform.mmio_map(device, start, len)?;
         if claim.len < len {
             Err(PlatformError::BadRange)
         } else {

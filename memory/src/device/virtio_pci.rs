@@ -7,7 +7,7 @@ use core::ops::Range;
 use super::common_config::{CommonConfig, common};
 use super::msix::MsixCapability;
 use super::{BAR_COUNT, Bar, Capability, ConfigSpace, MmioError, MmioRegion, MsixTable, Register};
-use crate::{PAGE_SIZE, PhysAddr, Platform, PlatformError};
+use crate::{DeviceId, PAGE_SIZE, PhysAddr, Platform, PlatformError};
 
 /// Capability types (4.1.4).
 const COMMON: u8 = 1;
@@ -108,6 +108,7 @@ impl Part {
 /// Whole pages of BARs, no two of which overlap. Each run of them is claimed when it is first used.
 struct Mapped {
     platform: &'static dyn Platform,
+    device: DeviceId,
     bars: Bars,
     runs: Vec<(Part, Option<MmioRegion>)>,
 }
@@ -116,10 +117,11 @@ impl Mapped {
     /// `parts` that lie in the same page, or side by side, are in one run.
     fn new<const N: usize>(
         platform: &'static dyn Platform,
+        device: DeviceId,
         bars: Bars,
         mut parts: [Option<Part>; N],
     ) -> Result<Self, VirtioPciError> {
-        let mut mapped = Self { platform, bars, runs: Vec::new() };
+        let mut mapped = Self { platform, device, bars, runs: Vec::new() };
         parts.sort_unstable_by_key(|part| part.as_ref().map(|part| (part.bar, part.range.start)));
         for part in parts.iter().flatten() {
             let pages = mapped.pages(part)?;
@@ -165,7 +167,8 @@ impl Mapped {
         let (Part { range, .. }, region) = run.ok_or(PlatformError::BadRange)?;
         if region.is_none() {
             let start = bar.checked_add(range.start).ok_or(PlatformError::BadRange)?;
-            *region = Some(MmioRegion::map(self.platform, start, (range.end - range.start) as usize)?);
+            let len = (range.end - range.start) as usize;
+            *region = Some(MmioRegion::map(self.platform, Some(self.device), start, len)?);
         }
         let offset = part.range.start - range.start;
         let region = region.as_ref().ok_or(PlatformError::BadRange)?;
@@ -225,7 +228,7 @@ impl VirtioPci {
 
         let table = msix.as_ref().map(|(table, _)| table.clone());
         let parts = [Some(common.clone()), Some(isr.clone()), device.clone(), table];
-        let mut mapped = Mapped::new(platform, bars, parts)?;
+        let mut mapped = Mapped::new(platform, config.address().id(), bars, parts)?;
         config.enable_memory();
         config.enable_intx(false);
         let msix = msix.and_then(|(table, found)| {

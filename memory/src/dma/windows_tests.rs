@@ -34,8 +34,13 @@ unsafe impl Platform for Mixed {
     fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
         self.0.dma_allocate(device, pages)
     }
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
-        self.0.mmio_map(start, len)
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
+        self.0.mmio_map(device, start, len)
     }
     fn now(&self) -> Duration {
         self.0.now()

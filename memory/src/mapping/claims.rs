@@ -1,8 +1,9 @@
 //! Device registers: each range is offered once, and each page of it claimed by one owner at a time.
 
 use super::{AddressSpace, MapError, MappedPages, Mmio, Protection};
+use crate::DeviceId;
 use crate::pages::PageRequest;
-use crate::range::{FrameRange, PageRange};
+use crate::range::FrameRange;
 
 /// How many ranges can be offered, and how many parts of them be claimed at a time.
 const OFFERS: usize = 128;
@@ -21,53 +22,53 @@ pub enum ClaimError {
     Full,
     /// Not in a range that was offered.
     NotOffered,
-    /// Somebody has a page of it.
+    /// Somebody has a page of it, or another device one of the range that was offered.
     AlreadyClaimed,
     /// It could not be mapped.
     Map(MapError),
 }
 
-/// Ranges of frames by rising address, no two of which overlap, and the pages that each is mapped at.
-struct Ranges<const N: usize> {
-    entries: [(FrameRange, PageRange); N],
+/// Ranges of frames by rising address, no two of which overlap, and what there is to say of each.
+struct Ranges<T, const N: usize> {
+    entries: [(FrameRange, T); N],
     count: usize,
 }
 
-impl<const N: usize> Ranges<N> {
-    const fn new() -> Self {
-        Self { entries: [(FrameRange::empty(), PageRange::empty()); N], count: 0 }
+impl<T: Copy, const N: usize> Ranges<T, N> {
+    const fn new(none: T) -> Self {
+        Self { entries: [(FrameRange::empty(), none); N], count: 0 }
     }
 
     /// Where the first range that ends after frame number `frame` is, or would be.
     fn place(&self, frame: u64) -> usize {
-        self.entries[..self.count].partition_point(|(frames, _)| frames.past() <= frame)
+        self.entries[..self.count].partition_point(|(frames, ..)| frames.past() <= frame)
     }
 
     /// The first range that ends after frame number `frame`.
-    fn at(&self, frame: u64) -> Option<&(FrameRange, PageRange)> {
+    fn at(&self, frame: u64) -> Option<&(FrameRange, T)> {
         self.entries[..self.count].get(self.place(frame))
     }
 
     /// Whether another range, `frames`, can be inserted; `taken` if it shares a frame with one.
     fn check(&self, frames: &FrameRange, taken: ClaimError) -> Result<(), ClaimError> {
         match self.at(frames.first()) {
-            Some((next, _)) if next.first() < frames.past() => Err(taken),
+            Some((next, ..)) if next.first() < frames.past() => Err(taken),
             _ if self.count == N => Err(ClaimError::Full),
             _ => Ok(()),
         }
     }
 
     /// After [`check`](Self::check).
-    fn insert(&mut self, frames: FrameRange, pages: PageRange) {
+    fn insert(&mut self, frames: FrameRange, value: T) {
         let place = self.place(frames.first());
         self.entries.copy_within(place..self.count, place + 1);
-        self.entries[place] = (frames, pages);
+        self.entries[place] = (frames, value);
         self.count += 1;
     }
 
     fn remove(&mut self, frames: &FrameRange) {
         let place = self.place(frames.first());
-        if self.at(frames.first()).is_some_and(|(found, _)| found == frames) {
+        if self.at(frames.first()).is_some_and(|(found, ..)| found == frames) {
             self.entries.copy_within(place + 1..self.count, place);
             self.count -= 1;
         }
@@ -76,29 +77,35 @@ impl<const N: usize> Ranges<N> {
 
 /// The ranges that device registers may be claimed from, and the parts of them that somebody has.
 pub(crate) struct Claims {
-    offered: Ranges<OFFERS>,
-    claimed: Ranges<CLAIMS>,
+    offered: Ranges<(), OFFERS>,
+    /// The number of the first page that each is mapped at, and whose registers it has.
+    claimed: Ranges<(u64, Option<DeviceId>), CLAIMS>,
 }
 
 impl Claims {
     pub const fn new() -> Self {
-        Self { offered: Ranges::new(), claimed: Ranges::new() }
+        // A constant, or the boot stack would hold several of it.
+        const NONE: Claims = Claims { offered: Ranges::new(()), claimed: Ranges::new((0, None)) };
+        NONE
     }
 
     /// Whether a claim maps page number `page` to frame number `frame`.
     pub fn maps(&self, page: u64, frame: u64) -> bool {
-        self.claimed.at(frame).is_some_and(|(frames, pages)| {
-            let offset = page.checked_sub(pages.first());
+        self.claimed.at(frame).is_some_and(|(frames, (first, _))| {
+            let offset = page.checked_sub(*first);
             offset.is_some() && offset == frame.checked_sub(frames.first())
         })
     }
 
-    /// Whether `frames` can be claimed.
-    fn check(&self, frames: &FrameRange) -> Result<(), ClaimError> {
+    /// Whether `frames` can be claimed for `device`.
+    fn check(&self, frames: &FrameRange, device: Option<DeviceId>) -> Result<(), ClaimError> {
         let offer = self.offered.at(frames.first()).filter(|_| !frames.is_empty());
-        let inside = |offer: &FrameRange| offer.first() <= frames.first() && frames.past() <= offer.past();
-        if !offer.is_some_and(|(offer, _)| inside(offer)) {
-            return Err(ClaimError::NotOffered);
+        let inside = |offer: &&FrameRange| offer.first() <= frames.first() && frames.past() <= offer.past();
+        let offer = offer.map(|(offer, ..)| offer).filter(inside).ok_or(ClaimError::NotOffered)?;
+        // All that is claimed in one offer is one device's.
+        let other = self.claimed.at(offer.first()).filter(|(found, ..)| found.first() < offer.past());
+        if other.is_some_and(|(_, (_, whose))| *whose != device) {
+            return Err(ClaimError::AlreadyClaimed);
         }
         self.claimed.check(frames, ClaimError::AlreadyClaimed)
     }
@@ -125,19 +132,24 @@ impl AddressSpace {
         }
         let offered = &mut self.claims.lock().offered;
         offered.check(&frames, ClaimError::Overlap)?;
-        offered.insert(frames, PageRange::empty());
+        offered.insert(frames, ());
         Ok(())
     }
 
     /// Maps a range of registers, all of it in one that was offered, uncached, for one owner. Dropping the
-    /// mapping gives the claim back.
-    pub fn claim_mmio(&'static self, frames: FrameRange) -> Result<MappedPages<Mmio>, ClaimError> {
+    /// mapping gives the claim back. Until then nothing in the same offer is claimed for any other `device`,
+    /// whatever that says of where its registers are.
+    pub fn claim_mmio(
+        &'static self,
+        frames: FrameRange,
+        device: Option<DeviceId>,
+    ) -> Result<MappedPages<Mmio>, ClaimError> {
         let mut claims = self.claims.lock();
-        claims.check(&frames)?;
+        claims.check(&frames, device)?;
         let pages = self.pages().allocate(PageRequest::new(frames.size_in_frames()));
         let pages = pages.map_err(|error| ClaimError::Map(MapError::Pages(error)))?;
         // Claimed before it is mapped: the processors may have to be told, without a lock.
-        claims.claimed.insert(frames, *pages);
+        claims.claimed.insert(frames, (pages.first(), device));
         drop(claims);
         self.map::<Mmio>(pages, &frames, Protection::ReadWrite).map_err(|(error, _)| {
             self.claims.lock().release(&frames);

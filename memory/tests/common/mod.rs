@@ -475,7 +475,7 @@ unsafe impl Platform for SystemPlatform {
         let address = memory.physical_address().value() + self.bus;
         Ok(unsafe { DmaMemory::from_pages(memory, address) })
     }
-    fn mmio_map(&self, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
         Err(PlatformError::BadRange)
     }
     fn now(&self) -> Duration {

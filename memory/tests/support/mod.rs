@@ -205,8 +205,13 @@ unsafe impl Platform for Clock {
         self.platform.dma_allocate(device, pages)
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
-        self.platform.mmio_map(start, len)
+    fn mmio_map(
+        &self,
+        device: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
+        self.platform.mmio_map(device, start, len)
     }
 
     fn now(&self) -> Duration {

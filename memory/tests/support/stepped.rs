@@ -113,7 +113,12 @@ unsafe impl Platform for Stepped {
         self.host.dma_allocate(device, pages)
     }
 
-    fn mmio_map(&self, start: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
+    fn mmio_map(
+        &self,
+        _: Option<DeviceId>,
+        start: PhysAddr,
+        len: usize,
+    ) -> Result<MmioMemory, PlatformError> {
         // Cards are 1 MiB apart.
         let offset = start.value() as usize % 0x10_0000;
         assert!(offset + len <= BAR_LEN);
