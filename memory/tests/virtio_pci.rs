@@ -308,3 +308,37 @@ fn another_functions_registers_are_not_claimed() {
     assert_eq!(stolen.err(), Some(VirtioPciError::Platform(PlatformError::Claimed)));
     assert!(held.notify.notifier(0, 0, false).is_ok(), "its own driver may");
 }
+
+/// A doorbell's page is claimed as long as there is something to ring it.
+#[test]
+fn pages_of_doorbells_are_given_back() {
+    let card = Card::new();
+    for offset in [0x7c, 0x8c] {
+        card.poke(offset, 0);
+    }
+    card.describe(0x7c, [20, 2, 0, 0x5000, 0x3000]);
+    card.poke(0x8c, 0x1000);
+    let mut virtio = card.virtio();
+    let claimed = |page: u64| {
+        let start = PhysAddr::new(BAR + 0x10_0000 + page * 0x1000).unwrap();
+        MmioRegion::map(card.platform, Some(card.address.id()), start, 0x1000).is_err()
+    };
+    let first = virtio.notify.notifier(0, 0, false).unwrap();
+    let second = virtio.notify.notifier(1, 1, false).unwrap();
+    assert_eq!([5, 6, 7].map(claimed), [true, true, false]);
+    drop(first);
+    let third = virtio.notify.notifier(0, 2, false).unwrap();
+    assert_eq!([5, 6, 7].map(claimed), [false, true, true]);
+    drop((second, third));
+}
+
+/// Firmware's messages go nowhere, also where the table cannot be used.
+#[test]
+fn an_unused_table_sends_nothing() {
+    const ENABLE: u32 = 1 << 31;
+    let card = Card::new();
+    card.poke(MSIX_CAPABILITY, card.config_word(MSIX_CAPABILITY) | ENABLE);
+    card.poke(MSIX_CAPABILITY + 4, 5);
+    assert!(card.virtio().msix.is_none());
+    assert_eq!(card.config_word(MSIX_CAPABILITY) & ENABLE, 0);
+}

@@ -69,6 +69,11 @@ impl MmioRegion {
         self.len == 0
     }
 
+    /// Whether something else shares this region's claim.
+    pub(super) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.claim) > 1
+    }
+
     /// The `len` bytes that start at `offset`, sharing this region's claim.
     pub fn part(&self, offset: usize, len: usize) -> Result<Self, MmioError> {
         let end = offset.checked_add(len).filter(|&end| end <= self.len);

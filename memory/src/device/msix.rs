@@ -35,6 +35,11 @@ impl MsixCapability {
         Some(Self { control, size: size as u16 + 1, bar, offset: table & !0b111 })
     }
 
+    /// Turns MSI-X off: the table is not used.
+    pub(super) fn turn_off(&self, config: &ConfigSpace) {
+        config.change(self.control, |control| control & !CONTROL_ENABLE);
+    }
+
     /// The bytes of the BAR that the table takes.
     pub(super) fn table(&self) -> Range<u64> {
         let start = u64::from(self.offset);

@@ -135,7 +135,10 @@ impl Mapped {
         Ok(mapped)
     }
 
+    /// Those that nobody uses any more are given back first: a device may have a doorbell in a page of its
+    /// own for each queue, and another one after each reset of that.
     fn add(&mut self, pages: Part) -> Result<(), VirtioPciError> {
+        self.runs.retain(|(_, region)| region.as_ref().is_none_or(MmioRegion::is_shared));
         self.runs.try_reserve(1).map_err(|_| PlatformError::OutOfMemory)?;
         self.runs.push((pages, None));
         Ok(())
@@ -235,6 +238,12 @@ impl VirtioPci {
             let table = mapped.region(&table).ok()?;
             MsixTable::new(config, found, table).ok()
         });
+        if msix.is_none()
+            && let Some(capability) = MsixCapability::find(&config)
+        {
+            // Whatever firmware left in a table that is not used is sent nowhere.
+            capability.turn_off(&config);
+        }
         Ok(Self {
             common: CommonConfig::new(mapped.region(&common)?, config, platform)?,
             isr: mapped.region(&isr)?.register(0)?,
