@@ -225,3 +225,17 @@ fn the_smallest_tables_and_areas() {
         assert_eq!(results, [if offset % 4 == 0 { Ok(1) } else { misaligned }; 2], "{offset}");
     }
 }
+
+/// The author of a descriptor has all bits of its second half but the length and two flags, and joins them as
+/// they are.
+#[test]
+fn bits_of_the_author() {
+    fn of<F: RingFormat>(bits: u64) -> DescriptorBits<F> {
+        bits.into()
+    }
+    assert_eq!(of::<Split>(u64::MAX).get(), 0xffff_fff9_0000_0000);
+    assert_eq!(of::<Packed>(u64::MAX).get(), 0xfff9_ffff_0000_0000);
+    assert_eq!((of::<Packed>(0).get(), of::<Split>(u32::MAX.into()).get()), (0, 0));
+    let [one, two] = [0x8081_1234 << 32, 0x0080_4321 << 32].map(of::<Packed>);
+    assert_eq!((one | two).get(), 0x8081_5335 << 32);
+}
