@@ -192,6 +192,103 @@ fn structures_may_touch() {
 /// Of the card at 1; cards are 1 MiB apart.
 const SECOND: u64 = BAR + 0x18_0000;
 
+/// A piece of a BAR: its index, the first byte and the number of bytes.
+type Piece = (usize, u32, u32);
+
+/// Where the common, ISR, device and notify structures are, where the table of messages starts, what is
+/// claimed for them, and what then for a queue.
+type Layout = ([Piece; 4], (usize, u32), &'static [Piece], &'static [Piece]);
+
+/// A page is claimed if something that is used is in it, and no other page is. Neighbours are claimed
+/// together, nothing twice, and nothing past the end of a BAR. Where a queue is notified is claimed with it.
+#[test]
+fn the_pages_that_are_used_are_claimed_once() {
+    let layouts: &[Layout] = &[
+        // In one page; one reaches into the next; the last that is found is the first there and the longest.
+        ([(0, 0, 0x38), (0, 0x100, 1), (0, 0x200, 0x100), (0, 0x800, 2)], (0, 0x400), &[(0, 0, 0x1000)], &[]),
+        (
+            [(0, 0x100, 0x38), (0, 0x200, 1), (0, 0x800, 0x1000), (0, 0x1900, 2)],
+            (0, 0x400),
+            &[(0, 0, 0x2000)],
+            &[],
+        ),
+        (
+            [(0, 0x1000, 0x38), (0, 0x1100, 1), (0, 0xc00, 0x1000), (0, 0x2000, 2)],
+            (0, 0xfc0),
+            &[(0, 0, 0x2000)],
+            &[(0, 0x2000, 0x1000)],
+        ),
+        // Side by side, in falling order.
+        (
+            [(0, 0x3000, 0x38), (0, 0x2000, 1), (0, 0x1000, 0x1000), (0, 0x4000, 2)],
+            (0, 0),
+            &[(0, 0, 0x4000)],
+            &[(0, 0x4000, 0x1000)],
+        ),
+        // A page apart, and all of them said to go on to the end of the BAR.
+        (
+            [(0, 0xfc0, END), (0, 0x2fff, END), (0, 0x4000, END), (0, 0x1000, 0x5000)],
+            (0, 0x6000),
+            &[(0, 0, 0x1000), (0, 0x2000, 0x1000), (0, 0x4000, 0x1000), (0, 0x6000, 0x1000)],
+            &[(0, 0x1000, 0x1000)],
+        ),
+        // At the same places, and side by side, in two BARs.
+        (
+            [(0, 0, 0x38), (1, 0, 1), (1, 0x1000, 4), (1, 0x2000, 2)],
+            (0, 0x1000),
+            &[(0, 0, 0x2000), (1, 0, 0x2000)],
+            &[(1, 0x2000, 0x1000)],
+        ),
+        // In a BAR that ends within a page.
+        (
+            [(2, 0, 0x38), (2, 0x40, 1), (2, 0x80, END), (2, 0x42, 2)],
+            (0, 0x7000),
+            &[(0, 0x7000, 0x1000), (2, 0, 0x100)],
+            &[],
+        ),
+        // A table that ends past its BAR is not used.
+        (
+            [(0, 0, 0x38), (0, 0x40, 1), (0, 0x6000, 0x1000), (2, 0x80, 2)],
+            (0, END - 0x38),
+            &[(0, 0, 0x1000), (0, 0x6000, 0x1000)],
+            &[(2, 0, 0x100)],
+        ),
+    ];
+    let bars = [BAR + 0x10_0000, SECOND, SECOND + 0x2_0000];
+    for &(structures, (bar, table), for_all, for_queue) in layouts {
+        let card = Card::new();
+        let more = |bar| card.platform.add_registers(bar, BAR_LEN);
+        let registers = [card.registers.clone(), more(bars[1]), more(bars[2])];
+        card.bar_lens.lock()[2] = 0x100;
+        card.poke(0x14, bars[1] as u32);
+        card.poke(0x18, bars[2] as u32);
+        card.poke(MSIX_CAPABILITY + 4, table | bar as u32);
+        for ((bar, offset, length), (kind, place)) in structures.into_iter().zip(CAPABILITIES) {
+            card.describe(place, [20, kind.into(), bar as u32, offset, length]);
+            registers[bar].slice().write_obj(kind, offset as usize).unwrap();
+        }
+        let platform = Clock::of(card);
+        let claims = || {
+            let mut claims = std::mem::take(&mut *platform.claims.lock());
+            claims.sort();
+            claims
+        };
+        let expected = |pieces: &[Piece]| -> Vec<_> {
+            pieces.iter().map(|&(bar, start, len)| (bars[bar] + u64::from(start), len as usize)).collect()
+        };
+        let mut virtio = VirtioPci::new(platform, card.config()).unwrap();
+        assert_eq!(claims(), expected(for_all), "{structures:x?}");
+        let device = virtio.device.unwrap();
+        assert_eq!((virtio.common.read(0), virtio.isr.read(), device.read(0)), (Ok(1_u8), 3, Ok(4_u8)));
+        for _ in 0..2 {
+            virtio.notify.notifier(9, 0, false).unwrap().notify(0);
+        }
+        assert_eq!(claims(), expected(for_queue), "{structures:x?}");
+        let (bar, offset, _) = structures[3];
+        assert_eq!(registers[bar].slice().read_obj::<u16>(offset as usize), Ok(9));
+    }
+}
+
 /// The table of messages is used if all of it is in a BAR that there is: the low three bits say in which (PCI
 /// 3.0, 6.8.2).
 #[test]

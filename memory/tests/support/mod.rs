@@ -43,6 +43,8 @@ pub struct Card {
     pub address: PciAddress,
     pub registers: HostMemory,
     words: Mutex<[u32; 1024]>,
+    /// Bytes of each BAR: a power of two.
+    pub bar_lens: Mutex<[u32; 6]>,
     /// What the status was when decoding was turned off.
     hidden: Mutex<Option<u8>>,
     /// Called at each read of a configuration register.
@@ -86,6 +88,7 @@ impl Card {
             address: PciAddress::new(0, 0, device, 0).unwrap(),
             registers,
             words: Mutex::new(words),
+            bar_lens: Mutex::new([BAR_LEN as u32; 6]),
             hidden: Mutex::default(),
             on_read: Mutex::default(),
             written: Mutex::default(),
@@ -164,7 +167,9 @@ unsafe impl ConfigAccess for Card {
         let word = &mut words[usize::from(offset) / 4];
         *word = match offset {
             COMMAND => value & 0xffff | *word & 0xffff_0000,
-            0x10..0x28 if value == u32::MAX && *word != 0 => !(BAR_LEN as u32 - 1),
+            0x10..0x28 if value == u32::MAX && *word != 0 => {
+                !(self.bar_lens.lock()[usize::from(offset - 0x10) / 4] - 1)
+            }
             0x10..0x28 if value == u32::MAX => 0,
             _ => value,
         };
@@ -191,12 +196,18 @@ unsafe impl ConfigAccess for Card {
 /// The platform of a card, whose clock calls a hook when it is read: while somebody waits, with no lock held.
 pub struct Clock {
     platform: &'static HostPlatform,
+    /// Registers that were claimed: where they start, and how many bytes.
+    pub claims: Mutex<Vec<(u64, usize)>>,
     pub on_read: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
 impl Clock {
     pub fn of(card: &Card) -> &'static Self {
-        Box::leak(Box::new(Self { platform: card.platform, on_read: Mutex::default() }))
+        Box::leak(Box::new(Self {
+            platform: card.platform,
+            claims: Mutex::default(),
+            on_read: Mutex::default(),
+        }))
     }
 }
 
@@ -211,7 +222,9 @@ unsafe impl Platform for Clock {
         start: PhysAddr,
         len: usize,
     ) -> Result<MmioMemory, PlatformError> {
-        self.platform.mmio_map(device, start, len)
+        let memory = self.platform.mmio_map(device, start, len)?;
+        self.claims.lock().push((start.value(), len));
+        Ok(memory)
     }
 
     fn now(&self) -> Duration {
