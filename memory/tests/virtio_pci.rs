@@ -1,11 +1,14 @@
 //! What a virtio device says of its structures (virtio 1.4, 4.1.4), and where they are then.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
+#[path = "common/heap.rs"]
+mod heap;
 mod support;
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
+use heap::HEAP;
 use ringfence_memory::*;
 use support::*;
 
@@ -287,6 +290,28 @@ fn the_pages_that_are_used_are_claimed_once() {
         let (bar, offset, _) = structures[3];
         assert_eq!(registers[bar].slice().read_obj::<u16>(offset as usize), Ok(9));
     }
+}
+
+/// Without room to note which pages are claimed none is, and the device is not told of anything. A queue
+/// whose register is in a page that is claimed needs no room.
+#[test]
+fn structures_without_heap() {
+    let card = Card::new();
+    // The card's own list need not grow.
+    card.written.lock().reserve(100);
+    let platform = Clock::of(card);
+    HEAP.set(0);
+    let none = VirtioPci::new(platform, card.config());
+    HEAP.set(usize::MAX);
+    assert_eq!(none.err(), Some(VirtioPciError::Platform(PlatformError::OutOfMemory)));
+    assert!(platform.claims.lock().is_empty() && card.config_word(COMMAND) & 0xffff == MEMORY);
+
+    let mut notify = card.virtio().notify;
+    notify.notifier(0, 0, false).unwrap();
+    HEAP.set(0);
+    let all = (0..100).all(|offset| notify.notifier(0, offset, false).is_ok());
+    HEAP.set(usize::MAX);
+    assert!(all);
 }
 
 /// The table of messages is used if all of it is in a BAR that there is: the low three bits say in which (PCI
