@@ -95,6 +95,9 @@ fn registers_are_claimed_once_each() {
     drop(claim_for(one, mmio(3, 1)).unwrap());
     drop(held);
     drop(claim_for(two, mmio(1, 1)).expect("nobody has any of it"));
+    let next = claim_for(two, mmio(4, 1)).unwrap();
+    drop(claim_for(one, mmio(0, 1)).expect("what lies behind it is another offer"));
+    drop(next);
     system.check();
     for index in 0..126 {
         unsafe { space.offer_mmio(mmio(8 + index, 1)).unwrap() };

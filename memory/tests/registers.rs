@@ -217,6 +217,20 @@ fn numbers_do_not_reach_what_decides_about_memory() {
     assert_eq!(common.read_queue::<u32>(0, 2), Err(MmioError::Misaligned));
 }
 
+/// Every bit alone is written, and none is no reset.
+#[test]
+fn each_bit_of_the_status_is_set() {
+    let card = Card::new();
+    let (virtio, windows) = (card.virtio(), card.windows());
+    for bit in [1, 2, 4, 8, 0x80] {
+        virtio.common.reset(&windows, LIMIT).unwrap();
+        virtio.common.set_status(bit);
+        assert_eq!((card.status(), virtio.common.status()), (bit, bit));
+        virtio.common.set_status(0);
+        assert_eq!(card.status(), bit);
+    }
+}
+
 #[test]
 fn a_reset_is_proved_by_the_devices_own_status() {
     let card = Card::new();

@@ -448,7 +448,8 @@ fn pages_of_doorbells_are_given_back() {
     let first = virtio.notify.notifier(0, 0, false).unwrap();
     let second = virtio.notify.notifier(1, 1, false).unwrap();
     assert_eq!([5, 6, 7].map(claimed), [true, true, false]);
-    drop(first);
+    let beside = virtio.notify.notifier(2, 0, false).expect("in a page that is there");
+    drop((first, beside));
     let third = virtio.notify.notifier(0, 2, false).unwrap();
     assert_eq!([5, 6, 7].map(claimed), [false, true, true]);
     drop((second, third));
