@@ -106,42 +106,6 @@ impl Request {
         };
         (command, InFlight(buffer))
     }
-
-    fn why_refused(&self, common: &Common, error: QueueError) -> RequestError {
-        let disk = &common.geometry;
-        let (buffer, len, needs) = match self {
-            Self::Write { .. } if disk.read_only => return RequestError::ReadOnly,
-            Self::Read { buffer, len, .. } => (buffer, *len, Direction::FromDevice),
-            Self::Write { buffer, len, .. } => (buffer, *len, Direction::ToDevice),
-            Self::Identify { buffer } => (buffer, ID_LEN, Direction::FromDevice),
-            Self::Flush if !disk.flush => return RequestError::Unsupported,
-            Self::Flush => return error.into(),
-        };
-        let is_identify = matches!(self, Self::Identify { .. });
-        if buffer.len() < len {
-            RequestError::BufferTooShort
-        } else if len as u64 > common.longest {
-            RequestError::TooLong
-        } else if !is_identify && (len == 0 || !self.is_aligned(disk)) {
-            RequestError::Misaligned
-        } else if !is_identify && !self.is_in_range(common) {
-            RequestError::OutOfRange
-        } else if buffer.direction() != Direction::Both && buffer.direction() != needs {
-            RequestError::WrongDirection
-        } else {
-            error.into()
-        }
-    }
-
-    fn is_aligned(&self, disk: &Geometry) -> bool {
-        let (Self::Read { sector, len, .. } | Self::Write { sector, len, .. }) = self else { return true };
-        is_aligned(*sector, *len, disk)
-    }
-
-    fn is_in_range(&self, common: &Common) -> bool {
-        let (Self::Read { sector, len, .. } | Self::Write { sector, len, .. }) = self else { return true };
-        is_in_range(*sector, *len, common)
-    }
 }
 
 /// Whether `len` bytes from `sector` on are whole blocks.
@@ -262,8 +226,33 @@ impl Command {
         common: &Common,
         error: QueueError,
     ) -> (RequestError, Request) {
-        let request = Self { kind, sector, len }.join(buffer);
-        (request.why_refused(common, error), request)
+        let command = Self { kind, sector, len };
+        (command.why_refused(&buffer, common, error), command.join(buffer))
+    }
+
+    fn why_refused(self, InFlight(buffer): &InFlight, common: &Common, error: QueueError) -> RequestError {
+        let (Self { kind, sector, len }, disk) = (self, &common.geometry);
+        let needs = match kind {
+            Kind::Out if disk.read_only => return RequestError::ReadOnly,
+            Kind::Flush if !disk.flush => return RequestError::Unsupported,
+            Kind::Out => Direction::ToDevice,
+            Kind::In | Kind::GetId | Kind::Flush => Direction::FromDevice,
+        };
+        let Some(buffer) = buffer else { return error.into() };
+        let is_transfer = matches!(kind, Kind::In | Kind::Out);
+        if buffer.len() < len {
+            RequestError::BufferTooShort
+        } else if len as u64 > common.longest {
+            RequestError::TooLong
+        } else if is_transfer && (len == 0 || !is_aligned(sector, len, disk)) {
+            RequestError::Misaligned
+        } else if is_transfer && !is_in_range(sector, len, common) {
+            RequestError::OutOfRange
+        } else if buffer.direction() != Direction::Both && buffer.direction() != needs {
+            RequestError::WrongDirection
+        } else {
+            error.into()
+        }
     }
 }
 
