@@ -340,7 +340,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             rejected = rejected.wrapping_add(completion.written.is_none().into());
             done(completion, context)
         });
-        self.slots.rejected = self.slots.rejected.wrapping_add(rejected);
+        self.count_rejected(rejected);
         result
     }
 
