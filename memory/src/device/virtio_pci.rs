@@ -214,8 +214,8 @@ impl VirtioPci {
         let demand = |kind| find(kind).ok_or(VirtioPciError::MissingCapability(kind));
         let ((common, _), (notify, multiplier), (isr, _)) = (demand(COMMON)?, demand(NOTIFY)?, demand(ISR)?);
         let device = find(DEVICE).map(|(part, _)| part);
-        let msix =
-            MsixCapability::find(&config).map(|found| (Part { bar: found.bar, range: found.table() }, found));
+        let capability = MsixCapability::find(&config);
+        let msix = capability.map(|found| (Part { bar: found.bar, range: found.table() }, found));
         // Only numbers of queues and positions go there, but they must not go where addresses are.
         let addresses = [Some(&common), msix.as_ref().map(|(table, _)| table)];
         if addresses.into_iter().flatten().any(|part| notify.overlaps(part)) {
@@ -239,7 +239,7 @@ impl VirtioPci {
             MsixTable::new(config, found, table).ok()
         });
         if msix.is_none()
-            && let Some(capability) = MsixCapability::find(&config)
+            && let Some(capability) = capability
         {
             // Whatever firmware left in a table that is not used is sent nowhere.
             capability.turn_off(&config);
