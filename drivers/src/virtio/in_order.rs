@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use ringfence_memory::Segment;
 
 use super::chain::{Buffers, Chain, Entry, Fixed};
-use super::ring::{Layout, Ring, Sequential, Used};
+use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::{Error, QueueError, QueueSetup};
 
 /// The used element of several chains, and how many of those are left. The length is known of the last alone:
@@ -63,6 +63,9 @@ impl<R: Sequential> InOrder<R> {
 }
 
 impl<R: Sequential> Ring for InOrder<R> {
+    type Available = ();
+    type Used = R::Used;
+
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         self.ring.setup(index)
     }
@@ -80,11 +83,15 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.set_fixed(fixed)
     }
 
-    fn is_ready_for_one(&self) -> bool {
+    fn is_ready_for_one(&self, (): ()) -> bool {
         false
     }
 
-    fn add_one<B: Buffers>(&mut self, _: u16, _: &Segment<'_>) -> Result<Chain, QueueError> {
+    fn available(&self) {}
+
+    fn set_available(&mut self, (): ()) {}
+
+    fn add_one<B: Buffers>(&mut self, (): &mut (), _: u16, _: &Segment<'_>) -> Result<Chain, QueueError> {
         Err(QueueError::Broken)
     }
 
@@ -105,31 +112,35 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.publish()
     }
 
-    fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
+    fn look(&mut self, in_flight: u16) -> Result<R::Used, QueueError> {
         self.ring.look(in_flight)
     }
 
-    fn used(&mut self) -> Result<Option<Used>, QueueError> {
+    fn used(&mut self, at: R::Used) -> Result<Option<Used>, Bad> {
         if self.batch.is_some() {
             // One element for several chains; the index must cover them all.
-            if !self.ring.may_be_skipped() {
-                return Err(QueueError::Broken);
+            if !self.ring.may_be_skipped(at) {
+                return Err(Bad);
             }
-        } else if let Some(last) = self.ring.element()? {
-            let left = self.ended(last).ok_or(QueueError::Broken)?;
+        } else if let Some(last) = self.ring.element(at)? {
+            let left = self.ended(last).ok_or(Bad)?;
             self.batch = Some(Batch { last, left });
         }
         let Some(Batch { last, left }) = self.batch else { return Ok(None) };
-        let (slot, _) = self.chain(0).ok_or(QueueError::Broken)?;
+        let (slot, _) = self.chain(0).ok_or(Bad)?;
         Ok(Some(Used { id: slot.into(), len: last.len.filter(|_| left == 1) }))
     }
 
-    fn advance(&mut self, count: u16) {
+    fn advance(&mut self, at: &mut R::Used, count: u16) {
         self.first = self.place(1);
         (self.count, self.told) = (self.count.saturating_sub(1), self.told.saturating_sub(1));
         let left = self.batch.map_or(0, |batch| batch.left.saturating_sub(1));
         self.batch = self.batch.filter(|_| left > 0).map(|batch| Batch { left, ..batch });
-        self.ring.advance(count);
+        self.ring.advance(at, count);
+    }
+
+    fn set_used(&mut self, at: R::Used) {
+        self.ring.set_used(at);
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {

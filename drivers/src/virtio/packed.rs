@@ -11,7 +11,7 @@ use ringfence_memory::{
 };
 
 use super::chain::{Buffers, Chain, Entry, Fixed};
-use super::ring::{Layout, Ring, Sequential, Used};
+use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::split::need_event;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
@@ -33,7 +33,7 @@ const WRAP: u16 = 1 << 15;
 
 /// A position in the ring: an index, and the wrap counter there (2.8.1).
 #[derive(Clone, Copy, Debug)]
-struct Position {
+pub(super) struct Position {
     index: u16,
     /// [`AVAIL`] while the wrap counter is 1, else [`USED`]: the flags that make a descriptor here available.
     available: DescriptorBits<Packed>,
@@ -44,22 +44,16 @@ impl Position {
         Self { index: 0, available: AVAIL.into() }
     }
 
-    /// Goes on by `count` in a ring of `size`; `count` is not above it.
+    /// The position `count` further on in a ring of `size`; `count` is not above it.
     #[inline]
-    fn advance(&mut self, count: u16, size: u16) {
+    fn after(self, count: u16, size: u16) -> Self {
         let index = self.index.wrapping_add(count);
-        if index < size { self.index = index } else { self.wrap_to(index.wrapping_sub(size)) }
+        if index < size { Self { index, ..self } } else { self.in_next_round(index.wrapping_sub(size)) }
     }
 
     #[cold]
-    fn wrap_to(&mut self, index: u16) {
-        *self = Self { index, available: (self.available.get() ^ (AVAIL | USED)).into() };
-    }
-
-    /// The position `count` further on.
-    fn after(mut self, count: u16, size: u16) -> Self {
-        self.advance(count, size);
-        self
+    fn in_next_round(self, index: u16) -> Self {
+        Self { index, available: (self.available.get() ^ (AVAIL | USED)).into() }
     }
 
     /// How far it is to `end`, which is not more than one round further on.
@@ -168,8 +162,13 @@ impl PackedRing {
 
     /// Writes a chain of one segment of its own where the ring does not wrap, as [`write`](Self::write) does.
     #[inline(always)]
-    fn write_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
-        let Self { descriptors, fixed, available: start, .. } = self;
+    fn write_one<B: Buffers>(
+        &mut self,
+        start: Position,
+        slot: u16,
+        segment: &Segment<'_>,
+    ) -> Result<Chain, QueueError> {
+        let Self { descriptors, fixed, .. } = self;
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let bits = id(slot) | start.available;
         if B::LAST.is_none() {
@@ -183,13 +182,6 @@ impl PackedRing {
         Ok(Chain { count: 3, writable: own.wrapping_add(last.len()) })
     }
 
-    /// Goes on behind a chain that was written.
-    #[inline]
-    fn added(&mut self, chain: Chain) -> Chain {
-        self.available.advance(chain.count, self.layout.size);
-        chain
-    }
-
     /// Whether the last `added` descriptors include the one at `position`.
     fn passes(&self, position: u16, added: u16) -> bool {
         let (new, wrap) = (self.available.index, self.available.wrap());
@@ -201,6 +193,9 @@ impl PackedRing {
 }
 
 impl Ring for PackedRing {
+    type Available = Position;
+    type Used = Position;
+
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         let driver = self.driver_event.address(0).ok_or(Error::BadConfig)?;
         let device = self.device_event.address(0).ok_or(Error::BadConfig)?;
@@ -228,20 +223,37 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn is_ready_for_one(&self) -> bool {
-        self.available.index < self.end_for_one
+    fn is_ready_for_one(&self, available: Position) -> bool {
+        available.index < self.end_for_one
     }
 
     #[inline(always)]
-    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
-        let chain = self.write_one::<B>(slot, segment)?;
-        Ok(self.added(chain))
+    fn available(&self) -> Position {
+        self.available
+    }
+
+    #[inline(always)]
+    fn set_available(&mut self, available: Position) {
+        self.available = available;
+    }
+
+    #[inline(always)]
+    fn add_one<B: Buffers>(
+        &mut self,
+        available: &mut Position,
+        slot: u16,
+        segment: &Segment<'_>,
+    ) -> Result<Chain, QueueError> {
+        let chain = self.write_one::<B>(*available, slot, segment)?;
+        *available = available.after(chain.count, self.layout.size);
+        Ok(chain)
     }
 
     #[inline(never)]
     fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
         let chain = self.write(entry)?;
-        Ok(self.added(chain))
+        self.available = self.available.after(chain.count, self.layout.size);
+        Ok(chain)
     }
 
     #[inline]
@@ -264,18 +276,23 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn look(&mut self, _: u16) -> Result<(), QueueError> {
-        Ok(())
+    fn look(&mut self, _: u16) -> Result<Position, QueueError> {
+        Ok(self.used)
+    }
+
+    #[inline(always)]
+    fn used(&mut self, at: Position) -> Result<Option<Used>, Bad> {
+        self.element(at)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, at: &mut Position, count: u16) {
+        *at = at.after(count, self.layout.size);
     }
 
     #[inline]
-    fn used(&mut self) -> Result<Option<Used>, QueueError> {
-        self.element()
-    }
-
-    #[inline]
-    fn advance(&mut self, count: u16) {
-        self.used.advance(count, self.layout.size);
+    fn set_used(&mut self, at: Position) {
+        self.used = at;
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {
@@ -299,20 +316,20 @@ impl Sequential for PackedRing {
         Ok((self.add(entry)?, slot))
     }
 
-    #[inline]
-    fn element(&self) -> Result<Option<Used>, QueueError> {
+    #[inline(always)]
+    fn element(&self, at: Position) -> Result<Option<Used>, Bad> {
         // Acquire: buffers are read after the flags that cover them. The id and the length come with the
         // flags.
-        let rest = self.descriptors.load_rest(self.used.index.into(), Ordering::Acquire);
-        let rest = rest.ok_or(QueueError::Broken)?;
-        if !self.used.is_used(rest) {
+        let rest = self.descriptors.load_rest(at.index.into(), Ordering::Acquire);
+        let rest = rest.ok_or(Bad)?;
+        if !at.is_used(rest) {
             return Ok(None);
         }
         // The length is valid only where WRITE says so (2.8.13), but QEMU (seen in 7.2) never sets it.
         Ok(Some(Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: Some(rest as u32) }))
     }
 
-    fn may_be_skipped(&self) -> bool {
+    fn may_be_skipped(&self, _: Position) -> bool {
         true
     }
 }

@@ -96,12 +96,12 @@ macro_rules! with_ring {
 fn look<R: Ring, B: Buffers, T>(
     ring: &mut R,
     slots: &mut Slots<B>,
-    then: impl FnOnce(&mut R, &mut Slots<B>) -> Result<T, QueueError>,
+    then: impl FnOnce(&mut R, &mut Slots<B>, R::Used) -> Result<T, QueueError>,
 ) -> Result<T, QueueError> {
     if slots.broken {
         return Err(QueueError::Broken);
     }
-    let looked = ring.look(slots.in_flight()).and_then(|()| then(ring, slots));
+    let looked = ring.look(slots.in_flight()).and_then(|cursor| then(ring, slots, cursor));
     looked.map_err(|error| if error == QueueError::Broken { broken(slots) } else { error })
 }
 
@@ -351,7 +351,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         done: impl FnMut(UsedChain, B, &B::Context) -> bool,
     ) -> Result<usize, QueueError> {
         let Self { format, slots, .. } = self;
-        with_ring!(format, ring => look(ring, slots, |ring, slots| slots.reap(ring, done)))
+        with_ring!(format, ring => look(ring, slots, |ring, slots, at| slots.reap(ring, at, done)))
     }
 
     /// Counts completions with a length that cannot be.
@@ -376,7 +376,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         B: Buffers<Request = ()>,
     {
         let Self { format, slots, .. } = self;
-        with_ring!(format, ring => look(ring, slots, |ring, slots| slots.renew(ring, most, renew)))
+        with_ring!(format, ring => look(ring, slots, |ring, slots, at| slots.renew(ring, at, most, renew)))
     }
 
     /// Asks the device not to interrupt for this queue. It still may.
@@ -399,7 +399,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// Whether the device has used what was not taken yet.
     pub(crate) fn has_used(&mut self) -> Result<bool, QueueError> {
         let Self { format, slots, .. } = self;
-        let used = with_ring!(format, ring => look(ring, slots, |ring, _| ring.used()));
+        let used = with_ring!(format, ring => look(ring, slots, |ring, _, at| Ok(ring.used(at)?)));
         used.map(|used| used.is_some())
     }
 

@@ -53,8 +53,23 @@ pub(super) struct Used {
     pub(super) len: Option<u32>,
 }
 
+/// A used element that cannot be. Without a value: so that it shares no bytes with [`Used`].
+#[derive(Debug)]
+pub(super) struct Bad;
+
+impl From<Bad> for QueueError {
+    fn from(Bad: Bad) -> Self {
+        Self::Broken
+    }
+}
+
 /// A virtqueue's memory, as the driver uses it.
 pub(super) trait Ring {
+    /// Where the next chain is made available, and where the next used element of a look is: by value, so
+    /// that they stay in registers.
+    type Available: Copy;
+    type Used: Copy;
+
     /// What the device is to know of it.
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error>;
 
@@ -67,15 +82,27 @@ pub(super) trait Ring {
     /// Learns the fixed segments of the slots. Called once, before anything is added.
     fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError>;
 
-    /// Whether a chain with one segment of its own can be written by [`add_one`](Self::add_one) now.
-    fn is_ready_for_one(&self) -> bool;
+    /// Whether a chain with one segment of its own can be written by [`add_one`](Self::add_one) there.
+    fn is_ready_for_one(&self, available: Self::Available) -> bool;
+
+    /// Where the next chain goes.
+    fn available(&self) -> Self::Available;
+
+    /// The next chain goes there: behind those that were added from [`available`](Self::available) on.
+    fn set_available(&mut self, available: Self::Available);
 
     /// Writes a chain whose own segment is `segment`; the device is not told. On failure nothing is taken.
-    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError>;
+    fn add_one<B: Buffers>(
+        &mut self,
+        available: &mut Self::Available,
+        slot: u16,
+        segment: &Segment<'_>,
+    ) -> Result<Chain, QueueError>;
 
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
     /// as it is; the device is not told. `false` if it must be written anew.
-    fn add_again(&mut self, _slot: u16) -> bool {
+    #[inline(always)]
+    fn add_again(&mut self, _available: &mut Self::Available, _slot: u16) -> bool {
         false
     }
 
@@ -86,13 +113,16 @@ pub(super) trait Ring {
     fn publish(&mut self) -> Result<bool, QueueError>;
 
     /// Looks for used elements. There must be at most `in_flight`.
-    fn look(&mut self, in_flight: u16) -> Result<(), QueueError>;
+    fn look(&mut self, in_flight: u16) -> Result<Self::Used, QueueError>;
 
-    /// The next used element of those that the last look showed; the same again until the ring advances.
-    fn used(&mut self) -> Result<Option<Used>, QueueError>;
+    /// The next used element of those that the look showed; the same again until it advances.
+    fn used(&mut self, at: Self::Used) -> Result<Option<Used>, Bad>;
 
     /// Goes on by a chain of `count` descriptors, which are free now.
-    fn advance(&mut self, count: u16);
+    fn advance(&mut self, at: &mut Self::Used, count: u16);
+
+    /// The next look goes on from here.
+    fn set_used(&mut self, at: Self::Used);
 
     /// What the chain in `slot` has besides the descriptors of its own is free.
     fn give_back(&mut self, _slot: u16) {}
@@ -111,8 +141,8 @@ pub(super) trait Sequential: Ring {
     fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError>;
 
     /// The used element that is due, whatever it names.
-    fn element(&self) -> Result<Option<Used>, QueueError>;
+    fn element(&self, at: Self::Used) -> Result<Option<Used>, Bad>;
 
     /// Whether the device may have used a chain without an element of its own.
-    fn may_be_skipped(&self) -> bool;
+    fn may_be_skipped(&self, at: Self::Used) -> bool;
 }

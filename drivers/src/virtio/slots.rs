@@ -22,9 +22,11 @@ struct Slot<B: Buffers> {
 
 /// In place of a number: above all.
 const FREE: u64 = u64::MAX;
+/// In a number: the chain has descriptors that belong to no slot. No number is so large.
+const LONG: u64 = 1 << 63;
 
 impl<B: Buffers> Slot<B> {
-    /// Takes a chain, as the one after `number` others. Returns the next free slot.
+    /// Takes a chain with its number. Returns the next free slot.
     #[inline(always)]
     fn fill(&mut self, buffers: B, chain: Chain, number: u64) -> u16 {
         (self.number, self.writable, self.count) = (number, chain.writable, chain.count);
@@ -53,29 +55,21 @@ pub(super) struct Slots<B: Buffers> {
     pub(super) broken: bool,
 }
 
-/// The descriptors that belong to no slot: how many are free, and how many are taken.
-#[derive(Clone, Copy)]
+/// The descriptors that belong to no slot.
 struct Others {
     /// How many descriptors each slot has.
     reserved: u16,
+    /// How many of the others are free.
     free: u16,
-    taken: u16,
 }
 
 impl Others {
-    /// A chain of `count` descriptors was added: the ring has checked that there are so many.
-    fn take(&mut self, count: u16) {
+    /// A chain of `count` descriptors was added: the ring has checked that there are so many. What the number
+    /// of such a chain has in it.
+    fn take(&mut self, count: u16) -> u64 {
         let more = count.saturating_sub(self.reserved);
-        (self.free, self.taken) = (self.free.saturating_sub(more), self.taken.saturating_add(more));
-    }
-
-    /// It came back, from `slot`.
-    #[cold]
-    #[inline(never)]
-    fn give_back<R: Ring>(&mut self, ring: &mut R, slot: u16, count: u16) {
-        let more = count.saturating_sub(self.reserved);
-        (self.free, self.taken) = (self.free.saturating_add(more), self.taken.saturating_sub(more));
-        ring.give_back(slot);
+        self.free = self.free.saturating_sub(more);
+        if more > 0 { LONG } else { 0 }
     }
 }
 
@@ -119,7 +113,7 @@ impl<B: Buffers> Slots<B> {
             context,
             slots,
             free: if count > 0 { 0 } else { NONE },
-            others: Others { reserved: layout.reserved, free: layout.spare(), taken: 0 },
+            others: Others { reserved: layout.reserved, free: layout.spare() },
             submitted: 0,
             published: 0,
             completed: 0,
@@ -177,18 +171,19 @@ impl<B: Buffers> Slots<B> {
         buffers: B,
         request: impl Fn() -> B::Request,
     ) -> Result<u16, (QueueError, B)> {
-        let index = self.free;
+        let (index, mut available) = (self.free, ring.available());
         if let Some(slot) = self.slots.get_mut(usize::from(index))
-            && ring.is_ready_for_one()
+            && ring.is_ready_for_one(available)
             && let Some(segment) = buffers.only(request(), &self.context)
         {
             if buffers.prepare(request(), &self.context, index).is_none() {
                 return Err((QueueError::Broken, buffers));
             }
-            match ring.add_one::<B>(index, &segment) {
+            match ring.add_one::<B>(&mut available, index, &segment) {
                 Ok(chain) => self.free = slot.fill(buffers, chain, self.submitted),
                 Err(error) => return Err((error, buffers)),
             }
+            ring.set_available(available);
             self.submitted = self.submitted.wrapping_add(1);
             return Ok(index);
         }
@@ -214,8 +209,8 @@ impl<B: Buffers> Slots<B> {
         }
         match ring.add(Entry { buffers: &buffers, request, context: &self.context, slot: index, spare }) {
             Ok(chain) => {
-                self.others.take(chain.count);
-                self.free = slot.fill(buffers, chain, self.submitted);
+                let number = self.submitted | self.others.take(chain.count);
+                self.free = slot.fill(buffers, chain, number);
             }
             Err(error) => return Err((error, buffers)),
         }
@@ -223,64 +218,91 @@ impl<B: Buffers> Slots<B> {
         Ok(index)
     }
 
-    /// Hands chains that the device has used to `done`, until there are no more or it says `false`, and says
-    /// how many there were.
+    /// Hands chains that the device has used to `done`, from `at` on, until there are no more or it says
+    /// `false`, and says how many there were.
     #[inline(always)]
     pub(super) fn reap<R: Ring>(
         &mut self,
         ring: &mut R,
+        mut at: R::Used,
         mut done: impl FnMut(UsedChain, B, &B::Context) -> bool,
     ) -> Result<usize, QueueError> {
+        let mut free = self.begin();
         let before = self.completed;
-        let Self { slots, context, free, others, .. } = self;
-        while let Some(used) = ring.used()? {
-            let slot = find(slots, used.id, self.published)?;
-            let chain = slot.came_back(ring, used, others);
-            (slot.number, slot.next) = (FREE, *free);
-            *free = chain.slot;
-            self.completed = self.completed.wrapping_add(1);
+        let Self { slots, context, others, published, completed, .. } = self;
+        while let Some(used) = ring.used(at)? {
+            let slot = find(slots, ring, used, *published, others)?;
+            let chain = slot.came_back(ring, &mut at, used);
+            (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.slot));
+            *completed = completed.wrapping_add(1);
             if !done(chain, mem::take(&mut slot.buffers), context) {
                 break;
             }
         }
+        ring.set_used(at);
+        self.end(free);
         Ok(self.completed.wrapping_sub(before) as usize)
+    }
+
+    /// If foreign code unwinds from here on the queue is broken: a slot may be neither in flight nor free.
+    /// Gives the first of the free slots.
+    #[inline(always)]
+    fn begin(&mut self) -> u16 {
+        self.broken = true;
+        mem::replace(&mut self.free, NONE)
+    }
+
+    #[inline(always)]
+    fn end(&mut self, free: u16) {
+        (self.broken, self.free) = (false, free);
     }
 }
 
 /// The slot that a used element names.
 #[inline(always)]
-fn find<B: Buffers>(slots: &mut [Slot<B>], id: u32, published: u64) -> Result<&mut Slot<B>, QueueError> {
+fn find<'s, B: Buffers, R: Ring>(
+    slots: &'s mut [Slot<B>],
+    ring: &mut R,
+    used: Used,
+    published: u64,
+    others: &mut Others,
+) -> Result<&'s mut Slot<B>, QueueError> {
     // The whole 32 bits: an id that only looks right after truncation is wrong.
-    let slot = slots.get_mut(id as usize).ok_or(QueueError::Broken)?;
+    let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
     // Neither one that is free nor one that the device was not told of.
-    if slot.number < published { Ok(slot) } else { Err(QueueError::Broken) }
-}
-
-impl<B: Buffers> Slot<B> {
-    /// The ring goes on behind the chain, and its descriptors are free.
-    #[inline(always)]
-    fn came_back<R: Ring>(&mut self, ring: &mut R, used: Used, others: &mut Others) -> UsedChain {
-        let (slot, writable) = (used.id as u16, self.writable);
-        ring.advance(self.count);
-        if others.taken > 0 {
-            others.give_back(ring, slot, self.count);
-        }
-        UsedChain { slot, written: used.len.unwrap_or(writable), writable }
+    if slot.number < published || slot.gives_back(ring, used.id as u16, published, others) {
+        Ok(slot)
+    } else {
+        Err(QueueError::Broken)
     }
 }
 
-/// Breaks the queue when it is dropped: if foreign code unwinds while a slot is neither in flight nor free.
-struct Break<'a>(&'a mut bool);
+impl<B: Buffers> Slot<B> {
+    /// Whether a chain is in it that has more descriptors than the slot: those are free.
+    #[cold]
+    #[inline(never)]
+    fn gives_back<R: Ring>(&self, ring: &mut R, index: u16, published: u64, others: &mut Others) -> bool {
+        let is_long = self.number != FREE && self.number & !LONG < published;
+        if is_long {
+            others.free = others.free.saturating_add(self.count.saturating_sub(others.reserved));
+            ring.give_back(index);
+        }
+        is_long
+    }
 
-impl Drop for Break<'_> {
-    fn drop(&mut self) {
-        *self.0 = true;
+    /// The ring goes on behind the chain, and its descriptors are free.
+    #[inline(always)]
+    fn came_back<R: Ring>(&mut self, ring: &mut R, at: &mut R::Used, used: Used) -> UsedChain {
+        let writable = self.writable;
+        ring.advance(at, self.count);
+        UsedChain { slot: used.id as u16, written: used.len.unwrap_or(writable), writable }
     }
 }
 
 impl<B: Buffers<Request = ()>> Slots<B> {
-    /// Shows `renew` up to `most` chains that the device has used, and puts each for which it says so into
-    /// the ring again, in its slot. Says how many those were; the first other one is dropped, and ends it.
+    /// Shows `renew` up to `most` chains that the device has used, from `at` on, and puts each for which
+    /// it says so into the ring again, in its slot. Says how many those were; the first other one is dropped,
+    /// and ends it.
     ///
     /// # Errors
     /// [`QueueError::Broken`], or what is wrong with a chain as `renew` left it, which is dropped.
@@ -288,32 +310,40 @@ impl<B: Buffers<Request = ()>> Slots<B> {
     pub(super) fn renew<R: Ring>(
         &mut self,
         ring: &mut R,
+        mut at: R::Used,
         most: usize,
         mut renew: impl FnMut(&mut B, UsedChain) -> bool,
     ) -> Result<usize, QueueError> {
-        let Self { slots, context, free, others, broken, .. } = self;
-        let mut count = 0_usize;
-        while count < most
-            && let Some(used) = ring.used()?
+        let mut free = self.begin();
+        let (mut available, mut number) = (ring.available(), self.submitted);
+        let end = number.wrapping_add(most as u64);
+        let Self { slots, context, others, published, completed, .. } = self;
+        let mut result = Ok(());
+        while number != end
+            && let Some(used) = ring.used(at)?
         {
-            let slot = find(slots, used.id, self.published)?;
-            let chain = slot.came_back(ring, used, others);
+            let slot = find(slots, ring, used, *published, others)?;
+            let chain = slot.came_back(ring, &mut at, used);
             let index = chain.slot;
-            let unless_it_panics = Break(broken);
-            let again = renew(&mut slot.buffers, chain);
-            mem::forget(unless_it_panics);
-            self.completed = self.completed.wrapping_add(1);
-            match again.then(|| slot.add_again(ring, context, index)) {
-                Some(Ok(())) => slot.number = self.submitted,
+            match renew(&mut slot.buffers, chain).then(|| slot.add_again(ring, &mut available, context, index))
+            {
+                Some(Ok(())) => slot.number = number,
                 refused => {
-                    (slot.number, slot.next, slot.buffers) = (FREE, mem::replace(free, index), B::default());
-                    return refused.map_or(Ok(count), |result| result.map(|()| count));
+                    (slot.number, slot.next, slot.buffers) =
+                        (FREE, mem::replace(&mut free, index), B::default());
+                    *completed = completed.wrapping_add(1);
+                    result = refused.unwrap_or(Ok(()));
+                    break;
                 }
             }
-            self.submitted = self.submitted.wrapping_add(1);
-            count = count.wrapping_add(1);
+            number = number.wrapping_add(1);
         }
-        Ok(count)
+        ring.set_used(at);
+        ring.set_available(available);
+        let renewed = number.wrapping_sub(mem::replace(&mut self.submitted, number));
+        self.completed = self.completed.wrapping_add(renewed);
+        self.end(free);
+        result.map(|()| renewed as usize)
     }
 }
 
@@ -323,15 +353,24 @@ impl<B: Buffers<Request = ()>> Slot<B> {
     fn add_again<R: Ring>(
         &mut self,
         ring: &mut R,
+        available: &mut R::Available,
         context: &B::Context,
         index: u16,
     ) -> Result<(), QueueError> {
-        if B::SAME_AGAIN && ring.add_again(index) {
+        if B::SAME_AGAIN && ring.add_again(available, index) {
             return Ok(());
         }
         let chain = match self.buffers.only((), context) {
-            Some(segment) if ring.is_ready_for_one() => ring.add_one::<B>(index, &segment)?,
-            _ => ring.add(Entry { buffers: &self.buffers, request: (), context, slot: index, spare: 0 })?,
+            Some(segment) if ring.is_ready_for_one(*available) => {
+                ring.add_one::<B>(available, index, &segment)?
+            }
+            _ => {
+                ring.set_available(*available);
+                let entry = Entry { buffers: &self.buffers, request: (), context, slot: index, spare: 0 };
+                let added = ring.add(entry);
+                *available = ring.available();
+                added?
+            }
         };
         (self.writable, self.count) = (chain.writable, chain.count);
         Ok(())

@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
 use super::chain::{Buffers, Chain, Entry, Fixed};
-use super::ring::{Layout, Ring, Sequential, Used};
+use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::spare::Spare;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
@@ -154,11 +154,11 @@ impl SplitRing {
         })
     }
 
-    /// Writes the available entry of the chain that begins at `head`.
-    #[inline]
-    fn add_available(&mut self, head: u16) {
-        self.available_entries.store_wrapping(self.available.into(), head.to_le(), Ordering::Relaxed);
-        self.available = self.available.wrapping_add(1);
+    /// Writes the available entry of the chain that begins at `head`, and says where the next one goes.
+    #[inline(always)]
+    fn add_available(&self, available: u16, head: u16) -> u16 {
+        self.available_entries.store_wrapping(available.into(), head.to_le(), Ordering::Relaxed);
+        available.wrapping_add(1)
     }
 
     fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
@@ -183,7 +183,17 @@ impl SplitRing {
     }
 }
 
+/// A free-running index of a used element, and that behind the last one.
+#[derive(Clone, Copy)]
+pub(super) struct UsedRange {
+    next: u16,
+    end: u16,
+}
+
 impl Ring for SplitRing {
+    type Available = u16;
+    type Used = UsedRange;
+
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         let driver = self.available_ring.address(0).ok_or(Error::BadConfig)?;
         let device = self.used_ring.address(0).ok_or(Error::BadConfig)?;
@@ -225,12 +235,27 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn is_ready_for_one(&self) -> bool {
+    fn is_ready_for_one(&self, _: u16) -> bool {
         self.ready_for_one
     }
 
     #[inline(always)]
-    fn add_one<B: Buffers>(&mut self, slot: u16, segment: &Segment<'_>) -> Result<Chain, QueueError> {
+    fn available(&self) -> u16 {
+        self.available
+    }
+
+    #[inline(always)]
+    fn set_available(&mut self, available: u16) {
+        self.available = available;
+    }
+
+    #[inline(always)]
+    fn add_one<B: Buffers>(
+        &mut self,
+        available: &mut u16,
+        slot: u16,
+        segment: &Segment<'_>,
+    ) -> Result<Chain, QueueError> {
         let index = usize::from(slot);
         let (at, bits, last) = match B::LAST {
             Some(last) => {
@@ -239,18 +264,16 @@ impl Ring for SplitRing {
             None => (index, 0, 0),
         };
         self.descriptors.store(at, segment, bits, Ordering::Relaxed)?;
-        self.add_available(slot);
+        *available = self.add_available(*available, slot);
         let own = if segment.is_writable() { segment.len() } else { 0 };
         // No more than the slot's own.
         Ok(Chain { count: 1, writable: own.wrapping_add(last) })
     }
 
     #[inline(always)]
-    fn add_again(&mut self, slot: u16) -> bool {
-        if self.ready_for_one {
-            self.add_available(slot);
-        }
-        self.ready_for_one
+    fn add_again(&mut self, available: &mut u16, slot: u16) -> bool {
+        *available = self.add_available(*available, slot);
+        true
     }
 
     #[inline(never)]
@@ -263,7 +286,7 @@ impl Ring for SplitRing {
             }
             None => self.add_direct(entry)?,
         };
-        self.add_available(slot);
+        self.available = self.add_available(self.available, slot);
         Ok(chain)
     }
 
@@ -286,7 +309,7 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
+    fn look(&mut self, in_flight: u16) -> Result<UsedRange, QueueError> {
         // Acquire: elements and buffers are read after the index that covers them.
         let index = self.get(INDEX, Ordering::Acquire)?;
         // Nor does it ever go back.
@@ -300,17 +323,22 @@ impl Ring for SplitRing {
         if self.event_index && !self.interrupts && ahead < self.layout.size {
             self.disable_interrupts()?;
         }
-        Ok(())
+        Ok(UsedRange { next: self.used, end: index })
+    }
+
+    #[inline(always)]
+    fn used(&mut self, at: UsedRange) -> Result<Option<Used>, Bad> {
+        self.element(at)
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, at: &mut UsedRange, _: u16) {
+        at.next = at.next.wrapping_add(1);
     }
 
     #[inline]
-    fn used(&mut self) -> Result<Option<Used>, QueueError> {
-        self.element()
-    }
-
-    #[inline]
-    fn advance(&mut self, _: u16) {
-        self.used = self.used.wrapping_add(1);
+    fn set_used(&mut self, at: UsedRange) {
+        self.used = at.next;
     }
 
     #[cold]
@@ -354,20 +382,20 @@ impl Sequential for SplitRing {
                 store(descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
             })?
         };
-        self.add_available(head);
+        self.available = self.add_available(self.available, head);
         Ok((chain, head))
     }
 
-    #[inline]
-    fn element(&self) -> Result<Option<Used>, QueueError> {
-        if self.used == self.seen {
+    #[inline(always)]
+    fn element(&self, UsedRange { next, end }: UsedRange) -> Result<Option<Used>, Bad> {
+        if next == end {
             return Ok(None);
         }
-        let element = u64::from_le(self.used_elements.load_wrapping(self.used.into(), Ordering::Relaxed));
+        let element = u64::from_le(self.used_elements.load_wrapping(next.into(), Ordering::Relaxed));
         Ok(Some(Used { id: element as u32, len: Some((element >> 32) as u32) }))
     }
 
-    fn may_be_skipped(&self) -> bool {
-        self.used != self.seen
+    fn may_be_skipped(&self, UsedRange { next, end }: UsedRange) -> bool {
+        next != end
     }
 }
