@@ -226,6 +226,35 @@ fn a_descriptor_says_what_its_segment_is() {
     pairs::<Packed>(&windows);
 }
 
+/// A segment is exchanged alone: whose `next` it is stays, and so do all other descriptors.
+#[test]
+fn the_segment_of_a_descriptor_is_exchanged() {
+    let windows = windows();
+    let mut table = DescriptorTable::<Split>::new(&windows, 8, 0, Direction::ToDevice).unwrap();
+    let buffer = DmaPool::new(&windows, 1, 512).unwrap().take().unwrap();
+    let at = windows.publish(buffer.address()).unwrap().raw_value();
+    let old = buffer.segment(0, 512, true).unwrap();
+    for index in 0..8 {
+        table.store(index, &old, u64::MAX, Relaxed).unwrap();
+    }
+    let untouched = descriptor(&windows, &table, 0);
+    for (index, writable, next) in [(3, false, false), (11, true, false), (19, false, true), (3, true, true)] {
+        let segment = buffer.segment(100, 300, writable).unwrap();
+        table.store_segment(index, &segment, next).unwrap();
+        let flags = u64::from(next) | if writable { 2 } else { 0 };
+        assert_eq!(descriptor(&windows, &table, 3), (at + 100, 300 | flags << 32 | 0xffff << 48));
+        assert!((0..8).all(|at| at == 3 || descriptor(&windows, &table, at) == untouched), "{index}");
+    }
+    table.store_next(3, 0x1234).unwrap();
+    assert_eq!(descriptor(&windows, &table, 3), (at + 100, 300 | 3 << 32 | 0x1234 << 48));
+    assert!(out_of_bounds(table.store_next(8, 0)) && out_of_bounds(table.store_next(usize::MAX, 0)));
+    assert!((0..8).all(|at| at == 3 || descriptor(&windows, &table, at) == untouched));
+    let theirs = DmaWindows::for_model(platform(), DEVICE).unwrap();
+    let foreign = DmaPool::new(&theirs, 1, 512).unwrap().take().unwrap();
+    let refused = table.store_segment(0, &foreign.segment(0, 1, true).unwrap(), false);
+    assert_eq!((refused, descriptor(&windows, &table, 0)), (Err(DmaError::WrongDevice), untouched));
+}
+
 #[test]
 fn a_table_refers_to_its_own_devices_tables_of_its_own_life() {
     let host = platform();

@@ -117,6 +117,8 @@ pub struct DescriptorTable<F: RingFormat> {
     /// Two for each descriptor.
     words: NonNull<u64>,
     count: usize,
+    /// `count - 1`.
+    last: usize,
     life: u64,
     /// Keeps `words` valid.
     region: Arc<Region>,
@@ -156,7 +158,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         let region = windows.open(len.checked_add(more).ok_or(DmaError::BadLength)?, direction, len)?;
         let words = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast::<u64>();
         let (table, life) = (Arc::as_ptr(&region.table), region.table.open_descriptors());
-        Ok(Self { words, count, life, region, table, held: None, format: PhantomData })
+        Ok(Self { words, count, last: count.wrapping_sub(1), life, region, table, held: None, format: PhantomData })
     }
 
     /// The `count` values that follow the descriptors directly.
@@ -358,6 +360,44 @@ impl<F: RingFormat> DescriptorTable<F> {
         }
         // SAFETY: as was just seen.
         Ok(unsafe { descriptor(self.words, index) })
+    }
+}
+
+impl DescriptorTable<Split> {
+    /// Writes a descriptor of `segment` at `index`, from the beginning again where the table ends, if its
+    /// length is a power of two. Its `next` stays, and is valid if `next` says so.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if the segment is another device's memory.
+    #[inline(always)]
+    pub fn store_segment(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        next: bool,
+    ) -> Result<(), DmaError> {
+        self.check(segment)?;
+        let flags = if segment.writable { WRITE as u16 } else { 0 } | u16::from(next);
+        // SAFETY: with no bits but those of `last` the index is not above it.
+        let [first, second] = unsafe { descriptor(self.words, index & self.last) };
+        // SAFETY: both in the memory that `region` keeps, and aligned: length and flags begin the second.
+        unsafe {
+            u64::store(first, segment.address.to_le(), Ordering::Relaxed);
+            u32::store(second.cast(), segment.len.to_le(), Ordering::Relaxed);
+            u16::store(second.cast::<u16>().add(2), flags.to_le(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Makes `next` the descriptor after the one at `index`.
+    ///
+    /// # Errors
+    /// [`DmaError::Access`] beyond the end.
+    pub fn store_next(&mut self, index: usize, next: u16) -> Result<(), DmaError> {
+        let [_, second] = self.at(index)?;
+        // SAFETY: in the memory that `region` keeps, and aligned: it ends the second half.
+        unsafe { u16::store(second.cast::<u16>().add(3), next.to_le(), Ordering::Relaxed) };
+        Ok(())
     }
 }
 
