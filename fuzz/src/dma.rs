@@ -58,23 +58,23 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
             array.store_wrapping(at, array.load_wrapping(at / 2, Ordering::Relaxed), Ordering::Relaxed);
             let part = array.part(at / 8, at % 8);
             assert!(part.is_none_or(|part| part.len() == at % 8 && at / 8 + part.len() <= array.len()));
-            let segments = array.segments(input.below(5), input.flag()).map(|segments| (*who, segments));
-            segments.into_iter().for_each(|it| world.segments.put(it));
-            if let Some((who, one)) = world.segments.pick(input)
-                && let Some((of, other)) = world.segments.pick_of(*who, input)
-                && let Some(pairs) = SegmentPairs::new(one, other)
+            let Some((who, windows)) = world.windows.pick(input) else { return };
+            world.serve(*who);
+            let (who, count) = (*who, input.below(9));
+            let blocks = DmaBlocks::<3>::new(windows, count);
+            assert!(blocks.as_ref().is_ok_and(|blocks| blocks.len() == count) || blocks.is_err());
+            world.blocks.0.extend(blocks.ok().map(|blocks| (who, blocks)));
+            if let Some((_, blocks)) = world.blocks.pick(input)
+                && let Some(block) = blocks.get(input.below(10))
             {
-                assert_eq!(who, of, "a pair of two devices");
-                assert!(pairs.get(pairs.count()).is_none());
-                let pairs = (*who, pairs);
-                world.pairs.put(pairs);
+                block.store::<2>(block.load::<0>(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
         7 => {
             let (first, second, third) = (world.arrays.take(input), input.flag(), input.flag());
             drop(first);
             drop(second.then(|| world.halves.take(input)));
-            drop(third.then(|| (world.segments.take(input), world.pairs.take(input))));
+            drop(third.then(|| world.blocks.take(input)));
         }
         8 => {
             let Some((who, windows)) = world.windows.pick(input) else { return };
@@ -146,6 +146,9 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
     while world.halves.0.len() > 8 {
         world.halves.0.remove(0);
     }
+    while world.blocks.0.len() > 8 {
+        world.blocks.0.remove(0);
+    }
 }
 
 /// Some of each.
@@ -193,16 +196,12 @@ fn store(world: &mut World, input: &mut Input<'_>) {
     let bits = u64::from(input.word()) << 48 | u64::from(input.word()) << 32 | u64::from(input.byte());
     let (offset, len, writable) =
         (usize::from(input.word()) % 1500, usize::from(input.word()) % 1500, input.flag());
-    let found = match input.below(4) {
+    let found = match input.below(3) {
         0 => world
-            .arrays
+            .blocks
             .pick_of(who, input)
-            .map(|(of, it)| (*of, it.segment(offset % 64, len % 64, writable))),
-        1 => world
-            .pairs
-            .pick_of(who, input)
-            .map(|(of, it)| (*of, it.get(offset % 64).map(|pair| pair[usize::from(writable)]))),
-        2 => world.buffers.pick_of(who, input).map(|(of, it)| (*of, it.segment(0, it.len(), writable))),
+            .map(|(of, it)| (*of, it.get(offset % 64).map(|block| block.segment::<1, 9>(writable)))),
+        1 => world.buffers.pick_of(who, input).map(|(of, it)| (*of, it.segment(0, it.len(), writable))),
         _ => world.buffers.pick_of(who, input).map(|(of, it)| (*of, it.segment(offset, len, writable))),
     };
     let Some((of, Some(segment))) = found else { return };

@@ -66,9 +66,9 @@ pub use device::{
     VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
-    DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBuf, DmaError, DmaPool, DmaRegion, DmaRegistry,
-    DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet, ResetError, RingFormat, Segment,
-    SegmentArray, SegmentPairs, Split,
+    DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,
+    DmaRegion, DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet,
+    ResetError, RingFormat, Segment, Split,
 };
 pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
 pub use mapping::{

@@ -65,14 +65,11 @@ fn nothing_beyond_the_end() {
         assert_eq!((array.load(index, Relaxed), array.store(index, 0, Relaxed)), (None, None), "{index}");
         assert!(array.address(index).is_none());
     }
-    // O23: nothing begins at the end.
-    for (index, count) in [(0, 4), (2, 2), (1, usize::MAX), (usize::MAX, 2), (3, 0), (0, 0), (3, 1)] {
-        assert!(array.segment(index, count, true).is_none(), "{count} from {index}");
-    }
     let mut bytes = [0; PAGE];
     region.as_volatile_slice().read_slice(&mut bytes, 0).unwrap();
     assert_eq!(bytes, [0xa5; PAGE], "a refused store left no trace");
     let buffer = DmaPool::new(&windows, 2, 64).unwrap().take().unwrap();
+    // O23: nothing begins at the end.
     for (offset, len) in [(0, 0), (64, 0), (0, 65), (63, 2), (usize::MAX, 1), (1, usize::MAX)] {
         assert!(buffer.segment(offset, len, false).is_none(), "{len} from {offset}");
     }
@@ -89,54 +86,46 @@ fn segments_have_a_direction() {
         (Direction::Both, true, true),
     ] {
         let pool = DmaPool::new_for(&windows, 1, 64, direction).unwrap();
-        let (buffer, region) = (pool.take().unwrap(), windows.allocate_for(PAGE, direction).unwrap());
-        let array = region.array::<u64>(0, 8).unwrap();
+        let buffer = pool.take().unwrap();
         for (writable, allowed) in [(false, read), (true, write)] {
             assert_eq!(buffer.segment(0, 64, writable).is_some(), allowed, "{direction:?}");
-            assert_eq!(array.segment(0, 8, writable).is_some(), allowed, "{direction:?}");
-            assert_eq!(array.segments(2, writable).is_some(), allowed);
         }
     }
 }
 
+/// Block by block and word by word, where the device finds them too.
 #[test]
-fn equal_segments_fill_their_array() {
+fn blocks_lie_one_after_the_other() {
     let windows = windows();
-    let region = windows.allocate_for(PAGE, Direction::ToDevice).unwrap();
-    let array = region.array::<u64>(64, 7).unwrap();
-    let statuses = windows.allocate_for(PAGE, Direction::FromDevice).unwrap().array::<u8>(8, 5).unwrap();
-    let (read, written) = (array.segments(2, false).unwrap(), statuses.segments(1, true).unwrap());
-    assert!(array.segments(0, false).is_none() && array.segments(8, false).is_none());
-    let pairs = SegmentPairs::new(&read, &written).unwrap();
-    assert_eq!((pairs.count(), pairs.segment_lens()), (3, [16, 1]));
-    assert!(pairs.get(3).is_none() && pairs.get(usize::MAX).is_none());
-    let both = windows.allocate(PAGE).unwrap().array::<u8>(0, 5).unwrap();
-    let stranger = DmaWindows::for_model(platform(), DEVICE).unwrap().allocate(PAGE).unwrap();
-    let stranger = stranger.array::<u8>(0, 5).unwrap().segments(1, true).unwrap();
-    for (first, second) in [
-        (&written, &read),
-        (&read, &read),
-        (&both.segments(1, true).unwrap(), &written),
-        (&read, &both.segments(1, false).unwrap()),
-        (&read, &stranger),
-    ] {
-        assert!(SegmentPairs::new(first, second).is_none(), "{first:?} {second:?}");
+    let blocks = DmaBlocks::<3>::new(&windows, 5).unwrap();
+    assert_eq!((blocks.len(), blocks.is_empty()), (5, false));
+    for index in [5, 6, 1000, usize::MAX / 24 + 1, usize::MAX] {
+        assert!(blocks.get(index).is_none(), "{index}");
+    }
+    for index in 0..5 {
+        let (block, value) = (blocks.get(index).unwrap(), 10 * index as u64);
+        assert_eq!(block.load::<1>(Acquire), 0, "zero at first");
+        block.store::<0>(value, Release);
+        block.store::<1>(value + 1, Relaxed);
+        block.store::<2>(value + 2, Relaxed);
     }
     let mut table = DescriptorTable::<Split>::new(&windows, 4, 0, Direction::ToDevice).unwrap();
-    let starts = [array.address(0).unwrap(), statuses.address(0).unwrap()];
-    let [reads, writes] = starts.map(|start| windows.publish(start).unwrap().raw_value());
-    for index in 0..3 {
-        let [first, last] = pairs.get(index).unwrap();
-        table.store(0, &first, 0, Relaxed).unwrap();
-        table.store(1, &last, 0, Relaxed).unwrap();
-        assert_eq!(descriptor(&windows, &table, 0), (reads + 16 * index as u64, 16));
-        assert_eq!(descriptor(&windows, &table, 1), (writes + index as u64, 1 | 2 << 32));
+    for index in 0..5 {
+        let (block, value) = (blocks.get(index).unwrap(), 10 * index as u64);
+        let words = [block.load::<0>(Acquire), block.load::<1>(Relaxed), block.load::<2>(Relaxed)];
+        assert_eq!(words, [value, value + 1, value + 2]);
+        table.store(0, &block.segment::<0, 24>(false), 0, Relaxed).unwrap();
+        table.store(1, &block.segment::<2, 1>(true), 0, Relaxed).unwrap();
+        let [(whole, rest), (last, written)] = [0, 1].map(|at| descriptor(&windows, &table, at));
+        assert_eq!((rest, last - whole, written), (24, 16, 1 | 2 << 32));
+        let found = windows.readable().unwrap().read_obj::<[u64; 3]>(GuestAddress(whole));
+        assert_eq!(found, Ok(words), "as the device finds it");
+        windows.writable().unwrap().write_obj(0xab_u8, GuestAddress(last)).unwrap();
+        assert_eq!(block.load::<2>(Acquire) as u8, 0xab);
     }
-    // They own what they lead to.
-    drop((region, array, read));
-    assert_eq!(windows.usage().1, 0);
-    drop(pairs);
-    assert_eq!(windows.usage().1, PAGE);
+    assert!(DmaBlocks::<3>::new(&windows, 0).is_err() && DmaBlocks::<3>::new(&windows, usize::MAX).is_err());
+    drop(blocks);
+    assert_eq!(windows.usage().1, PAGE, "they own their memory");
 }
 
 /// A descriptor as the device reads it: its two halves.
@@ -169,7 +158,7 @@ fn a_descriptor_says_what_its_segment_is() {
             // The same held back.
             table.clear();
             assert_eq!(descriptor(windows, &table, 2), (0, 0));
-            assert!(!table.store_held(Release).unwrap());
+            assert_eq!(table.store_held(Release), Ok(false));
             table.hold(1, [(&segment, u64::MAX)]).unwrap();
             assert_eq!(descriptor(windows, &table, 1), (0, 0), "neither half");
             assert_eq!(table.store_held(Release), Ok(true));
@@ -207,16 +196,16 @@ fn a_descriptor_says_what_its_segment_is() {
         let its_own = descriptor(windows, &table, 1);
         table.hold(0, [(&long, 0)]).unwrap();
         table.store(0, &short, 0, Relaxed).unwrap();
-        table.store_held(Release).unwrap();
+        assert_eq!(table.store_held(Release), Ok(true));
         assert_eq!(descriptor(windows, &table, 0), its_own);
         table.store_indirect(0, (&indirect, 0, 4), 0, false).unwrap();
         let refers = descriptor(windows, &table, 0);
         table.hold(0, [(&short, 0)]).unwrap();
         assert_eq!(descriptor(windows, &table, 0), refers, "no address beside another's length");
-        table.store_held(Release).unwrap();
+        assert_eq!(table.store_held(Release), Ok(true));
         table.store_indirect(0, (&indirect, 0, 4), 0, true).unwrap();
         table.store(0, &short, 0, Relaxed).unwrap();
-        table.store_held(Release).unwrap();
+        assert_eq!(table.store_held(Release), Ok(true));
         assert_eq!(descriptor(windows, &table, 0), refers);
     }
     let windows = windows();
@@ -278,7 +267,7 @@ fn a_table_refers_to_its_own_devices_tables_of_its_own_life() {
     assert_eq!(descriptor(&ours, &ring, 0), (at + 32, 48 | free | 4 << 32));
     ring.store_indirect(1, (&indirect, 0, 8), 0, true).unwrap();
     assert_eq!(descriptor(&ours, &ring, 1), (0, 0));
-    ring.store_held(Release).unwrap();
+    assert_eq!(ring.store_held(Release), Ok(true));
     assert_eq!(descriptor(&ours, &ring, 1), (at, 128 | 4 << 32));
     // What was written before the reset may be stale: a ring of the new life leads to no such table.
     ours.reset_model().unwrap();
@@ -306,8 +295,9 @@ fn another_devices_memory_is_refused() {
         assert_eq!(table.check(&segment), Err(DmaError::WrongDevice));
         assert_eq!(table.store(0, &segment, 0, Relaxed), Err(DmaError::WrongDevice));
         assert_eq!(table.hold(0, [(&segment, 0)]), Err(DmaError::WrongDevice));
-        let array = theirs.allocate(64).unwrap().array::<u8>(0, 64).unwrap();
-        assert_eq!(table.check(&array.segment(0, 1, true).unwrap()), Err(DmaError::WrongDevice));
+        let blocks = DmaBlocks::<1>::new(theirs, 1).unwrap();
+        let segment = blocks.get(0).unwrap().segment::<0, 8>(true);
+        assert_eq!(table.check(&segment), Err(DmaError::WrongDevice));
     }
     assert_eq!(table.store_held(Relaxed), Ok(false));
     assert_eq!(descriptor(&ours, &table, 0), (0, 0), "nothing was written");
@@ -414,7 +404,6 @@ proptest! {
         let region = windows().allocate(PAGE).unwrap();
         let whole = region.array::<u16>(0, PAGE / 2).unwrap();
         let array = whole.part(first, count).unwrap();
-        prop_assert_eq!(array.segment(0, count, true).map(|part| part.len() as usize), Some(2 * count));
         array.store_wrapping(index, 7, Release);
         prop_assert_eq!(array.load_wrapping(index, Acquire), 7);
         let written: Vec<usize> = (0..whole.len()).filter(|at| whole.load(*at, Relaxed) == Some(7)).collect();

@@ -145,16 +145,10 @@ fn segment_outlives_buffer(buffer: DmaBuf, table: &DescriptorTable<Split>) {
     let _ = segment.map(|segment| table.check(&segment));
 }
 
-fn segment_outlives_array(array: DmaArray<u64>, table: &DescriptorTable<Split>) {
-    let segment = array.segment(0, 2, true);
-    drop(array); //~ E0505 segment_outlives_array
+fn segment_outlives_blocks(blocks: DmaBlocks<4>, table: &DescriptorTable<Split>) {
+    let segment = blocks.get(0).map(|block| block.segment::<0, 16>(true));
+    drop(blocks); //~ E0505 segment_outlives_blocks
     let _ = segment.map(|segment| table.check(&segment));
-}
-
-fn segment_outlives_segments(pairs: SegmentPairs, table: &DescriptorTable<Split>) {
-    let pair = pairs.get(0);
-    drop(pairs); //~ E0505 segment_outlives_segments
-    let _ = pair.map(|[segment, _]| table.check(&segment));
 }
 
 fn queue_outlives_descriptors(table: DescriptorTable<Split>, area: DmaAddr<'_>) {

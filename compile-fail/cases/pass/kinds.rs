@@ -38,8 +38,8 @@ fn _configuration(config: &ConfigSpace, grant: &DmaGrant) -> Result<(), DmaError
     config.enable_bus_master(grant)
 }
 
-fn _segment(region: &DmaRegion) -> Result<Option<u32>, DmaError> {
-    Ok(region.array::<u64>(0, 2)?.segment(0, 2, true).map(|segment| segment.len()))
+fn _segment(blocks: &DmaBlocks<4>) -> Option<u32> {
+    Some(blocks.get(0)?.segment::<0, 16>(true).len())
 }
 
 fn _queue<'a>(table: &'a DescriptorTable<Packed>, area: DmaAddr<'a>) -> Option<QueueAddresses<'a>> {

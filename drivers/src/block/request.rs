@@ -3,10 +3,10 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use ringfence_memory::{Direction, DmaBuf, DmaWindows, Segment, SegmentArray};
+use ringfence_memory::{Direction, DmaBuf, DmaWindows, Segment};
 
 use super::{Geometry, ID_LEN, SECTOR_SIZE};
-use crate::virtio::{Buffers, Controls, Error, QueueError, UsedChain, sealed};
+use crate::virtio::{Buffers, Controls, Ends, Error, QueueError, UsedChain, sealed};
 
 /// Something to do, with the buffer to do it with.
 #[derive(Debug)]
@@ -266,11 +266,9 @@ impl Buffers for InFlight {
     type Context = Common;
     type Request = Command;
 
-    const LAST: Option<u32> = Some(1);
-
     /// Header and status.
-    fn fixed(common: &Common) -> Option<[&SegmentArray; 2]> {
-        Some(common.controls.fixed())
+    fn ends(common: &Common, slot: u16) -> Option<[Segment<'_>; 2]> {
+        common.controls.ends(slot)
     }
 
     #[inline(always)]
@@ -294,7 +292,7 @@ impl Buffers for InFlight {
     }
 
     #[inline(always)]
-    fn prepare(&self, command: Command, common: &Common, slot: u16) -> Option<()> {
+    fn prepare<'a>(&self, command: Command, common: &'a Common, slot: u16) -> Ends<'a> {
         common.controls.prepare(slot, [u64::from(command.kind as u32), command.sector])
     }
 

@@ -1,68 +1,43 @@
 //! What the pairs of a network device have in common: its configuration, and the control queue (5.1.6.5).
 
-use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ringfence_memory::{Direction, DmaArray, DmaWindows, Quiet, Segment, SegmentArray};
+use ringfence_memory::{Quiet, Segment};
 
 use super::{STATUS, STATUS_LINK_UP};
-use crate::virtio::{Buffers, Device, DriverOk, Error, Queue, QueueOptions, Transport, features, sealed};
+use crate::virtio::{Buffers, Controls, Device, DriverOk, Ends, Error, Queue, QueueOptions, Transport, features, sealed};
 
 /// How long the device may take to answer a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
-/// A command's class and number (5.1.6.5.5), and the answers to one (5.1.6.5).
+/// A command's class and number (5.1.6.5.5), and the good answer to one (5.1.6.5).
 const MQ: u8 = 4;
 const VQ_PAIRS_SET: u8 = 0;
 const OK: u8 = 0;
-const ERR: u8 = 1;
 /// Bytes of a command: class, number, and how many pairs.
-const COMMAND_LEN: usize = 4;
+const COMMAND_LEN: u32 = 4;
 
 /// The command to use so many pairs.
 #[derive(Default)]
 pub(super) struct SetPairs(u16);
 
-/// Where the one command in flight is.
-pub(super) struct Memory {
-    command: DmaArray<u8>,
-    answer: DmaArray<u8>,
-    /// The same as segments.
-    fixed: [SegmentArray; 2],
-}
-
-impl Memory {
-    fn new(windows: &DmaWindows) -> Result<Self, Error> {
-        let command = windows.allocate_for(COMMAND_LEN, Direction::ToDevice)?.array(0, COMMAND_LEN)?;
-        let answer = windows.allocate_for(1, Direction::FromDevice)?.array(0, 1)?;
-        let fixed = command.segments(COMMAND_LEN, false).zip(answer.segments(1, true));
-        let (first, last) = fixed.ok_or(Error::BadConfig)?;
-        Ok(Self { command, answer, fixed: [first, last] })
-    }
-}
-
 impl sealed::Sealed for SetPairs {}
 
 impl Buffers for SetPairs {
-    type Context = Memory;
+    type Context = Controls<COMMAND_LEN>;
     type Request = ();
 
-    const LAST: Option<u32> = Some(1);
-
-    fn fixed(memory: &Memory) -> Option<[&SegmentArray; 2]> {
-        Some(memory.fixed.each_ref())
+    fn ends(controls: &Self::Context, slot: u16) -> Option<[Segment<'_>; 2]> {
+        controls.ends(slot)
     }
 
-    fn only<'a>(&'a self, (): (), _: &'a Memory) -> Option<Segment<'a>> {
+    fn only<'a>(&'a self, (): (), _: &'a Self::Context) -> Option<Segment<'a>> {
         None
     }
 
-    fn prepare(&self, (): (), memory: &Memory, _: u16) -> Option<()> {
+    fn prepare<'a>(&self, (): (), controls: &'a Self::Context, slot: u16) -> Ends<'a> {
         let [low, high] = self.0.to_le_bytes();
-        for (index, byte) in [MQ, VQ_PAIRS_SET, low, high].into_iter().enumerate() {
-            memory.command.store(index, byte, Ordering::Relaxed)?;
-        }
-        memory.answer.store(0, ERR, Ordering::Relaxed)
+        controls.prepare(slot, [u32::from_le_bytes([MQ, VQ_PAIRS_SET, low, high]).into(), 0])
     }
 
     fn least_written(&self) -> u32 {
@@ -91,7 +66,7 @@ impl<T: Transport> NetControl<T> {
     ) -> Result<Self, Error> {
         const WISH: QueueOptions = QueueOptions { size: 2, chains: 1, segments: 2, longest: 2 };
         let windows = device.windows().clone();
-        let commands = commands.map(|index| device.queue(index, &WISH, 2, |_| Memory::new(&windows)));
+        let commands = commands.map(|index| device.queue(index, &WISH, 2, |_| Controls::new(&windows, 1)));
         let mut control = Self { commands: commands.transpose()?, device, mac, mtu, link_up: true };
         control.read_link()?;
         Ok(control)
@@ -128,8 +103,8 @@ impl<T: Transport> NetControl<T> {
         let start = device.windows().now();
         loop {
             if let Some(completion) = commands.pop()? {
-                let answer = commands.context().answer.load(0, Ordering::Relaxed);
-                return Ok(completion.written.is_some() && answer == Some(OK));
+                let answer = commands.context().status(completion.slot);
+                return Ok(completion.written.is_some() && answer == OK);
             }
             if device.windows().now().saturating_sub(start) > COMMAND_LIMIT {
                 device.check()?;

@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use ringfence_memory::{DmaBuf, Segment, SegmentArray};
+use ringfence_memory::{DmaBuf, Segment};
 
-use super::{Buffers, Controls, sealed};
+use super::{Buffers, Controls, Ends, sealed};
 
 /// Buffers for the device to read, buffers for it to write, and a name to know them by when they come back.
 ///
@@ -55,10 +55,8 @@ impl Buffers for BufferList {
     type Context = Option<Controls>;
     type Request = ();
 
-    const LAST: Option<u32> = Some(1);
-
-    fn fixed(controls: &Option<Controls>) -> Option<[&SegmentArray; 2]> {
-        controls.as_ref().map(Controls::fixed)
+    fn ends(controls: &Option<Controls>, slot: u16) -> Option<[Segment<'_>; 2]> {
+        controls.as_ref()?.ends(slot)
     }
 
     fn only<'a>(&'a self, (): (), controls: &'a Option<Controls>) -> Option<Segment<'a>> {
@@ -81,8 +79,8 @@ impl Buffers for BufferList {
         buffer.segment(start, len, writable)
     }
 
-    fn prepare(&self, (): (), controls: &Option<Controls>, slot: u16) -> Option<()> {
-        controls.as_ref().map_or(Some(()), |controls| controls.prepare(slot, [self.name, 0]))
+    fn prepare<'a>(&self, (): (), controls: &'a Option<Controls>, slot: u16) -> Ends<'a> {
+        controls.as_ref().map_or(Ok(None), |controls| controls.prepare(slot, [self.name, 0]))
     }
 
     fn least_written(&self) -> u32 {

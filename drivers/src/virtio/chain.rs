@@ -1,6 +1,6 @@
 //! What goes into a queue, and how it is told in descriptors.
 
-use ringfence_memory::{DmaError, Segment, SegmentArray, SegmentPairs};
+use ringfence_memory::{DmaError, Segment};
 
 use super::QueueError;
 use super::ring::Layout;
@@ -14,7 +14,7 @@ pub(crate) mod sealed {
 /// with anybody. Closed, since nothing but reading it shows that a type is like this;
 /// [`BufferList`](super::BufferList) is one for everybody.
 ///
-/// A chain is the [fixed segments](Self::fixed) of its slot, if slots have such, around the value's own. The
+/// A chain is the [ends](Self::ends) of its slot, if slots have such, around the value's own segments. The
 /// default owns nothing: it is what a free slot holds.
 pub trait Buffers: sealed::Sealed + Default {
     /// What belongs to the queue as a whole: memory for headers, say. `()` if nothing does.
@@ -27,12 +27,9 @@ pub trait Buffers: sealed::Sealed + Default {
     /// told anew. Then its buffer must not be exchanged meanwhile.
     const SAME_AGAIN: bool = false;
 
-    /// If slots can have [fixed segments](Self::fixed): the length of the last one.
-    const LAST: Option<u32> = None;
-
-    /// The first segments of the chains of all slots, for the device to read, and the last, for it to write.
-    /// Asked once, when the queue is set up, of values that can [have them](Self::LAST).
-    fn fixed(_context: &Self::Context) -> Option<[&SegmentArray; 2]> {
+    /// What each chain in `slot` begins with, for the device to read, and ends with, for it to write. All
+    /// slots of a queue have such ends, always the same, or none has.
+    fn ends(_context: &Self::Context, _slot: u16) -> Option<[Segment<'_>; 2]> {
         None
     }
 
@@ -55,10 +52,19 @@ pub trait Buffers: sealed::Sealed + Default {
         if index == 0 { self.only(request, context) } else { None }
     }
 
-    /// Writes what the chain needs in its context, where `slot` is its own until it comes back. `None` if
-    /// that is not possible.
-    fn prepare(&self, _request: Self::Request, _context: &Self::Context, _slot: u16) -> Option<()> {
-        Some(())
+    /// Writes what the chain needs to the [ends](Self::ends) of `slot`, which are its own until it comes back,
+    /// and gives them.
+    ///
+    /// # Errors
+    /// [`QueueError::Broken`] if there is no such slot.
+    #[inline(always)]
+    fn prepare<'a>(
+        &self,
+        _request: Self::Request,
+        _context: &'a Self::Context,
+        _slot: u16,
+    ) -> Ends<'a> {
+        Ok(None)
     }
 
     /// The fewest bytes that the device must have written for a completion to be true.
@@ -69,12 +75,17 @@ pub trait Buffers: sealed::Sealed + Default {
     fn abandon(self);
 }
 
+/// What [`Buffers::prepare`] gives.
+pub type Ends<'a> = Result<Option<[Segment<'a>; 2]>, QueueError>;
+
 /// A value on its way into the ring.
 pub(super) struct Entry<'a, B: Buffers> {
     pub(super) buffers: &'a B,
     pub(super) request: B::Request,
     pub(super) context: &'a B::Context,
     pub(super) slot: u16,
+    /// What the slot has.
+    pub(super) ends: Option<[Segment<'a>; 2]>,
     /// How many descriptors of no slot it may take.
     pub(super) spare: u16,
 }
@@ -106,9 +117,9 @@ impl From<DmaError> for QueueError {
 }
 
 impl<'a, B: Buffers> Entry<'a, B> {
-    /// How many segments the chain has, with the fixed ones, if there can be such a chain now.
-    pub(super) fn count(self, fixed: &Fixed, layout: &Layout) -> Result<u16, QueueError> {
-        let ends = if fixed.are_there() { 2 } else { 0 };
+    /// How many segments the chain has, with its ends, if there can be such a chain now.
+    pub(super) fn count(self, layout: &Layout) -> Result<u16, QueueError> {
+        let ends = if self.ends.is_some() { 2 } else { 0 };
         let count = self.buffers.count(self.request, self.context).checked_add(ends);
         let count = count.filter(|count| (1..=layout.longest).contains(count)).ok_or(QueueError::BadChain)?;
         let fits = layout.indirect || count.saturating_sub(layout.reserved) <= self.spare;
@@ -117,19 +128,15 @@ impl<'a, B: Buffers> Entry<'a, B> {
 
     /// Tells `write` the segments of a chain of `count`, each with its place and whether more follow.
     #[inline]
-    pub(super) fn write<'s>(
+    pub(super) fn write(
         self,
-        fixed: Option<[Segment<'s>; 2]>,
         count: u16,
-        mut write: impl FnMut(u16, &Segment<'s>, bool) -> Result<(), QueueError>,
-    ) -> Result<Chain, QueueError>
-    where
-        'a: 's,
-    {
-        let Self { buffers, request, context, .. } = self;
-        let own = if fixed.is_some() { count.saturating_sub(2) } else { count };
+        mut write: impl FnMut(u16, &Segment<'a>, bool) -> Result<(), QueueError>,
+    ) -> Result<Chain, QueueError> {
+        let Self { buffers, request, context, ends, .. } = self;
+        let own = if ends.is_some() { count.saturating_sub(2) } else { count };
         let (mut total, mut writable, mut place) = (0_u32, 0_u32, 0_u16);
-        let mut put = |segment: &Segment<'s>| {
+        let mut put = |segment: &Segment<'a>| {
             // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB
             // (2.7.5).
             total = total.saturating_add(segment.len());
@@ -144,58 +151,11 @@ impl<'a, B: Buffers> Entry<'a, B> {
             place = place.wrapping_add(1);
             Ok(())
         };
-        fixed.map_or(Ok(()), |[first, _]| put(&first))?;
+        ends.map_or(Ok(()), |[first, _]| put(&first))?;
         (0..own).try_for_each(|index| {
             put(&buffers.segment(request, context, index).ok_or(QueueError::BadChain)?)
         })?;
-        fixed.map_or(Ok(()), |[_, last]| put(&last))?;
+        ends.map_or(Ok(()), |[_, last]| put(&last))?;
         Ok(Chain { count, writable })
     }
 }
-
-/// The fixed segments of a queue's slots: the first of each chain, and the last.
-#[derive(Debug, Default)]
-pub(super) struct Fixed {
-    pairs: Option<SegmentPairs>,
-    /// Whether all that can be in the queue is known from its type.
-    known: bool,
-}
-
-impl Fixed {
-    /// Those of `slots` slots.
-    ///
-    /// # Errors
-    /// [`QueueError::BadChain`] if they are not as [`Buffers::fixed`] says.
-    pub(super) fn new<B: Buffers>(context: &B::Context, slots: usize) -> Result<Self, QueueError> {
-        let fixed = B::LAST.zip(B::fixed(context));
-        let Some((last_len, [first, last])) = fixed else {
-            return Ok(Self { pairs: None, known: B::LAST.is_none() });
-        };
-        let pairs = SegmentPairs::new(first, last).filter(|pairs| {
-            let [first, last] = pairs.segment_lens();
-            pairs.count() >= slots && first <= FIXED_LONGEST && last == last_len && last <= FIXED_LONGEST
-        });
-        Ok(Self { pairs: Some(pairs.ok_or(QueueError::BadChain)?), known: true })
-    }
-
-    /// Whether slots have such.
-    #[inline]
-    pub(super) fn are_there(&self) -> bool {
-        self.pairs.is_some()
-    }
-
-    /// How many segments the shortest chain with one of its own has, if all chains have as many more as its
-    /// type [says](Buffers::LAST).
-    pub(super) fn one(&self) -> Option<u16> {
-        self.known.then_some(if self.are_there() { 3 } else { 1 })
-    }
-
-    /// Those of `slot`.
-    #[inline(always)]
-    pub(super) fn get(&self, slot: u16) -> Option<[Segment<'_>; 2]> {
-        self.pairs.as_ref()?.get(slot.into())
-    }
-}
-
-/// The most bytes of each fixed segment, so that with any other a chain is less than 4 GiB (2.7.5).
-const FIXED_LONGEST: u32 = 1 << 16;

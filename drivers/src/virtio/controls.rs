@@ -2,24 +2,22 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{Direction, DmaArray, DmaWindows, SegmentArray};
+use ringfence_memory::{DmaBlock, DmaBlocks, DmaWindows, Segment};
 
-use super::Error;
+use super::{Ends, Error, QueueError};
 
-/// Words of a header.
-const HEADER_WORDS: usize = 2;
+/// A header of 16 bytes, a status byte, and what is left of 32 bytes, so that the address of a block is made
+/// by a shift.
+const WORDS: usize = 4;
+const HEADER: usize = 0;
+const STATUS: usize = 2;
 
-/// For each slot of a queue a header of 16 bytes, which the device reads first, and a status byte, which it
-/// writes last.
+/// For each slot of a queue a header of `LEN` bytes, which the device reads first, and a status byte, which
+/// it writes last.
 #[derive(Debug)]
-pub struct Controls {
-    headers: DmaArray<u64>,
-    statuses: DmaArray<u8>,
-    /// The same as segments.
-    fixed: [SegmentArray; 2],
-}
+pub struct Controls<const LEN: u32 = 16>(DmaBlocks<WORDS>);
 
-impl Controls {
+impl<const LEN: u32> Controls<LEN> {
     /// A status that no device reports.
     pub const NO_STATUS: u8 = 0xff;
 
@@ -28,32 +26,34 @@ impl Controls {
     /// # Errors
     /// If there is no memory for them, or no slots.
     pub fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
-        let words = slots.saturating_mul(HEADER_WORDS);
-        let headers = windows.allocate_for(words.saturating_mul(size_of::<u64>()), Direction::ToDevice)?;
-        let statuses = windows.allocate_for(slots, Direction::FromDevice)?;
-        let (headers, statuses) = (headers.array(0, words)?, statuses.array(0, slots)?);
-        let fixed = headers.segments(HEADER_WORDS, false).zip(statuses.segments(1, true));
-        let (first, last) = fixed.ok_or(Error::BadConfig)?;
-        Ok(Self { headers, statuses, fixed: [first, last] })
+        Ok(Self(DmaBlocks::new(windows, slots)?))
     }
 
-    /// Writes the header of `slot`, little-endian, and clears its status; `None` if there is no such slot.
+    /// Header and status of `slot` as segments; `None` if there is no such slot.
     #[inline(always)]
-    pub(crate) fn prepare(&self, slot: u16, [first, second]: [u64; HEADER_WORDS]) -> Option<()> {
-        let slot = usize::from(slot);
-        let at = slot.wrapping_mul(HEADER_WORDS);
-        self.headers.store(at.wrapping_add(1), second.to_le(), Ordering::Relaxed)?;
-        self.headers.store(at, first.to_le(), Ordering::Relaxed)?;
-        self.statuses.store(slot, Self::NO_STATUS, Ordering::Relaxed)
+    pub(crate) fn ends(&self, slot: u16) -> Option<[Segment<'_>; 2]> {
+        self.0.get(slot.into()).map(Self::ends_of)
+    }
+
+    #[inline(always)]
+    fn ends_of(block: DmaBlock<'_, WORDS>) -> [Segment<'_>; 2] {
+        [block.segment::<HEADER, LEN>(false), block.segment::<STATUS, 1>(true)]
+    }
+
+    /// The same, when the header was written, little-endian, and the status cleared.
+    #[inline(always)]
+    pub(crate) fn prepare(&self, slot: u16, [first, second]: [u64; 2]) -> Ends<'_> {
+        let block = self.0.get(slot.into()).ok_or(QueueError::Broken)?;
+        block.store::<HEADER>(first.to_le(), Ordering::Relaxed);
+        block.store::<{ HEADER + 1 }>(second.to_le(), Ordering::Relaxed);
+        block.store::<STATUS>(u64::from(Self::NO_STATUS).to_le(), Ordering::Relaxed);
+        Ok(Some(Self::ends_of(block)))
     }
 
     /// What the device wrote last to the status byte of `slot`.
     #[inline(always)]
     pub fn status(&self, slot: u16) -> u8 {
-        self.statuses.load(slot.into(), Ordering::Relaxed).unwrap_or(Self::NO_STATUS)
-    }
-
-    pub(crate) fn fixed(&self) -> [&SegmentArray; 2] {
-        self.fixed.each_ref()
+        let status = self.0.get(slot.into()).map(|block| block.load::<STATUS>(Ordering::Relaxed));
+        status.map_or(Self::NO_STATUS, |status| u64::from_le(status) as u8)
     }
 }

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use ringfence_memory::Segment;
 
-use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::chain::{Buffers, Chain, Entry};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::{Error, QueueError, QueueSetup};
 
@@ -79,8 +79,8 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.position()
     }
 
-    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
-        self.ring.set_fixed(fixed)
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
+        self.ring.set_ends::<B>(context)
     }
 
     fn is_ready_for_one(&self, (): ()) -> bool {
@@ -91,7 +91,13 @@ impl<R: Sequential> Ring for InOrder<R> {
 
     fn set_available(&mut self, (): ()) {}
 
-    fn add_one<B: Buffers>(&mut self, (): &mut (), _: u16, _: &Segment<'_>) -> Result<Chain, QueueError> {
+    fn add_one(
+        &mut self,
+        (): &mut (),
+        _: u16,
+        _: &Segment<'_>,
+        _: Option<[Segment<'_>; 2]>,
+    ) -> Result<Chain, QueueError> {
         Err(QueueError::Broken)
     }
 

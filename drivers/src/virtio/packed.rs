@@ -10,7 +10,7 @@ use ringfence_memory::{
     DescriptorBits, DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence,
 };
 
-use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::chain::{Buffers, Chain, Entry};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::split::need_event;
 use super::tables::Tables;
@@ -95,7 +95,6 @@ pub(super) struct PackedRing {
     device_event: DmaArray<u32>,
     tables: Option<Tables<Packed>>,
     layout: Layout,
-    fixed: Fixed,
     /// Before this index a chain of one own segment can be written as [`Ring::add_one`] does: it does not
     /// wrap.
     end_for_one: u16,
@@ -121,7 +120,6 @@ impl PackedRing {
             device_event: device.array(0, 1)?,
             tables: Tables::new(windows, &layout)?,
             layout,
-            fixed: Fixed::default(),
             end_for_one: 0,
             event_index,
             interrupts: true,
@@ -133,18 +131,18 @@ impl PackedRing {
 
     /// Writes any chain at all.
     fn write<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
-        let Self { descriptors, tables, fixed, layout, available: start, .. } = self;
+        let Self { descriptors, tables, layout, available: start, .. } = self;
         let (slot, start) = (entry.slot, *start);
         if let Some(tables) = tables {
             let head = (descriptors, start.index, id(slot) | start.available, true);
-            return tables.add(entry, (fixed, layout), |_| 0, head);
+            return tables.add(entry, layout, |_| 0, head);
         }
-        let (count, fixed) = (entry.count(fixed, layout)?, fixed.get(slot));
+        let count = entry.count(layout)?;
         // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for
         // another.
-        entry.write(fixed, count, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        entry.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
         let mut first = None;
-        let chain = entry.write(fixed, count, |place, segment, more| {
+        let chain = entry.write(count, |place, segment, more| {
             let at = start.after(place, layout.size);
             let bits = id(slot) | at.available | if more { NEXT } else { 0 }.into();
             if place == 0 {
@@ -162,23 +160,21 @@ impl PackedRing {
 
     /// Writes a chain of one segment of its own where the ring does not wrap, as [`write`](Self::write) does.
     #[inline(always)]
-    fn write_one<B: Buffers>(
+    fn write_one(
         &mut self,
         start: Position,
         slot: u16,
         segment: &Segment<'_>,
+        ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Chain, QueueError> {
-        let Self { descriptors, fixed, .. } = self;
         let own = if segment.is_writable() { segment.len() } else { 0 };
-        let bits = id(slot) | start.available;
-        if B::LAST.is_none() {
-            descriptors.hold(start.index.into(), [(segment, bits)])?;
+        let (at, bits) = (usize::from(start.index), id(slot) | start.available);
+        let Some([first, last]) = ends else {
+            self.descriptors.hold(at, [(segment, bits)])?;
             return Ok(Chain { count: 1, writable: own });
-        }
-        let Some([first, last]) = fixed.get(slot) else { return Err(QueueError::Broken) };
+        };
         let next = bits | NEXT.into();
-        let chain = [(&first, next), (segment, next), (&last, bits)];
-        descriptors.hold(start.index.into(), chain)?;
+        self.descriptors.hold(at, [(&first, next), (segment, next), (&last, bits)])?;
         Ok(Chain { count: 3, writable: own.wrapping_add(last.len()) })
     }
 
@@ -215,10 +211,10 @@ impl Ring for PackedRing {
         self.available.word()
     }
 
-    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
-        let one = fixed.one().filter(|&one| self.tables.is_none() && one <= self.layout.reserved);
-        self.end_for_one = one.map_or(0, |one| self.layout.size.wrapping_sub(one).wrapping_add(1));
-        self.fixed = fixed;
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
+        let one = if B::ends(context, 0).is_some() { 3 } else { 1 };
+        let fits = self.tables.is_none() && one <= self.layout.reserved;
+        self.end_for_one = if fits { self.layout.size.wrapping_sub(one).wrapping_add(1) } else { 0 };
         Ok(())
     }
 
@@ -238,13 +234,14 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn add_one<B: Buffers>(
+    fn add_one(
         &mut self,
         available: &mut Position,
         slot: u16,
         segment: &Segment<'_>,
+        ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Chain, QueueError> {
-        let chain = self.write_one::<B>(*available, slot, segment)?;
+        let chain = self.write_one(*available, slot, segment, ends)?;
         *available = available.after(chain.count, self.layout.size);
         Ok(chain)
     }

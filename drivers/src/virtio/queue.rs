@@ -2,7 +2,7 @@
 
 use ringfence_memory::{DmaWindows, Life, Quiet};
 
-use super::chain::{Buffers, Fixed};
+use super::chain::Buffers;
 use super::in_order::InOrder;
 use super::packed::PackedRing;
 use super::ring::{Layout, Ring};
@@ -172,8 +172,11 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         context: B::Context,
     ) -> Result<Self, QueueError> {
         let NewQueue { mut format, layout } = new;
-        let fixed = Fixed::new::<B>(&context, layout.slots.into())?;
-        with_ring!(&mut format, ring => ring.set_fixed(fixed))?;
+        let have_ends = |slot| B::ends(&context, slot).is_some();
+        if have_ends(0) && (!have_ends(layout.slots.saturating_sub(1)) || layout.longest < 2) {
+            return Err(QueueError::BadChain);
+        }
+        with_ring!(&mut format, ring => ring.set_ends::<B>(&context))?;
         Ok(Self {
             slots: Slots::new(context, &layout)?,
             format,

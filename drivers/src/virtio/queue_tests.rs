@@ -9,7 +9,7 @@ use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{Bytes, DeviceId, DmaBuf, DmaPool, DmaWindows, Segment};
 
 use super::*;
-use crate::virtio::sealed;
+use crate::virtio::{Ends, sealed};
 
 const ID: DeviceId = DeviceId(0x18);
 const LEN: usize = 64;
@@ -57,8 +57,8 @@ impl Buffers for Odd {
         }
     }
 
-    fn prepare(&self, (): (), (): &(), _: u16) -> Option<()> {
-        (self.1 != Fault::Unprepared).then_some(())
+    fn prepare<'a>(&self, (): (), (): &'a (), _: u16) -> Ends<'a> {
+        if self.1 == Fault::Unprepared { Err(QueueError::Broken) } else { Ok(None) }
     }
 
     fn least_written(&self) -> u32 {

@@ -3,7 +3,7 @@
 
 use ringfence_memory::Segment;
 
-use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::chain::{Buffers, Chain, Entry};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
 /// How slots share the descriptors. Either all slots have a table (INDIRECT_DESC) and take one descriptor, or
@@ -79,8 +79,8 @@ pub(super) trait Ring {
     /// Where the driver is, as a notification says it (2.9).
     fn position(&self) -> u16;
 
-    /// Learns the fixed segments of the slots. Called once, before anything is added.
-    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError>;
+    /// Learns the [ends](Buffers::ends) of the slots. Called once, before anything is added.
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError>;
 
     /// Whether a chain with one segment of its own can be written by [`add_one`](Self::add_one) there.
     fn is_ready_for_one(&self, available: Self::Available) -> bool;
@@ -91,12 +91,13 @@ pub(super) trait Ring {
     /// The next chain goes there: behind those that were added from [`available`](Self::available) on.
     fn set_available(&mut self, available: Self::Available);
 
-    /// Writes a chain whose own segment is `segment`; the device is not told. On failure nothing is taken.
-    fn add_one<B: Buffers>(
+    /// Writes a chain whose own segment is `segment`, between the ends of its slot; the device is not told. On failure nothing is taken.
+    fn add_one(
         &mut self,
         available: &mut Self::Available,
         slot: u16,
         segment: &Segment<'_>,
+        ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Chain, QueueError>;
 
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
@@ -124,8 +125,16 @@ pub(super) trait Ring {
     /// The next look goes on from here.
     fn set_used(&mut self, at: Self::Used);
 
-    /// What the chain in `slot` has besides the descriptors of its own is free.
-    fn give_back(&mut self, _slot: u16) {}
+    /// Whether a chain of `count` descriptors has changed what [`add_one`](Self::add_one) writes only once.
+    fn has_changed(&self, _count: u16) -> bool {
+        false
+    }
+
+    /// The chain in `slot` came back, which took descriptors of no slot, which are free now, or
+    /// [changed](Self::has_changed) its own.
+    fn give_back(&mut self, _slot: u16) -> Result<(), QueueError> {
+        Ok(())
+    }
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
     fn disable_interrupts(&mut self) -> Result<(), QueueError>;

@@ -22,8 +22,9 @@ struct Slot<B: Buffers> {
 
 /// In place of a number: above all.
 const FREE: u64 = u64::MAX;
-/// In a number: the chain has descriptors that belong to no slot. No number is so large.
-const LONG: u64 = 1 << 63;
+/// In a number: the chain has descriptors that belong to no slot, or has [changed](Ring::has_changed) its
+/// own. No number is so large.
+const SPECIAL: u64 = 1 << 63;
 
 impl<B: Buffers> Slot<B> {
     /// Takes a chain with its number. Returns the next free slot.
@@ -64,12 +65,17 @@ struct Others {
 }
 
 impl Others {
-    /// A chain of `count` descriptors was added: the ring has checked that there are so many. What the number
-    /// of such a chain has in it.
-    fn take(&mut self, count: u16) -> u64 {
+    /// A chain of `count` descriptors was added: the ring has checked that there are so many. Whether it has
+    /// some of these.
+    fn take(&mut self, count: u16) -> bool {
         let more = count.saturating_sub(self.reserved);
         self.free = self.free.saturating_sub(more);
-        if more > 0 { LONG } else { 0 }
+        more > 0
+    }
+
+    /// It came back.
+    fn give_back(&mut self, count: u16) {
+        self.free = self.free.saturating_add(count.saturating_sub(self.reserved));
     }
 }
 
@@ -176,10 +182,11 @@ impl<B: Buffers> Slots<B> {
             && ring.is_ready_for_one(available)
             && let Some(segment) = buffers.only(request(), &self.context)
         {
-            if buffers.prepare(request(), &self.context, index).is_none() {
-                return Err((QueueError::Broken, buffers));
-            }
-            match ring.add_one::<B>(&mut available, index, &segment) {
+            let ends = match buffers.prepare(request(), &self.context, index) {
+                Ok(ends) => ends,
+                Err(error) => return Err((error, buffers)),
+            };
+            match ring.add_one(&mut available, index, &segment, ends) {
                 Ok(chain) => self.free = slot.fill(buffers, chain, self.submitted),
                 Err(error) => return Err((error, buffers)),
             }
@@ -204,12 +211,15 @@ impl<B: Buffers> Slots<B> {
         let Some(slot) = self.slots.get_mut(usize::from(index)) else {
             return Err((if self.broken { QueueError::Broken } else { QueueError::Full }, buffers));
         };
-        if buffers.prepare(request, &self.context, index).is_none() {
-            return Err((QueueError::Broken, buffers));
-        }
-        match ring.add(Entry { buffers: &buffers, request, context: &self.context, slot: index, spare }) {
+        let context = &self.context;
+        let ends = match buffers.prepare(request, context, index) {
+            Ok(ends) => ends,
+            Err(error) => return Err((error, buffers)),
+        };
+        match ring.add(Entry { buffers: &buffers, request, context, slot: index, ends, spare }) {
             Ok(chain) => {
-                let number = self.submitted | self.others.take(chain.count);
+                let special = self.others.take(chain.count) || ring.has_changed(chain.count);
+                let number = self.submitted | if special { SPECIAL } else { 0 };
                 self.free = slot.fill(buffers, chain, number);
             }
             Err(error) => return Err((error, buffers)),
@@ -270,7 +280,7 @@ fn find<'s, B: Buffers, R: Ring>(
     // The whole 32 bits: an id that only looks right after truncation is wrong.
     let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
     // Neither one that is free nor one that the device was not told of.
-    if slot.number < published || slot.gives_back(ring, used.id as u16, published, others) {
+    if slot.number < published || slot.gives_back(ring, used.id as u16, published, others)? {
         Ok(slot)
     } else {
         Err(QueueError::Broken)
@@ -278,16 +288,22 @@ fn find<'s, B: Buffers, R: Ring>(
 }
 
 impl<B: Buffers> Slot<B> {
-    /// Whether a chain is in it that has more descriptors than the slot: those are free.
+    /// Whether a special chain of which the device was told is in it; what that has is free then.
     #[cold]
     #[inline(never)]
-    fn gives_back<R: Ring>(&self, ring: &mut R, index: u16, published: u64, others: &mut Others) -> bool {
-        let is_long = self.number != FREE && self.number & !LONG < published;
-        if is_long {
-            others.free = others.free.saturating_add(self.count.saturating_sub(others.reserved));
-            ring.give_back(index);
+    fn gives_back<R: Ring>(
+        &self,
+        ring: &mut R,
+        index: u16,
+        published: u64,
+        others: &mut Others,
+    ) -> Result<bool, QueueError> {
+        if self.number == FREE || self.number & !SPECIAL >= published {
+            return Ok(false);
         }
-        is_long
+        others.give_back(self.count);
+        ring.give_back(index)?;
+        Ok(true)
     }
 
     /// The ring goes on behind the chain, and its descriptors are free.
@@ -360,13 +376,15 @@ impl<B: Buffers<Request = ()>> Slot<B> {
         if B::SAME_AGAIN && ring.add_again(available, index) {
             return Ok(());
         }
+        let ends = self.buffers.prepare((), context, index)?;
         let chain = match self.buffers.only((), context) {
             Some(segment) if ring.is_ready_for_one(*available) => {
-                ring.add_one::<B>(available, index, &segment)?
+                ring.add_one(available, index, &segment, ends)?
             }
             _ => {
                 ring.set_available(*available);
-                let entry = Entry { buffers: &self.buffers, request: (), context, slot: index, spare: 0 };
+                let buffers = &self.buffers;
+                let entry = Entry { buffers, request: (), context, slot: index, ends, spare: 0 };
                 let added = ring.add(entry);
                 *available = ring.available();
                 added?

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
-use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::chain::{Buffers, Chain, Entry};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::spare::Spare;
 use super::tables::Tables;
@@ -44,12 +44,7 @@ pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
 /// What says in the second half of a descriptor that `next` is the one after it in its chain.
 #[inline]
 fn link(next: Option<u16>) -> u64 {
-    next.map_or(0, |next| link_to(next.into()))
-}
-
-#[inline(always)]
-fn link_to(next: u64) -> u64 {
-    NEXT | next << 48
+    next.map_or(0, |next| NEXT | u64::from(next) << 48)
 }
 
 fn store(
@@ -74,15 +69,15 @@ pub(super) struct SplitRing {
     tables: Option<Tables<Split>>,
     layout: Layout,
     spare: Spare,
-    /// Where slots are `ready_for_one` written once: the first to the slot's first descriptor, in front of
-    /// the second, and the last to its last one.
-    fixed: Fixed,
-    /// Whether a chain of one segment of its own can be written as [`Ring::add_one`] does: to the first or,
-    /// with fixed segments, to the second descriptor of its slot.
+    /// Whether a chain of one segment of its own can be written as [`Ring::add_one`] does: to the first
+    /// descriptor of its slot or, with ends, to the second. The ends are written once then, to the first and
+    /// the last, and so is that the last comes after the second.
     ready_for_one: bool,
+    /// How many descriptors that has.
+    one: u16,
     /// Of slot 0, the second descriptor and the last.
-    second: usize,
-    last: u64,
+    second: u16,
+    last: u16,
     event_index: bool,
     interrupts: bool,
     /// Index of the next available entry to write, and that which the device was told.
@@ -114,11 +109,11 @@ impl SplitRing {
             tables: Tables::new(windows, &layout)?,
             spare: Spare::new(&layout)?,
             layout,
-            fixed: Fixed::default(),
             ready_for_one: false,
-            second: layout.slots.into(),
+            one: 1,
+            second: layout.slots,
             // Below the size: slots have so many descriptors.
-            last: layout.slots.wrapping_mul(layout.reserved.wrapping_sub(1)).into(),
+            last: layout.slots.wrapping_mul(layout.reserved.wrapping_sub(1)),
             event_index,
             interrupts: true,
             available: 0,
@@ -131,21 +126,21 @@ impl SplitRing {
 
     /// Writes a chain to the descriptors of its slot, and to spare ones if it is longer.
     fn add_direct<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
-        let Self { descriptors, fixed, layout, spare, ready_for_one, last, .. } = self;
-        let (slot, count) = (entry.slot, entry.count(fixed, layout)?);
+        let Self { descriptors, layout, spare, ready_for_one, last, .. } = self;
+        let (slot, count) = (entry.slot, entry.count(layout)?);
         // All is checked before a spare descriptor is taken.
-        entry.write(fixed.get(slot), count, |_, segment, _| Ok(descriptors.check(segment)?))?;
-        // Where `add_one` counts on it the last descriptor of a slot keeps its fixed segment; a chain without
-        // any other has it second.
-        let keeps_last = *ready_for_one && fixed.are_there() && count > 2;
+        entry.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        // Where `add_one` counts on it the last descriptor of a slot keeps its end; a chain without any segment
+        // of its own has that second.
+        let keeps_last = *ready_for_one && entry.ends.is_some() && count > 2;
         let own = layout.reserved.wrapping_sub(keeps_last.into());
         let mut at = slot;
-        entry.write(fixed.get(slot), count, |place, segment, more| {
+        entry.write(count, |place, segment, more| {
             let here = at;
             let next = place.wrapping_add(1);
             if more {
                 at = match next {
-                    _ if keeps_last && next.wrapping_add(1) == count => slot.wrapping_add(*last as u16),
+                    _ if keeps_last && next.wrapping_add(1) == count => slot.wrapping_add(*last),
                     _ if next < own => here.wrapping_add(layout.slots),
                     _ => spare.take(slot).ok_or(QueueError::Broken)?,
                 };
@@ -214,22 +209,17 @@ impl Ring for SplitRing {
         self.available
     }
 
-    fn set_fixed(&mut self, fixed: Fixed) -> Result<(), QueueError> {
-        self.fixed = fixed;
-        let one = self.fixed.one().is_some_and(|one| one <= self.layout.reserved);
-        self.ready_for_one = one && self.tables.is_none();
-        if !self.fixed.are_there() {
-            return Ok(());
-        }
-        if self.layout.longest < 2 {
-            return Err(QueueError::BadChain);
-        }
-        let written = if self.ready_for_one { self.layout.slots } else { 0 };
-        for slot in 0..written {
-            let [first, last] = self.fixed.get(slot).ok_or(QueueError::Broken)?;
-            let (second, end) = (slot.wrapping_add(self.second as u16), slot.wrapping_add(self.last as u16));
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
+        let Layout { slots, reserved, .. } = self.layout;
+        let have_ends = B::ends(context, 0).is_some();
+        self.one = if have_ends { 3 } else { 1 };
+        self.ready_for_one = self.tables.is_none() && reserved >= self.one;
+        for slot in (0..slots).filter(|_| have_ends && self.ready_for_one) {
+            let [first, last] = B::ends(context, slot).ok_or(QueueError::BadChain)?;
+            let (second, end) = (slot.wrapping_add(self.second), slot.wrapping_add(self.last));
             store(&mut self.descriptors, slot, &first, Some(second))?;
             store(&mut self.descriptors, end, &last, None)?;
+            self.descriptors.store_next(second.into(), end)?;
         }
         Ok(())
     }
@@ -250,22 +240,19 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn add_one<B: Buffers>(
+    fn add_one(
         &mut self,
         available: &mut u16,
         slot: u16,
         segment: &Segment<'_>,
+        ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Chain, QueueError> {
-        let index = usize::from(slot);
-        let (at, bits, last) = match B::LAST {
-            Some(last) => {
-                (index.wrapping_add(self.second), link_to(u64::from(slot).wrapping_add(self.last)), last)
-            }
-            None => (index, 0, 0),
-        };
-        self.descriptors.store(at, segment, bits, Ordering::Relaxed)?;
+        let second = if ends.is_some() { self.second } else { 0 };
+        let at = u32::from(slot).wrapping_add(second.into()) as usize;
+        self.descriptors.store_segment(at, segment, ends.is_some())?;
         *available = self.add_available(*available, slot);
         let own = if segment.is_writable() { segment.len() } else { 0 };
+        let last = ends.map_or(0, |[_, last]| last.len());
         // No more than the slot's own.
         Ok(Chain { count: 1, writable: own.wrapping_add(last) })
     }
@@ -282,7 +269,7 @@ impl Ring for SplitRing {
         let chain = match &mut self.tables {
             Some(tables) => {
                 let head = (&mut self.descriptors, slot, 0.into(), false);
-                tables.add(entry, (&self.fixed, &self.layout), link, head)?
+                tables.add(entry, &self.layout, link, head)?
             }
             None => self.add_direct(entry)?,
         };
@@ -341,9 +328,18 @@ impl Ring for SplitRing {
         self.used = at.next;
     }
 
+    fn has_changed(&self, count: u16) -> bool {
+        self.ready_for_one && count != self.one
+    }
+
     #[cold]
-    fn give_back(&mut self, slot: u16) {
+    fn give_back(&mut self, slot: u16) -> Result<(), QueueError> {
         self.spare.give_back(slot);
+        let (second, end) = (slot.wrapping_add(self.second), slot.wrapping_add(self.last));
+        if self.ready_for_one && self.one > 1 {
+            self.descriptors.store_next(second.into(), end)?;
+        }
+        Ok(())
     }
 
     fn disable_interrupts(&mut self) -> Result<(), QueueError> {
@@ -371,13 +367,13 @@ impl Ring for SplitRing {
 
 impl Sequential for SplitRing {
     fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError> {
-        let Self { descriptors, tables, fixed, layout, .. } = self;
+        let Self { descriptors, tables, layout, .. } = self;
         let chain = if let Some(tables) = tables {
-            tables.add(entry, (fixed, layout), link, (descriptors, head, 0.into(), false))?
+            tables.add(entry, layout, link, (descriptors, head, 0.into(), false))?
         } else {
             // The table goes on at its start.
-            let (count, mask) = (entry.count(fixed, layout)?, layout.size.wrapping_sub(1));
-            entry.write(fixed.get(entry.slot), count, |place, segment, more| {
+            let (count, mask) = (entry.count(layout)?, layout.size.wrapping_sub(1));
+            entry.write(count, |place, segment, more| {
                 let at = head.wrapping_add(place) & mask;
                 store(descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
             })?

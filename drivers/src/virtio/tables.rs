@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DescriptorBits, DescriptorTable, Direction, DmaWindows, RingFormat, Segment};
 
-use super::chain::{Buffers, Chain, Entry, Fixed};
+use super::chain::{Buffers, Chain, Entry};
 use super::ring::Layout;
 use super::{Error, QueueError};
 
@@ -29,13 +29,13 @@ impl<F: RingFormat> Tables<F> {
     pub(super) fn add<B: Buffers>(
         &mut self,
         entry: Entry<'_, B>,
-        (fixed, layout): (&Fixed, &Layout),
+        layout: &Layout,
         bits: impl Fn(Option<u16>) -> u64,
         (ring, index, head, hold): (&mut DescriptorTable<F>, u16, DescriptorBits<F>, bool),
     ) -> Result<Chain, QueueError> {
         let first = usize::from(entry.slot).wrapping_mul(layout.longest.into());
-        let count = entry.count(fixed, layout)?;
-        let chain = entry.write(fixed.get(entry.slot), count, |place, segment: &Segment<'_>, more| {
+        let count = entry.count(layout)?;
+        let chain = entry.write(count, |place, segment: &Segment<'_>, more| {
             let at = first.wrapping_add(place.into());
             Ok(self.0.store(at, segment, bits(more.then_some(place.wrapping_add(1))), Ordering::Relaxed)?)
         })?;

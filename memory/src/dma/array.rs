@@ -112,16 +112,6 @@ impl<T: AtomicAccess> DmaArray<T> {
     }
 
     #[inline]
-    pub(super) fn device_address(&self) -> u64 {
-        self.device_address
-    }
-
-    #[inline]
-    pub(super) fn region(&self) -> &Arc<Region> {
-        &self.region
-    }
-
-    #[inline]
     fn at(&self, index: usize) -> Option<NonNull<T>> {
         // SAFETY: `index` is below the number of values from `start` on.
         (index < self.count).then(|| unsafe { self.start.add(index) })

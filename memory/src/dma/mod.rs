@@ -16,6 +16,7 @@
 //! it never does, the memory is leaked.
 
 mod array;
+mod blocks;
 mod descriptors;
 mod life;
 mod pool;
@@ -29,11 +30,12 @@ use alloc::vec::Vec;
 use core::fmt;
 
 pub use array::DmaArray;
+pub use blocks::{DmaBlock, DmaBlocks};
 pub use descriptors::{DescriptorBits, DescriptorTable, Packed, QueueAddresses, RingFormat, Split};
 pub use life::{Life, Quiet, ResetError};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
-pub use segment::{Segment, SegmentArray, SegmentPairs};
+pub use segment::Segment;
 pub use snapshot::{DmaSnapshot, DmaWindow};
 pub use windows::{DmaRegistry, DmaWindows};
 

@@ -1,13 +1,12 @@
 //! What a descriptor is made of: some of an owner's bytes, borrowed from it.
 
-use alloc::sync::Arc;
 use core::fmt;
 use core::marker::PhantomData;
 
 use super::region::Region;
 use super::windows::WindowTable;
-use super::{DmaArray, DmaBuf};
-use crate::{AtomicAccess, Direction};
+use super::DmaBuf;
+use crate::Direction;
 
 /// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction
 /// that it allows, not empty, and shorter than 4 GiB by at least 256 KiB.
@@ -31,7 +30,7 @@ pub struct Segment<'a> {
     pub(super) writable: bool,
     /// Compared, never followed.
     pub(super) table: *const WindowTable,
-    owner: PhantomData<&'a Region>,
+    pub(super) owner: PhantomData<&'a Region>,
 }
 
 /// The most bytes of a segment: a chain with a header and a status of up to 64 KiB each is below 4 GiB then
@@ -39,13 +38,6 @@ pub struct Segment<'a> {
 pub(super) const LONGEST: u32 = u32::MAX - (1 << 18);
 
 impl Segment<'_> {
-    #[inline]
-    fn new(table: *const WindowTable, address: u64, len: usize, writable: bool) -> Option<Self> {
-        // Neither 0 nor too long.
-        let fits = len.wrapping_sub(1) < LONGEST as usize;
-        fits.then_some(Self { address, len: len as u32, writable, table, owner: PhantomData })
-    }
-
     /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     #[inline]
@@ -84,100 +76,5 @@ impl DmaBuf {
         let (len, table) = (len as u32, self.table());
         let segment = Segment { address, len, writable, table, owner: PhantomData };
         self.direction().allows(direction(writable)).then_some(segment)
-    }
-}
-
-impl<T: AtomicAccess> DmaArray<T> {
-    /// `count` values from `index` on, for the device to read or, if `writable`, to write. `None` if they are
-    /// not all in the array, if there are none, or if the memory is not for this direction.
-    #[inline]
-    pub fn segment(&self, index: usize, count: usize, writable: bool) -> Option<Segment<'_>> {
-        index.checked_add(count).filter(|&end| end <= self.len())?;
-        let offset = index.wrapping_mul(size_of::<T>()) as u64;
-        let len = count.checked_mul(size_of::<T>())?;
-        let address = self.device_address().wrapping_add(offset);
-        Segment::new(Arc::as_ptr(&self.region().table), address, len, writable)
-            .filter(|_| self.region().direction.allows(direction(writable)))
-    }
-
-    /// Equal segments that fill the array from its beginning, each of `count` values.
-    ///
-    /// `None` as for [`segment`](Self::segment).
-    pub fn segments(&self, count: usize, writable: bool) -> Option<SegmentArray> {
-        let first = self.segment(0, count, writable)?;
-        let (start, len) = (first.address, first.len);
-        let segments = self.len().checked_div(count)?;
-        let (table, region) = (first.table, self.region().clone());
-        Some(SegmentArray { start, len, segments, writable, table, _region: region })
-    }
-}
-
-/// Equal segments one after the other: the headers, or the status bytes, of all slots of a queue. It owns
-/// what it is made of together with the array.
-#[derive(Clone)]
-pub struct SegmentArray {
-    start: u64,
-    len: u32,
-    segments: usize,
-    writable: bool,
-    /// The region's, for speed: compared, never followed.
-    table: *const WindowTable,
-    /// Keeps the window open.
-    _region: Arc<Region>,
-}
-
-// SAFETY: `table` alone keeps it from being `Send`, and is never followed.
-unsafe impl Send for SegmentArray {}
-// SAFETY: as for `Send`.
-unsafe impl Sync for SegmentArray {}
-
-/// Pairs of segments: those of the same index in two arrays of one device, which reads the one and writes the
-/// other.
-#[derive(Debug)]
-pub struct SegmentPairs {
-    read: SegmentArray,
-    written: SegmentArray,
-    /// In both.
-    count: usize,
-}
-
-impl SegmentPairs {
-    /// `None` if they are different devices', or not for these directions.
-    pub fn new(read: &SegmentArray, written: &SegmentArray) -> Option<Self> {
-        let right = core::ptr::eq(read.table, written.table) && !read.writable && written.writable;
-        let count = read.segments.min(written.segments);
-        right.then(|| Self { read: read.clone(), written: written.clone(), count })
-    }
-
-    /// Number of pairs.
-    pub fn count(&self) -> usize {
-        self.count
-    }
-
-    /// Lengths of the segments of each pair in bytes.
-    #[inline]
-    pub fn segment_lens(&self) -> [u32; 2] {
-        [self.read.len, self.written.len]
-    }
-
-    /// The pair with this index; `None` beyond the end.
-    #[inline(always)]
-    pub fn get(&self, index: usize) -> Option<[Segment<'_>; 2]> {
-        let Self { read, written, count } = self;
-        if index >= *count {
-            return None;
-        }
-        let segment = |array: &SegmentArray, writable| {
-            let address = array.start.wrapping_add((index as u64).wrapping_mul(array.len.into()));
-            Segment { address, len: array.len, writable, table: read.table, owner: PhantomData }
-        };
-        Some([segment(read, false), segment(written, true)])
-    }
-}
-
-impl fmt::Debug for SegmentArray {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = if self.writable { "from" } else { "to" };
-        write!(f, "SegmentArray({} of {} bytes {way} the device)", self.segments, self.len)
     }
 }
