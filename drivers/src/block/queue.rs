@@ -114,15 +114,12 @@ impl<N: Notify> BlockQueue<N> {
     /// [`QueueError::Broken`]: drop the driver.
     #[inline]
     pub fn reap(&mut self, mut done: impl FnMut(Done)) -> Result<usize, QueueError> {
-        let mut rejected = 0_u64;
-        let reaped = self.0.reap_raw(|used, InFlight(buffer), common| {
-            let result = common.outcome(&used);
-            rejected = rejected.wrapping_add((result == Err(RequestError::BadLength)).into());
+        self.0.reap_raw(|used, InFlight(buffer), common, rejected| {
+            let result = common.outcome(used);
+            *rejected = rejected.wrapping_add((result == Err(RequestError::BadLength)).into());
             done(Done { ticket: Ticket(used.slot), result, buffer });
             true
-        });
-        self.0.count_rejected(rejected);
-        reaped
+        })
     }
 
     /// Asks for no interrupts while polling. Interrupts may come anyway.

@@ -110,9 +110,8 @@ impl Request {
 
 /// Whether `len` bytes from `sector` on are whole blocks.
 #[inline(always)]
-fn is_aligned(sector: u64, len: usize, disk: &Geometry) -> bool {
-    let in_block = u64::from(disk.block_size.wrapping_sub(1));
-    (sector << SECTOR_SIZE.trailing_zeros() | len as u64) & in_block == 0
+fn is_aligned(sector: u64, len: usize, common: &Common) -> bool {
+    (sector << SECTOR_SIZE.trailing_zeros() | len as u64) & common.in_block == 0
 }
 
 /// Whether they are all on the disk.
@@ -133,6 +132,8 @@ pub(super) struct Common {
     /// The most bytes of a request, and of a segment: less than 4 GiB.
     longest: u64,
     one: usize,
+    /// The bits of an offset that are within a block.
+    in_block: u64,
     /// The capacity, which can change.
     pub(super) sectors: Arc<AtomicU64>,
 }
@@ -147,12 +148,13 @@ impl Common {
     ) -> Result<Self, Error> {
         let longest = u64::from(geometry.segment_size).saturating_mul(geometry.segments.into()).min(LONGEST);
         let one = u64::from(geometry.segment_size).min(longest) as usize;
-        Ok(Self { controls: Controls::new(windows, slots)?, geometry, longest, one, sectors })
+        let in_block = u64::from(geometry.block_size).wrapping_sub(1);
+        Ok(Self { controls: Controls::new(windows, slots)?, geometry, longest, one, in_block, sectors })
     }
 
     /// How a request ended. The status byte is read once.
     #[inline(always)]
-    pub(super) fn outcome(&self, used: &UsedChain) -> Result<(), RequestError> {
+    pub(super) fn outcome(&self, used: UsedChain) -> Result<(), RequestError> {
         let status = self.controls.status(used.slot);
         // The data and the status, all of them.
         if status == 0 && used.written == used.writable { Ok(()) } else { failure(status, used) }
@@ -160,8 +162,8 @@ impl Common {
 }
 
 /// How a request ended that did not simply succeed.
-#[cold]
-fn failure(status: u8, used: &UsedChain) -> Result<(), RequestError> {
+#[inline(always)]
+fn failure(status: u8, used: UsedChain) -> Result<(), RequestError> {
     if used.written(1).is_none() {
         return Err(RequestError::BadLength);
     }
@@ -202,7 +204,7 @@ impl Command {
             Kind::Flush => disk.flush,
             Kind::GetId => true,
             Kind::Out if disk.read_only => false,
-            Kind::In | Kind::Out => is_aligned(sector, len, disk) && is_in_range(sector, len, common),
+            Kind::In | Kind::Out => is_aligned(sector, len, common) && is_in_range(sector, len, common),
         }
     }
 
@@ -244,7 +246,7 @@ impl Command {
             RequestError::BufferTooShort
         } else if len as u64 > common.longest {
             RequestError::TooLong
-        } else if is_transfer && (len == 0 || !is_aligned(sector, len, disk)) {
+        } else if is_transfer && (len == 0 || !is_aligned(sector, len, common)) {
             RequestError::Misaligned
         } else if is_transfer && !is_in_range(sector, len, common) {
             RequestError::OutOfRange

@@ -240,8 +240,8 @@ impl<N: Notify> NetPair<N> {
     /// [`QueueError::Broken`]: drop the driver.
     #[inline]
     pub fn receive(&mut self, most: usize, mut read: impl FnMut(&RxFrame<'_>)) -> Result<usize, QueueError> {
-        let mut rejected = 0_u64;
-        let result = self.receive.renew(most, |Received(buffer), used| {
+        let before = self.receive.counters().rejected;
+        let result = self.receive.renew(most, |Received(buffer), used, rejected| {
             // Those that are too short underflow.
             let is_frame = used.written.wrapping_sub(LEAST_RECEIVED) <= LONGEST_RECEIVED - LEAST_RECEIVED;
             let frame = buffer.as_ref().filter(|buffer| {
@@ -252,11 +252,11 @@ impl<N: Notify> NetPair<N> {
                 Some(buffer) => {
                     read(&RxFrame { buffer, len: (used.written as usize).wrapping_sub(HEADER_LEN) });
                 }
-                None => rejected = rejected.wrapping_add(1),
+                None => *rejected = rejected.wrapping_add(1),
             }
             true
         });
-        self.receive.count_rejected(rejected);
+        let rejected = self.receive.counters().rejected.wrapping_sub(before);
         result.map(|count| count.saturating_sub(rejected as usize))
     }
 
@@ -273,7 +273,7 @@ impl<N: Notify> NetPair<N> {
     ) -> Result<usize, QueueError> {
         // The buffers that come back go again; that is also kind to the caches.
         let (longest, mut more) = (self.most, true);
-        let mut sent = self.transmit.renew(most, |frame, _| {
+        let mut sent = self.transmit.renew(most, |frame, _, _| {
             more = frame.fill(longest, &mut write);
             more
         })?;

@@ -337,34 +337,26 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         &mut self,
         mut done: impl FnMut(Completion<B>, &B::Context) -> bool,
     ) -> Result<usize, QueueError> {
-        let mut rejected = 0_u64;
-        let result = self.reap_raw(|used, buffers, context| {
+        self.reap_raw(|used, buffers, context, rejected| {
             let completion = Completion::new(used, buffers);
-            rejected = rejected.wrapping_add(completion.written.is_none().into());
+            *rejected = rejected.wrapping_add(completion.written.is_none().into());
             done(completion, context)
-        });
-        self.count_rejected(rejected);
-        result
+        })
     }
 
-    /// The same until `done` says `false`; it judges the lengths.
+    /// The same until `done` says `false`; it judges the lengths, and counts those that it rejects.
     #[inline(always)]
     pub(crate) fn reap_raw(
         &mut self,
-        done: impl FnMut(UsedChain, B, &B::Context) -> bool,
+        done: impl FnMut(UsedChain, B, &B::Context, &mut u64) -> bool,
     ) -> Result<usize, QueueError> {
         let Self { format, slots, .. } = self;
         with_ring!(format, ring => look(ring, slots, |ring, slots, at| slots.reap(ring, at, done)))
     }
 
-    /// Counts completions with a length that cannot be.
-    pub(crate) fn count_rejected(&mut self, count: u64) {
-        self.slots.rejected = self.slots.rejected.wrapping_add(count);
-    }
-
     /// Shows `renew` up to `most` chains of one look at the ring, which it may change, and puts those for
     /// which it says so into the ring again, in their slots. Says how many those were; the first other one is
-    /// dropped, and ends it. Cheaper than taking chains out and submitting them.
+    /// dropped, and ends it. `renew` counts those that it rejects. Cheaper than taking chains out and submitting them.
     ///
     /// # Errors
     /// [`QueueError::Broken`], from then on, or what is wrong with a chain as `renew` left it, which is
@@ -373,7 +365,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     pub(crate) fn renew(
         &mut self,
         most: usize,
-        renew: impl FnMut(&mut B, UsedChain) -> bool,
+        renew: impl FnMut(&mut B, UsedChain, &mut u64) -> bool,
     ) -> Result<usize, QueueError>
     where
         B: Buffers<Request = ()>,

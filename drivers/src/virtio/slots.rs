@@ -80,6 +80,7 @@ impl Others {
 }
 
 /// A used chain.
+#[derive(Clone, Copy)]
 pub(crate) struct UsedChain {
     pub(crate) slot: u16,
     /// How many bytes the device says that it wrote, and how many it may have written.
@@ -229,23 +230,23 @@ impl<B: Buffers> Slots<B> {
     }
 
     /// Hands chains that the device has used to `done`, from `at` on, until there are no more or it says
-    /// `false`, and says how many there were.
+    /// `false`, and says how many there were. It counts those that it rejects.
     #[inline(always)]
     pub(super) fn reap<R: Ring>(
         &mut self,
         ring: &mut R,
         mut at: R::Used,
-        mut done: impl FnMut(UsedChain, B, &B::Context) -> bool,
+        mut done: impl FnMut(UsedChain, B, &B::Context, &mut u64) -> bool,
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
         let before = self.completed;
-        let Self { slots, context, others, published, completed, .. } = self;
+        let Self { slots, context, others, published, completed, rejected, .. } = self;
         while let Some(used) = ring.used(at)? {
             let slot = find(slots, ring, used, *published, others)?;
             let chain = slot.came_back(ring, &mut at, used);
             (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.slot));
             *completed = completed.wrapping_add(1);
-            if !done(chain, mem::take(&mut slot.buffers), context) {
+            if !done(chain, mem::take(&mut slot.buffers), context, rejected) {
                 break;
             }
         }
@@ -318,7 +319,7 @@ impl<B: Buffers> Slot<B> {
 impl<B: Buffers<Request = ()>> Slots<B> {
     /// Shows `renew` up to `most` chains that the device has used, from `at` on, and puts each for which
     /// it says so into the ring again, in its slot. Says how many those were; the first other one is dropped,
-    /// and ends it.
+    /// and ends it. It counts those that it rejects.
     ///
     /// # Errors
     /// [`QueueError::Broken`], or what is wrong with a chain as `renew` left it, which is dropped.
@@ -328,12 +329,12 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         ring: &mut R,
         mut at: R::Used,
         most: usize,
-        mut renew: impl FnMut(&mut B, UsedChain) -> bool,
+        mut renew: impl FnMut(&mut B, UsedChain, &mut u64) -> bool,
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
         let (mut available, mut number) = (ring.available(), self.submitted);
         let end = number.wrapping_add(most as u64);
-        let Self { slots, context, others, published, completed, .. } = self;
+        let Self { slots, context, others, published, completed, rejected, .. } = self;
         let mut result = Ok(());
         while number != end
             && let Some(used) = ring.used(at)?
@@ -341,7 +342,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             let slot = find(slots, ring, used, *published, others)?;
             let chain = slot.came_back(ring, &mut at, used);
             let index = chain.slot;
-            match renew(&mut slot.buffers, chain).then(|| slot.add_again(ring, &mut available, context, index))
+            match renew(&mut slot.buffers, chain, rejected).then(|| slot.add_again(ring, &mut available, context, index))
             {
                 Some(Ok(())) => slot.number = number,
                 refused => {
