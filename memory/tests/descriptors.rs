@@ -164,7 +164,7 @@ impl<F: RingFormat> Queue<F> {
                     _ => unreachable!(),
                 }
             }
-            Step::StoreHeld => return table.store_held(Release),
+            Step::StoreHeld => return Ok(table.store_held(Release)),
             Step::Indirect { index, first, count, fields, hold } => {
                 table.store_indirect(*index, (indirect, *first, *count), bits(*fields), *hold)?;
             }

@@ -70,9 +70,9 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.setup(index)
     }
 
-    fn rewind(&mut self) -> Result<(), QueueError> {
+    fn rewind(&mut self) {
         (self.head, self.first, self.count, self.told, self.batch) = (0, 0, 0, 0, None);
-        self.ring.rewind()
+        self.ring.rewind();
     }
 
     fn position(&self) -> u16 {
@@ -113,7 +113,7 @@ impl<R: Sequential> Ring for InOrder<R> {
         Ok(chain)
     }
 
-    fn publish(&mut self) -> Result<bool, QueueError> {
+    fn publish(&mut self) -> bool {
         self.told = self.count;
         self.ring.publish()
     }
@@ -149,11 +149,11 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.set_used(at);
     }
 
-    fn disable_interrupts(&mut self) -> Result<(), QueueError> {
-        self.ring.disable_interrupts()
+    fn disable_interrupts(&mut self) {
+        self.ring.disable_interrupts();
     }
 
-    fn enable_interrupts(&mut self) -> Result<(), QueueError> {
-        self.ring.enable_interrupts()
+    fn enable_interrupts(&mut self) {
+        self.ring.enable_interrupts();
     }
 }

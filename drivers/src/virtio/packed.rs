@@ -199,11 +199,11 @@ impl Ring for PackedRing {
         Ok(QueueSetup { index, addresses })
     }
 
-    fn rewind(&mut self) -> Result<(), QueueError> {
+    fn rewind(&mut self) {
         (self.available, self.published, self.used) =
             (Position::start(), Position::start(), Position::start());
         self.descriptors.clear();
-        self.device_event.store(0, ENABLE, Ordering::Relaxed).ok_or(QueueError::Broken)?;
+        self.device_event.store_wrapping(0, ENABLE, Ordering::Relaxed);
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
 
@@ -254,22 +254,21 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn publish(&mut self) -> Result<bool, QueueError> {
+    fn publish(&mut self) -> bool {
         // Release: all else is written before the descriptor that leads the device to it (2.8.21.1).
-        if !self.descriptors.store_held(Ordering::Release)? {
-            return Ok(false);
+        if !self.descriptors.store_held(Ordering::Release) {
+            return false;
         }
         let added = self.published.until(self.available, self.layout.size);
         self.published = self.available;
         // The device either sees that, or we see what it wrote before it went to sleep (2.8.21.3.1).
         fence(Ordering::SeqCst);
-        let event = self.device_event.load(0, Ordering::Relaxed).map(u32::from_le);
-        let event = event.ok_or(QueueError::Broken)?;
-        Ok(match event & EVENT_FLAGS {
+        let event = u32::from_le(self.device_event.load_wrapping(0, Ordering::Relaxed));
+        match event & EVENT_FLAGS {
             DISABLE => false,
             AT if self.event_index => self.passes(event as u16, added),
             _ => true,
-        })
+        }
     }
 
     #[inline]
@@ -292,18 +291,17 @@ impl Ring for PackedRing {
         self.used = at;
     }
 
-    fn disable_interrupts(&mut self) -> Result<(), QueueError> {
+    fn disable_interrupts(&mut self) {
         self.interrupts = false;
-        self.driver_event.store(0, DISABLE.to_le(), Ordering::Relaxed).ok_or(QueueError::Broken)
+        self.driver_event.store_wrapping(0, DISABLE.to_le(), Ordering::Relaxed);
     }
 
-    fn enable_interrupts(&mut self) -> Result<(), QueueError> {
+    fn enable_interrupts(&mut self) {
         self.interrupts = true;
         let event = if self.event_index { AT | u32::from(self.used.word()) } else { ENABLE };
-        self.driver_event.store(0, event.to_le(), Ordering::Relaxed).ok_or(QueueError::Broken)?;
+        self.driver_event.store_wrapping(0, event.to_le(), Ordering::Relaxed);
         // The device either sees this, or the caller's next look sees its used descriptor.
         fence(Ordering::SeqCst);
-        Ok(())
     }
 }
 

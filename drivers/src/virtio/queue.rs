@@ -292,12 +292,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if self.slots.broken {
             return;
         }
-        let wanted = with_ring!(&mut self.format, ring => ring.publish());
+        self.owed_kick |= with_ring!(&mut self.format, ring => ring.publish());
         self.slots.published = self.slots.submitted;
-        match wanted {
-            Ok(wanted) => self.owed_kick |= wanted,
-            Err(_) => _ = self.slots.break_off(),
-        }
         // After a reset the device is not to be notified before the next DRIVER_OK (3.1.1).
         if self.owed_kick && self.started && self.life.is_present() {
             self.owed_kick = false;
@@ -376,18 +372,14 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// Asks the device not to interrupt for this queue. It still may.
     pub fn disable_interrupts(&mut self) {
-        if with_ring!(&mut self.format, ring => ring.disable_interrupts()).is_err() {
-            self.slots.break_off();
-        }
+        with_ring!(&mut self.format, ring => ring.disable_interrupts());
     }
 
     /// Asks the device to interrupt for the next completion. `true` if there are completions already, for
     /// which no interrupt may come, or the queue is broken: do not sleep.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
-        if with_ring!(&mut self.format, ring => ring.enable_interrupts()).is_err() {
-            self.slots.break_off();
-        }
+        with_ring!(&mut self.format, ring => ring.enable_interrupts());
         !matches!(self.has_used(), Ok(false))
     }
 
@@ -412,7 +404,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         let format = &mut self.format;
         let restarted = reset(transport).and_then(|()| {
             with_ring!(format, ring => {
-                ring.rewind()?;
+                ring.rewind();
                 set_up(transport, &ring.setup(index)?)
             })
         });

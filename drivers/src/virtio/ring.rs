@@ -74,7 +74,7 @@ pub(super) trait Ring {
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error>;
 
     /// As if new: nothing was published and nothing used. What was asked about interrupts still holds.
-    fn rewind(&mut self) -> Result<(), QueueError>;
+    fn rewind(&mut self);
 
     /// Where the driver is, as a notification says it (2.9).
     fn position(&self) -> u16;
@@ -111,7 +111,7 @@ pub(super) trait Ring {
     fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError>;
 
     /// Tells the device of all that was added. `true` if it wants to be notified of it.
-    fn publish(&mut self) -> Result<bool, QueueError>;
+    fn publish(&mut self) -> bool;
 
     /// Looks for used elements. There must be at most `in_flight`.
     fn look(&mut self, in_flight: u16) -> Result<Self::Used, QueueError>;
@@ -137,10 +137,10 @@ pub(super) trait Ring {
     }
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
-    fn disable_interrupts(&mut self) -> Result<(), QueueError>;
+    fn disable_interrupts(&mut self);
 
     /// Asks the device to interrupt for the next used element.
-    fn enable_interrupts(&mut self) -> Result<(), QueueError>;
+    fn enable_interrupts(&mut self);
 }
 
 /// A ring whose chains [`InOrder`](super::in_order::InOrder) can place.

@@ -21,10 +21,6 @@ const AVAILABLE_LEN: usize = 2;
 const USED_LEN: usize = 8;
 /// Bytes before the elements of both rings: flags and index.
 const RING_HEADER: usize = 4;
-/// In arrays of 16-bit values.
-const FLAGS: usize = 0;
-const INDEX: usize = 1;
-const ENTRIES: usize = 2;
 /// Where the used ring begins: not at 0, so that its elements are aligned to their 8 bytes.
 const USED_AT: usize = 4;
 
@@ -60,11 +56,10 @@ fn store(
 pub(super) struct SplitRing {
     /// Which the device can only read, as the available ring.
     descriptors: DescriptorTable<Split>,
-    /// Flags, index, entries and `used_event`; and the entries by themselves.
-    available_ring: DmaArray<u16>,
-    available_entries: DmaArray<u16>,
-    /// Flags, index, elements and `avail_event`, as 16-bit values, which the device can only write.
-    used_ring: DmaArray<u16>,
+    /// The parts of the available ring: flags, index, ring and `used_event`.
+    available_ring: [DmaArray<u16>; 4],
+    /// Of the used ring, which the device can only write: flags, index and `avail_event`; and its elements.
+    used_ring: [DmaArray<u16>; 3],
     used_elements: DmaArray<u64>,
     tables: Option<Tables<Split>>,
     layout: Layout,
@@ -99,12 +94,13 @@ impl SplitRing {
         let descriptors = DescriptorTable::new(windows, size, ring_len(AVAILABLE_LEN), Direction::ToDevice)?;
         let device_len = ring_len(USED_LEN).saturating_add(USED_AT);
         let device = windows.allocate_for(device_len, Direction::FromDevice)?;
-        let available_ring = descriptors.array_after(size.saturating_add(ENTRIES + 1))?;
+        let available = descriptors.array_after(ring_len(AVAILABLE_LEN) / 2)?;
+        let part = |index, count| available.part(index, count).ok_or(Error::BadConfig);
+        let used = |at: usize| device.array(USED_AT.saturating_add(at), 1);
         Ok(Self {
-            available_entries: available_ring.part(ENTRIES, size).ok_or(Error::BadConfig)?,
-            available_ring,
+            available_ring: [part(0, 1)?, part(1, 1)?, part(2, size)?, part(size.saturating_add(2), 1)?],
             descriptors,
-            used_ring: device.array(USED_AT, ring_len(USED_LEN) / 2)?,
+            used_ring: [used(0)?, used(2)?, used(ring_len(USED_LEN).saturating_sub(2))?],
             used_elements: device.array(USED_AT + RING_HEADER, size)?,
             tables: Tables::new(windows, &layout)?,
             spare: Spare::new(&layout)?,
@@ -152,29 +148,20 @@ impl SplitRing {
     /// Writes the available entry of the chain that begins at `head`, and says where the next one goes.
     #[inline(always)]
     fn add_available(&self, available: u16, head: u16) -> u16 {
-        self.available_entries.store_wrapping(available.into(), head.to_le(), Ordering::Relaxed);
+        let [_, _, ring, _] = &self.available_ring;
+        ring.store_wrapping(available.into(), head.to_le(), Ordering::Relaxed);
         available.wrapping_add(1)
     }
 
-    fn set_used_event(&mut self, event: u16) -> Result<(), QueueError> {
-        self.used_event = event;
-        self.put(usize::from(self.layout.size).wrapping_add(ENTRIES), event, Ordering::Relaxed)
-    }
-
-    fn avail_event_at(&self) -> usize {
-        usize::from(self.layout.size).wrapping_mul(USED_LEN / 2).wrapping_add(ENTRIES)
-    }
-
-    // All places are in the arrays by construction: an error would be a bug here, and makes the queue
-    // useless.
-    #[inline]
-    fn put(&self, at: usize, value: u16, order: Ordering) -> Result<(), QueueError> {
-        self.available_ring.store(at, value.to_le(), order).ok_or(QueueError::Broken)
-    }
-
-    #[inline]
-    fn get(&self, at: usize, order: Ordering) -> Result<u16, QueueError> {
-        self.used_ring.load(at, order).map(u16::from_le).ok_or(QueueError::Broken)
+    /// Says whether interrupts are wanted: by the flag or, since that must stay 0 then (2.7.7.1), by `event`.
+    fn set_wish(&mut self, flags: u16, event: u16) {
+        let [wish, _, _, used_event] = &self.available_ring;
+        if self.event_index {
+            self.used_event = event;
+            used_event.store_wrapping(0, event.to_le(), Ordering::Relaxed);
+        } else {
+            wish.store_wrapping(0, flags.to_le(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -190,18 +177,18 @@ impl Ring for SplitRing {
     type Used = UsedRange;
 
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
-        let driver = self.available_ring.address(0).ok_or(Error::BadConfig)?;
-        let device = self.used_ring.address(0).ok_or(Error::BadConfig)?;
+        let ([driver, ..], [device, ..]) = (&self.available_ring, &self.used_ring);
+        let areas = driver.address(0).zip(device.address(0));
+        let (driver, device) = areas.ok_or(Error::BadConfig)?;
         let addresses = self.descriptors.queue(driver, device)?;
         Ok(QueueSetup { index, addresses })
     }
 
-    fn rewind(&mut self) -> Result<(), QueueError> {
+    fn rewind(&mut self) {
         (self.available, self.published, self.used, self.seen) = (0, 0, 0, 0);
-        self.put(INDEX, 0, Ordering::Relaxed)?;
-        for at in [FLAGS, INDEX, self.avail_event_at()] {
-            self.used_ring.store(at, 0, Ordering::Relaxed).ok_or(QueueError::Broken)?;
-        }
+        let [_, index, ..] = &self.available_ring;
+        index.store_wrapping(0, 0, Ordering::Relaxed);
+        self.used_ring.iter().for_each(|word| word.store_wrapping(0, 0, Ordering::Relaxed));
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
 
@@ -278,27 +265,29 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn publish(&mut self) -> Result<bool, QueueError> {
+    fn publish(&mut self) -> bool {
         let (old, new) = (self.published, self.available);
         if old == new {
-            return Ok(false);
+            return false;
         }
+        let ([_, index, ..], [flags, _, avail_event]) = (&self.available_ring, &self.used_ring);
         // Release: the descriptors and entries are written before the index that covers them (2.7.13.3.1).
-        self.put(INDEX, new, Ordering::Release)?;
+        index.store_wrapping(0, new.to_le(), Ordering::Release);
         self.published = new;
         // The device either sees the index, or we see what it wrote before it went to sleep (2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.event_index {
-            Ok(need_event(self.get(self.avail_event_at(), Ordering::Relaxed)?, new, old))
+            need_event(u16::from_le(avail_event.load_wrapping(0, Ordering::Relaxed)), new, old)
         } else {
-            Ok(self.get(FLAGS, Ordering::Relaxed)? & SUPPRESS == 0)
+            u16::from_le(flags.load_wrapping(0, Ordering::Relaxed)) & SUPPRESS == 0
         }
     }
 
     #[inline]
     fn look(&mut self, in_flight: u16) -> Result<UsedRange, QueueError> {
         // Acquire: elements and buffers are read after the index that covers them.
-        let index = self.get(INDEX, Ordering::Acquire)?;
+        let [_, index, _] = &self.used_ring;
+        let index = u16::from_le(index.load_wrapping(0, Ordering::Acquire));
         // Nor does it ever go back.
         let (now, before) = (index.wrapping_sub(self.used), self.seen.wrapping_sub(self.used));
         if now > in_flight || now < before {
@@ -308,7 +297,7 @@ impl Ring for SplitRing {
         // Until the next look the device can go on by a whole ring.
         let ahead = self.used_event.wrapping_sub(index);
         if self.event_index && !self.interrupts && ahead < self.layout.size {
-            self.disable_interrupts()?;
+            self.disable_interrupts();
         }
         Ok(UsedRange { next: self.used, end: index })
     }
@@ -342,26 +331,16 @@ impl Ring for SplitRing {
         Ok(())
     }
 
-    fn disable_interrupts(&mut self) -> Result<(), QueueError> {
+    fn disable_interrupts(&mut self) {
         self.interrupts = false;
-        if self.event_index {
-            // The flag must stay 0 (2.7.7.1).
-            self.set_used_event(self.seen.wrapping_add(FAR))
-        } else {
-            self.put(FLAGS, SUPPRESS, Ordering::Relaxed)
-        }
+        self.set_wish(SUPPRESS, self.seen.wrapping_add(FAR));
     }
 
-    fn enable_interrupts(&mut self) -> Result<(), QueueError> {
+    fn enable_interrupts(&mut self) {
         self.interrupts = true;
-        if self.event_index {
-            self.set_used_event(self.used)?;
-        } else {
-            self.put(FLAGS, 0, Ordering::Relaxed)?;
-        }
+        self.set_wish(0, self.used);
         // The device either sees this, or the caller's next look sees its used index.
         fence(Ordering::SeqCst);
-        Ok(())
     }
 }
 

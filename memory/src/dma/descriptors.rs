@@ -263,14 +263,11 @@ impl<F: RingFormat> DescriptorTable<F> {
 
     /// Writes what is held, if something is; the second half of it last, in one access. Panics if `order` is
     /// not one for stores.
-    ///
-    /// # Errors
-    /// None that a caller could cause.
     #[inline]
-    pub fn store_held(&mut self, order: Ordering) -> Result<bool, DmaError> {
-        let Some(Held { index, address, rest }) = self.held.take() else { return Ok(false) };
-        self.put(index, address, rest, order)?;
-        Ok(true)
+    pub fn store_held(&mut self, order: Ordering) -> bool {
+        let held = self.held.take();
+        // It was found in bounds when it was kept.
+        held.is_some_and(|Held { index, address, rest }| self.put(index, address, rest, order).is_ok())
     }
 
     /// Writes a descriptor at `index` that refers to the `count` descriptors of `table` from `first` on; or
