@@ -51,7 +51,7 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
             drop(region);
         }
         6 => {
-            let Some((who, array)) = world.arrays.pick(input) else { return };
+            let Some((_, array)) = world.arrays.pick(input) else { return };
             let at = input.below(70);
             let _ = array.store(at, u64::from(input.word()) << input.below(48), Ordering::Relaxed);
             assert_eq!(array.load(at, Ordering::Relaxed).is_some(), at < array.len());
@@ -205,10 +205,17 @@ fn store(world: &mut World, input: &mut Input<'_>) {
         _ => world.buffers.pick_of(who, input).map(|(of, it)| (*of, it.segment(offset, len, writable))),
     };
     let Some((of, Some(segment))) = found else { return };
-    let result = with_table!(table, it => match held {
-        true => it.hold(at, [(&segment, bits)]),
-        false => it.store(at, &segment, bits, Ordering::Relaxed),
-    });
+    let exchange = input.flag();
+    let result = match table {
+        Table::Split(it) if exchange => {
+            assert_eq!(it.store_next(at, bits as u16).is_ok(), at < it.len());
+            it.store_segment(at, &segment, held)
+        }
+        _ => with_table!(table, it => match held {
+            true => it.hold(at, [(&segment, bits)]),
+            false => it.store(at, &segment, bits, Ordering::Relaxed),
+        }),
+    };
     assert_eq!(result == Err(DmaError::WrongDevice), of != who, "{of:?}'s in a table of {who:?}");
 }
 

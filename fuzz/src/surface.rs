@@ -30,7 +30,6 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
             "overlap",
             "raw_value",
             "requester_id",
-            "segment_lens",
             "select",
             "storage_words",
             "to_extended",

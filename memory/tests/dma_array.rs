@@ -227,7 +227,8 @@ fn the_segment_of_a_descriptor_is_exchanged() {
         table.store(index, &old, u64::MAX, Relaxed).unwrap();
     }
     let untouched = descriptor(&windows, &table, 0);
-    for (index, writable, next) in [(3, false, false), (11, true, false), (19, false, true), (3, true, true)] {
+    for (index, writable, next) in [(3, false, false), (11, true, false), (19, false, true), (3, true, true)]
+    {
         let segment = buffer.segment(100, 300, writable).unwrap();
         table.store_segment(index, &segment, next).unwrap();
         let flags = u64::from(next) | if writable { 2 } else { 0 };

@@ -5,7 +5,9 @@ use core::time::Duration;
 use ringfence_memory::{Quiet, Segment};
 
 use super::{STATUS, STATUS_LINK_UP};
-use crate::virtio::{Buffers, Controls, Device, DriverOk, Ends, Error, Queue, QueueOptions, Transport, features, sealed};
+use crate::virtio::{
+    Buffers, Controls, Device, DriverOk, Ends, Error, Queue, QueueOptions, Transport, features, sealed,
+};
 
 /// How long the device may take to answer a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(2);

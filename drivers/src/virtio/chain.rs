@@ -58,12 +58,7 @@ pub trait Buffers: sealed::Sealed + Default {
     /// # Errors
     /// [`QueueError::Broken`] if there is no such slot.
     #[inline(always)]
-    fn prepare<'a>(
-        &self,
-        _request: Self::Request,
-        _context: &'a Self::Context,
-        _slot: u16,
-    ) -> Ends<'a> {
+    fn prepare<'a>(&self, _request: Self::Request, _context: &'a Self::Context, _slot: u16) -> Ends<'a> {
         Ok(None)
     }
 
@@ -78,29 +73,22 @@ pub trait Buffers: sealed::Sealed + Default {
 /// What [`Buffers::prepare`] gives.
 pub type Ends<'a> = Result<Option<[Segment<'a>; 2]>, QueueError>;
 
-/// A value on its way into the ring.
-pub(super) struct Entry<'a, B: Buffers> {
-    pub(super) buffers: &'a B,
-    pub(super) request: B::Request,
-    pub(super) context: &'a B::Context,
+/// A chain on its way into the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Chain<'a> {
     pub(super) slot: u16,
+    /// How many segments it has between its ends, and each of them.
+    pub(super) own: u16,
+    pub(super) segment: &'a dyn Fn(u16) -> Option<Segment<'a>>,
     /// What the slot has.
     pub(super) ends: Option<[Segment<'a>; 2]>,
     /// How many descriptors of no slot it may take.
     pub(super) spare: u16,
 }
 
-impl<B: Buffers> Clone for Entry<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Buffers> Copy for Entry<'_, B> {}
-
 /// What a chain takes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Chain {
+pub(super) struct Added {
     /// Number of descriptors in the ring.
     pub(super) count: u16,
     /// Bytes that the device may write.
@@ -116,26 +104,26 @@ impl From<DmaError> for QueueError {
     }
 }
 
-impl<'a, B: Buffers> Entry<'a, B> {
+impl<'a> Chain<'a> {
     /// How many segments the chain has, with its ends, if there can be such a chain now.
     pub(super) fn count(self, layout: &Layout) -> Result<u16, QueueError> {
         let ends = if self.ends.is_some() { 2 } else { 0 };
-        let count = self.buffers.count(self.request, self.context).checked_add(ends);
+        let count = self.own.checked_add(ends);
         let count = count.filter(|count| (1..=layout.longest).contains(count)).ok_or(QueueError::BadChain)?;
         let fits = layout.indirect || count.saturating_sub(layout.reserved) <= self.spare;
         if fits { Ok(count) } else { Err(QueueError::Full) }
     }
 
-    /// Tells `write` the segments of a chain of `count`, each with its place and whether more follow.
+    /// Tells `write` the segments of the chain, `count` in all, each with its number and whether more follow.
     #[inline]
     pub(super) fn write(
         self,
         count: u16,
         mut write: impl FnMut(u16, &Segment<'a>, bool) -> Result<(), QueueError>,
-    ) -> Result<Chain, QueueError> {
-        let Self { buffers, request, context, ends, .. } = self;
+    ) -> Result<Added, QueueError> {
+        let Self { segment, ends, .. } = self;
         let own = if ends.is_some() { count.saturating_sub(2) } else { count };
-        let (mut total, mut writable, mut place) = (0_u32, 0_u32, 0_u16);
+        let (mut total, mut writable, mut number) = (0_u32, 0_u32, 0_u16);
         let mut put = |segment: &Segment<'a>| {
             // What the device reads comes before what it writes (2.7.4.2); all of it is less than 4 GiB
             // (2.7.5).
@@ -146,16 +134,14 @@ impl<'a, B: Buffers> Entry<'a, B> {
             if segment.is_writable() {
                 writable = writable.wrapping_add(segment.len());
             }
-            let more = place.wrapping_add(1) < count;
-            write(place, segment, more)?;
-            place = place.wrapping_add(1);
+            let more = number.wrapping_add(1) < count;
+            write(number, segment, more)?;
+            number = number.wrapping_add(1);
             Ok(())
         };
         ends.map_or(Ok(()), |[first, _]| put(&first))?;
-        (0..own).try_for_each(|index| {
-            put(&buffers.segment(request, context, index).ok_or(QueueError::BadChain)?)
-        })?;
+        (0..own).try_for_each(|index| put(&segment(index).ok_or(QueueError::BadChain)?))?;
         ends.map_or(Ok(()), |[_, last]| put(&last))?;
-        Ok(Chain { count, writable })
+        Ok(Added { count, writable })
     }
 }

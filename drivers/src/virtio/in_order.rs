@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use ringfence_memory::Segment;
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Buffers, Chain};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::{Error, QueueError, QueueSetup};
 
@@ -52,11 +52,11 @@ impl<R: Sequential> InOrder<R> {
 
     /// The chain that is as old as the first but for `age` others.
     fn chain(&self, age: usize) -> Option<(u16, u16)> {
-        self.chains.get(self.place(age)).copied()
+        self.chains.get(self.index(age)).copied()
     }
 
     /// Where it is; `age` is not above the number of slots.
-    fn place(&self, age: usize) -> usize {
+    fn index(&self, age: usize) -> usize {
         let at = self.first.wrapping_add(age);
         if at >= self.chains.len() { at.wrapping_sub(self.chains.len()) } else { at }
     }
@@ -97,20 +97,20 @@ impl<R: Sequential> Ring for InOrder<R> {
         _: u16,
         _: &Segment<'_>,
         _: Option<[Segment<'_>; 2]>,
-    ) -> Result<Chain, QueueError> {
+    ) -> Result<Added, QueueError> {
         Err(QueueError::Broken)
     }
 
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
         // There are never more than there are slots.
-        let at = self.place(self.count);
-        let place = self.chains.get_mut(at).ok_or(QueueError::Broken)?;
-        let (chain, id) = self.ring.add_at(entry, self.head)?;
-        *place = (entry.slot, id);
+        let at = self.index(self.count);
+        let last = self.chains.get_mut(at).ok_or(QueueError::Broken)?;
+        let (added, id) = self.ring.add_at(chain, self.head)?;
+        *last = (chain.slot, id);
         self.count = self.count.wrapping_add(1);
-        let head = self.head.wrapping_add(chain.count);
+        let head = self.head.wrapping_add(added.count);
         self.head = head.checked_rem(self.size).unwrap_or(0);
-        Ok(chain)
+        Ok(added)
     }
 
     fn publish(&mut self) -> bool {
@@ -138,7 +138,7 @@ impl<R: Sequential> Ring for InOrder<R> {
     }
 
     fn advance(&mut self, at: &mut R::Used, count: u16) {
-        self.first = self.place(1);
+        self.first = self.index(1);
         (self.count, self.told) = (self.count.saturating_sub(1), self.told.saturating_sub(1));
         let left = self.batch.map_or(0, |batch| batch.left.saturating_sub(1));
         self.batch = self.batch.filter(|_| left > 0).map(|batch| Batch { left, ..batch });

@@ -25,8 +25,8 @@ use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPci
 use crate::pci::Function;
 
 pub use buffer_list::BufferList;
-pub use chain::{Buffers, Ends};
 pub(crate) use chain::sealed;
+pub use chain::{Buffers, Ends};
 pub use controls::Controls;
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT};
 pub use hybrid::Hybrid;

@@ -10,7 +10,7 @@ use ringfence_memory::{
     DescriptorBits, DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence,
 };
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Buffers, Chain};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::split::need_event;
 use super::tables::Tables;
@@ -130,22 +130,22 @@ impl PackedRing {
     }
 
     /// Writes any chain at all.
-    fn write<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+    fn write(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
         let Self { descriptors, tables, layout, available: start, .. } = self;
-        let (slot, start) = (entry.slot, *start);
+        let (slot, start) = (chain.slot, *start);
         if let Some(tables) = tables {
             let head = (descriptors, start.index, id(slot) | start.available, true);
-            return tables.add(entry, layout, |_| 0, head);
+            return tables.add(chain, layout, |_| 0, head);
         }
-        let count = entry.count(layout)?;
+        let count = chain.count(layout)?;
         // Nothing is written of a chain that is refused (2.8.5): what lies behind its head might be taken for
         // another.
-        entry.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        chain.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
         let mut first = None;
-        let chain = entry.write(count, |place, segment, more| {
-            let at = start.after(place, layout.size);
+        let added = chain.write(count, |number, segment, more| {
+            let at = start.after(number, layout.size);
             let bits = id(slot) | at.available | if more { NEXT } else { 0 }.into();
-            if place == 0 {
+            if number == 0 {
                 first = Some((*segment, bits));
                 return Ok(());
             }
@@ -155,7 +155,7 @@ impl PackedRing {
         // that it was not told of.
         let (segment, bits) = first.ok_or(QueueError::BadChain)?;
         descriptors.hold(start.index.into(), [(&segment, bits)])?;
-        Ok(chain)
+        Ok(added)
     }
 
     /// Writes a chain of one segment of its own where the ring does not wrap, as [`write`](Self::write) does.
@@ -166,16 +166,16 @@ impl PackedRing {
         slot: u16,
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
-    ) -> Result<Chain, QueueError> {
+    ) -> Result<Added, QueueError> {
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let (at, bits) = (usize::from(start.index), id(slot) | start.available);
         let Some([first, last]) = ends else {
             self.descriptors.hold(at, [(segment, bits)])?;
-            return Ok(Chain { count: 1, writable: own });
+            return Ok(Added { count: 1, writable: own });
         };
         let next = bits | NEXT.into();
         self.descriptors.hold(at, [(&first, next), (segment, next), (&last, bits)])?;
-        Ok(Chain { count: 3, writable: own.wrapping_add(last.len()) })
+        Ok(Added { count: 3, writable: own.wrapping_add(last.len()) })
     }
 
     /// Whether the last `added` descriptors include the one at `position`.
@@ -240,17 +240,17 @@ impl Ring for PackedRing {
         slot: u16,
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
-    ) -> Result<Chain, QueueError> {
-        let chain = self.write_one(*available, slot, segment, ends)?;
-        *available = available.after(chain.count, self.layout.size);
-        Ok(chain)
+    ) -> Result<Added, QueueError> {
+        let added = self.write_one(*available, slot, segment, ends)?;
+        *available = available.after(added.count, self.layout.size);
+        Ok(added)
     }
 
     #[inline(never)]
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
-        let chain = self.write(entry)?;
-        self.available = self.available.after(chain.count, self.layout.size);
-        Ok(chain)
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
+        let added = self.write(chain)?;
+        self.available = self.available.after(added.count, self.layout.size);
+        Ok(added)
     }
 
     #[inline]
@@ -306,9 +306,8 @@ impl Ring for PackedRing {
 }
 
 impl Sequential for PackedRing {
-    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, _: u16) -> Result<(Chain, u16), QueueError> {
-        let slot = entry.slot;
-        Ok((self.add(entry)?, slot))
+    fn add_at(&mut self, chain: Chain<'_>, _: u16) -> Result<(Added, u16), QueueError> {
+        Ok((self.add(chain)?, chain.slot))
     }
 
     #[inline(always)]

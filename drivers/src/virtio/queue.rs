@@ -90,6 +90,16 @@ macro_rules! with_ring {
     };
 }
 
+impl Format {
+    #[inline(never)]
+    fn has_used(&mut self, in_flight: u16) -> Result<bool, QueueError> {
+        with_ring!(self, ring => {
+            let at = ring.look(in_flight)?;
+            Ok(ring.used(at)?.is_some())
+        })
+    }
+}
+
 /// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error
 /// breaks the queue at once, whoever found it, so that nobody can go on after it.
 #[inline(always)]
@@ -385,9 +395,11 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// Whether the device has used what was not taken yet.
     pub(crate) fn has_used(&mut self) -> Result<bool, QueueError> {
-        let Self { format, slots, .. } = self;
-        let used = with_ring!(format, ring => look(ring, slots, |ring, _, at| Ok(ring.used(at)?)));
-        used.map(|used| used.is_some())
+        if self.slots.broken {
+            return Err(QueueError::Broken);
+        }
+        let has_used = self.format.has_used(self.slots.in_flight());
+        has_used.map_err(|_| broken(&mut self.slots))
     }
 
     /// Starts over: nothing may be in flight. `reset` has the device reset the queue, which is not written to

@@ -3,7 +3,7 @@
 
 use ringfence_memory::Segment;
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Buffers, Chain};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
 /// How slots share the descriptors. Either all slots have a table (INDIRECT_DESC) and take one descriptor, or
@@ -98,7 +98,7 @@ pub(super) trait Ring {
         slot: u16,
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
-    ) -> Result<Chain, QueueError>;
+    ) -> Result<Added, QueueError>;
 
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
     /// as it is; the device is not told. `false` if it must be written anew.
@@ -108,7 +108,7 @@ pub(super) trait Ring {
     }
 
     /// Writes any chain; the device is not told. On failure nothing is taken.
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError>;
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError>;
 
     /// Tells the device of all that was added. `true` if it wants to be notified of it.
     fn publish(&mut self) -> bool;
@@ -147,7 +147,7 @@ pub(super) trait Ring {
 pub(super) trait Sequential: Ring {
     /// Writes any chain, in the descriptors from `head` on if they have places of their own, and says what
     /// the device will call it.
-    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError>;
+    fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError>;
 
     /// The used element that is due, whatever it names.
     fn element(&self, at: Self::Used) -> Result<Option<Used>, Bad>;

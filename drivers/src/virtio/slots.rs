@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::mem;
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Buffers, Chain};
 use super::ring::{Layout, Ring, Used};
 use super::{Completion, QueueError};
 
@@ -13,7 +13,7 @@ struct Slot<B: Buffers> {
     number: u64,
     /// While it is free, the default.
     buffers: B,
-    /// See [`Chain`].
+    /// See [`Added`].
     writable: u32,
     count: u16,
     /// While it is free: the next free slot.
@@ -29,8 +29,8 @@ const SPECIAL: u64 = 1 << 63;
 impl<B: Buffers> Slot<B> {
     /// Takes a chain with its number. Returns the next free slot.
     #[inline(always)]
-    fn fill(&mut self, buffers: B, chain: Chain, number: u64) -> u16 {
-        (self.number, self.writable, self.count) = (number, chain.writable, chain.count);
+    fn fill(&mut self, buffers: B, added: Added, number: u64) -> u16 {
+        (self.number, self.writable, self.count) = (number, added.writable, added.count);
         // A free slot holds the default, which owns nothing.
         mem::forget(mem::replace(&mut self.buffers, buffers));
         self.next
@@ -188,7 +188,7 @@ impl<B: Buffers> Slots<B> {
                 Err(error) => return Err((error, buffers)),
             };
             match ring.add_one(&mut available, index, &segment, ends) {
-                Ok(chain) => self.free = slot.fill(buffers, chain, self.submitted),
+                Ok(added) => self.free = slot.fill(buffers, added, self.submitted),
                 Err(error) => return Err((error, buffers)),
             }
             ring.set_available(available);
@@ -217,11 +217,13 @@ impl<B: Buffers> Slots<B> {
             Ok(ends) => ends,
             Err(error) => return Err((error, buffers)),
         };
-        match ring.add(Entry { buffers: &buffers, request, context, slot: index, ends, spare }) {
-            Ok(chain) => {
-                let special = self.others.take(chain.count) || ring.has_changed(chain.count);
+        let own = buffers.count(request, context);
+        let segment = &|number| buffers.segment(request, context, number);
+        match ring.add(Chain { slot: index, own, segment, ends, spare }) {
+            Ok(added) => {
+                let special = self.others.take(added.count) || ring.has_changed(added.count);
                 let number = self.submitted | if special { SPECIAL } else { 0 };
-                self.free = slot.fill(buffers, chain, number);
+                self.free = slot.fill(buffers, added, number);
             }
             Err(error) => return Err((error, buffers)),
         }
@@ -342,7 +344,8 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             let slot = find(slots, ring, used, *published, others)?;
             let chain = slot.came_back(ring, &mut at, used);
             let index = chain.slot;
-            match renew(&mut slot.buffers, chain, rejected).then(|| slot.add_again(ring, &mut available, context, index))
+            match renew(&mut slot.buffers, chain, rejected)
+                .then(|| slot.add_again(ring, &mut available, context, index))
             {
                 Some(Ok(())) => slot.number = number,
                 refused => {
@@ -378,20 +381,22 @@ impl<B: Buffers<Request = ()>> Slot<B> {
             return Ok(());
         }
         let ends = self.buffers.prepare((), context, index)?;
-        let chain = match self.buffers.only((), context) {
+        let added = match self.buffers.only((), context) {
             Some(segment) if ring.is_ready_for_one(*available) => {
                 ring.add_one(available, index, &segment, ends)?
             }
             _ => {
                 ring.set_available(*available);
                 let buffers = &self.buffers;
-                let entry = Entry { buffers, request: (), context, slot: index, ends, spare: 0 };
-                let added = ring.add(entry);
+                let (own, segment) = (buffers.count((), context), &|at| buffers.segment((), context, at));
+                let added = ring.add(Chain { slot: index, own, segment, ends, spare: 0 });
                 *available = ring.available();
                 added?
             }
         };
-        (self.writable, self.count) = (chain.writable, chain.count);
+        if !B::SAME_AGAIN {
+            (self.writable, self.count) = (added.writable, added.count);
+        }
         Ok(())
     }
 }

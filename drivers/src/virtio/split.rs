@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Buffers, Chain};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::spare::Spare;
 use super::tables::Tables;
@@ -121,19 +121,19 @@ impl SplitRing {
     }
 
     /// Writes a chain to the descriptors of its slot, and to spare ones if it is longer.
-    fn add_direct<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
+    fn add_direct(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
         let Self { descriptors, layout, spare, ready_for_one, last, .. } = self;
-        let (slot, count) = (entry.slot, entry.count(layout)?);
+        let (slot, count) = (chain.slot, chain.count(layout)?);
         // All is checked before a spare descriptor is taken.
-        entry.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
+        chain.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
         // Where `add_one` counts on it the last descriptor of a slot keeps its end; a chain without any segment
         // of its own has that second.
-        let keeps_last = *ready_for_one && entry.ends.is_some() && count > 2;
+        let keeps_last = *ready_for_one && chain.ends.is_some() && count > 2;
         let own = layout.reserved.wrapping_sub(keeps_last.into());
         let mut at = slot;
-        entry.write(count, |place, segment, more| {
+        chain.write(count, |number, segment, more| {
             let here = at;
-            let next = place.wrapping_add(1);
+            let next = number.wrapping_add(1);
             if more {
                 at = match next {
                     _ if keeps_last && next.wrapping_add(1) == count => slot.wrapping_add(*last),
@@ -233,7 +233,7 @@ impl Ring for SplitRing {
         slot: u16,
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
-    ) -> Result<Chain, QueueError> {
+    ) -> Result<Added, QueueError> {
         let second = if ends.is_some() { self.second } else { 0 };
         let at = u32::from(slot).wrapping_add(second.into()) as usize;
         self.descriptors.store_segment(at, segment, ends.is_some())?;
@@ -241,7 +241,7 @@ impl Ring for SplitRing {
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let last = ends.map_or(0, |[_, last]| last.len());
         // No more than the slot's own.
-        Ok(Chain { count: 1, writable: own.wrapping_add(last) })
+        Ok(Added { count: 1, writable: own.wrapping_add(last) })
     }
 
     #[inline(always)]
@@ -251,17 +251,17 @@ impl Ring for SplitRing {
     }
 
     #[inline(never)]
-    fn add<B: Buffers>(&mut self, entry: Entry<'_, B>) -> Result<Chain, QueueError> {
-        let slot = entry.slot;
-        let chain = match &mut self.tables {
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
+        let slot = chain.slot;
+        let added = match &mut self.tables {
             Some(tables) => {
                 let head = (&mut self.descriptors, slot, 0.into(), false);
-                tables.add(entry, &self.layout, link, head)?
+                tables.add(chain, &self.layout, link, head)?
             }
-            None => self.add_direct(entry)?,
+            None => self.add_direct(chain)?,
         };
         self.available = self.add_available(self.available, slot);
-        Ok(chain)
+        Ok(added)
     }
 
     #[inline]
@@ -345,20 +345,20 @@ impl Ring for SplitRing {
 }
 
 impl Sequential for SplitRing {
-    fn add_at<B: Buffers>(&mut self, entry: Entry<'_, B>, head: u16) -> Result<(Chain, u16), QueueError> {
+    fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError> {
         let Self { descriptors, tables, layout, .. } = self;
-        let chain = if let Some(tables) = tables {
-            tables.add(entry, layout, link, (descriptors, head, 0.into(), false))?
+        let added = if let Some(tables) = tables {
+            tables.add(chain, layout, link, (descriptors, head, 0.into(), false))?
         } else {
             // The table goes on at its start.
-            let (count, mask) = (entry.count(layout)?, layout.size.wrapping_sub(1));
-            entry.write(count, |place, segment, more| {
-                let at = head.wrapping_add(place) & mask;
+            let (count, mask) = (chain.count(layout)?, layout.size.wrapping_sub(1));
+            chain.write(count, |number, segment, more| {
+                let at = head.wrapping_add(number) & mask;
                 store(descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
             })?
         };
         self.available = self.add_available(self.available, head);
-        Ok((chain, head))
+        Ok((added, head))
     }
 
     #[inline(always)]

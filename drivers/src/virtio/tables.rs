@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DescriptorBits, DescriptorTable, Direction, DmaWindows, RingFormat, Segment};
 
-use super::chain::{Buffers, Chain, Entry};
+use super::chain::{Added, Chain};
 use super::ring::Layout;
 use super::{Error, QueueError};
 
@@ -23,23 +23,23 @@ impl<F: RingFormat> Tables<F> {
     }
 
     /// Writes a chain to the table of its slot; `bits` makes the second half of each descriptor from the
-    /// place of the next in the table, if there is one. Then writes the one descriptor of `ring` that refers
+    /// number of the next in the table, if there is one. Then writes the one descriptor of `ring` that refers
     /// to it, at `index` and with the bits in `head`, or holds it, as `hold` says.
     #[inline(never)]
-    pub(super) fn add<B: Buffers>(
+    pub(super) fn add(
         &mut self,
-        entry: Entry<'_, B>,
+        chain: Chain<'_>,
         layout: &Layout,
         bits: impl Fn(Option<u16>) -> u64,
         (ring, index, head, hold): (&mut DescriptorTable<F>, u16, DescriptorBits<F>, bool),
-    ) -> Result<Chain, QueueError> {
-        let first = usize::from(entry.slot).wrapping_mul(layout.longest.into());
-        let count = entry.count(layout)?;
-        let chain = entry.write(count, |place, segment: &Segment<'_>, more| {
-            let at = first.wrapping_add(place.into());
-            Ok(self.0.store(at, segment, bits(more.then_some(place.wrapping_add(1))), Ordering::Relaxed)?)
+    ) -> Result<Added, QueueError> {
+        let first = usize::from(chain.slot).wrapping_mul(layout.longest.into());
+        let count = chain.count(layout)?;
+        let added = chain.write(count, |number, segment: &Segment<'_>, more| {
+            let at = first.wrapping_add(number.into());
+            Ok(self.0.store(at, segment, bits(more.then_some(number.wrapping_add(1))), Ordering::Relaxed)?)
         })?;
         ring.store_indirect(index.into(), (&self.0, first, count.into()), head, hold)?;
-        Ok(Chain { count: 1, ..chain })
+        Ok(Added { count: 1, ..added })
     }
 }

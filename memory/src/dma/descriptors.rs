@@ -158,7 +158,16 @@ impl<F: RingFormat> DescriptorTable<F> {
         let region = windows.open(len.checked_add(more).ok_or(DmaError::BadLength)?, direction, len)?;
         let words = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast::<u64>();
         let (table, life) = (Arc::as_ptr(&region.table), region.table.open_descriptors());
-        Ok(Self { words, count, last: count.wrapping_sub(1), life, region, table, held: None, format: PhantomData })
+        Ok(Self {
+            words,
+            count,
+            last: count.wrapping_sub(1),
+            life,
+            region,
+            table,
+            held: None,
+            format: PhantomData,
+        })
     }
 
     /// The `count` values that follow the descriptors directly.
@@ -367,12 +376,7 @@ impl DescriptorTable<Split> {
     /// # Errors
     /// [`DmaError::WrongDevice`] if the segment is another device's memory.
     #[inline(always)]
-    pub fn store_segment(
-        &mut self,
-        index: usize,
-        segment: &Segment<'_>,
-        next: bool,
-    ) -> Result<(), DmaError> {
+    pub fn store_segment(&mut self, index: usize, segment: &Segment<'_>, next: bool) -> Result<(), DmaError> {
         self.check(segment)?;
         let flags = if segment.writable { WRITE as u16 } else { 0 } | u16::from(next);
         // SAFETY: with no bits but those of `last` the index is not above it.

@@ -3,9 +3,9 @@
 use core::fmt;
 use core::marker::PhantomData;
 
+use super::DmaBuf;
 use super::region::Region;
 use super::windows::WindowTable;
-use super::DmaBuf;
 use crate::Direction;
 
 /// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction
