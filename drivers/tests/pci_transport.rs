@@ -3,117 +3,20 @@
 
 mod support;
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::net::Net;
-use ringfence_drivers::pci::{Function, enumerate};
 use ringfence_drivers::virtio::{
-    BufferList, Device, DeviceType, Error, InterruptStatus, PciTransport, QueueOptions, features,
+    BufferList, Device, DeviceType, Error, InterruptStatus, QueueOptions, features,
 };
-use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, MsiMessage, PlatformError};
+use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, PlatformError};
 use support::bench::no_controls;
-use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
-use support::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant, platform};
-
-/// Where QEMU puts its structures in BAR 4.
-const COMMON: usize = 0;
-const ISR: usize = 0x1000;
-const DEVICE: usize = 0x2000;
-const NOTIFY: usize = 0x3000;
-const BAR4: u64 = 0x38_0000_4000;
-const BAR1: u32 = 0xfebd_1000;
-const COMMAND: usize = 4;
-const MSIX_AT: usize = 0x40;
-
-struct Card {
-    platform: &'static HostPlatform,
-    config: &'static FakeConfig,
-    function: Function,
-    registers: HostMemory,
-    msix: HostMemory,
-    windows: OnceLock<DmaWindows>,
-}
-
-fn qemu_capabilities() -> Vec<(u8, Vec<u8>)> {
-    vec![
-        // Table of 3 in BAR 1, pending bits behind it.
-        (0x11, [&[0x02, 0x00][..], &[0x01, 0, 0, 0], &[0x01, 0x08, 0, 0]].concat()),
-        virtio_capability(5, 0, 0, 0, Some(0)),
-        virtio_capability(2, 4, NOTIFY as u32, 0x1000, Some(4)),
-        virtio_capability(4, 4, DEVICE as u32, 0x1000, None),
-        virtio_capability(3, 4, ISR as u32, 0x1000, None),
-        virtio_capability(1, 4, COMMON as u32, 0x1000, None),
-    ]
-}
-
-fn card(capabilities: &[(u8, Vec<u8>)]) -> Card {
-    card_of(0x1042, capabilities, BAR4, 0x4000)
-}
-
-/// A card with a BAR 4 of `size` bytes at `bar`, of which the first 16 KiB are there.
-fn card_of(device: u16, capabilities: &[(u8, Vec<u8>)], bar: u64, size: u64) -> Card {
-    let mut function = FakeFunction::new(0x1af4, device, [1, 0, 0], 0);
-    function.bar32(1, BAR1, 0x1000);
-    function.bar64(4, bar, size);
-    function.put(0x3c, &[11, 1]);
-    function.capabilities(capabilities);
-    function.writable[MSIX_AT / 4] = 0xc000_0000;
-    let config = FakeConfig::leak([(address(0, 3, 0), function)]);
-    let platform = platform();
-    let registers = platform.add_registers(bar, 0x4000);
-    let msix = platform.add_registers(BAR1.into(), 0x1000);
-    let function = enumerate(config, 0).next().unwrap();
-    let card = Card { platform, config, function, registers, msix, windows: OnceLock::new() };
-    assert_eq!(card.function.address().id(), ID);
-    // Feature bits 0 and 32, since both halves read from the same place.
-    card.put32(COMMON + 0x04, 1);
-    card.put16(COMMON + 0x12, 1); // num_queues
-    card.put16(COMMON + 0x18, 64); // queue_size
-    card.put16(COMMON + 0x1e, 5); // queue_notify_off
-    card.put32(DEVICE, 100); // capacity
-    card
-}
-
-impl Card {
-    fn put16(&self, offset: usize, value: u16) {
-        self.registers.slice().write_obj(value, offset).unwrap();
-    }
-    fn put32(&self, offset: usize, value: u32) {
-        self.registers.slice().write_obj(value, offset).unwrap();
-    }
-    fn get16(&self, offset: usize) -> u16 {
-        self.registers.slice().read_obj(offset).unwrap()
-    }
-    fn get64(&self, offset: usize) -> u64 {
-        self.registers.slice().read_obj(offset).unwrap()
-    }
-    fn transport(&self) -> Result<PciTransport, Error> {
-        PciTransport::new(self.platform, &self.function)
-    }
-    fn windows(&self) -> DmaWindows {
-        self.windows.get_or_init(|| DmaWindows::new(self.platform, ID).unwrap()).clone()
-    }
-    fn block(&self) -> Result<Block<PciTransport>, Error> {
-        Block::new(self.transport()?, &grant(), self.windows())
-    }
-    fn command(&self) -> u32 {
-        self.config.word(self.function.address(), COMMAND) & 0xffff
-    }
-}
-
-const MEMORY: u32 = 1 << 1;
-const BUS_MASTER: u32 = 1 << 2;
-const INTX_OFF: u32 = 1 << 10;
-
-fn messages(count: u32) -> Vec<MsiMessage> {
-    // SAFETY: nothing performs the write.
-    (0..count).map(|n| unsafe { MsiMessage::new(0xfee0_0000 | 0x7_0000_0000, 0x40 + n) }).collect()
-}
+use support::config::virtio_capability;
+use support::pci::*;
+use support::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant};
 
 #[test]
 fn a_block_device_end_to_end() {
@@ -410,22 +313,6 @@ fn large_bars_and_structures() {
         block.kick();
         assert_eq!(doorbell.slice().read_obj::<u16>(at), Ok(0));
     }
-}
-
-const QUEUE_SELECT: usize = COMMON + 0x16;
-const QUEUE_SIZE: usize = COMMON + 0x18;
-const QUEUE_VECTOR: usize = COMMON + 0x1a;
-const QUEUE_ENABLE: usize = COMMON + 0x1c;
-const QUEUE_ADDRESSES: [usize; 3] = [COMMON + 0x20, COMMON + 0x28, COMMON + 0x30];
-const QUEUE_RESET: usize = COMMON + 0x3a;
-
-/// A card that offers `features` of 32..64; bits 0..32 read the same.
-fn card_with(features: u64) -> Card {
-    let card = card(&qemu_capabilities());
-    card.put32(COMMON + 0x04, 1 | (features >> 32) as u32);
-    card.put32(DEVICE + 12, 1); // seg_max
-    card.put32(DEVICE + 20, 512); // blk_size
-    card
 }
 
 /// What the card does while its driver waits, from the moment on when `waits` is 1: one thing after another.

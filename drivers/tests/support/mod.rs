@@ -6,6 +6,7 @@ pub mod bench;
 pub mod card;
 pub mod config;
 pub mod disk;
+pub mod pci;
 pub mod ring;
 
 use std::num::NonZeroUsize;
