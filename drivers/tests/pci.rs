@@ -83,6 +83,32 @@ fn other_root_buses() {
     assert_eq!(enumerate(config, 0).count(), all.len());
 }
 
+/// Only the header of a device says whose board it is; a bridge has something else there (PCI 3.0, 6.2.4).
+#[test]
+fn a_bridge_has_no_board() {
+    let of = |mut function: FakeFunction| {
+        function.words[0x2c / 4] = 0x1234_5678;
+        let config = FakeConfig::leak([(address(0, 1, 0), function)]);
+        let function = enumerate(config, 0).next().unwrap();
+        (function.subsystem_vendor, function.subsystem)
+    };
+    assert_eq!((of(plain()), of(bridge(1))), ((0x5678, 0x1234), (0, 0)));
+}
+
+/// A line is known if there is a pin, and firmware wired it (PCI 3.0, 6.2.4).
+#[test]
+fn interrupt_lines() {
+    for pin in 0..=255 {
+        for line in [0, 1, 11, 0xfe, 0xff] {
+            let mut function = plain();
+            function.put(0x3c, &[line, pin]);
+            let config = FakeConfig::leak([(address(0, 1, 0), function)]);
+            let expected = ((1..=4).contains(&pin) && line != 0xff).then_some((line, pin));
+            assert_eq!(enumerate(config, 0).next().unwrap().interrupt_line(), expected);
+        }
+    }
+}
+
 /// What it costs to look for root buses, and that it costs nothing where there are none.
 #[test]
 fn reads_for_root_buses_are_few() {
@@ -265,6 +291,7 @@ fn which_driver_and_which_name() {
     let mut transitional = FakeFunction::new(0x1af4, 0x1000, [2, 0, 0], 0);
     transitional.capabilities(&capabilities);
     let legacy = FakeFunction::new(0x1af4, 0x1001, [1, 0, 0], 0);
+    let legacy_rng = FakeFunction::new(0x1af4, 0x1005, [0xff, 0, 0], 0);
     let mut rng = FakeFunction::new(0x1af4, 0x1044, [0xff, 0, 0], 0);
     rng.capabilities(&capabilities);
     let cases = [
@@ -272,6 +299,7 @@ fn which_driver_and_which_name() {
         (transitional, Match::Driver(Driver::Net), "virtio network"),
         (legacy, Match::LegacyOnly, "virtio block"),
         (rng, Match::Unknown, "virtio entropy"),
+        (legacy_rng, Match::LegacyOnly, "virtio entropy"),
         (FakeFunction::new(0x8086, 0x29c0, [6, 0, 0], 0), Match::Unknown, "Q35 host bridge"),
         (FakeFunction::new(0x1022, 0x7901, [1, 6, 1], 0), Match::Unknown, "SATA controller"),
         (FakeFunction::new(0x9999, 0x0001, [0x55, 0, 0], 0), Match::Unknown, "unknown device"),
@@ -281,6 +309,19 @@ fn which_driver_and_which_name() {
         let function = enumerate(config, 0).next().unwrap();
         assert_eq!((probe(&function), function.name()), (expected, name));
         assert_eq!(function.header, Header::Device);
+    }
+}
+
+/// Each type that has a name (5) has one of its own.
+#[test]
+fn names_of_virtio_devices() {
+    let named = [1, 2, 3, 4, 5, 8, 9, 16, 18, 19, 20, 23, 24, 25, 26, 27];
+    let names: BTreeSet<_> = named.iter().map(|&kind| DeviceType(kind).name()).collect();
+    assert_eq!(names.len(), named.len());
+    for kind in 0..100 {
+        let name = DeviceType(kind).name();
+        assert_eq!(name == "virtio device", !named.contains(&kind), "{kind}");
+        assert_eq!(format!("{:?}", DeviceType(kind)), format!("{kind} ({name})"));
     }
 }
 
