@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::collections::HashSet;
+
 use ringfence_drivers::block::Block;
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{
-    BufferList, Device, DeviceType, Error, Offer, QueueOptions, RESET_LIMIT, features,
+    BufferList, Device, DeviceType, Error, Offer, QueueError, QueueOptions, RESET_LIMIT, features,
 };
-use ringfence_memory::{DmaPool, Platform, ResetError};
+use ringfence_memory::{DmaError, DmaPool, MmioError, Platform, PlatformError, ResetError};
 use support::bench::no_controls;
 use support::{Event, Fake, FakeTransport, grant, platform};
 
@@ -141,6 +143,13 @@ fn a_stuck_device_is_waited_for_once() {
         let mut block = disk(fake);
         Box::new(move || assert_eq!(block.split().0.shut_down().map(drop), Err(ResetError::Timeout)))
     });
+    // One that did reset when it was shut down is not known to be stuck.
+    add(block(), &|fake| {
+        let mut block = disk(fake);
+        block.split().0.shut_down().unwrap();
+        fake.model().status = 1;
+        drops(block)
+    });
     for (number, (fake, drops)) in cases.into_iter().enumerate() {
         let start = fake.platform.now();
         drops();
@@ -152,8 +161,72 @@ fn a_stuck_device_is_waited_for_once() {
     }
 }
 
+/// Descriptors of the ring, and how many are demanded.
+#[test]
+fn a_queue_that_is_too_small() {
+    let demand = |wish: u16, least: u16| {
+        let fake = fake(features::VERSION_1);
+        let mut device = begin(&fake).unwrap().negotiate(0).unwrap();
+        let options = QueueOptions { size: wish, chains: 8, segments: 1, longest: 1 };
+        device.queue::<BufferList>(1, &options, least, no_controls).map(|queue| queue.size())
+    };
+    let refused = Err(Error::QueueUnavailable(1));
+    assert_eq!((demand(8, 8), demand(8, 9), demand(9, 8)), (Ok(8), refused, Ok(8)));
+    assert_eq!((demand(7, 4), demand(7, 5), demand(4, 5)), (Ok(4), refused, refused));
+    assert_eq!((demand(1, 1), demand(1, 0), demand(0, 0)), (Ok(1), Ok(1), refused));
+}
+
+/// A chain has one segment at least, and no more than the ring has descriptors, whatever was wished for.
+#[test]
+fn segments_that_cannot_be() {
+    for (size, segments, longest, slots, expected) in
+        [(8, 0, 0, 8, 1), (8, 0, 1, 8, 1), (8, 1, 0, 8, 1), (8, 3, 0, 2, 3), (1, 0, 9, 1, 1), (8, 9, 9, 1, 8)]
+    {
+        let fake = fake(features::VERSION_1);
+        let mut device = begin(&fake).unwrap().negotiate(0).unwrap();
+        let options = QueueOptions { size, chains: 8, segments, longest };
+        let queue = device.queue::<BufferList>(0, &options, 1, |shape| {
+            assert_eq!((shape.slots, shape.segments), (slots, expected), "{options:?}");
+            Ok(None)
+        });
+        assert_eq!(queue.map(|queue| usize::from(queue.depth())), Ok(slots));
+    }
+}
+
 fn drops<T: 'static>(what: T) -> Box<dyn FnOnce()> {
     Box::new(move || drop(what))
+}
+
+/// A person can tell one reason from another.
+#[test]
+fn every_error_has_a_text() {
+    let errors = [
+        Error::WrongType,
+        Error::LegacyOnly,
+        Error::MissingCapability(1),
+        Error::Platform(PlatformError::Claimed),
+        Error::Mmio(MmioError::OutOfBounds),
+        Error::Dma(DmaError::WrongDevice),
+        Error::ResetTimeout,
+        Error::Gone,
+        Error::NeedsReset,
+        Error::StatusRefused(8),
+        Error::MissingFeature(1),
+        Error::FeaturesRefused,
+        Error::ConfigUnstable,
+        Error::BadConfig,
+        Error::QueueUnavailable(0),
+        Error::QueueRefused(0),
+        Error::NoVector,
+        Error::Queue(QueueError::Broken),
+        Error::Timeout,
+        Error::Busy,
+        Error::WrongState,
+    ];
+    let texts: HashSet<_> = errors.iter().map(Error::to_string).collect();
+    assert_eq!(texts.len(), errors.len());
+    assert!(texts.iter().all(|text| text.len() > 5), "{texts:?}");
+    assert_eq!(Error::MissingFeature(1 << 32).to_string(), "lacks feature 0x100000000");
 }
 
 #[test]
@@ -163,7 +236,8 @@ fn a_64_bit_field_is_never_torn() {
     // Each look flips every bit: a torn read would mix the two halves.
     fake.model().config = vec![0x55; 16];
     fake.model().flips = 0xff;
-    for changes in 0..12 {
+    // It is read up to 16 times, in two looks each.
+    for changes in 0..=30 {
         fake.model().flapping = changes;
         let value = device.config_u64(8).unwrap();
         assert!(
