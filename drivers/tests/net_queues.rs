@@ -38,6 +38,8 @@ enum Answer {
     Ack(u8),
     /// Writes nothing, and says so.
     Unwritten,
+    /// Writes that all is well, and says that it wrote nothing.
+    Denied,
     /// Lets time pass.
     Nothing,
     /// Is unplugged.
@@ -75,6 +77,10 @@ fn bring_up(
                     ring.complete(chain.head, 1);
                 }
                 Answer::Unwritten => ring.complete(chain.head, 0),
+                Answer::Denied => {
+                    ring.write(writable[0], &[0]);
+                    ring.complete(chain.head, 0);
+                }
                 Answer::Nothing => fake.platform.advance(Duration::from_secs(3)),
                 Answer::Leave => {
                     fake.model().gone = true;
@@ -196,10 +202,21 @@ fn one_pair_needs_no_command() {
     }
 }
 
+/// Who does not ask for more has one pair, and 256 buffers each way.
+#[test]
+fn the_default_options() {
+    let fake = Fake::new(DeviceType::NET, BASE | MQ | CTRL_VQ, config(4), &[1024; 9]);
+    let (net, command) = bring_up(&fake, 8, Answer::Ack(0), &Options::default());
+    let net = net.unwrap();
+    assert_eq!((net.pairs(), Options::default().pairs, command), (1, 1, None));
+    assert_eq!(net.queue_sizes(), [256; 2]);
+    assert_eq!((fake.ring(0).pending(), fake.ring(1).pending()), (256, 0));
+}
+
 #[test]
 fn a_refusal_leaves_one_pair() {
     for format in FORMATS {
-        for answer in [Answer::Ack(1), Answer::Ack(2), Answer::Ack(0xff), Answer::Unwritten] {
+        for answer in [Answer::Ack(1), Answer::Ack(2), Answer::Ack(0xff), Answer::Unwritten, Answer::Denied] {
             let fake = card(MQ | CTRL_VQ | format, 3, 7);
             let (net, command) = bring_up(&fake, 6, answer, &pairs(3));
             let mut net = net.unwrap();
@@ -246,6 +263,12 @@ fn queues_that_are_announced_but_not_there() {
         let (net, _) = bring_up(&fake, 8, Answer::Ack(0), &pairs(4));
         assert_eq!(net.map(drop), Err(Error::QueueUnavailable(missing)));
         assert_eq!((fake.platform.dma_in_use(), fake.model().status), (0, 128), "all is given back");
+    }
+    // One whose control queue has no room for a command and the answer.
+    for (max, expected) in [(1, Err(Error::QueueUnavailable(8))), (2, Ok(()))] {
+        let fake = card(MQ | CTRL_VQ, 4, 9);
+        fake.model().queues[8].max = max;
+        assert_eq!(bring_up(&fake, 8, Answer::Ack(0), &pairs(4)).0.map(drop), expected);
     }
     // A configuration that ends before the field.
     let fake = Fake::new(DeviceType::NET, BASE | MQ | CTRL_VQ, config(4)[..8].to_vec(), &[8; 9]);
