@@ -122,3 +122,43 @@ fn frames_longer_than_the_stack_takes() {
         assert_eq!(rx.pending(), 8, "their buffers are in use again");
     }
 }
+
+/// Room for one frame is enough, and a ring full of what is dropped is emptied at once.
+#[test]
+fn the_whole_ring_is_looked_at() {
+    for (size, format) in [1, 2, 8].into_iter().flat_map(|size| FORMATS.map(|format| (size, format))) {
+        let Bench { net, mut rx, .. } = bench_with(ALL | format, config(1, 1400), size);
+        let (mut phy, now) = (Phy::new(net), Instant::ZERO);
+        for round in 0..3 {
+            for seed in 0..size as u8 {
+                assert!(deliver(&mut rx, PLAIN, &frame(MAX_FRAME_LEN + 1, seed)));
+            }
+            assert!(phy.receive(now).is_none());
+            assert!(!phy.enable_interrupts(), "nothing is left of {size}, {format:#x}");
+            phy.kick();
+            assert!(deliver(&mut rx, PLAIN, &frame(60, round)));
+            let (received, _) = phy.receive(now).unwrap();
+            assert_eq!(received.consume(<[u8]>::to_vec), frame(60, round));
+            phy.kick();
+        }
+    }
+}
+
+/// Nobody sleeps on a broken ring, though there is nothing that can be done.
+#[test]
+fn a_broken_ring_is_not_slept_on() {
+    for (format, full) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+        let Bench { net, mut rx, .. } = bench_with(ALL | format, config(1, 1400), 4);
+        let (mut phy, now) = (Phy::new(net), Instant::ZERO);
+        while full && let Some(room) = phy.transmit(now) {
+            room.consume(60, |bytes| bytes.fill(1));
+        }
+        phy.kick();
+        assert!(!phy.enable_interrupts());
+        rx.complete(77, 60);
+        assert!(phy.enable_interrupts() || !phy.is_broken(), "full: {full}, {format:#x}");
+        let _ = phy.net.receive(1, |_| panic!("nothing came"));
+        assert!(phy.is_broken());
+        assert!(phy.enable_interrupts(), "full: {full}, {format:#x}");
+    }
+}
