@@ -90,6 +90,11 @@ impl FakeConfig {
         Box::leak(Box::new(Self { functions, reads: Mutex::new(0) }))
     }
 
+    /// Which bits stick of the word at `offset`.
+    pub fn set_writable(&self, address: PciAddress, offset: usize, mask: u32) {
+        self.functions.lock().get_mut(&address).unwrap().writable[offset / 4] = mask;
+    }
+
     pub fn word(&self, address: PciAddress, offset: usize) -> u32 {
         self.functions.lock()[&address].words[offset / 4]
     }
