@@ -6,7 +6,7 @@ mod support;
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, RESET_LIMIT, features,
 };
-use ringfence_memory::{DeviceId, DmaError, DmaPool, Platform};
+use ringfence_memory::{Bytes, DeviceId, DmaError, DmaPool, Platform};
 use support::bench::{Bench, FORMATS, Shape, no_controls};
 use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
 
@@ -33,6 +33,44 @@ impl Bench {
 
     fn resets(&self) -> usize {
         self.fake.model().events.iter().filter(|&&event| event == Event::QueueReset(0)).count()
+    }
+}
+
+/// A device that uses in order finds the entries of a table in order, too (2.7.5.3.1).
+#[test]
+fn tables_in_order() {
+    for features in [IN_ORDER | INDIRECT_DESC, IN_ORDER | INDIRECT_DESC | EVENT_IDX] {
+        let mut bench = Bench::new(features, 8, 4);
+        for round in 0..40_usize {
+            let count = 1 + round % 4;
+            bench.submit(count / 2, count - count / 2).unwrap();
+            bench.queue.kick();
+            let chain = bench.ring.take().unwrap();
+            let table = chain.table.expect("all are in tables");
+            for at in 0..count {
+                let rest = bench.ring.memory(table + 16 * at as u64 + 12, 4);
+                let [flags, next] = [0, 2].map(|offset| rest.slice().read_obj::<u16>(offset).unwrap());
+                assert_eq!(flags & 1 != 0, at + 1 < count, "NEXT in all but the last");
+                assert!(at + 1 == count || usize::from(next) == at + 1, "{next} follows {at}");
+            }
+            bench.ring.complete(chain.head, 0);
+            assert_eq!(bench.reap().unwrap().len(), 1);
+        }
+    }
+}
+
+/// What has one segment is described in the ring itself; with two, tables make room for twice as many.
+#[test]
+fn tables_where_they_make_room() {
+    for (features, segments) in rings().flat_map(|features| [(features, 1), (features, 2)]) {
+        let mut bench = Bench::new(features | INDIRECT_DESC, 8, segments);
+        while bench.room() > 0 {
+            bench.submit(usize::from(segments) - 1, 1).unwrap();
+        }
+        bench.queue.kick();
+        let chains: Vec<_> = std::iter::from_fn(|| bench.ring.take()).collect();
+        assert_eq!(chains.len(), 8, "{features:#x}");
+        assert!(chains.iter().all(|chain| chain.table.is_some() == (segments > 1)), "{features:#x}");
     }
 }
 
