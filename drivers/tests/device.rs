@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use ringfence_drivers::block::Block;
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{
-    BufferList, Device, DeviceType, Error, Offer, QueueError, QueueOptions, RESET_LIMIT, features,
+    BufferList, Controls, Device, DeviceType, Error, Offer, QueueError, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{DmaError, DmaPool, MmioError, Platform, PlatformError, ResetError};
 use support::bench::no_controls;
@@ -179,17 +179,52 @@ fn a_queue_that_is_too_small() {
 /// A chain has one segment at least, and no more than the ring has descriptors, whatever was wished for.
 #[test]
 fn segments_that_cannot_be() {
-    for (size, segments, longest, slots, expected) in
-        [(8, 0, 0, 8, 1), (8, 0, 1, 8, 1), (8, 1, 0, 8, 1), (8, 3, 0, 2, 3), (1, 0, 9, 1, 1), (8, 9, 9, 1, 8)]
-    {
-        let fake = fake(features::VERSION_1);
-        let mut device = begin(&fake).unwrap().negotiate(0).unwrap();
-        let options = QueueOptions { size, chains: 8, segments, longest };
-        let queue = device.queue::<BufferList>(0, &options, 1, |shape| {
-            assert_eq!((shape.slots, shape.segments), (slots, expected), "{options:?}");
-            Ok(None)
-        });
-        assert_eq!(queue.map(|queue| usize::from(queue.depth())), Ok(slots));
+    for (size, segments, longest, slots, expected) in [
+        (8, 0, 0, 8, 1),
+        (8, 0, 1, 8, 1),
+        (8, 1, 0, 8, 1),
+        (8, 3, 0, 2, 3),
+        (8, 9, 9, 1, 8),
+        (1, 0, 9, 1, 1),
+        (1, 9, 9, 1, 1),
+    ] {
+        // With a table, too, a chain is no longer than the ring (2.7.5.3.1).
+        for tables in [0, features::INDIRECT_DESC] {
+            let fake = fake(features::VERSION_1 | tables);
+            let mut device = begin(&fake).unwrap().negotiate(tables).unwrap();
+            let options = QueueOptions { size, chains: 8, segments, longest };
+            let slots = if tables != 0 && expected > 1 { 8 } else { slots };
+            let queue = device.queue::<BufferList>(0, &options, 1, |shape| {
+                assert_eq!((shape.slots, shape.segments), (slots, expected), "{options:?}");
+                Ok(None)
+            });
+            assert_eq!(queue.map(|queue| usize::from(queue.depth())), Ok(slots));
+        }
+    }
+}
+
+/// Each slot has a header and a status of its own, and room for both, or there is no queue.
+#[test]
+fn controls_that_do_not_fit() {
+    let refused = Err(Error::Queue(QueueError::BadChain));
+    let sets = [0, features::IN_ORDER, features::RING_PACKED, features::RING_PACKED | features::IN_ORDER];
+    for set in sets.into_iter().flat_map(|set| [set, set | features::INDIRECT_DESC]) {
+        for (count, longest, expected) in
+            [(1, 3, refused), (3, 3, refused), (4, 3, Ok(4)), (9, 3, Ok(4)), (4, 2, Ok(4)), (4, 1, refused)]
+        {
+            if set & features::RING_PACKED != 0 && longest == 1 {
+                continue; // There each request is refused instead.
+            }
+            let fake = Fake::new(KIND, features::VERSION_1 | set, vec![], &[16]);
+            let mut device = begin(&fake).unwrap().negotiate(set).unwrap();
+            let options = QueueOptions { size: 16, chains: 4, segments: longest, longest };
+            let windows = fake.windows();
+            let queue = device.queue::<BufferList>(0, &options, 1, |shape| {
+                assert_eq!(shape.slots, 4);
+                Controls::new(&windows, count).map(Some)
+            });
+            assert_eq!(queue.map(|queue| queue.depth()), expected, "{count} of {longest}, {set:#x}");
+        }
     }
 }
 

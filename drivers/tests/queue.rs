@@ -232,8 +232,8 @@ fn a_refused_segment_between_fixed_ones() {
                 let chain = bench.ring.take().unwrap();
                 let lens: Vec<_> = chain.segments.iter().map(|part| part.len as usize).collect();
                 assert_eq!(lens, [vec![16], vec![BUFFER_LEN; count], vec![1]].concat());
-                let name = bench.ring.read(&chain.segments[0]);
-                assert_eq!(name[..8], bench.names.to_le_bytes(), "the header of this chain");
+                let header = bench.ring.read(&chain.segments[0]);
+                assert_eq!(header, [bench.names.to_le_bytes(), [0; 8]].concat(), "that of this chain");
                 bench.ring.complete(chain.head, 1);
                 assert_eq!(bench.reap().unwrap(), [(bench.names, Some(1))]);
                 assert_eq!(bench.ring.pending(), 0);
