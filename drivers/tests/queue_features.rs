@@ -153,6 +153,38 @@ fn a_reset_queue_starts_over() {
     }
 }
 
+/// A notification that was owed when the queue was reset is owed no more: what it was for was used. And it is
+/// the queue that was meant which is reset.
+#[test]
+fn a_reset_pays_what_was_owed() {
+    for features in rings() {
+        let fake = Fake::new(DeviceType(42), features::VERSION_1 | features | RING_RESET, vec![], &[8, 8]);
+        let windows = fake.windows();
+        let offer = Device::begin(fake.transport(), DeviceType(42), &fake.grant(), windows.clone()).unwrap();
+        let mut device = offer.negotiate(features | RING_RESET).unwrap();
+        let wish = QueueOptions { size: 8, chains: 4, segments: 1, longest: 1 };
+        let mut queue = device.queue::<BufferList>(1, &wish, 1, no_controls).unwrap();
+        assert_eq!(queue.index(), 1);
+        let started = device.driver_ok().unwrap();
+        let pool = DmaPool::new(&windows, 1, 64).unwrap();
+        // The device looks, though nobody rings.
+        queue.submit(BufferList::new(1, vec![], vec![pool.take().unwrap()], 0)).unwrap();
+        queue.kick();
+        let mut ring = fake.ring(1);
+        let chain = ring.take().unwrap();
+        ring.complete(chain.head, 0);
+        assert!(queue.pop().unwrap().is_some());
+        device.reset_queue(&mut queue).unwrap();
+        assert!(fake.model().events.contains(&Event::QueueReset(1)));
+        queue.start(&started);
+        queue.kick();
+        assert_eq!(fake.kicks(1), 0, "features {features:#x}");
+        queue.submit(BufferList::new(2, vec![], vec![pool.take().unwrap()], 0)).unwrap();
+        queue.kick();
+        assert_eq!(fake.kicks(1), 1, "features {features:#x}");
+    }
+}
+
 #[test]
 fn a_reset_leaves_interrupts_as_they_were() {
     for features in rings() {
