@@ -7,7 +7,7 @@ use ringfence_drivers::virtio::{BufferList, QueueError};
 use ringfence_memory::{Bytes, DeviceId, DmaPool, DmaWindows};
 use smoltcp::phy::{ChecksumCapabilities, Device as _};
 use support::bench::{BUFFER_LEN, Bench, Shape};
-use support::{EVENT_IDX, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, card};
+use support::{EVENT_IDX, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, card};
 
 impl Bench {
     /// What the device may look at: all descriptors of a packed ring, else the available ring.
@@ -65,6 +65,30 @@ fn a_refused_chain_shows_nothing() {
                 assert_eq!(bench.reap().unwrap().len(), 1);
             }
             bench.check();
+        }
+    }
+}
+
+/// With IN_ORDER the descriptors of a table are used in turn, from the first one on (2.7.9, SPLIT-DESC-2): so
+/// they are again after a reset of the queue.
+#[test]
+fn descriptors_in_turn() {
+    for size in [4, 8, 16] {
+        let mut bench = Bench::new(IN_ORDER | RING_RESET, size, 3);
+        for round in 0..5_usize {
+            let mut next = 0;
+            for number in 0..round * 7 {
+                let count = 1 + (number + round) % 3;
+                bench.submit(count, 0).unwrap();
+                bench.queue.kick();
+                let chain = bench.ring.take().unwrap();
+                assert_eq!((chain.head, chain.segments.len()), (next, count), "round {round}, {number}");
+                next = (next + count as u16) % size;
+                bench.ring.complete(chain.head, 0);
+                assert_eq!(bench.reap().unwrap().len(), 1);
+            }
+            bench.device.reset_queue(&mut bench.queue).unwrap();
+            bench.ring = bench.fake.ring(0);
         }
     }
 }
