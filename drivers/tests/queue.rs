@@ -344,6 +344,19 @@ fn a_chain_that_was_not_published() {
     }
 }
 
+/// Nor one of which the device was told nothing at all.
+#[test]
+fn a_chain_before_the_first_kick() {
+    for features in FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]) {
+        let mut bench = Bench::new(features, 8, 2);
+        let slot = bench.submit(1, 1).unwrap();
+        bench.ring.lie_used(slot.into());
+        bench.ring.publish();
+        assert_eq!(bench.reap().unwrap_err(), QueueError::Broken, "features {features:#x}");
+        bench.assert_broken();
+    }
+}
+
 #[test]
 fn a_used_index_that_jumps() {
     for index in [2, 9, 0x7fff, 0x8000, 0xffff] {
@@ -474,6 +487,7 @@ fn a_reset_gives_back_what_was_in_flight() {
         let names: Vec<_> = bench.queue.reclaim(&quiet).map(|item| item.name()).collect();
         assert_eq!(names, [1]);
         assert_eq!(bench.pool.available(), bench.buffers);
+        assert_eq!((bench.queue.in_flight(), bench.queue.occupied()), (0, 0));
         assert_eq!(bench.submit(1, 0), Err(QueueError::Broken), "a queue ends with its device");
     }
 }
