@@ -204,6 +204,12 @@ fn frames_left_unwritten() {
         }
         bench.net.kick();
         assert_eq!((count, bench.tx.pending(), bench.net.can_send()), (4, 4, false));
+        let [_, tx] = bench.net.counters();
+        assert_eq!(
+            tx.submitted - tx.completions,
+            4,
+            "what was left unwritten came back, and did not go again"
+        );
     }
 }
 
