@@ -59,18 +59,38 @@ fn tables_in_order() {
     }
 }
 
-/// What has one segment is described in the ring itself; with two, tables make room for twice as many.
+/// What has one segment is described in the ring itself; for two, tables make room for twice as many, and
+/// then all are in tables.
 #[test]
 fn tables_where_they_make_room() {
     for (features, segments) in rings().flat_map(|features| [(features, 1), (features, 2)]) {
         let mut bench = Bench::new(features | INDIRECT_DESC, 8, segments);
         while bench.room() > 0 {
-            bench.submit(usize::from(segments) - 1, 1).unwrap();
+            let readable = bench.room() % segments;
+            bench.submit(readable.into(), 1).unwrap();
         }
         bench.queue.kick();
         let chains: Vec<_> = std::iter::from_fn(|| bench.ring.take()).collect();
         assert_eq!(chains.len(), 8, "{features:#x}");
         assert!(chains.iter().all(|chain| chain.table.is_some() == (segments > 1)), "{features:#x}");
+    }
+}
+
+/// Without EVENT_IDX there is no position to wait for, whatever a device writes there (2.8.10): it is told.
+#[test]
+fn positions_that_were_not_negotiated() {
+    for features in [RING_PACKED, RING_PACKED | IN_ORDER] {
+        let mut bench = Bench::new(features, 8, 1);
+        for position in [0, 1, 5, 7, 0x8000, 0x8007, 0xffff] {
+            bench.submit(0, 1).unwrap();
+            bench.ring.put_event([position, 2]);
+            let kicks = bench.fake.kicks(0);
+            bench.queue.kick();
+            assert_eq!(bench.fake.kicks(0), kicks + 1, "at {position:#x}");
+            let chain = bench.ring.take().unwrap();
+            bench.ring.complete(chain.head, 0);
+            assert_eq!(bench.reap().unwrap().len(), 1);
+        }
     }
 }
 
