@@ -203,6 +203,21 @@ fn segments_that_cannot_be() {
     }
 }
 
+/// Where no chain is wanted none finds room.
+#[test]
+fn a_queue_of_no_chains() {
+    for set in [0, features::RING_PACKED, features::IN_ORDER, features::INDIRECT_DESC] {
+        let fake = fake(features::VERSION_1 | set);
+        let mut device = begin(&fake).unwrap().negotiate(set).unwrap();
+        let options = QueueOptions { size: 8, chains: 0, segments: 1, longest: 2 };
+        let mut queue = device.queue::<BufferList>(0, &options, 1, no_controls).unwrap();
+        assert_eq!((queue.depth(), queue.slots(), queue.next_slot()), (0, 0, None));
+        let buffer = DmaPool::new(&fake.windows(), 1, 64).unwrap().take().unwrap();
+        let refused = queue.submit(BufferList::new(1, vec![buffer], vec![], 0)).map_err(|(error, _)| error);
+        assert_eq!((refused, queue.is_broken()), (Err(QueueError::Full), false), "{set:#x}");
+    }
+}
+
 /// Each slot has a header and a status of its own, and room for both, or there is no queue.
 #[test]
 fn controls_that_do_not_fit() {
