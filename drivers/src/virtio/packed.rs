@@ -178,9 +178,20 @@ impl PackedRing {
         Ok(Added { count: 3, writable: own.wrapping_add(last.len()) })
     }
 
-    /// Whether the last `added` descriptors include the one at `position`.
+    /// Whether the device wants to be notified of the last `added` descriptors that it was told of.
+    #[inline]
+    fn is_kick_due(&self, added: u16) -> bool {
+        let event = u32::from_le(self.device_event.load_wrapping(0, Ordering::Relaxed));
+        match event & EVENT_FLAGS {
+            DISABLE => false,
+            AT if self.event_index => self.passes(event as u16, added),
+            _ => true,
+        }
+    }
+
+    /// Whether the last `added` descriptors that the device was told of include the one at `position`.
     fn passes(&self, position: u16, added: u16) -> bool {
-        let (new, wrap) = (self.available.index, self.available.wrap());
+        let (new, wrap) = (self.published.index, self.published.wrap());
         // Indices that go on where the ring wraps: those of the last round are negative.
         let index = position & !WRAP;
         let event = if (position & WRAP != 0) == wrap { index } else { index.wrapping_sub(self.layout.size) };
@@ -263,12 +274,7 @@ impl Ring for PackedRing {
         self.published = self.available;
         // The device either sees that, or we see what it wrote before it went to sleep (2.8.21.3.1).
         fence(Ordering::SeqCst);
-        let event = u32::from_le(self.device_event.load_wrapping(0, Ordering::Relaxed));
-        match event & EVENT_FLAGS {
-            DISABLE => false,
-            AT if self.event_index => self.passes(event as u16, added),
-            _ => true,
-        }
+        self.is_kick_due(added)
     }
 
     #[inline]
