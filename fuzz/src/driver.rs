@@ -220,6 +220,7 @@ fn kick(world: &mut World, input: &mut Input<'_>) {
     let card = world.sides[driver.who.side].cards()[driver.who.party.card];
     let _ = card.take_rung();
     driver.queue.kick();
+    driver.queue.kick_again();
     let rung = card.take_rung();
     if rung {
         reached("doorbell rung");

@@ -108,6 +108,11 @@ impl<N: Notify> BlockQueue<N> {
         self.0.kick();
     }
 
+    /// See [`Queue::kick_again`].
+    pub fn kick_again(&mut self) {
+        self.0.kick_again();
+    }
+
     /// Hands all finished requests to `done`, and says how many there were.
     ///
     /// # Errors

@@ -309,6 +309,12 @@ impl<N: Notify> NetPair<N> {
         self.transmit.kick();
     }
 
+    /// See [`Queue::kick_again`]; for both queues.
+    pub fn kick_again(&mut self) {
+        self.receive.kick_again();
+        self.transmit.kick_again();
+    }
+
     /// Asks for no interrupts while polling. Interrupts may come anyway.
     pub fn disable_interrupts(&mut self) {
         self.receive.disable_interrupts();

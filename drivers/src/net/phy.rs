@@ -37,6 +37,11 @@ impl<T: Transport> Phy<T> {
         self.net.split().1.for_each(NetPair::kick);
     }
 
+    /// See [`NetPair::kick_again`]; for all pairs.
+    pub fn kick_again(&mut self) {
+        self.net.split().1.for_each(NetPair::kick_again);
+    }
+
     /// See [`NetPair::disable_interrupts`]; for all pairs.
     pub fn disable_interrupts(&mut self) {
         self.net.split().1.for_each(NetPair::disable_interrupts);

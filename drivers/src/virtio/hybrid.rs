@@ -1,5 +1,11 @@
 //! When to poll a queue, and when to sleep until its interrupt.
 
+use core::time::Duration;
+
+/// Who sleeps while something is in flight looks once more after this long: with
+/// [`kick_again`](super::Queue::kick_again), and for what the device has used.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(1);
+
 /// The rule by which whoever serves a queue waits for it:
 ///
 /// 1. An interrupt wakes the server. It turns interrupts off.

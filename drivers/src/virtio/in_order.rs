@@ -118,6 +118,10 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.publish()
     }
 
+    fn is_kick_due(&self, chains: u16) -> bool {
+        self.ring.is_kick_due(chains)
+    }
+
     fn look(&mut self, in_flight: u16) -> Result<R::Used, QueueError> {
         self.ring.look(in_flight)
     }

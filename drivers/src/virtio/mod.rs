@@ -29,7 +29,7 @@ pub(crate) use chain::sealed;
 pub use chain::{Buffers, Ends};
 pub use controls::Controls;
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT};
-pub use hybrid::Hybrid;
+pub use hybrid::{Hybrid, LOOK_AGAIN};
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};

@@ -180,7 +180,7 @@ impl PackedRing {
 
     /// Whether the device wants to be notified of the last `added` descriptors that it was told of.
     #[inline]
-    fn is_kick_due(&self, added: u16) -> bool {
+    fn wants_kick(&self, added: u16) -> bool {
         let event = u32::from_le(self.device_event.load_wrapping(0, Ordering::Relaxed));
         match event & EVENT_FLAGS {
             DISABLE => false,
@@ -274,7 +274,12 @@ impl Ring for PackedRing {
         self.published = self.available;
         // The device either sees that, or we see what it wrote before it went to sleep (2.8.21.3.1).
         fence(Ordering::SeqCst);
-        self.is_kick_due(added)
+        self.wants_kick(added)
+    }
+
+    fn is_kick_due(&self, _: u16) -> bool {
+        // What is in flight is between the used descriptor that comes next and the last one published.
+        self.wants_kick(self.used.until(self.published, self.layout.size))
     }
 
     #[inline]

@@ -136,6 +136,8 @@ pub struct Queue<B: Buffers, N> {
     started: bool,
     /// The device wants a notification that was not sent yet, because it was not started.
     owed_kick: bool,
+    /// How many chains it had been told of when it was notified once more of some of them.
+    told_again: u64,
     kicks: u64,
     interrupts: u64,
 }
@@ -196,6 +198,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             notifier,
             started: false,
             owed_kick: false,
+            told_again: 0,
             kicks: 0,
             interrupts: 0,
         })
@@ -310,6 +313,26 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             self.kicks = self.kicks.wrapping_add(1);
             self.notifier.notify(with_ring!(&self.format, ring => ring.position()));
         }
+    }
+
+    /// Does the same, and looks once more whether the device wants to be notified of what is in flight: for
+    /// whoever has waited for [`LOOK_AGAIN`](super::LOOK_AGAIN). One needless notification may come of it for
+    /// each [`kick`](Self::kick), never more.
+    ///
+    /// No notification is lost where fences hold. But QEMU leaves them out of a guest that can have only one
+    /// processor, though its devices run in threads of their own (seen in 7.2, TCG): then `kick` may see what
+    /// the device wanted before it went to sleep, while the device does not yet see what was published.
+    #[cold]
+    pub fn kick_again(&mut self) {
+        let Slots { published, completed, .. } = self.slots;
+        let told = published.saturating_sub(completed);
+        if told > 0 && self.told_again != published {
+            // There are never more than slots.
+            if with_ring!(&self.format, ring => ring.is_kick_due(told as u16)) {
+                (self.owed_kick, self.told_again) = (true, published);
+            }
+        }
+        self.kick();
     }
 
     /// Takes one completion, if there is one.

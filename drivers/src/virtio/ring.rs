@@ -113,6 +113,9 @@ pub(super) trait Ring {
     /// Tells the device of all that was added. `true` if it wants to be notified of it.
     fn publish(&mut self) -> bool;
 
+    /// Whether it wants to be notified, as it says now, of the last `chains` it was told of: those in flight.
+    fn is_kick_due(&self, chains: u16) -> bool;
+
     /// Looks for used elements. There must be at most `in_flight`.
     fn look(&mut self, in_flight: u16) -> Result<Self::Used, QueueError>;
 

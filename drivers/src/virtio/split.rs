@@ -153,17 +153,6 @@ impl SplitRing {
         available.wrapping_add(1)
     }
 
-    /// Whether the device wants to be notified of the last `chains` that it was told of.
-    #[inline]
-    fn is_kick_due(&self, chains: u16) -> bool {
-        let [flags, _, avail_event] = &self.used_ring;
-        if !self.event_index {
-            return u16::from_le(flags.load_wrapping(0, Ordering::Relaxed)) & SUPPRESS == 0;
-        }
-        let event = u16::from_le(avail_event.load_wrapping(0, Ordering::Relaxed));
-        need_event(event, self.published, self.published.wrapping_sub(chains))
-    }
-
     /// Says whether interrupts are wanted: by the flag or, since that must stay 0 then (2.7.7.1), by `event`.
     fn set_wish(&mut self, flags: u16, event: u16) {
         let [wish, _, _, used_event] = &self.available_ring;
@@ -288,6 +277,16 @@ impl Ring for SplitRing {
         // The device either sees the index, or we see what it wrote before it went to sleep (2.7.13.4.1).
         fence(Ordering::SeqCst);
         self.is_kick_due(new.wrapping_sub(old))
+    }
+
+    #[inline]
+    fn is_kick_due(&self, chains: u16) -> bool {
+        let [flags, _, avail_event] = &self.used_ring;
+        if !self.event_index {
+            return u16::from_le(flags.load_wrapping(0, Ordering::Relaxed)) & SUPPRESS == 0;
+        }
+        let event = u16::from_le(avail_event.load_wrapping(0, Ordering::Relaxed));
+        need_event(event, self.published, self.published.wrapping_sub(chains))
     }
 
     #[inline]

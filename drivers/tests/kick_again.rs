@@ -1,0 +1,176 @@
+//! What QEMU does with a guest that can have only one processor: it leaves out the guest's fences. Then the
+//! driver may publish and see what the device wanted a moment ago, while the device, which is going to sleep,
+//! does not see yet what was published. Nobody does anything from then on, until the driver looks again.
+
+mod support;
+
+use ringfence_drivers::net::Net;
+use ringfence_drivers::virtio::{DeviceType, QueueError, features};
+use support::bench::{Bench, FORMATS};
+use support::{DeviceRing, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+
+/// All combinations that a ring's memory and events depend on, with the sizes of rings.
+fn rings() -> impl Iterator<Item = (u64, u16)> {
+    let others = (0..8).map(|bits| {
+        [EVENT_IDX, INDIRECT_DESC, IN_ORDER]
+            .iter()
+            .enumerate()
+            .map(|(bit, one)| (bits >> bit & 1) * one)
+            .sum()
+    });
+    let rings = others.flat_map(|others: u64| FORMATS.map(|format| format | others));
+    rings.flat_map(|ring| {
+        let odd = (ring & RING_PACKED != 0).then_some((ring, 11));
+        [(ring, 8)].into_iter().chain(odd)
+    })
+}
+
+/// What the device writes before it sleeps: it wants to be notified from `position` on.
+fn want_kick_at(ring: &DeviceRing, features: u64, position: u64) {
+    match (features & RING_PACKED != 0, features & EVENT_IDX != 0) {
+        (true, true) => ring.put_event([ring.event(position), 2]),
+        (false, true) => ring.put_avail_event(ring.event(position)),
+        (_, false) => ring.suppress_kicks(false),
+    }
+}
+
+impl Bench {
+    /// Puts `count` chains in flight while the device wants no notifications.
+    fn publish_unseen(&mut self, count: u16) {
+        self.ring.suppress_kicks(true);
+        let kicks = self.fake.kicks(0);
+        for number in 0..count {
+            self.submit(1 + usize::from(number % 2), 1).unwrap();
+        }
+        self.queue.kick();
+        assert_eq!(self.fake.kicks(0), kicks);
+    }
+
+    /// The device serves all that is in flight, in order.
+    fn serve(&mut self) {
+        while let Some(chain) = self.ring.take() {
+            self.ring.complete(chain.head, 7);
+        }
+        self.reap().unwrap();
+        assert_eq!(self.queue.in_flight(), 0);
+        self.check();
+    }
+
+    /// How many notifications `act` sends.
+    #[track_caller]
+    fn kicks_of(&mut self, act: impl FnOnce(&mut Self)) -> usize {
+        let before = self.fake.kicks(0);
+        act(self);
+        self.fake.kicks(0) - before
+    }
+}
+
+#[test]
+fn a_lost_notification_is_sent_again_once() {
+    for (features, size) in rings() {
+        let mut bench = Bench::new(features, size, 3);
+        // Where the ring wraps, too.
+        for round in 0..3 * size {
+            let count = 1 + round % bench.queue.depth().min(3);
+            bench.publish_unseen(count);
+            // It has not seen them.
+            want_kick_at(&bench.ring, features, bench.ring.taken);
+            assert_eq!(bench.kicks_of(|bench| bench.queue.kick()), 0, "nothing was published");
+            assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 1, "features {features:#x}");
+            // It may be slow.
+            assert_eq!(bench.kicks_of(|bench| (0..9).for_each(|_| bench.queue.kick_again())), 0);
+            bench.serve();
+            assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 0, "nothing is in flight");
+        }
+    }
+}
+
+/// Wherever the device wants to be notified, it is if that is in what it has not used yet.
+#[test]
+fn only_what_is_in_flight_counts() {
+    for (features, size) in rings().filter(|(features, _)| features & EVENT_IDX != 0) {
+        let mut bench = Bench::new(features, size, 3);
+        let depth = bench.queue.depth();
+        for (count, back) in
+            (1..=depth).flat_map(|count| (0..2 * u64::from(size)).map(move |back| (count, back)))
+        {
+            bench.publish_unseen(count);
+            let (used, end) = (bench.ring.used, bench.ring.available());
+            // Up to a round before, and as far behind.
+            let Some(position) = (end + u64::from(size)).checked_sub(back) else {
+                bench.serve();
+                continue;
+            };
+            // Positions of a packed ring come again after two rounds.
+            let wanted = (used..end).any(|at| bench.ring.event(at) == bench.ring.event(position));
+            want_kick_at(&bench.ring, features, position);
+            let kicks = bench.kicks_of(|bench| bench.queue.kick_again());
+            assert_eq!(kicks, usize::from(wanted), "features {features:#x}, {position} in {used}..{end}");
+            bench.serve();
+        }
+    }
+}
+
+#[test]
+fn a_device_that_wants_no_notification_gets_none() {
+    for (features, size) in rings() {
+        let mut bench = Bench::new(features, size, 3);
+        for _ in 0..3 * size {
+            bench.publish_unseen(1);
+            assert_eq!(bench.kicks_of(|bench| (0..9).for_each(|_| bench.queue.kick_again())), 0);
+            bench.serve();
+            want_kick_at(&bench.ring, features, bench.ring.taken - 1);
+            assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 0, "nothing is in flight");
+        }
+    }
+}
+
+/// A look tells of everything, as a kick does, and by one notification.
+#[test]
+fn a_look_publishes_too() {
+    for (features, size) in rings() {
+        let mut bench = Bench::new(features, size, 3);
+        bench.publish_unseen(1);
+        bench.submit(1, 1).unwrap();
+        want_kick_at(&bench.ring, features, bench.ring.taken);
+        assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 1, "features {features:#x}");
+        assert_eq!(bench.ring.pending(), 2);
+        // What was published since the last look may have been lost again.
+        assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 1);
+        assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 0);
+        bench.serve();
+    }
+}
+
+#[test]
+fn a_broken_queue_notifies_no_more() {
+    for features in FORMATS {
+        let mut bench = Bench::new(features, 8, 3);
+        bench.publish_unseen(1);
+        let chain = bench.ring.take().unwrap();
+        bench.ring.complete(chain.head + 1, 0);
+        assert_eq!(bench.reap().unwrap_err(), QueueError::Broken);
+        want_kick_at(&bench.ring, features, 0);
+        assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 0);
+        bench.assert_broken();
+    }
+}
+
+#[test]
+fn both_queues_of_a_card_are_looked_at() {
+    for features in FORMATS {
+        let fake = Fake::new(DeviceType::NET, features::VERSION_1 | features, vec![0; 12], &[8, 8]);
+        let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
+        let rings = [0, 1].map(|queue| fake.ring(queue));
+        rings.iter().for_each(|ring| ring.suppress_kicks(true));
+        assert_eq!(net.send(1, |frame| frame.write(&[1; 60]).unwrap()), Ok(1));
+        net.kick();
+        let before = [0, 1].map(|queue| fake.kicks(queue));
+        for (queue, ring) in rings.iter().enumerate() {
+            ring.suppress_kicks(false);
+            net.kick_again();
+            let after = [0, 1].map(|queue| fake.kicks(queue));
+            assert_eq!([0, 1].map(|at: usize| after[at] - before[at]), [1, usize::from(queue == 1)]);
+        }
+    }
+}
