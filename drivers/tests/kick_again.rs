@@ -3,11 +3,17 @@
 //! does not see yet what was published. Nobody does anything from then on, until the driver looks again.
 
 mod support;
+#[path = "support/tasks.rs"]
+mod tasks;
+
+use std::cell::RefCell;
+use std::task::Wake;
 
 use ringfence_drivers::net::Net;
-use ringfence_drivers::virtio::{DeviceType, QueueError, features};
+use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
 use support::bench::{Bench, FORMATS};
-use support::{DeviceRing, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+use support::{DeviceRing, EVENT_IDX, Event, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+use tasks::{Shared, Task, check, server, settle};
 
 /// All combinations that a ring's memory and events depend on, with the sizes of rings.
 fn rings() -> impl Iterator<Item = (u64, u16)> {
@@ -154,6 +160,77 @@ fn a_broken_queue_notifies_no_more() {
         assert_eq!(bench.kicks_of(|bench| bench.queue.kick_again()), 0);
         bench.assert_broken();
     }
+}
+
+/// A task that waits for sector 5, the server, which is asleep, and the disk, which has not looked yet.
+fn asleep(bench: &mut tasks::Bench, then: impl FnOnce(&Shared<'_>, &mut tasks::Disk, [&mut Task<'_>; 2])) {
+    let (mut disk, request) = (bench.disk(0), bench.read(5));
+    disk.ring.suppress_kicks(true);
+    let queue = Shared::new(&mut bench.block, Hybrid::new(0));
+    let ended = RefCell::default();
+    let (mut server, mut task) =
+        (server(&queue, &ended), Task::new(async { check(queue.request(request).await, 5) }));
+    assert!(!queue.is_asleep(), "with nothing to wait for");
+    settle(&mut [&mut task, &mut server]);
+    assert!(queue.is_asleep());
+    then(&queue, &mut disk, [&mut task, &mut server]);
+    assert!(task.is_over() && server.future.is_some() && ended.borrow().is_none());
+    assert!(!queue.is_asleep());
+}
+
+#[test]
+fn a_sleeping_server_notifies_again() {
+    for ring in tasks::formats() {
+        let mut bench = tasks::Bench::new(ring, 1, 64);
+        let model = bench.fake.model.clone();
+        let kicks = || model.lock().events.iter().filter(|&&event| event == Event::Kick(0)).count();
+        asleep(&mut bench, |queue, disk, [task, server]| {
+            assert_eq!(kicks(), 0);
+            want_kick_at(&disk.ring, ring, 0);
+            for _ in 0..3 {
+                queue.look_again();
+                assert_eq!((kicks(), server.run()), (1, false), "there is nothing for the server");
+            }
+            assert_eq!(disk.take(), 1);
+            assert!(disk.finish(0), "the server sleeps");
+            server.flag.clone().wake();
+            settle(&mut [task, server]);
+        });
+    }
+}
+
+#[test]
+fn a_sleeping_server_sees_what_raised_no_interrupt() {
+    for ring in tasks::formats() {
+        let mut bench = tasks::Bench::new(ring, 1, 64);
+        asleep(&mut bench, |queue, disk, [task, server]| {
+            assert_eq!(disk.take(), 1);
+            disk.finish(0);
+            settle(&mut [task, server]);
+            assert!(!task.is_over());
+            queue.look_again();
+            settle(&mut [task, server]);
+        });
+    }
+}
+
+#[test]
+fn a_server_that_is_awake_looks_by_itself() {
+    let mut bench = tasks::Bench::new(0, 1, 64);
+    let (disk, request) = (bench.disk(0), bench.read(5));
+    let tasks::Bench { fake, block, .. } = &mut bench;
+    disk.ring.suppress_kicks(true);
+    let queue = Shared::new(block, Hybrid::new(9));
+    let ended = RefCell::default();
+    let mut task = Task::new(async { drop(queue.request(request).await) });
+    let mut server = server(&queue, &ended);
+    task.run();
+    server.run();
+    disk.ring.suppress_kicks(false);
+    assert!(!queue.is_asleep());
+    queue.look_again();
+    assert_eq!(fake.kicks(0), 0);
+    drop((task, server));
 }
 
 #[test]

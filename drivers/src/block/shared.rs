@@ -112,6 +112,21 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         self.with(State::wake_server);
     }
 
+    /// Whether the server sleeps while the device has requests: [`look_again`](Self::look_again) is to be
+    /// called after [`LOOK_AGAIN`](crate::virtio::LOOK_AGAIN).
+    pub fn is_asleep(&self) -> bool {
+        let state = self.state.borrow();
+        state.armed && state.queue.in_flight() > 0
+    }
+
+    /// Once more notifies the device if it wants that, see [`BlockQueue::kick_again`], and wakes the server
+    /// if the device has done something. Nothing, unless the server sleeps: it looks by itself.
+    pub fn look_again(&self) {
+        if self.is_asleep() {
+            self.with(State::look_again);
+        }
+    }
+
     /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the
     /// proof that the device is `quiet` the buffers are free again; without, they stay with the queue.
     pub fn close(&self, quiet: Option<&Quiet>) {
@@ -230,6 +245,13 @@ impl<N: Notify> State<'_, N> {
                 // What came just now, or what a device shows and hides again: others may run first.
                 return Ok(true);
             }
+        }
+    }
+
+    fn look_again(&mut self) {
+        self.queue.kick_again();
+        if !matches!(self.queue.inner().has_used(), Ok(false)) {
+            self.wake_server();
         }
     }
 
