@@ -8,6 +8,8 @@ mod tasks;
 
 use std::cell::RefCell;
 use std::task::Wake;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
@@ -231,6 +233,34 @@ fn a_server_that_is_awake_looks_by_itself() {
     queue.look_again();
     assert_eq!(fake.kicks(0), 0);
     drop((task, server));
+}
+
+#[test]
+fn who_polls_for_long_notifies_again() {
+    const LIMIT: Duration = Duration::from_secs(5);
+    for ring in tasks::formats() {
+        let mut bench = tasks::Bench::new(ring, 1, 64);
+        let (mut disk, request) = (bench.disk(0), bench.read(5));
+        let tasks::Bench { fake, block, .. } = &mut bench;
+        disk.ring.suppress_kicks(true);
+        thread::scope(|scope| {
+            let device = scope.spawn(|| {
+                while disk.ring.pending() == 0 {
+                    thread::yield_now();
+                }
+                want_kick_at(&disk.ring, ring, 0);
+                let start = Instant::now();
+                while fake.kicks(0) == 0 && start.elapsed() < LIMIT {
+                    thread::yield_now();
+                }
+                disk.take();
+                disk.finish(0);
+            });
+            check(block.call(request, 2 * LIMIT).unwrap(), 5);
+            device.join().unwrap();
+        });
+        assert_eq!(fake.kicks(0), 1);
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use core::time::Duration;
 
 use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
-use crate::virtio::{Device, DeviceType, Error, QueueOptions, Transport, features};
+use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, QueueOptions, Transport, features};
 
 use request::Common;
 
@@ -272,7 +272,11 @@ impl<T: Transport> Block<T> {
             if let Some(Done { result, buffer, .. }) = answer {
                 return Ok((result, buffer));
             }
-            if self.control.device.windows().now().saturating_sub(start) > limit {
+            let waited = self.control.device.windows().now().saturating_sub(start);
+            if waited > LOOK_AGAIN {
+                self.kick_again();
+            }
+            if waited > limit {
                 self.control.device.check()?;
                 return Err(Error::Timeout);
             }
