@@ -21,6 +21,7 @@ use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 use crate::executor::Task;
 use crate::interrupts::Interrupt;
 use crate::irq::DeviceInterrupts;
+use crate::second_look::SecondLook;
 
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
@@ -49,6 +50,8 @@ struct Control {
     block: Option<&'static mut BlockControl<PciTransport>>,
     /// Whether some reader has waited for long.
     overdue: bool,
+    /// When the queues are looked at though their servers sleep.
+    look: SecondLook,
     /// The task that runs [`Disk::watch`].
     watcher: Option<Waker>,
 }
@@ -82,6 +85,8 @@ impl Disk {
         let features = block.features();
         // For good, so that queues and tasks can be apart; a disk that is given up is shut down.
         let (control, queues) = Box::leak(Box::new(block)).split();
+        let look = SecondLook::default();
+        let control = Control { block: Some(control), overdue: false, look, watcher: None };
         let queues = queues.zip(0..).map(|(queue, index)| DiskQueue {
             shared: SharedQueue::new(queue, Hybrid::new(BUDGET)),
             vector: interrupts.vector(index),
@@ -90,7 +95,7 @@ impl Disk {
             address,
             queues: queues.collect(),
             next: Cell::new(0),
-            control: RefCell::new(Control { block: Some(control), overdue: false, watcher: None }),
+            control: RefCell::new(control),
             small,
             large,
             more: OnceCell::new(),
@@ -175,13 +180,17 @@ impl Disk {
                 // Buffers whose readers are gone may have come back.
                 self.wake_waiting();
             }
+            if queue.is_asleep() && self.control.borrow_mut().look.want() {
+                self.wake_watcher();
+            }
             result
         });
         let error = error.await;
         self.give_up(error.into());
     }
 
-    /// Looks after the device, and wakes the servers of the queues without an interrupt of their own.
+    /// Looks after the device, wakes the servers of the queues without an interrupt of their own, and looks
+    /// at all queues once more while their servers sleep.
     async fn watch(
         &self,
         mut interrupts: DeviceInterrupts,
@@ -197,6 +206,9 @@ impl Disk {
                     queue.report_interrupts(interrupts.count(*index));
                     queue.wake();
                 }
+            }
+            if control.look.poll(context) {
+                self.queues.iter().for_each(|queue| queue.shared.look_again());
             }
             let Some(block) = &mut control.block else { return Poll::Ready(Error::Gone) };
             match changed.then(|| block.config_changed()) {

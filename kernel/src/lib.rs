@@ -24,6 +24,7 @@ pub mod nic;
 pub mod panic;
 pub mod platform;
 pub mod qemu;
+pub mod second_look;
 pub mod status;
 pub mod system;
 pub mod testing;

@@ -8,12 +8,15 @@
 extern crate alloc;
 
 use alloc::boxed::Box;
+use alloc::vec::Vec;
 use core::arch::asm;
-use core::future::Future;
+use core::future::{Future, poll_fn};
 use core::pin::{Pin, pin};
 use core::task::{Context, Poll};
 
 use embassy_time::{Duration, Instant, Timer, with_timeout};
+use ringfence_drivers::virtio::LOOK_AGAIN;
+use ringfence_kernel::second_look::SecondLook;
 use ringfence_kernel::{executor, interrupts, testing, time};
 use x86_64::instructions::port::Port;
 
@@ -95,6 +98,33 @@ fn the_clock_is_refined() {
             elapsed > least - least / 20 && elapsed < most + most / 20,
             "{elapsed} ns, not {least} to {most}"
         );
+    })
+}
+
+/// Each sleep is followed by a look, and by one when enough time has passed; who sleeps on is left alone.
+#[test_case]
+fn a_second_look_follows_each_sleep() {
+    run(async {
+        let mut look = SecondLook::default();
+        let mut looks = Vec::new();
+        let mut next = Timer::after(Duration::from_millis(50));
+        assert!(look.want(), "no timer runs");
+        let start = Instant::now();
+        poll_fn(|context| {
+            if look.poll(context) {
+                looks.push(start.elapsed());
+            } else if looks.is_empty() {
+                assert!(!look.want(), "a timer runs");
+            }
+            Pin::new(&mut next).poll(context)
+        })
+        .await;
+        let least = Duration::from_micros(LOOK_AGAIN.as_micros() as u64);
+        assert_eq!(looks.len(), 2, "one for each sleep: {looks:?}");
+        assert!(looks[0] >= least && looks[1] >= looks[0] + least, "{looks:?}");
+        // It begins anew.
+        assert!(look.want());
+        poll_fn(|context| if look.poll(context) { Poll::Ready(()) } else { Poll::Pending }).await;
     })
 }
 

@@ -2,8 +2,7 @@
 
 use core::time::Duration;
 
-/// Who sleeps while something is in flight looks once more after this long: with
-/// [`kick_again`](super::Queue::kick_again), and for what the device has used.
+/// Who sleeps while something is in flight looks once more after this long: see [`Hybrid`].
 pub const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The rule by which whoever serves a queue waits for it:
@@ -17,6 +16,8 @@ pub const LOOK_AGAIN: Duration = Duration::from_millis(1);
 ///    spinning for a shared-memory multiprocessor", SOSP 1991).
 /// 4. Then it turns interrupts on and looks once more: what came before that raises no interrupt. If there is
 ///    nothing it sleeps.
+/// 5. If something is in flight then, it looks for completions once more when [`LOOK_AGAIN`] has passed, and
+///    calls [`kick_again`](super::Queue::kick_again), for machines on which fences do nothing.
 ///
 /// No wake-up is lost if the server can be woken by the interrupt before step 4 begins: either the device
 /// sees that interrupts are wanted, or the last look sees what the device did. A full fence in
