@@ -3,6 +3,7 @@
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
+use core::mem;
 use core::task::{Context, Poll, Waker};
 
 use ringfence_drivers::net::Phy;
@@ -12,6 +13,7 @@ use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 
 use crate::irq::DeviceInterrupts;
+use crate::second_look::SecondLook;
 
 /// What others see of a card that the stack owns.
 #[derive(Debug)]
@@ -43,6 +45,10 @@ pub struct Nic {
     shared: Rc<Shared>,
     /// Whether receive interrupts are on.
     armed: bool,
+    /// Whether there was room for a frame that the stack wanted to send, since it last slept.
+    sent: bool,
+    /// When the card is looked at though the stack sleeps.
+    look: SecondLook,
 }
 
 impl Nic {
@@ -56,7 +62,8 @@ impl Nic {
             link_up: Cell::new(phy.net.link_up()),
             gone: Cell::new(false),
         };
-        Self { phy: Some(phy), mac, capabilities, interrupts, shared: Rc::new(shared), armed: true }
+        let (shared, look) = (Rc::new(shared), SecondLook::default());
+        Self { phy: Some(phy), mac, capabilities, interrupts, shared, armed: true, sent: false, look }
     }
 
     /// What can be seen of the card once the stack owns it.
@@ -91,14 +98,18 @@ impl Device for Nic {
 
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let phy = self.phy.as_mut()?;
-        if core::mem::take(&mut self.armed) {
+        // They stay on where there is nothing: to turn them off and on is a chance to lose one.
+        if self.armed && phy.has_received() {
+            self.armed = false;
             phy.disable_interrupts();
         }
         phy.receive(now)
     }
 
     fn transmit(&mut self, now: Instant) -> Option<Self::TxToken<'_>> {
-        self.phy.as_mut()?.transmit(now)
+        let room = self.phy.as_mut()?.transmit(now);
+        self.sent |= room.is_some();
+        room
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -139,7 +150,12 @@ impl net::Nic for Nic {
             self.give_up(error);
         }
         let Some(phy) = &mut self.phy else { return };
-        self.armed = true;
+        if !mem::replace(&mut self.armed, true) | mem::take(&mut self.sent) {
+            self.look.want();
+        }
+        if self.look.poll(&mut Context::from_waker(waker)) {
+            phy.kick_again();
+        }
         if phy.enable_interrupts() {
             waker.wake_by_ref();
         }

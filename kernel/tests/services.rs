@@ -336,7 +336,8 @@ fn cards_get_addresses(nics: Vec<Nic>, mut tasks: Vec<Task>, quiet: bool) -> ! {
             assert!(receive.completions >= 2 && receive.interrupts <= receive.completions, "{receive:?}");
             // None is wanted, but with EVENT_IDX QEMU sends one for the first used element of a queue.
             assert!(transmit.submitted >= 2 && transmit.interrupts <= 1, "{transmit:?}");
-            assert!(transmit.kicks <= transmit.submitted, "{transmit:?}");
+            // A host that is slow is told again of each, once.
+            assert!(transmit.kicks <= 2 * transmit.submitted, "{transmit:?}");
             assert_eq!((receive.rejected, transmit.rejected), (0, 0));
         }
         // Nothing happens on the cable now, and nobody acts as if.

@@ -47,6 +47,11 @@ impl<T: Transport> Phy<T> {
         self.net.split().1.for_each(NetPair::disable_interrupts);
     }
 
+    /// See [`NetPair::has_received`]; for any pair.
+    pub fn has_received(&mut self) -> bool {
+        self.net.split().1.any(NetPair::has_received)
+    }
+
     /// See [`NetPair::enable_interrupts`]; for all pairs. While a pair has no room to send, nothing is
     /// received from it: only room is something to go on for then.
     #[must_use]
