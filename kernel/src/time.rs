@@ -196,7 +196,7 @@ pub(crate) fn init_timer() {
 
 /// Lets alarms interrupt, once the timer of the local APIC has been measured for at least 100 µs since
 /// [`init_timer`]. What was scheduled before is due now, or gets its alarm.
-pub(crate) fn start_alarms() {
+pub fn start_alarms() {
     const MEASURE_NS: u64 = 100_000;
 
     if let Some(first) = *TIMER_FIRST.lock() {

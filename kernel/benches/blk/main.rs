@@ -25,7 +25,7 @@ use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::{config_access, open_disk};
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::qemu::{self, ExitCode};
-use ringfence_kernel::{memory, println};
+use ringfence_kernel::{memory, println, time};
 use ringfence_memory::{ConfigAccess, DmaWindows};
 use x86_64::instructions::interrupts;
 
@@ -108,6 +108,7 @@ impl Disk {
 
 fn main(boot: Boot) -> ! {
     interrupts::disable();
+    time::start_alarms();
     // `virtio-drivers` has something to say whenever it starts.
     log::set_max_level(log::LevelFilter::Warn);
     run(&Plan::read(), &Disk::find(&boot));
