@@ -338,7 +338,7 @@ fn a_chain_that_was_not_published() {
         bench.queue.kick();
         let second = bench.submit(1, 1).unwrap();
         assert_ne!(first, second);
-        bench.ring.complete(second, 0);
+        bench.ring.complete(second.index() as u16, 0);
         assert_eq!(bench.reap().unwrap_err(), QueueError::Broken);
         bench.assert_broken();
     }

@@ -206,10 +206,10 @@ fn submit(world: &mut World, input: &mut Input<'_>) {
     let list = BufferList::new(input.word().into(), readable, writable, u32::from(input.byte() & 1));
     let next = driver.queue.next_slot();
     match driver.queue.submit(list) {
-        Ok(slot) => {
-            assert_eq!(next, Some(slot));
+        Ok(ticket) => {
+            assert_eq!(next.map(usize::from), Some(ticket.index()));
             reached("chain submitted");
-            assert!(usize::from(slot) < driver.queue.slots());
+            assert!(driver.queue.is_in_flight(ticket) && ticket.index() < driver.queue.slots());
         }
         Err((_, list)) => drop(list.into_buffers()),
     }

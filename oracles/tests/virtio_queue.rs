@@ -16,7 +16,7 @@ use common::iommu::{Faults, Memory, memory};
 use common::noise;
 use proptest::prelude::*;
 use ringfence_drivers::virtio::{
-    BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, QueueShape, features,
+    BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, QueueShape, Ticket, features,
 };
 use ringfence_memory::{Bytes as _, Direction, DmaPool, DmaWindows};
 use support::bench::no_controls;
@@ -159,7 +159,7 @@ impl Bench {
         }
     }
 
-    fn submit(&mut self, readable: &[Span], writable: &[Span]) -> Result<u16, QueueError> {
+    fn submit(&mut self, readable: &[Span], writable: &[Span]) -> Result<Ticket, QueueError> {
         self.names += 1;
         let name = self.names;
         let (mut buffers, mut spans) = ([Vec::new(), Vec::new()], Vec::new());
@@ -178,9 +178,9 @@ impl Bench {
         }
         let [to_read, to_write] = buffers;
         let item = BufferList::new(name, to_read, to_write, 0).with_parts(spans);
-        let number = self.queue.submit(item).map_err(|(error, _)| error)?;
+        let ticket = self.queue.submit(item).map_err(|(error, _)| error)?;
         self.sent.push_back(Sent { name, readable: bytes, shape, writable: writable.to_vec() });
-        Ok(number)
+        Ok(ticket)
     }
 
     /// The device takes a chain, and finds in it what was submitted.

@@ -96,7 +96,7 @@ fn our_driver_writes_a_split_ring_and_they_decode_it() {
         for round in 0..3 * size {
             let buffers = [(); 2].map(|()| pool.take().unwrap());
             let addresses = buffers.each_ref().map(|buffer| windows.publish(buffer.address()).unwrap().0);
-            let head = queue.submit(chain(buffers)).unwrap();
+            let head = queue.submit(chain(buffers)).unwrap().index() as u16;
             queue.kick();
             // SAFETY: nobody writes to the ring meanwhile, and both are as large as their layout says.
             let (index, entry, flags) = unsafe {

@@ -17,6 +17,7 @@ use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, QueueOptions, Transpo
 
 use request::Common;
 
+pub use crate::virtio::Ticket;
 pub use queue::BlockQueue;
 pub use request::{Request, RequestError};
 pub use shared::{SharedQueue, Transfer};
@@ -91,23 +92,11 @@ impl Geometry {
     }
 }
 
-/// Identifies a request while it is in flight in its queue: a number below [`BlockQueue::tickets`], to find
-/// its owner in a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket(u16);
-
-impl Ticket {
-    /// The number.
-    pub const fn index(self) -> usize {
-        self.0 as usize
-    }
-}
-
 /// A finished request.
 #[derive(Debug)]
 pub struct Done {
-    /// What [`BlockQueue::submit`] returned for it. The next request may get the same one at once: move the
-    /// result to its owner now, or keep it under a number of your own.
+    /// What [`BlockQueue::submit`] returned for it. The next request may get the same
+    /// [`index`](Ticket::index) at once: move the result to its owner now.
     pub ticket: Ticket,
     /// Whether it was carried out. If not, the contents of a buffer to read into are unspecified.
     pub result: Result<(), RequestError>,

@@ -40,9 +40,14 @@ impl<N: Notify> BlockQueue<N> {
         self.0.depth().into()
     }
 
-    /// Tickets are numbered from 0 to below this.
+    /// Tickets' [indices](Ticket::index) are from 0 to below this.
     pub fn tickets(&self) -> usize {
         self.0.slots()
+    }
+
+    /// Whether the request that `ticket` names is in flight: one of this queue.
+    pub fn is_in_flight(&self, ticket: Ticket) -> bool {
+        self.0.is_in_flight(ticket)
     }
 
     /// How many requests are in flight.
@@ -84,7 +89,7 @@ impl<N: Notify> BlockQueue<N> {
             Err((QueueError::BadChain, buffer))
         };
         match result {
-            Ok(slot) => Ok(Ticket(slot)),
+            Ok(ticket) => Ok(ticket),
             Err((error, buffer)) => {
                 Err(Command::refused((kind, sector, len), buffer, self.0.context(), error))
             }
@@ -122,7 +127,7 @@ impl<N: Notify> BlockQueue<N> {
         self.0.reap_raw(|used, InFlight(buffer), common, rejected| {
             let result = common.outcome(used);
             *rejected = rejected.wrapping_add((result == Err(RequestError::BadLength)).into());
-            done(Done { ticket: Ticket(used.slot), result, buffer });
+            done(Done { ticket: used.ticket, result, buffer });
             true
         })
     }

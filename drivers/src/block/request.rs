@@ -155,7 +155,7 @@ impl Common {
     /// How a request ended. The status byte is read once.
     #[inline(always)]
     pub(super) fn outcome(&self, used: UsedChain) -> Result<(), RequestError> {
-        let status = self.controls.status(used.slot);
+        let status = self.controls.status(used.ticket);
         // The data and the status, all of them.
         if status == 0 && used.written == used.writable { Ok(()) } else { failure(status, used) }
     }

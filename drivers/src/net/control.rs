@@ -105,7 +105,7 @@ impl<T: Transport> NetControl<T> {
         let start = device.windows().now();
         loop {
             if let Some(completion) = commands.pop()? {
-                let answer = commands.context().status(completion.slot);
+                let answer = commands.context().status(completion.ticket);
                 return Ok(completion.written.is_some() && answer == OK);
             }
             if device.windows().now().saturating_sub(start) > COMMAND_LIMIT {

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DmaBlock, DmaBlocks, DmaWindows, Segment};
 
-use super::{Ends, Error, QueueError};
+use super::{Ends, Error, QueueError, Ticket};
 
 /// A header of 16 bytes, a status byte, and what is left of 32 bytes, so that the address of a block is made
 /// by a shift.
@@ -50,10 +50,10 @@ impl<const LEN: u32> Controls<LEN> {
         Ok(Some(Self::ends_of(block)))
     }
 
-    /// What the device wrote last to the status byte of `slot`.
+    /// What the device wrote last to the status byte of a chain that came back.
     #[inline(always)]
-    pub fn status(&self, slot: u16) -> u8 {
-        let status = self.0.get(slot.into()).map(|block| block.load::<STATUS>(Ordering::Relaxed));
+    pub fn status(&self, ticket: Ticket) -> u8 {
+        let status = self.0.get(ticket.index()).map(|block| block.load::<STATUS>(Ordering::Relaxed));
         status.map_or(Self::NO_STATUS, |status| u64::from_le(status) as u8)
     }
 }

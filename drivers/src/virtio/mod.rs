@@ -33,6 +33,7 @@ pub use hybrid::{Hybrid, LOOK_AGAIN};
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
+pub use slots::Ticket;
 pub(crate) use slots::UsedChain;
 pub use transport::{ConfigField, Notify, QueueSetup, Transport, status};
 

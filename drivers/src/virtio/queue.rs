@@ -6,7 +6,7 @@ use super::chain::Buffers;
 use super::in_order::InOrder;
 use super::packed::PackedRing;
 use super::ring::{Layout, Ring};
-use super::slots::{Slots, UsedChain};
+use super::slots::{Slots, Ticket, UsedChain};
 use super::split::SplitRing;
 use super::{DriverOk, Error, Notify, QueueSetup, features};
 
@@ -30,8 +30,8 @@ pub enum QueueError {
 /// What comes back from a queue.
 #[derive(Debug)]
 pub struct Completion<B> {
-    /// What [`Queue::submit`] returned.
-    pub slot: u16,
+    /// What [`Queue::submit`] returned for it.
+    pub ticket: Ticket,
     /// What was submitted.
     pub buffers: B,
     /// How many bytes the device says it wrote, from the start of the writable segments; `None` if that is
@@ -244,6 +244,11 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         self.slots.in_flight()
     }
 
+    /// Whether the chain that `ticket` names is in flight: one of this queue.
+    pub fn is_in_flight(&self, ticket: Ticket) -> bool {
+        self.slots.is_in_flight(ticket)
+    }
+
     /// Number of slots with buffers in them, counted one by one: for checks.
     pub fn occupied(&self) -> usize {
         self.slots.occupied()
@@ -271,13 +276,12 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         self.slots.next()
     }
 
-    /// Takes `buffers`. The device learns of them with the next [`kick`](Self::kick). Returns the slot: a
-    /// number that is below [`slots`](Self::slots) and unique among the chains in flight.
+    /// Takes `buffers`. The device learns of them with the next [`kick`](Self::kick).
     ///
     /// # Errors
     /// Gives `buffers` back.
     #[inline(always)]
-    pub fn submit(&mut self, buffers: B) -> Result<u16, (QueueError, B)>
+    pub fn submit(&mut self, buffers: B) -> Result<Ticket, (QueueError, B)>
     where
         B: Buffers<Request = ()>,
     {
@@ -290,13 +294,15 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         &mut self,
         buffers: B,
         request: impl Fn() -> B::Request,
-    ) -> Result<u16, (QueueError, B)> {
-        match &mut self.format {
+    ) -> Result<Ticket, (QueueError, B)> {
+        let number = self.slots.submitted;
+        let slot = match &mut self.format {
             Format::Split(ring) => self.slots.submit(ring, buffers, request),
             Format::Packed(ring) => self.slots.submit(ring, buffers, request),
             Format::SplitInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
             Format::PackedInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
-        }
+        };
+        slot.map(|slot| Ticket::new(slot, number))
     }
 
     /// Tells the device about everything submitted since the last call: one store, at most one notification,

@@ -37,6 +37,27 @@ impl<B: Buffers> Slot<B> {
     }
 }
 
+/// Names a chain while it is in flight in its queue. A stale one names nothing there, however often its slot
+/// was taken since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    slot: u16,
+    /// How many chains were added before it.
+    number: u64,
+}
+
+impl Ticket {
+    pub(super) const fn new(slot: u16, number: u64) -> Self {
+        Self { slot, number }
+    }
+
+    /// Its slot: a number below that of the queue's slots and unique among the chains in flight, to find the
+    /// owner in a table.
+    pub const fn index(self) -> usize {
+        self.slot as usize
+    }
+}
+
 /// No slot.
 const NONE: u16 = u16::MAX;
 
@@ -82,7 +103,7 @@ impl Others {
 /// A used chain.
 #[derive(Clone, Copy)]
 pub(crate) struct UsedChain {
-    pub(crate) slot: u16,
+    pub(crate) ticket: Ticket,
     /// How many bytes the device says that it wrote, and how many it may have written.
     pub(crate) written: u32,
     pub(crate) writable: u32,
@@ -132,6 +153,11 @@ impl<B: Buffers> Slots<B> {
     /// Slots are numbered from 0 to below this.
     pub(super) fn count(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Whether the chain that `ticket` names is in flight.
+    pub(super) fn is_in_flight(&self, ticket: Ticket) -> bool {
+        self.slots.get(ticket.index()).is_some_and(|slot| slot.number & !SPECIAL == ticket.number)
     }
 
     /// Number of slots in use, counted one by one.
@@ -246,7 +272,7 @@ impl<B: Buffers> Slots<B> {
         while let Some(used) = ring.used(at)? {
             let slot = find(slots, ring, used, *published, others)?;
             let chain = slot.came_back(ring, &mut at, used);
-            (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.slot));
+            (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.ticket.slot));
             *completed = completed.wrapping_add(1);
             if !done(chain, mem::take(&mut slot.buffers), context, rejected) {
                 break;
@@ -295,7 +321,7 @@ impl<B: Buffers> Slot<B> {
     #[cold]
     #[inline(never)]
     fn gives_back<R: Ring>(
-        &self,
+        &mut self,
         ring: &mut R,
         index: u16,
         published: u64,
@@ -304,6 +330,7 @@ impl<B: Buffers> Slot<B> {
         if self.number == FREE || self.number & !SPECIAL >= published {
             return Ok(false);
         }
+        self.number &= !SPECIAL;
         others.give_back(self.count);
         ring.give_back(index)?;
         Ok(true)
@@ -314,7 +341,8 @@ impl<B: Buffers> Slot<B> {
     fn came_back<R: Ring>(&mut self, ring: &mut R, at: &mut R::Used, used: Used) -> UsedChain {
         let writable = self.writable;
         ring.advance(at, self.count);
-        UsedChain { slot: used.id as u16, written: used.len.unwrap_or(writable), writable }
+        let ticket = Ticket { slot: used.id as u16, number: self.number };
+        UsedChain { ticket, written: used.len.unwrap_or(writable), writable }
     }
 }
 
@@ -343,7 +371,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         {
             let slot = find(slots, ring, used, *published, others)?;
             let chain = slot.came_back(ring, &mut at, used);
-            let index = chain.slot;
+            let index = chain.ticket.slot;
             match renew(&mut slot.buffers, chain, rejected)
                 .then(|| slot.add_again(ring, &mut available, context, index))
             {
@@ -413,6 +441,6 @@ impl<B: Buffers> Completion<B> {
     #[inline(always)]
     pub(super) fn new(used: UsedChain, buffers: B) -> Self {
         let written = used.written(buffers.least_written());
-        Self { slot: used.slot, buffers, written }
+        Self { ticket: used.ticket, buffers, written }
     }
 }

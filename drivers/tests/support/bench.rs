@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use ringfence_drivers::virtio::{
-    BufferList, Controls, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueShape, features,
+    BufferList, Controls, Device, DeviceType, Error, Queue, QueueError, QueueOptions, QueueShape, Ticket,
+    features,
 };
 use ringfence_memory::DmaPool;
 
@@ -146,18 +147,18 @@ impl Bench {
         self.room.expected(inside, count + self.fixed)
     }
 
-    pub fn submit(&mut self, readable: usize, writable: usize) -> Result<u16, QueueError> {
+    pub fn submit(&mut self, readable: usize, writable: usize) -> Result<Ticket, QueueError> {
         let expected = self.expected(readable + writable);
         let item = self.item(readable, writable).ok_or(QueueError::Full)?;
         let (name, next, in_flight) = (item.name(), self.queue.next_slot(), self.queue.in_flight());
         let result = self.queue.submit(item);
         assert_eq!(result.as_ref().map(drop).map_err(|(error, _)| *error), expected);
         match result {
-            Ok(slot) => {
-                assert_eq!(Some(slot), next, "the slot that was announced");
-                assert!(usize::from(slot) < self.queue.slots());
+            Ok(ticket) => {
+                assert_eq!(Some(ticket.index()), next.map(usize::from), "the slot that was announced");
+                assert!(ticket.index() < self.queue.slots() && self.queue.is_in_flight(ticket));
                 assert!(self.inside.insert(name, readable + writable).is_none());
-                Ok(slot)
+                Ok(ticket)
             }
             Err((error, item)) => {
                 let after = (item.name(), self.queue.next_slot(), self.queue.in_flight());

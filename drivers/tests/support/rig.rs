@@ -7,7 +7,7 @@ use proptest::sample::Index;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
 use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue};
 use ringfence_drivers::virtio::{
-    BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, features,
+    BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, Ticket, features,
 };
 use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
 
@@ -138,9 +138,9 @@ pub struct Rig {
     pub kicks: usize,
     count: Counts,
     pub number: u64,
-    /// In flight: the slot of each, and by slot how many segments are in it.
-    slots: HashMap<u64, u16>,
-    occupied: HashMap<u16, usize>,
+    /// In flight: the ticket of each, and by slot how many segments are in it.
+    slots: HashMap<u64, Ticket>,
+    occupied: HashMap<usize, usize>,
     sent: VecDeque<Sent>,
     pub held: Vec<(Sent, u64, DescChain<'static, 'static, NotificationCounter>)>,
     /// Returned, but with IN_ORDER not used yet: by position in the order they were taken.
@@ -260,9 +260,9 @@ impl Rig {
         match self.driver.submit(item) {
             Ok(taken) => {
                 assert_eq!(expected, Ok(()));
-                assert_eq!(Some(taken), slot);
-                assert!(usize::from(taken) < self.driver.slots());
-                assert_eq!(self.occupied.insert(taken, segments), None, "one chain in a slot");
+                assert_eq!(Some(taken.index()), slot.map(usize::from));
+                assert!(taken.index() < self.driver.slots());
+                assert_eq!(self.occupied.insert(taken.index(), segments), None, "one chain in a slot");
                 self.slots.insert(number, taken);
                 let status = (self.fixed > 0).then_some(1);
                 let writable = writable.iter().copied().chain(status).collect();
@@ -312,7 +312,7 @@ impl Rig {
         assert!(self.count.taken < self.count.published, "a chain that was not published");
         let sent = self.sent.pop_front().unwrap();
         let in_table_order = self.mode.in_order && !self.mode.packed;
-        assert!(in_table_order || chain.id() == self.slots[&sent.number]);
+        assert!(in_table_order || usize::from(chain.id()) == self.slots[&sent.number].index());
         let size = u64::from(self.driver.size());
         let descs = chain.iter().collect::<Result<Vec<_>, _>>().unwrap();
         if in_table_order {
@@ -412,8 +412,8 @@ impl Rig {
             let Answer { number, written, writable } =
                 self.answers.pop_front().expect("a completion out of nothing");
             assert_eq!(completion.buffers.name(), number);
-            assert_eq!(Some(completion.slot), self.slots.remove(&number));
-            assert!(self.occupied.remove(&completion.slot).is_some());
+            assert_eq!(Some(completion.ticket), self.slots.remove(&number));
+            assert!(self.occupied.remove(&completion.ticket.index()).is_some());
             assert_eq!(completion.written, Some(written as u32));
             let mut left = written;
             let to_write = completion.buffers.buffers()[1];
@@ -424,7 +424,7 @@ impl Rig {
                 assert!(bytes[..now].iter().all(|&found| found == !byte(number)), "what the device wrote");
                 left -= now;
             }
-            let status = self.driver.context().as_ref().map(|controls| controls.status(completion.slot));
+            let status = self.driver.context().as_ref().map(|controls| controls.status(completion.ticket));
             assert_eq!(status.is_some(), self.fixed > 0);
             if left == 1 {
                 assert_eq!(status, Some(!byte(number)));

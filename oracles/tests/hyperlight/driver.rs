@@ -103,20 +103,20 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                 let to_write = writable.iter().map(|_| from_device.take().unwrap()).collect();
                 let lens = readable.iter().chain(&writable).map(|&len| 0..len).collect();
                 let item = BufferList::new(number, to_read, to_write, 0).with_parts(lens);
-                let id = queue.submit(item).map_err(|(error, _)| error).unwrap();
+                let ticket = queue.submit(item).map_err(|(error, _)| error).unwrap();
                 fake.model().events.clear();
                 queue.kick();
                 let kicks = fake.kicks(0);
                 assert!(kicks == 1 || kicks == 0 && !asleep, "the device sleeps, and nobody wakes it");
                 assert!(kicks == 0 || !busy, "the device is busy");
                 asleep &= kicks == 0;
-                submitted.push_back((id, number, bytes, writable));
+                submitted.push_back((ticket, number, bytes, writable));
             }
             Step::Take => match polled(theirs.poll_available()) {
                 Some((id, chain)) => {
                     let (expected, number, bytes, writable) =
                         submitted.pop_front().expect("a chain out of nothing");
-                    assert_eq!(id, expected);
+                    assert_eq!(usize::from(id), expected.index());
                     let mut found = Vec::new();
                     for part in chain.readables() {
                         let mut bytes = vec![0; part.len as usize];
