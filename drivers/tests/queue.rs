@@ -350,7 +350,7 @@ fn a_chain_before_the_first_kick() {
     for features in FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER]) {
         let mut bench = Bench::new(features, 8, 2);
         let slot = bench.submit(1, 1).unwrap();
-        bench.ring.lie_used(slot.into());
+        bench.ring.lie_used(slot.index() as u32);
         bench.ring.publish();
         assert_eq!(bench.reap().unwrap_err(), QueueError::Broken, "features {features:#x}");
         bench.assert_broken();

@@ -45,9 +45,21 @@ impl<N: Notify> BlockQueue<N> {
         self.0.slots()
     }
 
-    /// Whether the request that `ticket` names is in flight: one of this queue.
+    /// Whether the request that `ticket`, one of this queue, names is in flight and was not given up.
     pub fn is_in_flight(&self, ticket: Ticket) -> bool {
         self.0.is_in_flight(ticket)
+    }
+
+    /// Waits no more for a request: it is *lost*. It may still happen, and counts as in flight. Its buffer
+    /// stays with the queue until the device is done with it, and then goes back to its pool; nobody is told.
+    /// `false` if no request in flight has this ticket, or it was given up before.
+    pub fn give_up(&mut self, ticket: Ticket) -> bool {
+        self.0.give_up(ticket)
+    }
+
+    /// How many of those in flight were given up.
+    pub fn lost(&self) -> usize {
+        self.0.lost().into()
     }
 
     /// How many requests are in flight.
@@ -118,7 +130,8 @@ impl<N: Notify> BlockQueue<N> {
         self.0.kick_again();
     }
 
-    /// Hands all finished requests to `done`, and says how many there were.
+    /// Hands all finished requests to `done`, and says how many came back, with those that were
+    /// [given up](Self::give_up).
     ///
     /// # Errors
     /// [`QueueError::Broken`]: drop the driver.

@@ -50,6 +50,10 @@ pub struct Counters {
     pub interrupts: u64,
     /// Chains that came back.
     pub completions: u64,
+    /// Chains that were given up.
+    pub given_up: u64,
+    /// Of these, the ones that the device used after all, or had when it was reset.
+    pub late: u64,
     /// Completions with an id or a length that cannot be.
     pub rejected: u64,
 }
@@ -244,9 +248,22 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         self.slots.in_flight()
     }
 
-    /// Whether the chain that `ticket` names is in flight: one of this queue.
+    /// Whether the chain that `ticket`, one of this queue, names is in flight and was not given up.
     pub fn is_in_flight(&self, ticket: Ticket) -> bool {
         self.slots.is_in_flight(ticket)
+    }
+
+    /// Waits no more for the chain that `ticket` names: it is *lost*. It keeps its slot, and the queue its
+    /// buffers, until the device uses it after all: then they are dropped, and nobody is told. `false` if no
+    /// chain in flight has this ticket, or it was given up before. Counted, however long it takes, as in
+    /// flight.
+    pub fn give_up(&mut self, ticket: Ticket) -> bool {
+        self.slots.give_up(ticket)
+    }
+
+    /// Number of chains in flight that were given up.
+    pub fn lost(&self) -> u16 {
+        self.slots.lost()
     }
 
     /// Number of slots with buffers in them, counted one by one: for checks.
@@ -261,9 +278,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// What the queue has done.
     pub fn counters(&self) -> Counters {
-        let Slots { submitted, completed, rejected, .. } = self.slots;
+        let Slots { submitted, completed, given_up, late, rejected, .. } = self.slots;
         let Self { kicks, interrupts, .. } = *self;
-        Counters { submitted, kicks, interrupts, completions: completed, rejected }
+        Counters { submitted, kicks, interrupts, completions: completed, given_up, late, rejected }
     }
 
     /// Reports `count` interrupts of this queue, for the counters.
@@ -355,7 +372,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 
     /// Hands all completions of one look at the ring to `done`, with what all chains have in common, and says
-    /// how many there were.
+    /// how many chains came back, with those that were [given up](Self::give_up).
     ///
     /// # Errors
     /// [`QueueError::Broken`], from then on; `done` has seen what came before.

@@ -9,7 +9,7 @@ use super::{Completion, QueueError};
 
 /// What is in a slot.
 struct Slot<B: Buffers> {
-    /// In flight: how many chains were added before it. [`FREE`] while it is free.
+    /// In flight: how many chains were added before it, and [`GIVEN_UP`]. [`FREE`] while it is free.
     number: u64,
     /// While it is free, the default.
     buffers: B,
@@ -22,9 +22,10 @@ struct Slot<B: Buffers> {
 
 /// In place of a number: above all.
 const FREE: u64 = u64::MAX;
-/// In a number: the chain has descriptors that belong to no slot, or has [changed](Ring::has_changed) its
-/// own. No number is so large.
-const SPECIAL: u64 = 1 << 63;
+/// In a number, which is above all others then: nobody waits for the chain.
+const GIVEN_UP: u64 = 1 << 63;
+/// The same: it has descriptors that belong to no slot, or has [changed](Ring::has_changed) its own.
+const SPECIAL: u64 = 1 << 62;
 
 impl<B: Buffers> Slot<B> {
     /// Takes a chain with its number. Returns the next free slot.
@@ -72,6 +73,9 @@ pub(super) struct Slots<B: Buffers> {
     pub(super) submitted: u64,
     pub(super) published: u64,
     pub(super) completed: u64,
+    /// Chains that were given up, and those of them that came back.
+    pub(super) given_up: u64,
+    pub(super) late: u64,
     /// Completions with an id or a length that cannot be.
     pub(super) rejected: u64,
     pub(super) broken: bool,
@@ -145,6 +149,8 @@ impl<B: Buffers> Slots<B> {
             submitted: 0,
             published: 0,
             completed: 0,
+            given_up: 0,
+            late: 0,
             rejected: 0,
             broken: false,
         })
@@ -168,7 +174,7 @@ impl<B: Buffers> Slots<B> {
     /// Takes all that is in flight. Nothing more can be done.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = B> {
         self.break_off();
-        self.completed = self.submitted;
+        (self.completed, self.late) = (self.submitted, self.given_up);
         self.slots.drain(..).filter(|slot| slot.number != FREE).map(|slot| slot.buffers)
     }
 
@@ -177,6 +183,22 @@ impl<B: Buffers> Slots<B> {
     pub(super) fn in_flight(&self) -> u16 {
         // There are never more than slots.
         self.submitted.wrapping_sub(self.completed) as u16
+    }
+
+    /// Number of slots that chains have which were given up.
+    pub(super) fn lost(&self) -> u16 {
+        // There are never more than slots.
+        self.given_up.wrapping_sub(self.late) as u16
+    }
+
+    /// Nobody waits for the chain any more; it stays in its slot until the device has used it. `false` if
+    /// `ticket` names nothing.
+    pub(super) fn give_up(&mut self, ticket: Ticket) -> bool {
+        let mut slot =
+            self.slots.get_mut(ticket.index()).filter(|slot| slot.number & !SPECIAL == ticket.number);
+        let found = slot.as_mut().map(|slot| slot.number |= GIVEN_UP).is_some();
+        self.given_up = self.given_up.wrapping_add(found.into());
+        found
     }
 
     /// Nothing more can be done.
@@ -258,7 +280,7 @@ impl<B: Buffers> Slots<B> {
     }
 
     /// Hands chains that the device has used to `done`, from `at` on, until there are no more or it says
-    /// `false`, and says how many there were. It counts those that it rejects.
+    /// `false`, and says how many came back, with those that were given up. It counts those that it rejects.
     #[inline(always)]
     pub(super) fn reap<R: Ring>(
         &mut self,
@@ -268,19 +290,58 @@ impl<B: Buffers> Slots<B> {
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
         let before = self.completed;
-        let Self { slots, context, others, published, completed, rejected, .. } = self;
-        while let Some(used) = ring.used(at)? {
-            let slot = find(slots, ring, used, *published, others)?;
-            let chain = slot.came_back(ring, &mut at, used);
-            (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.ticket.slot));
-            *completed = completed.wrapping_add(1);
-            if !done(chain, mem::take(&mut slot.buffers), context, rejected) {
+        loop {
+            let Self { slots, context, published, completed, rejected, .. } = self;
+            let unusual = loop {
+                let Some(used) = ring.used(at)? else { break false };
+                let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
+                if slot.number >= *published {
+                    break true;
+                }
+                let chain = slot.came_back(ring, &mut at, used);
+                (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.ticket.slot));
+                *completed = completed.wrapping_add(1);
+                if !done(chain, mem::take(&mut slot.buffers), context, rejected) {
+                    break false;
+                }
+            };
+            self.free = free;
+            if !unusual {
                 break;
             }
+            at = self.take_unusual(ring, at)?;
+            free = self.begin();
         }
         ring.set_used(at);
-        self.end(free);
+        self.broken = false;
         Ok(self.completed.wrapping_sub(before) as usize)
+    }
+
+    /// After a used element that names no usual chain: makes a usual one of a special one, frees the slot of
+    /// one that was given up and drops its buffers, or finds that the element is wrong.
+    #[cold]
+    #[inline(never)]
+    fn take_unusual<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
+        let Some(used) = ring.used(at)? else { return Ok(at) };
+        // The whole 32 bits: an id that only looks right after truncation is wrong.
+        let slot = self.slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
+        // Neither one that is free nor one that the device was not told of.
+        if slot.number & !(GIVEN_UP | SPECIAL) >= self.published {
+            return Err(QueueError::Broken);
+        }
+        if slot.number & SPECIAL != 0 {
+            slot.number &= !SPECIAL;
+            self.others.give_back(slot.count);
+            ring.give_back(used.id as u16)?;
+        }
+        if slot.number & GIVEN_UP != 0 {
+            let chain = slot.came_back(ring, &mut at, used);
+            (slot.number, slot.next) = (FREE, mem::replace(&mut self.free, chain.ticket.slot));
+            self.completed = self.completed.wrapping_add(1);
+            self.late = self.late.wrapping_add(1);
+            drop(mem::take(&mut slot.buffers));
+        }
+        Ok(at)
     }
 
     /// If foreign code unwinds from here on the queue is broken: a slot may be neither in flight nor free.
@@ -290,52 +351,9 @@ impl<B: Buffers> Slots<B> {
         self.broken = true;
         mem::replace(&mut self.free, NONE)
     }
-
-    #[inline(always)]
-    fn end(&mut self, free: u16) {
-        (self.broken, self.free) = (false, free);
-    }
-}
-
-/// The slot that a used element names.
-#[inline(always)]
-fn find<'s, B: Buffers, R: Ring>(
-    slots: &'s mut [Slot<B>],
-    ring: &mut R,
-    used: Used,
-    published: u64,
-    others: &mut Others,
-) -> Result<&'s mut Slot<B>, QueueError> {
-    // The whole 32 bits: an id that only looks right after truncation is wrong.
-    let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
-    // Neither one that is free nor one that the device was not told of.
-    if slot.number < published || slot.gives_back(ring, used.id as u16, published, others)? {
-        Ok(slot)
-    } else {
-        Err(QueueError::Broken)
-    }
 }
 
 impl<B: Buffers> Slot<B> {
-    /// Whether a special chain of which the device was told is in it; what that has is free then.
-    #[cold]
-    #[inline(never)]
-    fn gives_back<R: Ring>(
-        &mut self,
-        ring: &mut R,
-        index: u16,
-        published: u64,
-        others: &mut Others,
-    ) -> Result<bool, QueueError> {
-        if self.number == FREE || self.number & !SPECIAL >= published {
-            return Ok(false);
-        }
-        self.number &= !SPECIAL;
-        others.give_back(self.count);
-        ring.give_back(index)?;
-        Ok(true)
-    }
-
     /// The ring goes on behind the chain, and its descriptors are free.
     #[inline(always)]
     fn came_back<R: Ring>(&mut self, ring: &mut R, at: &mut R::Used, used: Used) -> UsedChain {
@@ -364,12 +382,16 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         let mut free = self.begin();
         let (mut available, mut number) = (ring.available(), self.submitted);
         let end = number.wrapping_add(most as u64);
-        let Self { slots, context, others, published, completed, rejected, .. } = self;
+        let Self { slots, context, published, completed, rejected, .. } = self;
         let mut result = Ok(());
         while number != end
             && let Some(used) = ring.used(at)?
         {
-            let slot = find(slots, ring, used, *published, others)?;
+            let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
+            // None is special, since it has one segment, or given up: the tickets stay with those who renew.
+            if slot.number >= *published {
+                return Err(QueueError::Broken);
+            }
             let chain = slot.came_back(ring, &mut at, used);
             let index = chain.ticket.slot;
             match renew(&mut slot.buffers, chain, rejected)
@@ -390,7 +412,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         ring.set_available(available);
         let renewed = number.wrapping_sub(mem::replace(&mut self.submitted, number));
         self.completed = self.completed.wrapping_add(renewed);
-        self.end(free);
+        (self.broken, self.free) = (false, free);
         result.map(|()| renewed as usize)
     }
 }
