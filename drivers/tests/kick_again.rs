@@ -168,7 +168,7 @@ fn a_broken_queue_notifies_no_more() {
 fn asleep(bench: &mut tasks::Bench, then: impl FnOnce(&Shared<'_>, &mut tasks::Disk, [&mut Task<'_>; 2])) {
     let (mut disk, request) = (bench.disk(0), bench.read(5));
     disk.ring.suppress_kicks(true);
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0));
+    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
     let ended = RefCell::default();
     let (mut server, mut task) =
         (server(&queue, &ended), Task::new(async { check(queue.request(request).await, 5) }));

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
 use ringfence_drivers::block::{Block, Request, RequestError, SharedQueue};
-use ringfence_drivers::virtio::{DeviceType, Hybrid, features};
+use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
 use ringfence_memory::DmaPool;
 use support::{Fake, grant};
 
@@ -69,7 +69,9 @@ fn requests_are_refused_and_finished_without_memory() {
     let pool = DmaPool::new(&windows, 64, LEN).unwrap();
     let mut block = Block::new(fake.transport(), &grant(), windows).unwrap();
     let (tickets, mut ring) = (block.tickets(), fake.ring(0));
-    let queue = SharedQueue::new(&mut block, Hybrid::new(0));
+    let none = without_heap(|| SharedQueue::new(&mut block, Hybrid::new(0)).map(drop));
+    assert_eq!(none, Err(QueueError::OutOfMemory));
+    let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
     let read =
         || Box::pin(queue.request(Request::Read { sector: 1, buffer: pool.take().unwrap(), len: LEN }));
     let woken = Arc::new(Woken::default());
@@ -85,13 +87,13 @@ fn requests_are_refused_and_finished_without_memory() {
         assert!(without_heap(serve).is_pending());
     };
 
-    // What is done and not fetched takes room, until there is none.
+    // What waits for room, or is done and not fetched, takes memory, until there is none.
     let mut done = Vec::new();
     let refused = loop {
         let mut transfer = read();
         match poll(&waker, &mut transfer) {
             Poll::Pending => done.push(transfer),
-            // The ring is full.
+            // Some are not done.
             Poll::Ready((error, buffer)) if queue.in_flight() > 0 => {
                 assert_eq!((error, buffer.is_some()), (Err(RequestError::OutOfMemory), true));
                 work();
@@ -101,16 +103,16 @@ fn requests_are_refused_and_finished_without_memory() {
     };
     assert_eq!((refused, done.len()), ((Err(RequestError::OutOfMemory), true), 2 * tickets));
     assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets);
-    // A task that waits for that goes on when a result is fetched.
+    // Nothing is in the way of one for which there is memory.
     let mut waits = read();
     assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     for (fetched, mut transfer) in done.into_iter().enumerate() {
         let Poll::Ready((result, buffer)) = poll(&waker, &mut transfer) else { panic!("it is done") };
         assert_eq!((result, buffer.is_some()), (Ok(()), true), "{fetched} were");
-        assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets + 1);
     }
     assert!(poll(&waker, &mut waits).is_pending());
     work();
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets + 1);
     assert!(matches!(poll(&waker, &mut waits), Poll::Ready((Ok(()), Some(_)))));
     assert_eq!(pool.available(), 64);
 }

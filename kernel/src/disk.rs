@@ -14,7 +14,7 @@ use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
-use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport};
+use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
@@ -79,21 +79,23 @@ impl Disk {
         windows: DmaWindows,
         address: PciAddress,
         interrupts: &DeviceInterrupts,
-    ) -> Result<&'static Self, DmaError> {
+    ) -> Result<&'static Self, Error> {
         let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
         let large = DmaPool::new(&windows, 1, MAX_READ)?;
         let features = block.features();
         // For good, so that queues and tasks can be apart; a disk that is given up is shut down.
         let (control, queues) = Box::leak(Box::new(block)).split();
+        let queues = queues.zip(0..).map(|(queue, index)| {
+            let shared = SharedQueue::new(queue, Hybrid::new(BUDGET))?;
+            Ok(DiskQueue { shared, vector: interrupts.vector(index) })
+        });
+        let queues: Result<Vec<_>, QueueError> = queues.collect();
+        let queues = queues.inspect_err(|_| _ = control.shut_down())?;
         let look = SecondLook::default();
         let control = Control { block: Some(control), overdue: false, look, watcher: None };
-        let queues = queues.zip(0..).map(|(queue, index)| DiskQueue {
-            shared: SharedQueue::new(queue, Hybrid::new(BUDGET)),
-            vector: interrupts.vector(index),
-        });
         Ok(Box::leak(Box::new(Self {
             address,
-            queues: queues.collect(),
+            queues,
             next: Cell::new(0),
             control: RefCell::new(control),
             small,

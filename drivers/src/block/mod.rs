@@ -1,5 +1,6 @@
 //! Virtio block devices (section 5.2): read, write, flush and identify, as many at once as the rings hold.
 
+mod calls;
 mod queue;
 mod request;
 mod shared;

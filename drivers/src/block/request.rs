@@ -43,7 +43,7 @@ pub enum Request {
 pub enum RequestError {
     /// The ring or the supply of control blocks is used up for now.
     Full,
-    /// There is no memory to wait for room in the ring.
+    /// There is no memory for one request more.
     OutOfMemory,
     /// It reaches beyond the end of the disk.
     OutOfRange,

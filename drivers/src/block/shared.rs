@@ -5,39 +5,21 @@
 //! and other queues have tasks of their own.
 
 use alloc::collections::VecDeque;
-use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
 use core::mem;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
-use slab::Slab;
-
-use super::{BlockQueue, CallResult, Done, Geometry, Request, RequestError};
+use super::calls::{Calls, Stage};
+use super::{BlockQueue, CallResult, Geometry, Request, RequestError};
 use ringfence_memory::Quiet;
 
 use crate::virtio::{Counters, Hybrid, Notify, QueueError};
 
-/// A request in the ring, until its task has what came of it and the device is done with it.
-enum Flight {
-    /// The device has it, and this task waits.
-    Waiting(Waker),
-    /// The device has it, and nobody waits any more.
-    Abandoned,
-    /// The device is done with it, and the task was woken.
-    Done(CallResult),
-}
-
 struct State<'a, N> {
     queue: &'a mut BlockQueue<N>,
-    /// Never more than there was room for at the start.
-    flights: Slab<Flight>,
-    /// By ticket, the key in `flights`. A ticket is free as soon as the device is done, when the task may not
-    /// have run yet.
-    keys: Vec<usize>,
-    /// Tasks that wait for room in the ring.
-    waiting: Vec<Waker>,
+    calls: Calls,
     /// The server, while it sleeps.
     server: Option<Waker>,
     hybrid: Hybrid,
@@ -57,31 +39,34 @@ pub struct SharedQueue<'a, N> {
 
 impl<'a, N: Notify> SharedQueue<'a, N> {
     /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps.
-    pub fn new(queue: &'a mut BlockQueue<N>, hybrid: Hybrid) -> Self {
-        let tickets = queue.tickets();
+    ///
+    /// # Errors
+    /// [`QueueError::OutOfMemory`].
+    pub fn new(queue: &'a mut BlockQueue<N>, hybrid: Hybrid) -> Result<Self, QueueError> {
+        let mut woken = VecDeque::new();
+        let wakers = queue.tickets().saturating_mul(2).saturating_add(2);
+        woken.try_reserve(wakers).map_err(|_| QueueError::OutOfMemory)?;
         let state = State {
+            calls: Calls::new(queue.tickets())?,
             queue,
-            // As many again may be done whose tasks have not run.
-            flights: Slab::with_capacity(tickets.saturating_mul(2)),
-            keys: alloc::vec![usize::MAX; tickets],
-            waiting: Vec::new(),
             server: None,
             hybrid,
             armed: true,
             closed: false,
-            woken: VecDeque::with_capacity(tickets.saturating_mul(2).saturating_add(2)),
+            woken,
         };
-        Self { state: RefCell::new(state) }
+        Ok(Self { state: RefCell::new(state) })
     }
 
     /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer.
     /// A request that is refused, for example since it reaches beyond the end of the disk, never gets to the
-    /// device. It allocates nothing, except when more tasks wait for room than ever before.
+    /// device. Where the ring has no room, first come is first served. It allocates nothing, except when
+    /// there are more requests at once than ever before.
     ///
     /// If the future is dropped while the device has the request, the request still happens, and its buffer
     /// then goes back to its pool.
     pub fn request(&self, request: Request) -> Transfer<'_, 'a, N> {
-        Transfer { queue: self, stage: Stage::New(request) }
+        Transfer { queue: self, progress: Progress::New(request) }
     }
 
     /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by
@@ -127,27 +112,16 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         }
     }
 
-    /// Ends all requests with [`RequestError::Broken`] and without their buffers, and refuses more. With the
-    /// proof that the device is `quiet` the buffers are free again; without, they stay with the queue.
+    /// Ends all requests with [`RequestError::Broken`], those in the ring without their buffers, and refuses
+    /// more. With the proof that the device is `quiet` the buffers are free again; without, they stay with
+    /// the queue.
     pub fn close(&self, quiet: Option<&Quiet>) {
         self.with(|state| {
             state.closed = true;
             if let Some(quiet) = quiet {
                 state.queue.reclaim(quiet);
             }
-            state.flights.retain(|_, flight| match mem::replace(flight, Flight::Abandoned) {
-                Flight::Waiting(waker) => {
-                    state.woken.push_back(waker);
-                    *flight = Flight::Done((Err(RequestError::Broken), None));
-                    true
-                }
-                Flight::Abandoned => false,
-                done @ Flight::Done(_) => {
-                    *flight = done;
-                    true
-                }
-            });
-            state.wake_waiting();
+            (0..state.calls.count()).for_each(|key| state.stop(key, RequestError::Broken));
             state.wake_server();
         });
     }
@@ -197,26 +171,28 @@ impl<N: Notify> State<'_, N> {
         self.woken.extend(self.server.take());
     }
 
-    fn wake_waiting(&mut self) {
-        self.woken.extend(self.waiting.drain(..));
+    /// Makes room for one more request, and for telling all wakers that are kept.
+    fn reserve(&mut self) -> Result<(), QueueError> {
+        self.calls.reserve()?;
+        let wakers = self.calls.count().saturating_add(2);
+        self.woken.try_reserve(wakers).map_err(|_| QueueError::OutOfMemory)
     }
 
-    /// Makes room for telling one more waker than are kept now.
-    fn reserve(&mut self) -> Result<(), RequestError> {
-        let wakers = self.flights.len().saturating_add(self.waiting.len()).saturating_add(2);
-        self.woken.try_reserve(wakers).map_err(|_| RequestError::OutOfMemory)
+    /// Ends a request that is not done. One in the ring goes on, but nobody waits for it.
+    fn stop(&mut self, key: usize, why: RequestError) {
+        let Some(stage) = self.calls.stop(key) else { return };
+        let buffer = if let Stage::Queued(request) = stage { request.into_buffer() } else { None };
+        self.woken.extend(self.calls.end(key, (Err(why), buffer)));
     }
 
-    /// Lets a task wait for room: says that it does, or why not.
-    fn wait(&mut self, waker: &Waker) -> RequestError {
-        if self.waiting.iter().any(|other| other.will_wake(waker)) {
-            return RequestError::Full;
+    /// Those that wait for room go into the ring, in their order, as far as there is any.
+    fn refill(&mut self) {
+        let Self { queue, calls, woken, .. } = self;
+        while let Some(result) = calls.submit_first(|request| queue.submit(request)) {
+            if let Err((key, error, request)) = result {
+                woken.extend(calls.end(key, (Err(error), request.into_buffer())));
+            }
         }
-        if self.waiting.try_reserve(1).is_err() {
-            return RequestError::OutOfMemory;
-        }
-        self.waiting.push(waker.clone());
-        RequestError::Full
     }
 
     /// Whether to look again soon.
@@ -228,12 +204,13 @@ impl<N: Notify> State<'_, N> {
             if mem::take(&mut self.armed) {
                 self.queue.disable_interrupts();
             }
+            let Self { queue, calls, woken, .. } = self;
+            let found = queue.reap(|done| {
+                let key = calls.key_of(done.ticket);
+                woken.extend(key.and_then(|key| calls.end(key, (done.result, done.buffer))));
+            })?;
+            self.refill();
             self.queue.kick();
-            let Self { queue, flights, keys, woken, .. } = self;
-            let found = queue.reap(|done| finish(flights, keys, woken, done))?;
-            if found > 0 {
-                self.wake_waiting();
-            }
             if self.hybrid.look_again(found, self.queue.in_flight()) {
                 return Ok(true);
             }
@@ -255,66 +232,38 @@ impl<N: Notify> State<'_, N> {
         }
     }
 
-    /// Puts a request into the ring for a task; gives its key. [`RequestError::Full`] wakes the task when
-    /// there may be room.
-    fn submit(&mut self, request: Request, waker: &Waker) -> Result<usize, (RequestError, Request)> {
+    /// Takes a request for a task, into the ring or, behind others that wait for room, into the line; gives
+    /// its key.
+    fn start(&mut self, request: Request, waker: &Waker) -> Result<usize, (RequestError, Request)> {
         if self.closed {
             return Err((RequestError::Broken, request));
         }
         if let Err(error) = self.reserve() {
-            return Err((error, request));
+            return Err((error.into(), request));
         }
-        let full = self.flights.len() == self.flights.capacity();
-        let result = if full { Err((RequestError::Full, request)) } else { self.queue.submit(request) };
-        let ticket = result.map_err(|(error, request)| match error {
-            RequestError::Full => (self.wait(waker), request),
-            error => (error, request),
-        })?;
-        let key = self.flights.insert(Flight::Waiting(waker.clone()));
-        // Each ticket has a place.
-        if let Some(place) = self.keys.get_mut(ticket.index()) {
-            *place = key;
+        let result = if self.calls.is_line() {
+            Err((RequestError::Full, request))
+        } else {
+            self.queue.submit(request)
+        };
+        match result {
+            Ok(ticket) => {
+                self.wake_server();
+                Ok(self.calls.add_in_flight(ticket, waker.clone()))
+            }
+            Err((RequestError::Full, request)) => Ok(self.calls.add_queued(request, waker.clone())),
+            Err(refused) => Err(refused),
         }
-        self.wake_server();
-        Ok(key)
-    }
-
-    /// The result of the request with this key, or `None` and the waker that is not needed any more.
-    fn take(&mut self, key: usize, waker: &Waker) -> Result<CallResult, Option<Waker>> {
-        match self.flights.get_mut(key) {
-            Some(Flight::Waiting(old)) if old.will_wake(waker) => Err(None),
-            Some(Flight::Waiting(old)) => Err(Some(mem::replace(old, waker.clone()))),
-            _ => match self.remove(key) {
-                Some(Flight::Done(result)) => Ok(result),
-                // Only a transfer itself abandons its request.
-                _ => Ok((Err(RequestError::Broken), None)),
-            },
-        }
-    }
-
-    /// Forgets a request; there is room for another.
-    fn remove(&mut self, key: usize) -> Option<Flight> {
-        if self.flights.len() == self.flights.capacity() {
-            self.wake_waiting();
-        }
-        self.flights.try_remove(key)
     }
 
     /// The task does not wait any more. What is left to be dropped.
-    fn abandon(&mut self, key: usize) -> Option<Flight> {
-        match self.flights.get_mut(key) {
-            Some(flight @ Flight::Waiting(_)) => Some(mem::replace(flight, Flight::Abandoned)),
-            _ => self.remove(key),
+    fn abandon(&mut self, key: usize) -> Option<(Stage, Option<Waker>)> {
+        let (left, was_first) = self.calls.abandon(key);
+        if was_first {
+            // There may be room for the next one.
+            self.wake_server();
         }
-    }
-}
-
-fn finish(flights: &mut Slab<Flight>, keys: &[usize], woken: &mut VecDeque<Waker>, done: Done) {
-    let key = keys.get(done.ticket.index()).copied().unwrap_or(usize::MAX);
-    let Some(flight) = flights.get_mut(key) else { return };
-    match mem::replace(flight, Flight::Done((done.result, done.buffer))) {
-        Flight::Waiting(waker) => woken.push_back(waker),
-        Flight::Abandoned | Flight::Done(_) => drop(flights.try_remove(key)),
+        left
     }
 }
 
@@ -322,12 +271,12 @@ fn finish(flights: &mut Slab<Flight>, keys: &[usize], woken: &mut VecDeque<Waker
 #[must_use = "it does nothing before it is polled"]
 pub struct Transfer<'q, 'a, N: Notify> {
     queue: &'q SharedQueue<'a, N>,
-    stage: Stage,
+    progress: Progress,
 }
 
-enum Stage {
+enum Progress {
     New(Request),
-    InFlight(usize),
+    Begun(usize),
     Over,
 }
 
@@ -336,17 +285,16 @@ impl<N: Notify> Future for Transfer<'_, '_, N> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CallResult> {
         let (queue, waker) = (self.queue, context.waker());
-        match mem::replace(&mut self.stage, Stage::Over) {
-            Stage::New(request) => match queue.with(|state| state.submit(request, waker)) {
-                Ok(key) => self.stage = Stage::InFlight(key),
-                Err((RequestError::Full, request)) => self.stage = Stage::New(request),
+        match mem::replace(&mut self.progress, Progress::Over) {
+            Progress::New(request) => match queue.with(|state| state.start(request, waker)) {
+                Ok(key) => self.progress = Progress::Begun(key),
                 Err((error, request)) => return Poll::Ready((Err(error), request.into_buffer())),
             },
-            Stage::InFlight(key) => match queue.with(|state| state.take(key, waker)) {
+            Progress::Begun(key) => match queue.with(|state| state.calls.fetch(key, waker)) {
                 Ok(result) => return Poll::Ready(result),
-                Err(_stale) => self.stage = Stage::InFlight(key),
+                Err(_stale) => self.progress = Progress::Begun(key),
             },
-            Stage::Over => return Poll::Ready((Err(RequestError::Broken), None)),
+            Progress::Over => return Poll::Ready((Err(RequestError::Broken), None)),
         }
         Poll::Pending
     }
@@ -354,7 +302,7 @@ impl<N: Notify> Future for Transfer<'_, '_, N> {
 
 impl<N: Notify> Drop for Transfer<'_, '_, N> {
     fn drop(&mut self) {
-        if let Stage::InFlight(key) = self.stage {
+        if let Progress::Begun(key) = self.progress {
             // Dropped when the state is not borrowed any more.
             let _left = self.queue.with(|state| state.abandon(key));
         }

@@ -1,4 +1,5 @@
 //! A disk that a test plays, and tasks that wait for it.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};

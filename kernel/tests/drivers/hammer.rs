@@ -93,7 +93,8 @@ fn ten_million_completions() {
     let mut queues = Vec::new();
     let (_, split) = Box::leak(Box::new(disk)).split();
     for ((index, queue), budget) in (0..).zip(split).zip(BUDGETS) {
-        let queue: &'static _ = Box::leak(Box::new(SharedQueue::new(queue, Hybrid::new(budget))));
+        let shared = SharedQueue::new(queue, Hybrid::new(budget)).expect("there is memory");
+        let queue: &'static _ = Box::leak(Box::new(shared));
         queues.push(queue);
         let mut interrupt = calls.take(index, QUEUES).expect("a vector for each queue");
         tasks.push(Box::pin(async move {
