@@ -222,7 +222,7 @@ fn a_server_that_is_awake_looks_by_itself() {
     let (disk, request) = (bench.disk(0), bench.read(5));
     let tasks::Bench { fake, block, .. } = &mut bench;
     disk.ring.suppress_kicks(true);
-    let queue = Shared::new(block, Hybrid::new(9));
+    let queue = Shared::new(block, Hybrid::new(9)).unwrap();
     let ended = RefCell::default();
     let mut task = Task::new(async { drop(queue.request(request).await) });
     let mut server = server(&queue, &ended);

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
 use ringfence_drivers::block::{Block, Request, RequestError, SharedQueue};
 use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
@@ -77,7 +78,7 @@ fn requests_are_refused_and_finished_without_memory() {
     let woken = Arc::new(Woken::default());
     let (waker, server) = (Waker::from(woken.clone()), Waker::from(Arc::new(Woken::default())));
     let mut work = || {
-        let serve = || queue.poll_serve(&mut Context::from_waker(&server));
+        let serve = || queue.poll_serve(&mut Context::from_waker(&server), Duration::ZERO);
         // The model takes notes of the notification.
         assert!(serve().is_pending());
         while let Some(chain) = ring.take() {

@@ -432,7 +432,7 @@ fn no_wake_up_is_lost_between_two_threads() {
         let (waker, mut sleeps) = (Waker::from(server.clone()), 0);
         while !tasks.iter().all(Task::is_over) {
             if server.1.swap(false, Ordering::SeqCst) {
-                assert!(queue.poll_serve(&mut Context::from_waker(&waker)).is_pending());
+                assert!(queue.poll_serve(&mut Context::from_waker(&waker), Duration::ZERO).is_pending());
             }
             tasks.iter_mut().for_each(|task| _ = task.run());
             let start = Instant::now();

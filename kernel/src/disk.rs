@@ -22,6 +22,7 @@ use crate::executor::Task;
 use crate::interrupts::Interrupt;
 use crate::irq::DeviceInterrupts;
 use crate::second_look::SecondLook;
+use crate::time;
 
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
@@ -177,7 +178,7 @@ impl Disk {
                 queue.report_interrupts(interrupt.count());
             }
             let before = queue.counters().completions;
-            let result = queue.poll_serve(context);
+            let result = queue.poll_serve(context, time::now());
             if queue.counters().completions != before {
                 // Buffers whose readers are gone may have come back.
                 self.wake_waiting();

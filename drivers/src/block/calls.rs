@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 use core::mem;
 use core::task::Waker;
+use core::time::Duration;
 
 use super::{CallResult, Request, RequestError, Ticket};
 use crate::virtio::QueueError;
@@ -24,6 +25,8 @@ struct Call {
     stage: Stage,
     /// Who is woken when it is done. If there is none, nobody waits for it any more, or was woken.
     waker: Option<Waker>,
+    /// When it ends at the latest; `None` when it is done.
+    deadline: Option<Duration>,
     /// The next one that is free, or the next one in the line.
     next: usize,
 }
@@ -71,7 +74,7 @@ impl Calls {
 
     /// Adds a request for which there is room.
     fn add(&mut self, stage: Stage, waker: Waker) -> usize {
-        let call = Call { stage, waker: Some(waker), next: NONE };
+        let call = Call { stage, waker: Some(waker), deadline: None, next: NONE };
         match self.calls.get_mut(self.free) {
             Some(free) => {
                 let next = mem::replace(free, call).next;
@@ -159,6 +162,18 @@ impl Calls {
         matches!(stage, Stage::InFlight(found) if *found == ticket).then_some(key)
     }
 
+    /// When time is up for a request that is not done.
+    pub(super) fn deadline(&self, key: usize) -> Option<Duration> {
+        self.calls.get(key)?.deadline
+    }
+
+    /// Sets that.
+    pub(super) fn set_deadline(&mut self, key: usize, deadline: Option<Duration>) {
+        if let Some(call) = self.calls.get_mut(key) {
+            call.deadline = deadline;
+        }
+    }
+
     /// Takes a request out of the line, or forgets the ring's ticket: [`end`](Self::end) it. `None` if it is
     /// done.
     pub(super) fn stop(&mut self, key: usize) -> Option<Stage> {
@@ -176,7 +191,7 @@ impl Calls {
     /// A request is done: whom to wake. If nobody waits for it, it is removed.
     pub(super) fn end(&mut self, key: usize, result: CallResult) -> Option<Waker> {
         let call = self.calls.get_mut(key)?;
-        call.stage = Stage::Done(result);
+        (call.stage, call.deadline) = (Stage::Done(result), None);
         let waker = call.waker.take();
         if waker.is_none() {
             drop(self.remove(key));
@@ -215,7 +230,7 @@ impl Calls {
     fn remove(&mut self, key: usize) -> Option<(Stage, Option<Waker>)> {
         let next = self.free;
         let call = self.calls.get_mut(key)?;
-        let free = Call { stage: Stage::Free, waker: None, next };
+        let free = Call { stage: Stage::Free, waker: None, deadline: None, next };
         self.free = key;
         let Call { stage, waker, .. } = mem::replace(call, free);
         Some((stage, waker))

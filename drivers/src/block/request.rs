@@ -67,6 +67,8 @@ pub enum RequestError {
     BadStatus(u8),
     /// The device says that it wrote more than fits, or less than the request needs.
     BadLength,
+    /// Its time was up. If the device has its buffer, that stays with the queue.
+    TimedOut,
     /// The device broke the rules of the ring. Drop the driver.
     Broken,
 }

@@ -10,6 +10,7 @@ use core::future::Future;
 use core::mem;
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 
 use super::calls::{Calls, Stage};
 use super::{BlockQueue, CallResult, Geometry, Request, RequestError};
@@ -26,6 +27,10 @@ struct State<'a, N> {
     /// Whether interrupts are on.
     armed: bool,
     closed: bool,
+    /// When the server last ran, on the clock of its caller.
+    now: Duration,
+    /// Not after the earliest deadline of those that are not done.
+    next_deadline: Option<Duration>,
     /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a
     /// [`Transfer`]. There is room for all that are kept above.
     woken: VecDeque<Waker>,
@@ -53,6 +58,8 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
             hybrid,
             armed: true,
             closed: false,
+            now: Duration::ZERO,
+            next_deadline: None,
             woken,
         };
         Ok(Self { state: RefCell::new(state) })
@@ -66,19 +73,31 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
     /// If the future is dropped while the device has the request, the request still happens, and its buffer
     /// then goes back to its pool.
     pub fn request(&self, request: Request) -> Transfer<'_, 'a, N> {
-        Transfer { queue: self, progress: Progress::New(request) }
+        Transfer { queue: self, deadline: None, progress: Progress::New(request) }
+    }
+
+    /// The same until `deadline`, on the clock of [`poll_serve`](Self::poll_serve): then it ends with
+    /// [`RequestError::TimedOut`], with its buffer if it was still waiting for room. If the device has it, it
+    /// may still happen; it is counted as [lost](Self::lost), and its buffer goes back to its pool when the
+    /// device is done with it, and to nobody else before that. What the device has done when the server runs
+    /// at the deadline was done in time.
+    pub fn request_until(&self, request: Request, deadline: Duration) -> Transfer<'_, 'a, N> {
+        Transfer { queue: self, deadline: Some(deadline), progress: Progress::New(request) }
     }
 
     /// Serves the queue: tells the device of what was submitted, hands out what it has done, and sleeps by
     /// the rule of [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the
-    /// task must have arranged that the queue's interrupt wakes it.
+    /// task must have arranged that the queue's interrupt wakes it; afterwards, that it is woken at
+    /// [`next_deadline`](Self::next_deadline).
+    ///
+    /// `now` is the time since a moment of the caller's choice, and never goes back.
     ///
     /// Ready only if the queue is of no more use: reset the device, then [`close`](Self::close) all its
     /// queues.
-    pub fn poll_serve(&self, context: &mut Context<'_>) -> Poll<QueueError> {
+    pub fn poll_serve(&self, context: &mut Context<'_>, now: Duration) -> Poll<QueueError> {
         let (result, stale) = self.with(|state| {
             let stale = state.server.replace(context.waker().clone());
-            (state.serve(), stale)
+            (state.serve(now), stale)
         });
         drop(stale);
         match result {
@@ -90,6 +109,11 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
                 Poll::Pending
             }
         }
+    }
+
+    /// When the server must run again, whatever else wakes it.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.state.borrow().next_deadline
     }
 
     /// Wakes the server: for an interrupt that this queue shares with others.
@@ -141,6 +165,11 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         self.state.borrow().queue.in_flight()
     }
 
+    /// How many of those timed out.
+    pub fn lost(&self) -> usize {
+        self.state.borrow().queue.lost()
+    }
+
     /// What the queue has done.
     pub fn counters(&self) -> Counters {
         self.state.borrow().queue.counters()
@@ -180,9 +209,39 @@ impl<N: Notify> State<'_, N> {
 
     /// Ends a request that is not done. One in the ring goes on, but nobody waits for it.
     fn stop(&mut self, key: usize, why: RequestError) {
-        let Some(stage) = self.calls.stop(key) else { return };
-        let buffer = if let Stage::Queued(request) = stage { request.into_buffer() } else { None };
+        let buffer = match self.calls.stop(key) {
+            Some(Stage::Queued(request)) => request.into_buffer(),
+            Some(Stage::InFlight(ticket)) => {
+                self.queue.give_up(ticket);
+                None
+            }
+            _ => return,
+        };
         self.woken.extend(self.calls.end(key, (Err(why), buffer)));
+    }
+
+    /// Ends the requests whose time is up. It looks at all, but no more often than deadlines pass.
+    fn expire(&mut self) {
+        if self.next_deadline.is_none_or(|next| next > self.now) {
+            return;
+        }
+        self.next_deadline = None;
+        for key in 0..self.calls.count() {
+            match self.calls.deadline(key) {
+                Some(deadline) if deadline <= self.now => self.stop(key, RequestError::TimedOut),
+                Some(deadline) => _ = self.expect(deadline),
+                None => {}
+            }
+        }
+    }
+
+    /// The server will run at `deadline`. Whether it does not know that yet.
+    fn expect(&mut self, deadline: Duration) -> bool {
+        let is_next = self.next_deadline.is_none_or(|next| deadline < next);
+        if is_next {
+            self.next_deadline = Some(deadline);
+        }
+        is_next
     }
 
     /// Those that wait for room go into the ring, in their order, as far as there is any.
@@ -196,7 +255,8 @@ impl<N: Notify> State<'_, N> {
     }
 
     /// Whether to look again soon.
-    fn serve(&mut self) -> Result<bool, QueueError> {
+    fn serve(&mut self, now: Duration) -> Result<bool, QueueError> {
+        self.now = now;
         loop {
             if self.closed {
                 return Err(QueueError::Broken);
@@ -209,6 +269,7 @@ impl<N: Notify> State<'_, N> {
                 let key = calls.key_of(done.ticket);
                 woken.extend(key.and_then(|key| calls.end(key, (done.result, done.buffer))));
             })?;
+            self.expire();
             self.refill();
             self.queue.kick();
             if self.hybrid.look_again(found, self.queue.in_flight()) {
@@ -234,9 +295,17 @@ impl<N: Notify> State<'_, N> {
 
     /// Takes a request for a task, into the ring or, behind others that wait for room, into the line; gives
     /// its key.
-    fn start(&mut self, request: Request, waker: &Waker) -> Result<usize, (RequestError, Request)> {
+    fn start(
+        &mut self,
+        request: Request,
+        deadline: Option<Duration>,
+        waker: &Waker,
+    ) -> Result<usize, (RequestError, Request)> {
         if self.closed {
             return Err((RequestError::Broken, request));
+        }
+        if deadline.is_some_and(|deadline| deadline <= self.now) {
+            return Err((RequestError::TimedOut, request));
         }
         if let Err(error) = self.reserve() {
             return Err((error.into(), request));
@@ -246,14 +315,16 @@ impl<N: Notify> State<'_, N> {
         } else {
             self.queue.submit(request)
         };
-        match result {
-            Ok(ticket) => {
-                self.wake_server();
-                Ok(self.calls.add_in_flight(ticket, waker.clone()))
-            }
-            Err((RequestError::Full, request)) => Ok(self.calls.add_queued(request, waker.clone())),
-            Err(refused) => Err(refused),
+        let (key, wake) = match result {
+            Ok(ticket) => (self.calls.add_in_flight(ticket, waker.clone()), true),
+            Err((RequestError::Full, request)) => (self.calls.add_queued(request, waker.clone()), false),
+            Err(refused) => return Err(refused),
+        };
+        self.calls.set_deadline(key, deadline);
+        if deadline.is_some_and(|deadline| self.expect(deadline)) || wake {
+            self.wake_server();
         }
+        Ok(key)
     }
 
     /// The task does not wait any more. What is left to be dropped.
@@ -271,6 +342,7 @@ impl<N: Notify> State<'_, N> {
 #[must_use = "it does nothing before it is polled"]
 pub struct Transfer<'q, 'a, N: Notify> {
     queue: &'q SharedQueue<'a, N>,
+    deadline: Option<Duration>,
     progress: Progress,
 }
 
@@ -284,9 +356,9 @@ impl<N: Notify> Future for Transfer<'_, '_, N> {
     type Output = CallResult;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CallResult> {
-        let (queue, waker) = (self.queue, context.waker());
+        let (queue, deadline, waker) = (self.queue, self.deadline, context.waker());
         match mem::replace(&mut self.progress, Progress::Over) {
-            Progress::New(request) => match queue.with(|state| state.start(request, waker)) {
+            Progress::New(request) => match queue.with(|state| state.start(request, deadline, waker)) {
                 Ok(key) => self.progress = Progress::Begun(key),
                 Err((error, request)) => return Poll::Ready((Err(error), request.into_buffer())),
             },

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Wake, Waker};
+use std::time::Duration;
 
 use ringfence_drivers::block::{Block, CallResult, Options, Request, SharedQueue};
 use ringfence_drivers::virtio::{DeviceType, QueueError, features};
@@ -141,8 +142,17 @@ impl<'a> Task<'a> {
 
 /// The queue's server: woken by interrupts, and only by them and by those who submit.
 pub fn server<'a>(queue: &'a Shared<'_>, ended: &'a RefCell<Option<QueueError>>) -> Task<'a> {
-    Task::new(async {
-        let error = poll_fn(|context| queue.poll_serve(context)).await;
+    server_at(queue, ended, || Duration::ZERO)
+}
+
+/// The same with a clock; nobody but the test wakes it when its time has come.
+pub fn server_at<'a>(
+    queue: &'a Shared<'_>,
+    ended: &'a RefCell<Option<QueueError>>,
+    now: impl Fn() -> Duration + 'a,
+) -> Task<'a> {
+    Task::new(async move {
+        let error = poll_fn(|context| queue.poll_serve(context, now())).await;
         *ended.borrow_mut() = Some(error);
     })
 }

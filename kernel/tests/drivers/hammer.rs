@@ -101,7 +101,7 @@ fn ten_million_completions() {
             let server = poll_fn(|context| {
                 while interrupt.poll_wait(context).is_ready() {}
                 queue.report_interrupts(interrupt.count());
-                queue.poll_serve(context)
+                queue.poll_serve(context, time::now())
             });
             panic!("queue {index}: {:?}", server.await);
         }));
