@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use ringfence_drivers::block::{CallResult, Request, RequestError, Transfer};
-use ringfence_drivers::virtio::Hybrid;
+use ringfence_drivers::block::{CallResult, Patience, Request, RequestError, Transfer};
+use ringfence_drivers::virtio::{Hybrid, QueueError};
 use ringfence_memory::DmaBuf;
 use support::{Chain, FakeNotifier, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 use tasks::*;
 
 const FORMATS: [u64; 4] = [0, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
+const ENDLESS: Patience = Patience { lost: usize::MAX, silence: None };
 const TIMED_OUT: Result<(), RequestError> = Err(RequestError::TimedOut);
 
 fn at(ms: u64) -> Duration {
@@ -58,7 +59,7 @@ impl Server<'_> {
 
 macro_rules! set_up {
     ($bench:ident, $queue:ident, $server:ident) => {
-        let $queue = Shared::new(&mut $bench.block, Hybrid::new(0)).unwrap();
+        let $queue = Shared::new(&mut $bench.block, Hybrid::new(0)).unwrap().with_patience(ENDLESS);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut $server = Server(server_at(&$queue, &ended, || clock.get()), &clock);
     };
@@ -214,6 +215,111 @@ fn a_reset_gives_back_what_is_lost() {
         server.run(60);
         assert!(ended.borrow().is_some());
         assert_eq!(pool.available(), if quiet { BUFFERS } else { BUFFERS - 2 });
+    }
+}
+
+#[test]
+fn a_device_that_loses_too_many_requests_is_unresponsive() {
+    const PATIENCE: Patience = Patience { lost: 3, silence: None };
+    for (format, dropped) in FORMATS.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+        let mut bench = Bench::new(format, 1, 64);
+        let (mut disk, pool) = (bench.disk(0), bench.pool.clone());
+        let requests: Vec<_> = (0..4).map(|sector| bench.read(sector)).collect();
+        let (control, mut queues) = bench.block.split();
+        let queue = Shared::new(queues.next().unwrap(), Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let (ended, clock) = (RefCell::default(), Cell::default());
+        let mut server = Server(server_at(&queue, &ended, || clock.get()), &clock);
+        let mut transfers: Vec<_> =
+            (1..).zip(requests).map(|(number, request)| begin(&queue, request, 10 * number)).collect();
+        if dropped {
+            transfers.clear();
+        }
+        server.run(0);
+        assert_eq!(disk.take(), 4);
+        server.run(20);
+        assert_eq!((queue.lost(), *ended.borrow()), (2, None));
+        // One comes back, so that there is room for one more loss.
+        disk.finish(0);
+        server.run(30);
+        assert_eq!((queue.lost(), *ended.borrow()), (2, None));
+        server.run(40);
+        assert_eq!((queue.lost(), *ended.borrow()), (3, Some(QueueError::Unresponsive)), "{format:#x}");
+        assert!(transfers.iter_mut().all(|transfer| answer(transfer) == (TIMED_OUT, false)));
+        queue.close(Some(&control.shut_down().unwrap()));
+        assert_eq!((queue.lost(), pool.available()), (0, BUFFERS));
+    }
+}
+
+/// Whatever the deadlines are; but only the time counts in which somebody waits.
+#[test]
+fn a_silent_device_is_unresponsive() {
+    const PATIENCE: Patience = Patience { lost: usize::MAX, silence: Some(Duration::from_millis(100)) };
+    for format in FORMATS {
+        let mut bench = Bench::new(format, 1, 8);
+        let mut disk = bench.disk(0);
+        let mut requests = (0..6).map(|sector| bench.read(sector)).collect::<Vec<_>>().into_iter();
+        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let (ended, clock) = (RefCell::default(), Cell::default());
+        let mut server = Server(server_at(&queue, &ended, || clock.get()), &clock);
+        server.run(0);
+        // A disk that nobody asks anything is silent.
+        server.run(5000);
+        assert_eq!(queue.next_deadline(), None);
+        let mut patient = Box::pin(queue.request(requests.next().unwrap()));
+        assert!(poll(&mut patient).is_pending());
+        server.run(5000);
+        assert_eq!(queue.next_deadline(), Some(at(5100)));
+        server.run(5099);
+        disk.take();
+        disk.finish(0);
+        server.run(5300);
+        assert_eq!((answer(&mut patient), *ended.borrow()), ((Ok(()), true), None), "slow, but not silent");
+        // Two short tries, with a pause between them.
+        let mut first = begin(&queue, requests.next().unwrap(), 5340);
+        server.run(5300);
+        server.run(5340);
+        assert_eq!(answer(&mut first), (TIMED_OUT, false));
+        server.run(7000);
+        let mut second = begin(&queue, requests.next().unwrap(), 7050);
+        server.run(7000);
+        server.run(7050);
+        assert_eq!((answer(&mut second), *ended.borrow()), ((TIMED_OUT, false), None));
+        // There is no room any more, for one that has no deadline.
+        let mut third = Box::pin(queue.request(requests.next().unwrap()));
+        assert!(poll(&mut third).is_pending());
+        assert_eq!((queue.lost(), queue.in_flight()), (2, 2));
+        server.0.run();
+        assert_eq!(queue.next_deadline(), Some(at(7060)), "{format:#x}");
+        server.run(7059);
+        assert_eq!(*ended.borrow(), None);
+        server.run(7060);
+        assert_eq!(*ended.borrow(), Some(QueueError::Unresponsive));
+    }
+}
+
+#[test]
+fn half_of_the_slots_and_half_a_minute_are_borne() {
+    for lost in [9, 10] {
+        let mut bench = Bench::new(0, 1, 64);
+        let (mut disk, pool, depth) = (bench.disk(0), bench.pool.clone(), bench.block.depth());
+        let requests: Vec<_> = (0..depth as u64).map(|sector| bench.read(sector)).collect();
+        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let (ended, clock) = (RefCell::default(), Cell::default());
+        let mut server = Server(server_at(&queue, &ended, || clock.get()), &clock);
+        let _transfers: Vec<_> = (0..)
+            .zip(requests)
+            .map(|(place, request)| begin(&queue, request, if place < lost { 10 } else { 60_000 }))
+            .collect();
+        server.run(0);
+        assert_eq!((disk.take(), depth), (depth, 21));
+        server.run(10);
+        assert_eq!(queue.lost(), lost);
+        assert_eq!(ended.borrow().is_some(), lost == depth / 2, "{lost} of {depth}");
+        server.run(29_999);
+        assert_eq!(ended.borrow().is_some(), lost == depth / 2);
+        server.run(30_000);
+        assert_eq!(*ended.borrow(), Some(QueueError::Unresponsive));
+        assert_eq!(pool.available(), BUFFERS - depth, "until it is known who has the buffers");
     }
 }
 

@@ -21,7 +21,7 @@ use request::Common;
 pub use crate::virtio::Ticket;
 pub use queue::BlockQueue;
 pub use request::{Request, RequestError};
-pub use shared::{SharedQueue, Transfer};
+pub use shared::{Patience, SharedQueue, Transfer};
 
 /// Bytes in a sector: the unit of [`Request`]'s `sector` and of the capacity, whatever the block size.
 pub const SECTOR_SIZE: usize = 512;

@@ -80,7 +80,7 @@ impl From<QueueError> for RequestError {
             QueueError::BadChain => Self::TooLong,
             QueueError::OutOfMemory => Self::OutOfMemory,
             QueueError::WrongDevice => Self::WrongDevice,
-            QueueError::Broken => Self::Broken,
+            QueueError::Broken | QueueError::Unresponsive => Self::Broken,
         }
     }
 }

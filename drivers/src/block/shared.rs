@@ -18,6 +18,15 @@ use ringfence_memory::Quiet;
 
 use crate::virtio::{Counters, Hybrid, Notify, QueueError};
 
+/// How much of a device is borne before [`SharedQueue::poll_serve`] calls it unresponsive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// So many requests that timed out and that it still has.
+    pub lost: usize,
+    /// So long without any completion, while requests wait for one; `None` for ever.
+    pub silence: Option<Duration>,
+}
+
 struct State<'a, N> {
     queue: &'a mut BlockQueue<N>,
     calls: Calls,
@@ -31,6 +40,10 @@ struct State<'a, N> {
     now: Duration,
     /// Not after the earliest deadline of those that are not done.
     next_deadline: Option<Duration>,
+    patience: Patience,
+    /// For how long requests have waited since the last completion, up to `now`; and whether some still do.
+    silence: Duration,
+    waited_for: bool,
     /// To be woken once the state is not borrowed any more: a waker may run anything, even drop a
     /// [`Transfer`]. There is room for all that are kept above.
     woken: VecDeque<Waker>,
@@ -43,7 +56,8 @@ pub struct SharedQueue<'a, N> {
 }
 
 impl<'a, N: Notify> SharedQueue<'a, N> {
-    /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps.
+    /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps. The device may lose half of
+    /// the slots, and be silent for 30 seconds.
     ///
     /// # Errors
     /// [`QueueError::OutOfMemory`].
@@ -51,6 +65,7 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         let mut woken = VecDeque::new();
         let wakers = queue.tickets().saturating_mul(2).saturating_add(2);
         woken.try_reserve(wakers).map_err(|_| QueueError::OutOfMemory)?;
+        let patience = Patience { lost: (queue.depth() / 2).max(1), silence: Some(Duration::from_secs(30)) };
         let state = State {
             calls: Calls::new(queue.tickets())?,
             queue,
@@ -60,9 +75,19 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
             closed: false,
             now: Duration::ZERO,
             next_deadline: None,
+            patience,
+            silence: Duration::ZERO,
+            waited_for: false,
             woken,
         };
         Ok(Self { state: RefCell::new(state) })
+    }
+
+    /// The same with other limits.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Patience) -> Self {
+        self.state.get_mut().patience = patience;
+        self
     }
 
     /// Carries out a request; does nothing before it is first polled. Gives what came of it, and its buffer.
@@ -92,8 +117,8 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
     ///
     /// `now` is the time since a moment of the caller's choice, and never goes back.
     ///
-    /// Ready only if the queue is of no more use: reset the device, then [`close`](Self::close) all its
-    /// queues.
+    /// Ready only if the queue is of no more use, or the device [unresponsive](QueueError::Unresponsive):
+    /// reset the device, then [`close`](Self::close) all its queues.
     pub fn poll_serve(&self, context: &mut Context<'_>, now: Duration) -> Poll<QueueError> {
         let (result, stale) = self.with(|state| {
             let stale = state.server.replace(context.waker().clone());
@@ -113,7 +138,10 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
 
     /// When the server must run again, whatever else wakes it.
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.state.borrow().next_deadline
+        let state = self.state.borrow();
+        let limit = state.patience.silence.filter(|_| state.waited_for);
+        let silent = limit.map(|limit| state.now.saturating_add(limit.saturating_sub(state.silence)));
+        state.next_deadline.into_iter().chain(silent).min()
     }
 
     /// Wakes the server: for an interrupt that this queue shares with others.
@@ -235,6 +263,29 @@ impl<N: Notify> State<'_, N> {
         }
     }
 
+    /// Counts the time since the server last ran as silence, if requests waited and there was `found` nothing
+    /// now.
+    fn listen(&mut self, found: usize, now: Duration) {
+        let passed = now.saturating_sub(mem::replace(&mut self.now, now));
+        if found > 0 {
+            self.silence = Duration::ZERO;
+        } else if self.waited_for {
+            self.silence = self.silence.saturating_add(passed);
+        }
+    }
+
+    /// Whether the device has not used up one's patience.
+    fn judge(&mut self) -> Result<(), QueueError> {
+        let lost = self.queue.lost();
+        self.waited_for = self.queue.in_flight() > lost || self.calls.is_line();
+        let Patience { lost: most, silence } = self.patience;
+        let is_silent = silence.is_some_and(|limit| self.waited_for && self.silence >= limit);
+        if lost >= most || is_silent {
+            return Err(QueueError::Unresponsive);
+        }
+        Ok(())
+    }
+
     /// The server will run at `deadline`. Whether it does not know that yet.
     fn expect(&mut self, deadline: Duration) -> bool {
         let is_next = self.next_deadline.is_none_or(|next| deadline < next);
@@ -256,7 +307,6 @@ impl<N: Notify> State<'_, N> {
 
     /// Whether to look again soon.
     fn serve(&mut self, now: Duration) -> Result<bool, QueueError> {
-        self.now = now;
         loop {
             if self.closed {
                 return Err(QueueError::Broken);
@@ -269,8 +319,10 @@ impl<N: Notify> State<'_, N> {
                 let key = calls.key_of(done.ticket);
                 woken.extend(key.and_then(|key| calls.end(key, (done.result, done.buffer))));
             })?;
+            self.listen(found, now);
             self.expire();
             self.refill();
+            self.judge()?;
             self.queue.kick();
             if self.hybrid.look_again(found, self.queue.in_flight()) {
                 return Ok(true);
@@ -317,7 +369,9 @@ impl<N: Notify> State<'_, N> {
         };
         let (key, wake) = match result {
             Ok(ticket) => (self.calls.add_in_flight(ticket, waker.clone()), true),
-            Err((RequestError::Full, request)) => (self.calls.add_queued(request, waker.clone()), false),
+            Err((RequestError::Full, request)) => {
+                (self.calls.add_queued(request, waker.clone()), !self.waited_for)
+            }
             Err(refused) => return Err(refused),
         };
         self.calls.set_deadline(key, deadline);

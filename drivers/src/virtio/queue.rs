@@ -25,6 +25,8 @@ pub enum QueueError {
     /// The device broke the rules of the ring: it completed what it does not have. What it may still hold
     /// stays with the queue until the device is reset; no more can be done with the queue.
     Broken,
+    /// The device has kept requests to itself for longer than one has [patience](crate::block::Patience).
+    Unresponsive,
 }
 
 /// What comes back from a queue.
