@@ -6,13 +6,13 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
-use core::future::poll_fn;
+use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Duration, Timer, with_timeout};
 use ringfence_drivers::block::{
-    Block, BlockControl, Geometry, ID_LEN, Request, RequestError, SECTOR_SIZE, SharedQueue,
+    Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
 use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
@@ -32,10 +32,11 @@ const SMALL_COUNT: usize = 32;
 const BUDGET: u32 = 64;
 /// A reader that has waited this long has the device's health checked.
 const OVERDUE: Duration = Duration::from_secs(5);
-/// It gives up when the disk has finished nothing at all for so many times [`OVERDUE`] in a row.
-const MAX_QUIET: usize = 6;
-/// And, whatever else the disk does, after this many.
-const MAX_OVERDUE: usize = 120;
+/// And gives up after so many times that: a request to the disk ends by then at the latest.
+const MAX_OVERDUE: u32 = 120;
+const LIMIT: core::time::Duration = core::time::Duration::from_secs(MAX_OVERDUE as u64 * OVERDUE.as_secs());
+/// A disk that does worse is given up itself.
+const PATIENCE: Patience = Patience { lost: 8, silence: Some(core::time::Duration::from_secs(30)) };
 
 /// A request queue, and its MSI-X vector.
 pub struct DiskQueue {
@@ -87,7 +88,7 @@ impl Disk {
         // For good, so that queues and tasks can be apart; a disk that is given up is shut down.
         let (control, queues) = Box::leak(Box::new(block)).split();
         let queues = queues.zip(0..).map(|(queue, index)| {
-            let shared = SharedQueue::new(queue, Hybrid::new(BUDGET))?;
+            let shared = SharedQueue::new(queue, Hybrid::new(BUDGET))?.with_patience(PATIENCE);
             Ok(DiskQueue { shared, vector: interrupts.vector(index) })
         });
         let queues: Result<Vec<_>, QueueError> = queues.collect();
@@ -170,7 +171,7 @@ impl Disk {
 
     /// Serves a queue, with its own interrupt if it has one.
     async fn serve(&self, queue: &DiskQueue, mut interrupt: Option<Interrupt>) {
-        let queue = &queue.shared;
+        let (queue, mut alarm) = (&queue.shared, Alarm::default());
         let error = poll_fn(|context| {
             if let Some(interrupt) = &mut interrupt {
                 // The waker comes first: whatever completes once interrupts are on wakes this task.
@@ -186,6 +187,7 @@ impl Disk {
             if queue.is_asleep() && self.control.borrow_mut().look.want() {
                 self.wake_watcher();
             }
+            alarm.set(queue.next_deadline(), context);
             result
         });
         let error = error.await;
@@ -278,17 +280,12 @@ impl Disk {
         &self.queues[index].shared
     }
 
-    /// Carries out one request on the queue whose turn it is.
+    /// Carries out one request on the queue whose turn it is, within [`LIMIT`].
     pub async fn request(&self, request: Request) -> (Result<(), RequestError>, Option<DmaBuf>) {
-        self.queue().request(request).await
+        self.queue().request_until(request, time::now() + LIMIT).await
     }
 
-    /// How many requests were completed.
-    fn completions(&self) -> u64 {
-        self.queues.iter().map(|queue| queue.shared.counters().completions).sum()
-    }
-
-    /// Reads into a buffer; gives up on a disk that does not answer.
+    /// Reads into a buffer, when there is one; has the disk's health checked when that takes long.
     async fn read_buffer(&self, sector: u64, len: usize) -> Result<DmaBuf, BlockError> {
         let mut read = pin!(async {
             let buffer = self.take_buffer(len).await?;
@@ -299,20 +296,32 @@ impl Disk {
                 _ => Err(BlockError::Device),
             }
         });
-        let mut quiet = 0;
         for _ in 0..MAX_OVERDUE {
-            let before = self.completions();
             if let Ok(result) = with_timeout(OVERDUE, read.as_mut()).await {
                 return result;
-            }
-            quiet = if self.completions() == before { quiet + 1 } else { 0 };
-            if quiet == MAX_QUIET {
-                break;
             }
             self.control.borrow_mut().overdue = true;
             self.wake_watcher();
         }
         Err(BlockError::Device)
+    }
+}
+
+/// Wakes a task by the earliest of the times that it was set to.
+#[derive(Default)]
+struct Alarm(Option<core::time::Duration>);
+
+impl Alarm {
+    fn set(&mut self, next: Option<core::time::Duration>, context: &mut Context<'_>) {
+        let now = time::now();
+        self.0 = self.0.filter(|&at| at > now);
+        let Some(next) = next.filter(|&next| self.0.is_none_or(|at| next < at)) else { return };
+        self.0 = Some(next);
+        // A timer wakes whoever polled it last, also after it was dropped.
+        let left = Duration::from_micros(next.saturating_sub(now).as_micros() as u64 + 1);
+        if pin!(Timer::after(left)).poll(context).is_ready() {
+            context.waker().wake_by_ref();
+        }
     }
 }
 

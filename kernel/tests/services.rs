@@ -164,7 +164,8 @@ fn errors_reach_every_reader() {
 #[test_case]
 const ERRORS: On = On("blk-eio", &errors_reach_every_reader);
 
-fn stopped_disk_is_given_up() {
+/// A disk from which nobody reads anything any more, from `stop` on, is given up within `limit`.
+fn is_given_up(stop: fn(), limit: Duration) {
     let (devices, disks, _, mut tasks) = start();
     let disk = disks[0];
     let ended = Rc::new(Cell::new(0));
@@ -185,16 +186,11 @@ fn stopped_disk_is_given_up() {
     run_with(tasks, async move {
         Timer::after_millis(100).await;
         assert_eq!((ended.get(), disk.is_gone()), (0, false));
-        // QEMU stops a virtio device that may not master the bus, and takes DRIVER_OK out of its status.
-        functions_for(Driver::Block)[0].config().disable_bus_master();
+        stop();
         let start = Instant::now();
         while ended.get() < READERS {
             Timer::after_millis(10).await;
-            assert!(
-                start.elapsed() < Duration::from_secs(12),
-                "{} readers still wait",
-                READERS - ended.get()
-            );
+            assert!(start.elapsed() < limit, "{} readers still wait", READERS - ended.get());
         }
         assert!(disk.is_gone());
         assert_eq!(disk.read(0, &mut [&mut [0; 512]]).await, Err(BlockError::Gone));
@@ -202,6 +198,19 @@ fn stopped_disk_is_given_up() {
         assert_audit_clean();
     })
 }
+
+fn stopped_disk_is_given_up() {
+    // QEMU stops a virtio device that may not master the bus, and takes DRIVER_OK out of its status.
+    is_given_up(|| functions_for(Driver::Block)[0].config().disable_bus_master(), Duration::from_secs(12))
+}
+
+fn silent_disk_is_given_up() {
+    is_given_up(|| {}, Duration::from_secs(40))
+}
+
+/// One that does as told and never comes to an end.
+#[test_case]
+const SILENT: On = On("blk-silent,slow", &silent_disk_is_given_up);
 
 /// A device that no longer does as told is noticed by those who wait for it, and reset.
 #[test_case]

@@ -262,6 +262,10 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
                 let throttle = format!(",throttling.iops-total={iops}");
                 add_disk(&mut machine, "numbered", &scratch.numbered()?, &throttle, "")
             }
+            // After the first one it answers a request in an hour.
+            ("blk-silent", "") => {
+                add_disk(&mut machine, "numbered", &scratch.numbered()?, ",throttling.bps-total=1", "")
+            }
             ("blk-ro", "") => add_disk(&mut machine, "ro", &scratch.numbered()?, ",read-only=on", ""),
             ("blk-4k", "") => {
                 let blocks = "logical_block_size=4096,physical_block_size=4096";
