@@ -203,13 +203,19 @@ fn submit(world: &mut World, input: &mut Input<'_>) {
             if input.flag() { writable.push(buffer) } else { readable.push(buffer) }
         }
     }
-    let list = BufferList::new(input.word().into(), readable, writable, u32::from(input.byte() & 1));
+    let name = input.word();
+    let list = BufferList::new(name.into(), readable, writable, u32::from(input.byte() & 1));
     let next = driver.queue.next_slot();
     match driver.queue.submit(list) {
         Ok(ticket) => {
             assert_eq!(next.map(usize::from), Some(ticket.index()));
             reached("chain submitted");
             assert!(driver.queue.is_in_flight(ticket) && ticket.index() < driver.queue.slots());
+            if name % 8 == 7 {
+                let lost = driver.queue.lost();
+                assert!(driver.queue.give_up(ticket) && !driver.queue.give_up(ticket));
+                assert_eq!(driver.queue.lost(), lost + 1);
+            }
         }
         Err((_, list)) => drop(list.into_buffers()),
     }

@@ -20,7 +20,6 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
             "field",
             "from_ptr",
             "function",
-            "index",
             "is_page_aligned",
             "is_writable",
             "names",
