@@ -61,9 +61,9 @@ pub use allocator::AllocError;
 pub use audit::{Audit, Finding, Report};
 pub use bytes::Bytes;
 pub use device::{
-    BAR_COUNT, Bar, Capability, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant, Ecam, MmioError,
-    MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register, SetQueueError,
-    VirtioPci, VirtioPciError, common,
+    BAR_COUNT, Bar, BegunReset, Capability, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant, Ecam,
+    MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
+    SetQueueError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
     DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,

@@ -66,6 +66,22 @@ pub unsafe trait Platform: Sync {
     fn registry(&self) -> &DmaRegistry;
 }
 
+/// Asks `poll` until it has an answer, or until `limit` has passed since the first time; at least once.
+pub(crate) fn wait<T>(
+    now: impl Fn() -> Duration,
+    limit: Duration,
+    mut poll: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    let start = now();
+    loop {
+        let answer = poll();
+        if answer.is_some() || now().saturating_sub(start) > limit {
+            return answer;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes.
 /// Dropping it gives it back to the platform.
 pub struct DmaMemory {

@@ -367,6 +367,43 @@ fn a_device_that_is_stuck_or_gone_proves_nothing() {
     assert_eq!(windows.usage(), (0, held));
 }
 
+/// The two steps of a reset on their own: it is proved where and when it was asked for, and once.
+#[test]
+fn a_reset_that_nobody_waits_for() {
+    let (card, other) = (Card::new(), Card::new());
+    let (virtio, windows) = (card.virtio(), card.windows());
+    let (others, their_windows) = (other.virtio(), other.windows());
+    told(other, &others, &their_windows);
+    let foreign = others.common.begin_reset(&their_windows).unwrap();
+    assert_eq!(virtio.common.begin_reset(&their_windows).unwrap_err(), ResetError::WrongDevice);
+    let held = told(card, &virtio, &windows);
+    let begun = virtio.common.begin_reset(&windows).unwrap();
+    assert_eq!(card.status(), 0, "it was asked");
+    assert!(virtio.common.poll_reset(&windows, &foreign).is_none(), "somebody else was");
+    assert!(virtio.common.poll_reset(&their_windows, &begun).is_none());
+    other.set_status(0x40);
+    assert!(virtio.common.poll_reset(&their_windows, &foreign).is_none(), "only its own status tells");
+    // It takes its time, and is told of nothing.
+    card.set_status(0x40);
+    card.forget_queue();
+    let ring = Ring::new(&windows, 16);
+    let told_meanwhile = virtio.common.set_queue(&windows, 1, &ring.addresses());
+    assert_eq!(told_meanwhile, Err(SetQueueError::WrongFormat));
+    drop(ring);
+    assert!(virtio.common.poll_reset(&windows, &begun).is_none());
+    card.set_status(0);
+    // Without decoding a 0 is nobody's.
+    card.poke(COMMAND, BUS_MASTER);
+    assert!(virtio.common.poll_reset(&windows, &begun).is_none());
+    assert!(windows.usage().1 >= held);
+    card.poke(COMMAND, BUS_MASTER | MEMORY);
+    let (life, quiet) = (windows.life(), virtio.common.poll_reset(&windows, &begun));
+    assert!(quiet.is_some_and(|quiet| quiet.ends(&life)));
+    assert_eq!((windows.usage(), card.config_word(COMMAND) & BUS_MASTER), ((0, 0), 0));
+    // It has a new life, in which nobody has asked.
+    assert!(virtio.common.poll_reset(&windows, &begun).is_none());
+}
+
 /// A reset of a card that was told of a queue and answers late: `meanwhile` is called while it is waited for.
 fn reset_while(meanwhile: fn(&Card, &VirtioPci, &DmaWindows)) -> (Result<Quiet, ResetError>, DmaWindows) {
     let card = Card::new();

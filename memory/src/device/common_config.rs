@@ -6,7 +6,8 @@ use core::time::Duration;
 
 use super::{ConfigSpace, MmioError, MmioRegion, Register};
 use crate::lock::{Guard, Level, Lock};
-use crate::{AtomicAccess, DmaError, DmaWindows, Platform, QueueAddresses, Quiet, ResetError};
+use crate::platform::wait;
+use crate::{AtomicAccess, DmaError, DmaWindows, Life, Platform, QueueAddresses, Quiet, ResetError};
 
 /// Bits of the status (2.1): the driver shows itself, and the choice of features is final.
 const ACKNOWLEDGE: u8 = 1;
@@ -63,6 +64,10 @@ struct Told {
     status: u8,
     features: u64,
 }
+
+/// A reset that a device was asked for, in the life that is to end.
+#[derive(Debug)]
+pub struct BegunReset(Life);
 
 /// Why a device was not told of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -269,35 +274,41 @@ impl CommonConfig {
         Ok(if enabled { Ok(()) } else { Err(SetQueueError::Refused) })
     }
 
-    /// Resets the device, and proves it, within `limit` by the platform's clock (2.4.2, 4.1.4.3.2): the
-    /// status, which was something else before, reads 0, while the function is there and decodes its memory
-    /// BARs, and nobody else ended its life since it was asked: until then it is told of no queue. Then it is
-    /// kept from mastering the bus, its life has ended, it holds no buffer, and the quarantine is released.
-    ///
-    /// It polls until then. Not for interrupt handlers.
+    /// Resets the device, and proves it, within `limit` by the platform's clock: as
+    /// [`begin_reset`](Self::begin_reset), and [`poll_reset`](Self::poll_reset) until then. Not for interrupt
+    /// handlers.
     ///
     /// # Errors
     /// See [`ResetError`]: the device's life goes on, whatever its status reads.
     pub fn reset(&self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError> {
+        let begun = self.begin_reset(windows)?;
+        let quiet = wait(|| self.platform.now(), limit, || self.poll_reset(windows, &begun));
+        quiet.ok_or(ResetError::Timeout)
+    }
+
+    /// Asks the device to reset, and does not wait for that. Until it is proved the device is told of no
+    /// queue.
+    ///
+    /// # Errors
+    /// [`ResetError::WrongDevice`], or [`ResetError::Timeout`] if it cannot be asked: it shows no status.
+    pub fn begin_reset(&self, windows: &DmaWindows) -> Result<BegunReset, ResetError> {
         if !self.is_of(windows) {
             return Err(ResetError::WrongDevice);
         }
-        let (start, life) = (self.platform.now(), windows.life());
-        if !self.ask_for_reset() {
-            return Err(ResetError::Timeout);
+        let life = windows.life();
+        if self.ask_for_reset() { Ok(BegunReset(life)) } else { Err(ResetError::Timeout) }
+    }
+
+    /// The proof that the device has reset (2.4.2, 4.1.4.3.2), if it has: the status, which was something
+    /// else when it was asked, reads 0, while the function is there and decodes its memory BARs, and the life
+    /// in which it was asked has not ended since. Then it is kept from mastering the bus, its life has ended,
+    /// it holds no buffer, and the quarantine is released.
+    pub fn poll_reset(&self, windows: &DmaWindows, begun: &BegunReset) -> Option<Quiet> {
+        // A 0 that is not proved may be that of a function whose BARs are being sized: look again.
+        if !self.is_of(windows) || windows.life() != begun.0 || self.status() != 0 {
+            return None;
         }
-        loop {
-            // A 0 that is not proved may be that of a function whose BARs are being sized: look again.
-            if self.status() == 0
-                && let Ok(quiet) = windows.end_life_if(&life, || self.is_reset())
-            {
-                return Ok(quiet);
-            }
-            if self.platform.now().saturating_sub(start) > limit {
-                return Err(ResetError::Timeout);
-            }
-            core::hint::spin_loop();
-        }
+        windows.end_life_if(&begun.0, || self.is_reset()).ok()
     }
 
     /// Writes a status of 0 to a device that was seen to have another, while nothing keeps it from being

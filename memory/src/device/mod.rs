@@ -15,7 +15,7 @@ mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
 pub use capability::Capability;
-pub use common_config::{CommonConfig, SetQueueError, common};
+pub use common_config::{BegunReset, CommonConfig, SetQueueError, common};
 pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;

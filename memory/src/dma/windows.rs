@@ -11,6 +11,7 @@ use core::time::Duration;
 use super::region::Region;
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
+use crate::platform::wait;
 use crate::{
     DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform,
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
@@ -327,6 +328,12 @@ impl DmaWindows {
     /// The platform's monotonic clock, for time limits.
     pub fn now(&self) -> Duration {
         self.table().platform.now()
+    }
+
+    /// Asks `poll` until it has an answer, or until `limit` has passed by the platform's clock; at least once.
+    /// For what is waited for seldom, and not in interrupt handlers.
+    pub fn wait<T>(&self, limit: Duration, poll: impl FnMut() -> Option<T>) -> Option<T> {
+        wait(|| self.now(), limit, poll)
     }
 
     /// Bytes of this device's open windows, and bytes in quarantine.
