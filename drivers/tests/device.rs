@@ -227,9 +227,6 @@ fn controls_that_do_not_fit() {
         for (count, longest, expected) in
             [(1, 3, refused), (3, 3, refused), (4, 3, Ok(4)), (9, 3, Ok(4)), (4, 2, Ok(4)), (4, 1, refused)]
         {
-            if set & features::RING_PACKED != 0 && longest == 1 {
-                continue; // There each request is refused instead.
-            }
             let fake = Fake::new(KIND, features::VERSION_1 | set, vec![], &[16]);
             let mut device = begin(&fake).unwrap().negotiate(set).unwrap();
             let options = QueueOptions { size: 16, chains: 4, segments: longest, longest };
@@ -240,6 +237,32 @@ fn controls_that_do_not_fit() {
             });
             assert_eq!(queue.map(|queue| queue.depth()), expected, "{count} of {longest}, {set:#x}");
         }
+    }
+}
+
+/// Who cannot wait asks, and looks now and then; a driver that was asked about is dropped at once.
+#[test]
+fn a_shut_down_that_nobody_waits_for() {
+    for resets in [true, false] {
+        let fake = Fake::new(DeviceType::BLOCK, features::VERSION_1, vec![1; 16], &[16]);
+        let mut block = Block::new(fake.transport(), &grant(), fake.windows()).unwrap();
+        let start = fake.platform.now();
+        let control = block.split().0;
+        assert!(control.poll_shut_down().is_none(), "nobody asked");
+        assert_eq!(fake.model().status & 4, 4);
+        fake.model().stuck = true;
+        assert_eq!(control.begin_shut_down(), Ok(()));
+        (0..3).for_each(|_| assert!(control.poll_shut_down().is_none()));
+        fake.model().stuck = !resets;
+        let life = fake.windows().life();
+        assert_eq!(control.poll_shut_down().is_some_and(|quiet| quiet.ends(&life)), resets);
+        assert_eq!(fake.model().events.last() == Some(&Event::Stopped), resets);
+        drop(block);
+        assert_eq!(
+            (fake.platform.dma_in_use() == 0, fake.model().events.last()),
+            (resets, Some(&Event::Stopped))
+        );
+        assert!(fake.platform.now() - start < RESET_LIMIT / 10);
     }
 }
 

@@ -157,6 +157,19 @@ impl<T: Transport> BlockControl<T> {
         self.device.shut_down()
     }
 
+    /// The same without waiting: asks for the reset.
+    ///
+    /// # Errors
+    /// As for [`Device::begin_shut_down`].
+    pub fn begin_shut_down(&mut self) -> Result<(), ResetError> {
+        self.device.begin_shut_down()
+    }
+
+    /// The proof, when there is one; see [`Device::poll_shut_down`].
+    pub fn poll_shut_down(&mut self) -> Option<Quiet> {
+        self.device.poll_shut_down()
+    }
+
     /// Resets a queue in which nothing is in flight, and sets it up again.
     ///
     /// # Errors

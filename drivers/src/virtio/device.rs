@@ -275,6 +275,29 @@ impl<T: Transport> Device<T> {
         self.end(RESET_LIMIT)
     }
 
+    /// Asks the device to reset for good, and does not wait: [`poll_shut_down`](Self::poll_shut_down) says
+    /// when it has. Dropping the driver after that does not wait either.
+    ///
+    /// # Errors
+    /// As for [`shut_down`](Self::shut_down).
+    pub fn begin_shut_down(&mut self) -> Result<(), ResetError> {
+        self.status = 0;
+        self.transport.begin_reset(&self.windows).inspect_err(|_| self.transport.stop())
+    }
+
+    /// Whether the device has reset since it was asked; how long that may take, for example [`RESET_LIMIT`],
+    /// is the caller's choice.
+    pub fn poll_shut_down(&mut self) -> Option<Quiet> {
+        if self.status != 0 {
+            return None;
+        }
+        let life = self.windows.life();
+        let quiet = self.transport.poll_reset(&self.windows)?;
+        self.transport.stop();
+        // A proof about something else proves nothing here.
+        quiet.ends(&life).then_some(quiet)
+    }
+
     /// The same for a driver that is dropped: what did not reset when it was shut down is not waited for
     /// again.
     pub(crate) fn shut_down_at_last(&mut self) -> Result<Quiet, ResetError> {

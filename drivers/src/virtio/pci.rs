@@ -3,8 +3,8 @@
 use core::time::Duration;
 
 use ringfence_memory::{
-    CommonConfig, DeviceId, DmaGrant, DmaWindows, MmioError, MsiMessage, MsixTable, Notifier, Platform,
-    Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
+    BegunReset, CommonConfig, DeviceId, DmaGrant, DmaWindows, MmioError, MsiMessage, MsixTable, Notifier,
+    Platform, Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
 };
 
 use super::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport, features, status};
@@ -25,6 +25,7 @@ pub struct PciTransport {
     vectors: u16,
     /// The features that the driver accepted.
     features: u64,
+    begun_reset: Option<BegunReset>,
 }
 
 impl PciTransport {
@@ -40,7 +41,7 @@ impl PciTransport {
             return Err(Error::LegacyOnly);
         }
         let registers = VirtioPci::new(platform, function.config())?;
-        Ok(Self { function: *function, kind, registers, vectors: 0, features: 0 })
+        Ok(Self { function: *function, kind, registers, vectors: 0, features: 0, begun_reset: None })
     }
 
     /// The function behind the transport.
@@ -140,6 +141,16 @@ impl Transport for PciTransport {
         self.registers.common.reset(windows, limit)
     }
 
+    fn begin_reset(&mut self, windows: &DmaWindows) -> Result<(), ResetError> {
+        self.begun_reset = None;
+        self.begun_reset = Some(self.registers.common.begin_reset(windows)?);
+        Ok(())
+    }
+
+    fn poll_reset(&mut self, windows: &DmaWindows) -> Option<Quiet> {
+        self.registers.common.poll_reset(windows, self.begun_reset.as_ref()?)
+    }
+
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error> {
         self.function.config().enable_bus_master(grant)?;
         self.set_vector(0, CommonConfig::set_config_vector)
@@ -197,16 +208,11 @@ impl Transport for PciTransport {
         let common = &self.registers.common;
         self.check_queue(index)?;
         common.reset_queue(index)?;
-        let start = windows.now();
         let is_set = |offset| Ok::<_, Error>(common.read_queue::<u16>(index, offset)? != 0);
         // It reads 1 until the reset is done, and the queue is disabled then (4.1.4.3.1).
-        while is_set(common::QUEUE_RESET)? || is_set(common::QUEUE_ENABLE)? {
-            if windows.now().saturating_sub(start) > limit {
-                return Err(Error::Timeout);
-            }
-            core::hint::spin_loop();
-        }
-        Ok(())
+        let is_busy = || Ok(is_set(common::QUEUE_RESET)? || is_set(common::QUEUE_ENABLE)?);
+        let done = windows.wait(limit, || is_busy().map(|busy| (!busy).then_some(())).transpose());
+        done.unwrap_or(Err(Error::Timeout))
     }
 }
 

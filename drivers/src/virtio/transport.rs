@@ -74,6 +74,17 @@ pub trait Transport {
     /// [`DmaWindows::reset_model`].
     fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError>;
 
+    /// Asks the device to reset, and does not wait: [`poll_reset`](Self::poll_reset) does not either.
+    fn begin_reset(&mut self, _windows: &DmaWindows) -> Result<(), ResetError> {
+        Ok(())
+    }
+
+    /// The proof that the device has reset since it was asked, if it has. Models reset at once, so by default
+    /// they do it here.
+    fn poll_reset(&mut self, windows: &DmaWindows) -> Option<Quiet> {
+        self.reset(windows, Duration::ZERO).ok()
+    }
+
     /// Lets the device access memory and send interrupts. Called after a reset; configuration-change
     /// interrupts are set up here, since a reset undoes them.
     fn start(&mut self, grant: &DmaGrant) -> Result<(), Error>;
