@@ -235,6 +235,29 @@ fn a_refusal_leaves_one_pair() {
     }
 }
 
+/// One pair works while the device has not said whether it uses the others.
+#[test]
+fn an_answer_that_nobody_waits_for() {
+    for (answer, expected) in [(0, 3), (1, 1)] {
+        let fake = card(MQ | CTRL_VQ, 3, 7);
+        let mut net = Net::begin(fake.transport(), &fake.grant(), fake.windows(), &pairs(3)).unwrap();
+        let (mut commands, mut tx) = (fake.ring(6), fake.ring(1));
+        let chain = commands.take().unwrap();
+        assert_eq!(net.poll_pairs(), Ok(false));
+        send(&mut net, &frame(70, 2));
+        net.kick();
+        assert_eq!(sent(&mut tx), Some(frame(70, 2)));
+        net.split().1.skip(1).for_each(|pair| pair.kick());
+        assert_eq!((2..6).map(|index| fake.kicks(index)).sum::<usize>(), 0, "not before they are agreed on");
+        commands.write(chain.segments.last().unwrap(), &[answer]);
+        commands.complete(chain.head, 1);
+        assert_eq!((net.poll_pairs(), net.poll_pairs(), net.pairs()), (Ok(true), Ok(true), expected));
+        net.split().1.for_each(|pair| pair.kick());
+        let kicked = (0..3).filter(|pair| fake.kicks(2 * pair) > 0).count();
+        assert_eq!(kicked, expected);
+    }
+}
+
 #[test]
 fn without_an_answer_it_fails() {
     for (answer, expected) in [

@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{Quiet, Segment};
+use ringfence_memory::{DmaWindows, Quiet, ResetError, Segment};
 
 use super::{STATUS, STATUS_LINK_UP};
 use crate::virtio::{
@@ -10,7 +10,7 @@ use crate::virtio::{
 };
 
 /// How long the device may take to answer a command.
-const COMMAND_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const COMMAND_LIMIT: Duration = Duration::from_secs(2);
 
 /// A command's class and number (5.1.6.5.5), and the good answer to one (5.1.6.5).
 const MQ: u8 = 4;
@@ -92,28 +92,42 @@ impl<T: Transport> NetControl<T> {
         Some(quiet)
     }
 
-    /// Asks the device to use `pairs` pairs, and waits for the answer. `false` if it refused: then it goes on
-    /// with one.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`] if there is no answer, [`Error::Queue`] if the control queue is broken, or what is
-    /// wrong with the device: it must be reset, since nobody knows what it does with the other pairs.
-    pub(super) fn set_pairs(&mut self, pairs: u16) -> Result<bool, Error> {
-        let Self { device, commands: Some(commands), .. } = self else { return Ok(false) };
+    /// Asks the device to use `pairs` pairs; `false` if it cannot be asked.
+    pub(super) fn ask_for_pairs(&mut self, pairs: u16) -> Result<bool, Error> {
+        let Some(commands) = &mut self.commands else { return Ok(false) };
         commands.submit(SetPairs(pairs)).map_err(|(error, _)| error)?;
         commands.kick();
-        let start = device.windows().now();
-        loop {
-            if let Some(completion) = commands.pop()? {
-                let answer = commands.context().status(completion.ticket);
-                return Ok(completion.written.is_some() && answer == OK);
-            }
-            if device.windows().now().saturating_sub(start) > COMMAND_LIMIT {
-                device.check()?;
-                return Err(Error::Timeout);
-            }
-            core::hint::spin_loop();
-        }
+        Ok(true)
+    }
+
+    /// Whether it does, if it has answered. If not it goes on with one.
+    pub(super) fn answer(&mut self) -> Result<Option<bool>, Error> {
+        let Some(commands) = &mut self.commands else { return Ok(Some(false)) };
+        let Some(completion) = commands.pop()? else { return Ok(None) };
+        let answer = commands.context().status(completion.ticket);
+        Ok(Some(completion.written.is_some() && answer == OK))
+    }
+
+    /// Why it has not answered.
+    pub(super) fn why_silent(&self) -> Error {
+        self.device.check().err().unwrap_or(Error::Timeout)
+    }
+
+    pub(super) fn windows(&self) -> &DmaWindows {
+        self.device.windows()
+    }
+
+    /// Asks the device to reset for good, and does not wait; dropping the driver when it has does not either.
+    ///
+    /// # Errors
+    /// As for [`Device::begin_shut_down`].
+    pub fn begin_shut_down(&mut self) -> Result<(), ResetError> {
+        self.device.begin_shut_down()
+    }
+
+    /// Whether the device has reset since it was asked.
+    pub fn poll_shut_down(&mut self) -> Option<Quiet> {
+        self.device.poll_shut_down()
     }
 
     /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered

@@ -10,8 +10,9 @@ use core::ops::{Deref, DerefMut};
 
 use ringfence_memory::{DeviceId, DmaGrant, DmaWindows};
 
-use crate::virtio::{Device, DeviceType, Error, Offer, Transport, features};
+use crate::virtio::{Device, DeviceType, DriverOk, Error, Offer, Transport, features};
 
+use control::COMMAND_LIMIT;
 pub use control::NetControl;
 pub use pair::{NetPair, RxFrame, TxFrame};
 pub use phy::Phy;
@@ -63,6 +64,8 @@ pub struct Net<T: Transport> {
     control: NetControl<T>,
     first: NetPair<T::Notifier>,
     others: Vec<NetPair<T::Notifier>>,
+    /// While the device has not said whether it uses the others.
+    asked: Option<DriverOk>,
 }
 
 impl<T: Transport> Net<T> {
@@ -80,6 +83,26 @@ impl<T: Transport> Net<T> {
     /// # Errors
     /// As for [`new`](Self::new). Also if the device does not answer how many pairs it will use.
     pub fn with_options(
+        transport: T,
+        grant: &DmaGrant,
+        windows: DmaWindows,
+        options: &Options,
+    ) -> Result<Self, Error> {
+        let mut net = Self::begin(transport, grant, windows, options)?;
+        let windows = net.control.windows().clone();
+        let known = windows.wait(COMMAND_LIMIT, || match net.poll_pairs() {
+            Ok(false) => None,
+            known => Some(known),
+        });
+        known.unwrap_or_else(|| Err(net.control.why_silent())).map(|_| net)
+    }
+
+    /// The same, but does not wait for the device to say whether it uses several pairs:
+    /// [`poll_pairs`](Self::poll_pairs) before they are.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn begin(
         transport: T,
         grant: &DmaGrant,
         windows: DmaWindows,
@@ -103,7 +126,7 @@ impl<T: Transport> Net<T> {
         // After all pairs that there are, in use or not (5.1.2).
         let commands = (most > 1).then(|| most.wrapping_mul(2));
         let control = NetControl::new(device, commands, mac, mtu.unwrap_or(DEFAULT_MTU))?;
-        let mut net = Self { control, first, others };
+        let mut net = Self { control, first, others, asked: None };
         net.start(pairs)?;
         Ok(net)
     }
@@ -111,12 +134,29 @@ impl<T: Transport> Net<T> {
     fn start(&mut self, pairs: u16) -> Result<(), Error> {
         let started = self.control.start()?;
         self.first.start(&started);
-        if self.others.is_empty() || !self.control.set_pairs(pairs)? {
-            // The device has not touched the others.
+        if !self.others.is_empty() && self.control.ask_for_pairs(pairs)? {
+            self.asked = Some(started);
+        } else {
             self.others.clear();
         }
-        self.others.iter_mut().for_each(|pair| pair.start(&started));
         Ok(())
+    }
+
+    /// Whether it is known how many pairs are used.
+    ///
+    /// # Errors
+    /// [`Error::Queue`] if the control queue is broken: drop the driver, since nobody knows what the device
+    /// does with the other pairs. So it is if it does not answer at all.
+    pub fn poll_pairs(&mut self) -> Result<bool, Error> {
+        let Some(started) = &self.asked else { return Ok(true) };
+        match self.control.answer()? {
+            None => return Ok(false),
+            Some(true) => self.others.iter_mut().for_each(|pair| pair.start(started)),
+            // The device has not touched the others.
+            Some(false) => self.others.clear(),
+        }
+        self.asked = None;
+        Ok(true)
     }
 
     /// What the pairs have in common, and each pair, to be used apart.
