@@ -14,7 +14,7 @@ use embassy_time::{Duration, Timer, with_timeout};
 use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
-use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError};
+use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError, RESET_LIMIT};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
@@ -191,7 +191,7 @@ impl Disk {
             result
         });
         let error = error.await;
-        self.give_up(error.into());
+        self.give_up(error.into()).await;
     }
 
     /// Looks after the device, wakes the servers of the queues without an interrupt of their own, and looks
@@ -222,14 +222,22 @@ impl Disk {
             }
         });
         let error = error.await;
-        self.give_up(error);
+        self.give_up(error).await;
     }
 
     /// Resets the device and ends all requests, if that did not happen yet.
-    fn give_up(&self, error: Error) {
+    async fn give_up(&self, error: Error) {
         let Some(block) = self.control.borrow_mut().block.take() else { return };
         log::error!("disk {} given up: {error}", self.address);
-        let quiet = block.shut_down().ok();
+        let end = time::now() + RESET_LIMIT;
+        let mut quiet = None;
+        let asked = block.begin_shut_down().is_ok();
+        while asked && quiet.is_none() && time::now() < end {
+            quiet = block.poll_shut_down();
+            if quiet.is_none() {
+                Timer::after_millis(1).await;
+            }
+        }
         self.queues.iter().for_each(|queue| queue.shared.close(quiet.as_ref()));
         self.wake_waiting();
         self.wake_watcher();
