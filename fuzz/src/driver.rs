@@ -303,8 +303,10 @@ fn shut_down(world: &mut World, input: &mut Input<'_>) {
     let Some(driven) = world.devices.pick_mut(input) else { return };
     let who = driven.who;
     let before = world.sides[who.side].cards()[who.party.card].lives();
-    if let Ok(quiet) = driven.device.shut_down() {
-        world.proved(who, quiet, before);
-    }
+    let asked = driven.device.begin_shut_down();
+    let first = driven.device.poll_shut_down();
+    assert!(asked.is_ok() || first.is_none() || who.party.model);
+    let again = driven.device.shut_down().ok();
+    first.into_iter().chain(again).for_each(|quiet| world.proved(who, quiet, before));
     world.card(who).look();
 }

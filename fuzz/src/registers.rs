@@ -1,6 +1,7 @@
 //! Steps with configuration space and registers, without a driver.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
@@ -106,6 +107,7 @@ fn address<'a>(world: &'a World, who: Who, input: &mut Input<'_>) -> Option<(Who
 /// Addresses that were taken before a reset, used after it.
 fn stale(world: &mut World, input: &mut Input<'_>) {
     let mut proof = None;
+    let begun = world.begun.take();
     if let Some((of, virtio)) = world.registers.pick(input)
         && let Some((who, windows)) = world.windows.pick_of(*of, input)
         && let Some((_, table)) = world.tables.pick_of(*of, input)
@@ -113,6 +115,12 @@ fn stale(world: &mut World, input: &mut Input<'_>) {
     {
         let (Some(at), card) = (region.region.address(0), world.card(*of)) else { return };
         let Ok(old) = with_table!(table, it => it.queue(at, at)) else { return };
+        // Asked for by any step before, of any device.
+        let begun = begun.map(|(begun, before)| (virtio.common.poll_reset(windows, &begun), before));
+        if let Some((Some(quiet), before)) = begun {
+            card.look();
+            assert!(card.lives() > before && !quiet.ends(&windows.life()), "it was never reset");
+        }
         let before = card.lives();
         proof = virtio.common.reset(windows, LIMIT).ok().map(|quiet| (*who, quiet, before));
         card.look();
@@ -121,6 +129,12 @@ fn stale(world: &mut World, input: &mut Input<'_>) {
         let told = virtio.common.set_queue(windows, 0, &old);
         assert!(told.is_err() || proof.is_none(), "an address outlives a reset");
         card.look();
+        let before = card.lives();
+        world.begun = virtio.common.begin_reset(windows).ok().map(|begun| (begun, before));
+        let _ = windows.wait(Duration::ZERO, || {
+            card.look();
+            Some(())
+        });
     }
     if let Some((who, quiet, before)) = proof {
         world.proved(who, quiet, before);

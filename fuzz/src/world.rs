@@ -163,6 +163,8 @@ pub struct World {
     pub tables: Slots<(Who, Table)>,
     pub snapshots: Slots<(Who, DmaSnapshot)>,
     pub registers: Slots<(Who, Arc<VirtioPci>)>,
+    /// A reset that some device was asked for, and how many lives that had had.
+    pub begun: Option<(BegunReset, u64)>,
     pub notifiers: Slots<Notifier>,
     pub proofs: Arc<Mutex<Slots<Proof>>>,
     pub transports: Slots<(Who, Rc<RefCell<PciTransport>>)>,
@@ -199,6 +201,7 @@ impl World {
             queues: Slots::new(),
             driver_oks: Slots::new(),
             private: sides.map(PrivateMemory::new),
+            begun: None,
             forgotten: Vec::new(),
         }
     }
