@@ -394,7 +394,7 @@ fn the_id_of_a_disk() {
         disk
     });
     assert_eq!(bench.block.identify(buffer, Duration::from_secs(10)), Ok(Ok(*ID_TEXT)));
-    bench.disk = server.join().unwrap();
+    let mut disk = server.join().unwrap();
     assert_eq!(bench.pool.available(), 64);
 
     // Nobody answers: the wait ends, and the buffer stays with the device.
@@ -402,8 +402,16 @@ fn the_id_of_a_disk() {
         bench.block.identify(bench.pool.take().unwrap(), Duration::from_millis(5)),
         Err(Error::Timeout)
     );
-    assert_eq!((bench.pool.available(), bench.block.in_flight()), (63, 1));
+    assert_eq!((bench.pool.available(), bench.block.in_flight(), bench.block.lost()), (63, 1, 1));
+    // The next one gets its own answer, whenever the first one is done.
+    let buffer = bench.pool.take().unwrap();
+    disk.ring.take().unwrap();
+    let server = std::thread::spawn(move || while disk.serve_all() == 0 {});
+    assert_eq!(bench.block.identify(buffer, Duration::from_secs(10)), Ok(Ok(*ID_TEXT)));
+    server.join().unwrap();
+    let ticket = bench.read(0, SECTOR).unwrap();
     assert_eq!(bench.block.identify(bench.pool.take().unwrap(), Duration::ZERO), Err(Error::Busy));
+    assert!(bench.block.is_in_flight(ticket));
     bench.fake.model().gone = true;
 }
 

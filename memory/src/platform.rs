@@ -66,7 +66,8 @@ pub unsafe trait Platform: Sync {
     fn registry(&self) -> &DmaRegistry;
 }
 
-/// Asks `poll` until it has an answer, or until `limit` has passed since the first time; at least once.
+/// Asks `poll`, without a pause (which costs an emulated processor far more than most looks that it delays),
+/// until it has an answer, or until `limit` has passed since the first time; at least once.
 pub(crate) fn wait<T>(
     now: impl Fn() -> Duration,
     limit: Duration,
@@ -78,7 +79,6 @@ pub(crate) fn wait<T>(
         if answer.is_some() || now().saturating_sub(start) > limit {
             return answer;
         }
-        core::hint::spin_loop();
     }
 }
 

@@ -254,36 +254,36 @@ impl<T: Transport> Block<T> {
         self.control.config_changed()
     }
 
-    /// Submits a request and waits for it, up to `limit`, polling without a pause (which costs an emulated
-    /// processor far more than the look that it delays): for set-up, or where there is nothing else to do.
+    /// Submits a request and waits for it, up to `limit`: for set-up, or where there is nothing else to do. A
+    /// [`SharedQueue`] does not wait.
     ///
     /// # Errors
-    /// [`Error::Busy`] if requests are in flight, [`Error::Timeout`], or the queue's. Only where the
-    /// device answered is the buffer free again.
+    /// [`Error::Busy`] if requests are in flight for which somebody waits, [`Error::Timeout`], after which the
+    /// request is [given up](BlockQueue::give_up), or the queue's. Only where the device answered is the
+    /// buffer free again.
     pub fn call(&mut self, request: Request, limit: Duration) -> Result<CallResult, Error> {
-        if self.in_flight() != 0 {
+        if self.in_flight() != self.lost() {
             return Err(Error::Busy);
         }
-        if let Err((error, request)) = self.submit(request) {
-            return Ok((Err(error), request.into_buffer()));
-        }
+        let ticket = match self.submit(request) {
+            Ok(ticket) => ticket,
+            Err((error, request)) => return Ok((Err(error), request.into_buffer())),
+        };
         self.kick();
-        let start = self.control.device.windows().now();
-        let mut answer = None;
-        loop {
-            self.reap(|done| answer = Some(done))?;
-            if let Some(Done { result, buffer, .. }) = answer {
-                return Ok((result, buffer));
-            }
-            let waited = self.control.device.windows().now().saturating_sub(start);
-            if waited > LOOK_AGAIN {
+        let windows = self.control.device.windows().clone();
+        let start = windows.now();
+        let answer = windows.wait(limit, || {
+            let mut answer = None;
+            if windows.now().saturating_sub(start) > LOOK_AGAIN {
                 self.kick_again();
             }
-            if waited > limit {
-                self.control.device.check()?;
-                return Err(Error::Timeout);
-            }
-        }
+            let reaped = self.reap(|done| answer = Some(Ok((done.result, done.buffer))));
+            reaped.err().map(|error| Err(error.into())).or(answer)
+        });
+        answer.unwrap_or_else(|| {
+            self.give_up(ticket);
+            Err(self.control.device.check().err().unwrap_or(Error::Timeout))
+        })
     }
 
     /// Asks for the disk's id (its serial number, padded with zeros) and waits for it, as
