@@ -161,10 +161,11 @@ proptest! {
     /// while they waited for room.
     #[test]
     fn first_come_first_served(
-        format in select(FORMATS.into_iter().flat_map(|format| [format, format | INDIRECT_DESC]).collect::<Vec<_>>()),
+        format in select(FORMATS.to_vec()),
+        tables in select(vec![0, INDIRECT_DESC]),
         steps in prop::collection::vec(step(), 1..200),
     ) {
-        let mut bench = Bench::new(format, 1, 16);
+        let mut bench = Bench::new(format | tables, 1, 16);
         let (mut disk, pool) = (bench.disk(0), bench.pool.clone());
         let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();

@@ -213,7 +213,8 @@ proptest! {
                     let before = bench.queue.in_flight();
                     let mut told = Vec::new();
                     if matches!(step, Step::Pop) {
-                        told.extend(bench.queue.pop().unwrap().map(|done| (done.ticket, done.buffers.name())));
+                        let popped = bench.queue.pop().unwrap();
+                        told.extend(popped.map(|done| (done.ticket, done.buffers.name())));
                     } else {
                         bench.queue.reap(|done, _| told.push((done.ticket, done.buffers.name()))).unwrap();
                         prop_assert_eq!(usize::from(bench.queue.in_flight()), tickets.len() - used);

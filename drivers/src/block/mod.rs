@@ -258,8 +258,8 @@ impl<T: Transport> Block<T> {
     /// [`SharedQueue`] does not wait.
     ///
     /// # Errors
-    /// [`Error::Busy`] if requests are in flight for which somebody waits, [`Error::Timeout`], after which the
-    /// request is [given up](BlockQueue::give_up), or the queue's. Only where the device answered is the
+    /// [`Error::Busy`] if requests are in flight for which somebody waits, [`Error::Timeout`], after which
+    /// the request is [given up](BlockQueue::give_up), or the queue's. Only where the device answered is the
     /// buffer free again.
     pub fn call(&mut self, request: Request, limit: Duration) -> Result<CallResult, Error> {
         if self.in_flight() != self.lost() {

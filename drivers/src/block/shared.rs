@@ -56,8 +56,8 @@ pub struct SharedQueue<'a, N> {
 }
 
 impl<'a, N: Notify> SharedQueue<'a, N> {
-    /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps. The device may lose half of
-    /// the slots, and be silent for 30 seconds.
+    /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps. The device may lose half
+    /// of the slots, and be silent for 30 seconds.
     ///
     /// # Errors
     /// [`QueueError::OutOfMemory`].
