@@ -45,6 +45,7 @@ pub mod seed_systems {}
 pub mod shadow;
 mod tlb;
 mod token;
+pub mod virtqueue;
 mod volatile;
 
 pub mod theseus {
