@@ -8,10 +8,11 @@ use alloc::vec::{self, Vec};
 use ringfence_memory::{
     Bytes,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
+    virtqueue::{DESCRIPTOR_LEN, MAX_SIZE},
 };
 
 use super::queue::{DescChain, DescError, DriverNotify, walk, writable};
-use super::ring::{DESC_LEN, Desc, DescAccess, DescType, MAX_SIZE, element, halves};
+use super::ring::{Desc, DescAccess, DescType, descriptor};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,20 +94,19 @@ fn indirect<M: DriverMem + ?Sized>(
     tables: &M,
     packed: bool,
 ) -> Result<(Vec<Desc>, Option<DescError>), ChainError> {
+    const LEN: u32 = DESCRIPTOR_LEN as u32;
     let (address, len) = desc.data();
-    let table_len = usize::try_from(len).map_err(|_| ChainError::InvalidTableLength(len))?;
-    let count = table_len / DESC_LEN;
-    if !(1..=usize::from(MAX_SIZE)).contains(&count) || !table_len.is_multiple_of(DESC_LEN) {
-        return Err(ChainError::InvalidTableLength(len));
-    }
+    let count = u16::try_from(len / LEN).ok().filter(|_| len.is_multiple_of(LEN));
+    let count = count.filter(|count| (1..=MAX_SIZE).contains(count));
+    let count = count.ok_or(ChainError::InvalidTableLength(len))?;
     let table = translate(tables, address, len)?;
     if packed {
-        let descs = (0..table_len).step_by(DESC_LEN).map(|at| halves(&table, at));
-        let descs = descs.map(|halves| halves.map(|halves| Desc::packed(halves, 0).0.in_packed_table()));
+        let descs = (0..count).map(|index| descriptor(&table, index));
+        let descs = descs.map(|words| words.map(|words| Desc::packed(words, 0).0.in_packed_table()));
         let descs = descs.collect::<Result<_, _>>().map_err(|_| ChainError::TranslateFailed)?;
         return Ok((descs, None));
     }
-    Ok(walk(0, count, |index| halves(&table, element(0, index, DESC_LEN)).ok().map(Desc::split)))
+    Ok(walk(0, count.into(), |index| descriptor(&table, index).ok().map(Desc::split)))
 }
 
 fn translate<'m, M: DriverMem + ?Sized>(

@@ -1,32 +1,17 @@
 //! The memory of a packed virtqueue (section 2.8) as the device sees it.
 //!
-//! A position is a slot of the ring with the wrap counter in bit 15, as in the event suppression structures.
-//! Those, and either half of a descriptor, are accessed as a whole, as our driver does: two sizes would be
-//! none that the language says anything of.
+//! Event suppression structures, and either half of a descriptor, are accessed as a whole, as our driver
+//! does: two sizes would be none that the language says anything of.
 
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
+use ringfence_memory::virtqueue::packed::{Descriptor, Event, Position, need_event};
+use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, MAX_SIZE, WORD_LEN, WRITE};
 use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
 use super::queue::{PackedMemory, QueueError, Taken};
-use super::ring::{DESC_LEN, Desc, MAX_SIZE, element, halves, is_aligned};
-
-/// The second half of a descriptor: length, buffer id, flags (2.8.13).
-const REST: usize = 8;
-const ID_SHIFT: u32 = 32;
-const WRITE: u64 = 1 << 49;
-const AVAIL: u64 = 1 << 55;
-const USED: u64 = 1 << 63;
-
-/// An event suppression structure (2.8.10): a position, and flags.
-const EVENT_LEN: usize = 4;
-const EVENT_FLAGS: u32 = 0xffff << 16;
-const ENABLE: u32 = 0;
-const DISABLE: u32 = 1 << 16;
-const AT: u32 = 2 << 16;
-
-const WRAP: u16 = 1 << 15;
+use super::ring::{Desc, descriptor, is_aligned};
 
 pub(super) struct Packed<'a> {
     memory: PackedMemory<'a>,
@@ -35,16 +20,16 @@ pub(super) struct Packed<'a> {
 
 impl<'a> Packed<'a> {
     pub(super) fn new(memory: PackedMemory<'a>) -> Option<Self> {
-        let size = u16::try_from(memory.desc.len() / DESC_LEN).ok()?;
+        let size = u16::try_from(memory.desc.len() / DESCRIPTOR_LEN).ok()?;
         let PackedMemory { desc, desc_used, driver_event, device_event } = &memory;
         let fits = (1..=MAX_SIZE).contains(&size)
-            && desc.len() == element(0, size, DESC_LEN)
+            && desc.len() == virtqueue::descriptor(size)
             && desc_used.get() == desc.get()
-            && driver_event.len() == EVENT_LEN
-            && device_event.len() == EVENT_LEN;
-        let aligned = is_aligned(desc, DESC_LEN)
-            && is_aligned(driver_event, EVENT_LEN)
-            && is_aligned(device_event, EVENT_LEN);
+            && driver_event.len() == Event::LEN
+            && device_event.len() == Event::LEN;
+        let aligned = is_aligned(desc, DESCRIPTOR_LEN)
+            && is_aligned(driver_event, Event::LEN)
+            && is_aligned(device_event, Event::LEN);
         let readable = desc.try_ptr::<u8>().is_some() && driver_event.try_ptr::<u8>().is_some();
         let writable = desc_used.try_mut_ptr::<u8>().is_some() && device_event.try_mut_ptr::<u8>().is_some();
         (fits && aligned && readable && writable).then_some(Self { memory, size })
@@ -55,31 +40,19 @@ impl<'a> Packed<'a> {
     }
 
     pub(super) fn is_position(&self, position: u16) -> bool {
-        position & !WRAP < self.size
+        Position(position).index() < self.size
     }
 
-    pub(super) fn advance(&self, position: u16, slots: u16) -> u16 {
-        let slot = (position & !WRAP).saturating_add(slots);
-        match slot.checked_sub(self.size) {
-            Some(slot) => (position ^ WRAP) & WRAP | slot,
-            None => position & WRAP | slot,
-        }
+    pub(super) fn advance(&self, position: u16, count: u16) -> u16 {
+        Position(position).after(count, self.size).0
     }
 
-    /// How many slots `to` lies after `from`, in two rounds of the ring.
+    /// How many descriptors `to` lies after `from`, in two rounds of the ring. Both are positions of it.
     pub(super) fn distance(&self, from: u16, to: u16) -> u16 {
-        let linear = |position: u16| {
-            let round = if position & WRAP == 0 { u32::from(self.size) } else { 0 };
-            u32::from(position & !WRAP).saturating_add(round)
-        };
-        let rounds = u32::from(self.size).saturating_mul(2);
-        // `from` is a position of ours, `to` may be any number.
-        let ahead = linear(to).saturating_add(rounds).saturating_sub(linear(from));
-        // At most 65535: two rounds of 32768, less one.
-        ahead.checked_rem(rounds).and_then(|ahead| u16::try_from(ahead).ok()).unwrap_or(0)
+        Position(from).until(Position(to), self.size)
     }
 
-    /// Takes the chain at `next`, if it was made available; `used` is the next slot to use.
+    /// Takes the chain at `next`, if it was made available; `used` is the next descriptor to use.
     pub(super) fn take(&self, next: u16, used: u16) -> Result<Option<Taken>, QueueError> {
         if !self.is_set(next) {
             return Ok(None);
@@ -87,9 +60,9 @@ impl<'a> Packed<'a> {
         let room = self.room(next, used);
         let (mut descs, mut at) = (Vec::new(), next);
         for slots in 1..=room {
-            let halves = halves(&self.memory.desc, self.at(at, 0)).map_err(|_| QueueError::Overrun)?;
+            let words = descriptor(&self.memory.desc, Position(at).index());
             at = self.advance(at, 1);
-            let (desc, id) = Desc::packed(halves, at & !WRAP);
+            let (desc, id) = Desc::packed(words.map_err(|_| QueueError::Overrun)?, Position(at).index());
             descs.push(desc);
             if !desc.has_next() {
                 return Ok(Some(Taken { id, slots, descs, error: None }));
@@ -117,17 +90,16 @@ impl<'a> Packed<'a> {
     /// Whether the driver has made the descriptor at `position` available.
     fn is_set(&self, position: u16) -> bool {
         // Acquire: the chain is read after the flags that make it available (2.8.21).
-        let rest = self.memory.desc.load(self.at(position, REST), Ordering::Acquire).map_or(0, u64::from_le);
-        let wrap = position & WRAP != 0;
-        (rest & AVAIL != 0) == wrap && (rest & USED != 0) != wrap
+        let rest = self.memory.desc.load(rest(position), Ordering::Acquire).map(u64::from_le);
+        rest.is_ok_and(|rest| Position(position).is_available(Descriptor::from_words([0, rest]).flags))
     }
 
     /// Writes a used descriptor at `used` (2.8.7).
     pub(super) fn put(&self, used: u16, id: u16, written: u32) {
-        let flags = if used & WRAP == 0 { 0 } else { AVAIL | USED } | if written > 0 { WRITE } else { 0 };
-        let rest = u64::from(written) | u64::from(id) << ID_SHIFT | flags;
+        let flags = Position(used).used() | if written > 0 { WRITE } else { 0 };
+        let [_, word] = Descriptor { address: 0, len: written, id, flags }.to_words();
         // Release: buffers are written before the flags that tell of them.
-        self.store(&self.memory.desc_used, rest.to_le(), self.at(used, REST), Ordering::Release);
+        self.store(&self.memory.desc_used, word.to_le(), rest(used), Ordering::Release);
     }
 
     /// Whether the driver wants to be notified after the used position went from `old` to `new`.
@@ -135,27 +107,29 @@ impl<'a> Packed<'a> {
         let Ok(event) = self.memory.driver_event.load(0, Ordering::Relaxed).map(u32::from_le) else {
             return true;
         };
-        match event & EVENT_FLAGS {
-            DISABLE => false,
-            AT if event_idx => self.distance(old, event as u16) < self.distance(old, new),
+        let Event { position, flags } = Event::from_word(event);
+        match flags {
+            Event::DISABLE => false,
+            Event::DESC if event_idx => {
+                need_event(position, Position(new), self.distance(old, new), self.size)
+            }
             _ => true,
         }
     }
 
     /// Asks the driver to notify the device of every chain, or none.
     pub(super) fn suppress_notifications(&self, suppress: bool) {
-        let flags = if suppress { DISABLE } else { ENABLE };
-        self.store(&self.memory.device_event, flags.to_le(), 0, Ordering::Relaxed);
+        let flags = if suppress { Event::DISABLE } else { Event::ENABLE };
+        self.set_event(Event { position: Position(0), flags });
     }
 
-    /// Asks the driver to notify the device when it makes the slot of `position` available.
+    /// Asks the driver to notify the device when it makes the descriptor at `position` available.
     pub(super) fn set_avail_event(&self, position: u16) {
-        let event = AT | u32::from(position);
-        self.store(&self.memory.device_event, event.to_le(), 0, Ordering::Relaxed);
+        self.set_event(Event { position: Position(position), flags: Event::DESC });
     }
 
-    fn at(&self, position: u16, field: usize) -> usize {
-        element(field, position & !WRAP, DESC_LEN)
+    fn set_event(&self, event: Event) {
+        self.store(&self.memory.device_event, event.to_word().to_le(), 0, Ordering::Relaxed);
     }
 
     fn store<T: AtomicAccess>(&self, range: &DeviceRange<'_>, value: T, at: usize, order: Ordering) {
@@ -163,4 +137,9 @@ impl<'a> Packed<'a> {
         let stored = range.store(value, at, order);
         debug_assert!(stored.is_ok());
     }
+}
+
+/// Where length, id and flags of the descriptor at `position` are.
+fn rest(position: u16) -> usize {
+    virtqueue::descriptor(Position(position).index()).saturating_add(WORD_LEN)
 }

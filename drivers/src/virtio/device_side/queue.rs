@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{fence, fuchsia::DeviceRange};
+use ringfence_memory::{fence, fuchsia::DeviceRange, virtqueue::packed};
 use spin::Mutex;
 
 use super::order::{InOrder, Returned};
@@ -66,7 +66,7 @@ impl Position {
     /// Where a split virtqueue starts.
     pub const SPLIT: Self = Self::at(0);
     /// Where a packed virtqueue starts: with wrap counters of 1 (2.8.1).
-    pub const PACKED: Self = Self::at(1 << 15);
+    pub const PACKED: Self = Self::at(packed::Position::START.0);
 
     /// Nothing taken that was not returned, and next is `next`.
     pub const fn at(next: u16) -> Self {

@@ -4,21 +4,11 @@
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
+use ringfence_memory::virtqueue::split::{AVAILABLE, Descriptor, NO_NOTIFICATION, Ring, USED, UsedElement};
+use ringfence_memory::virtqueue::{
+    self, DESCRIPTOR_LEN, INDIRECT, NEXT, WORD_LEN, WRITE, need_event, packed,
+};
 use ringfence_memory::{AtomicAccess, Bytes, VolatileError, fuchsia::DeviceRange};
-
-/// Bytes of a descriptor, and its alignment.
-pub(super) const DESC_LEN: usize = 16;
-const AVAIL_LEN: usize = 2;
-const USED_LEN: usize = 8;
-/// Offsets of flags, index and entries in both rings. An event index of 2 bytes follows the entries.
-const FLAGS: usize = 0;
-const INDEX: usize = 2;
-const ENTRIES: usize = 4;
-const EVENT_LEN: usize = 2;
-/// In the available ring's flags: no interrupts. In the used ring's: no notifications.
-const SUPPRESS: u16 = 1;
-/// The largest queue size (2.7, 2.8).
-pub(super) const MAX_SIZE: u16 = 1 << 15;
 
 /// What the device may do with the memory of a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,50 +28,40 @@ pub enum DescType {
     Indirect,
 }
 
-/// A copy of one descriptor (2.7.5, 2.8.3).
+/// A copy of one descriptor, of either format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Desc {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
+pub struct Desc(Descriptor);
 
 impl Desc {
-    const NEXT: u16 = 1;
-    const WRITE: u16 = 2;
-    const INDIRECT: u16 = 4;
-
-    /// From the halves of a split virtqueue's descriptor.
-    pub(super) fn split([address, rest]: [u64; 2]) -> Self {
-        Self { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    pub(super) fn split(words: [u64; 2]) -> Self {
+        Self(Descriptor::from_words(words))
     }
 
-    /// From the halves of a packed virtqueue's descriptor, where `next` follows from the position, and the
-    /// buffer id.
-    pub(super) fn packed([address, rest]: [u64; 2], next: u16) -> (Self, u16) {
-        (Self { address, len: rest as u32, flags: (rest >> 48) as u16, next }, (rest >> 32) as u16)
+    /// Of a packed virtqueue, where `next` follows from the position; and its buffer id.
+    pub(super) fn packed(words: [u64; 2], next: u16) -> (Self, u16) {
+        let packed::Descriptor { address, len, id, flags } = packed::Descriptor::from_words(words);
+        (Self(Descriptor { address, len, flags, next }), id)
     }
 
     /// A descriptor of a packed indirect table: only the flag WRITE counts (2.8.8); the others are taken only
     /// to refuse a table in a table.
     pub(super) fn in_packed_table(self) -> Self {
-        Self { flags: self.flags & (Self::WRITE | Self::INDIRECT), ..self }
+        Self(Descriptor { flags: self.0.flags & (WRITE | INDIRECT), ..self.0 })
     }
 
     /// Whether another descriptor follows in the chain.
     pub fn has_next(&self) -> bool {
-        self.flags & Self::NEXT != 0
+        self.0.flags & NEXT != 0
     }
 
     /// Whether it describes a table of descriptors.
     pub fn is_indirect(&self) -> bool {
-        self.flags & Self::INDIRECT != 0
+        self.0.flags & INDIRECT != 0
     }
 
     /// Whether the device may write its memory, and not read it. Means nothing if it is indirect (2.7.5.3.2).
     pub fn write_only(&self) -> bool {
-        self.flags & Self::WRITE != 0
+        self.0.flags & WRITE != 0
     }
 
     /// What it stands for.
@@ -95,29 +75,25 @@ impl Desc {
 
     /// Index of the next descriptor of the chain, not checked.
     pub fn next(&self) -> Option<u16> {
-        self.has_next().then_some(self.next)
+        self.has_next().then_some(self.0.next)
     }
 
     /// Address, as the driver published it, and length in bytes.
     pub fn data(&self) -> (u64, u32) {
-        (self.address, self.len)
+        (self.0.address, self.0.len)
     }
 }
 
-/// Copies the descriptor at `at`: two halves, each in one access, as our driver writes them. Another driver's
-/// table may be aligned to less.
-pub(super) fn halves(range: &DeviceRange<'_>, at: usize) -> Result<[u64; 2], VolatileError> {
-    let half = |at| range.load::<u64>(at, Ordering::Relaxed).map(u64::from_le);
-    if let (Ok(address), Ok(rest)) = (half(at), half(at.saturating_add(8))) {
+/// Copies descriptor `index` of a table: two words, each in one access, as our driver writes them. Another
+/// driver's table may be aligned to less.
+pub(super) fn descriptor(table: &DeviceRange<'_>, index: u16) -> Result<[u64; 2], VolatileError> {
+    let at = virtqueue::descriptor(index);
+    let word = |at| table.load::<u64>(at, Ordering::Relaxed).map(u64::from_le);
+    if let (Ok(address), Ok(rest)) = (word(at), word(at.saturating_add(WORD_LEN))) {
         return Ok([address, rest]);
     }
-    let bytes = u128::from_le(range.read_obj(at)?);
+    let bytes = u128::from_le(table.read_obj(at)?);
     Ok([bytes as u64, (bytes >> 64) as u64])
-}
-
-/// Byte offset of element `index` in an array at `base`. Saturates: a wrong one is refused by the range.
-pub(super) const fn element(base: usize, index: u16, len: usize) -> usize {
-    base.saturating_add((index as usize).saturating_mul(len))
 }
 
 /// Whether the range starts at a multiple of `alignment` bytes (a power of two).
@@ -134,20 +110,20 @@ pub struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    /// Bytes of an available ring with `queue_size` entries, with its event index (2.7.6).
+    /// Bytes of an available ring with `queue_size` elements, with its event index (2.7.6).
     pub const fn avail_len_for_queue_size(queue_size: u16) -> usize {
-        element(ENTRIES + EVENT_LEN, queue_size, AVAIL_LEN)
+        AVAILABLE.len(queue_size)
     }
 
     /// `None` unless `desc` has exactly a power of two of descriptors, at most 32768, `avail` exactly
     /// [`avail_len_for_queue_size`](Self::avail_len_for_queue_size) bytes, they are aligned to 16 and 2 bytes
     /// (2.7), and can be read.
     pub fn new(desc: DeviceRange<'a>, avail: DeviceRange<'a>) -> Option<Self> {
-        let queue_size = u16::try_from(desc.len() / DESC_LEN).ok()?;
-        let fits = desc.len() == element(0, queue_size, DESC_LEN)
+        let queue_size = u16::try_from(desc.len() / DESCRIPTOR_LEN).ok()?;
+        let fits = desc.len() == virtqueue::descriptor(queue_size)
             && avail.len() == Self::avail_len_for_queue_size(queue_size)
             && queue_size.is_power_of_two();
-        let aligned = is_aligned(&desc, DESC_LEN) && is_aligned(&avail, AVAIL_LEN);
+        let aligned = is_aligned(&desc, DESCRIPTOR_LEN) && is_aligned(&avail, AVAILABLE.align);
         let readable = desc.try_ptr::<u8>().is_some() && avail.try_ptr::<u8>().is_some();
         (fits && aligned && readable).then_some(Self { desc, avail, queue_size })
     }
@@ -171,45 +147,41 @@ impl<'a> Driver<'a> {
 
     /// A copy of descriptor `index`; `None` beyond the table.
     pub fn get_desc(&self, index: u16) -> Option<Desc> {
-        halves(&self.desc, element(0, index, DESC_LEN)).ok().map(Desc::split)
+        descriptor(&self.desc, index).ok().map(Desc::split)
     }
 
     /// Whether the driver wants to be notified, after the used index went from `old` to `new`. If `event_idx`
     /// (VIRTIO_F_EVENT_IDX) it says at which entry, otherwise it says yes or no (2.7.7). A full fence is
     /// needed between publishing `new` and this question.
     pub fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
-        let at = if event_idx { element(ENTRIES, self.queue_size, AVAIL_LEN) } else { FLAGS };
+        let at = if event_idx { AVAILABLE.event(self.queue_size) } else { Ring::FLAGS };
         match self.avail.load(at, Ordering::Relaxed).map(u16::from_le) {
-            // The entry after which to notify is among those from `old` on and before `new`.
-            Ok(event) if event_idx => event.wrapping_sub(old) < new.wrapping_sub(old),
-            Ok(flags) => flags & SUPPRESS == 0,
+            Ok(event) if event_idx => need_event(event, new, old),
+            Ok(flags) => flags & NO_NOTIFICATION == 0,
             Err(_) => true,
         }
     }
 
     pub(super) fn entry(&self, next: u16) -> Option<u16> {
         let slot = next & self.queue_size.wrapping_sub(1);
-        self.avail.load(element(ENTRIES, slot, AVAIL_LEN), Ordering::Relaxed).ok().map(u16::from_le)
+        self.avail.load(AVAILABLE.element(slot), Ordering::Relaxed).ok().map(u16::from_le)
     }
 
     fn index(&self) -> Option<u16> {
         // Acquire: entries and descriptors are read after the index that covers them.
-        self.avail.load(INDEX, Ordering::Acquire).ok().map(u16::from_le)
+        self.avail.load(Ring::INDEX, Ordering::Acquire).ok().map(u16::from_le)
     }
 }
 
-/// An element of the used ring (2.7.8).
+/// An element of the used ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    id: u32,
-    len: u32,
-}
+pub struct Used(UsedElement);
 
 impl Used {
     /// The chain with head `id` is done, and `len` bytes of it were written, from the start of its writable
     /// part.
     pub fn new(id: u16, len: u32) -> Self {
-        Self { id: id.into(), len }
+        Self(UsedElement { id: id.into(), len })
     }
 }
 
@@ -239,20 +211,16 @@ pub struct Device<'a> {
 impl<'a> Device<'a> {
     /// Bytes of a used ring with `queue_size` elements, with its event index (2.7.8).
     pub const fn used_len_for_queue_size(queue_size: u16) -> usize {
-        element(ENTRIES + EVENT_LEN, queue_size, USED_LEN)
+        USED.len(queue_size)
     }
 
     /// `None` unless `used` has exactly [`used_len_for_queue_size`](Self::used_len_for_queue_size) bytes for
     /// a power of two of at most 32768, is aligned to 4 bytes (2.7), and can be written.
     pub fn new(used: DeviceRange<'a>) -> Option<Self> {
-        let queue_size = used.len().checked_sub(ENTRIES + EVENT_LEN)? / USED_LEN;
-        let queue_size = u16::try_from(queue_size).ok().filter(|size| size.is_power_of_two())?;
+        let mut sizes = (0..16).map(|bits| 1_u16 << bits);
+        let queue_size = sizes.find(|&size| Self::used_len_for_queue_size(size) == used.len())?;
         let writable = used.try_mut_ptr::<u32>().is_some();
-        (used.len() == Self::used_len_for_queue_size(queue_size) && writable).then_some(Self {
-            used,
-            queue_size,
-            one_thread: PhantomData,
-        })
+        writable.then_some(Self { used, queue_size, one_thread: PhantomData })
     }
 
     /// Number of elements.
@@ -264,32 +232,31 @@ impl<'a> Device<'a> {
     /// [`publish_used`](Self::publish_used).
     pub fn insert_used(&mut self, used: Used, index: u16) {
         let slot = index & self.queue_size.wrapping_sub(1);
-        let at = element(ENTRIES, slot, USED_LEN);
+        let (at, word) = (USED.element(slot), used.0.to_word());
         // In one access, as our driver reads it; in another's ring it may be aligned to 4 bytes only.
-        let both = u64::from(used.id) | u64::from(used.len) << 32;
-        if self.used.store(both.to_le(), at, Ordering::Relaxed).is_err() {
-            self.store(used.id.to_le(), at, Ordering::Relaxed);
-            self.store(used.len.to_le(), at.saturating_add(4), Ordering::Relaxed);
+        if self.used.store(word.to_le(), at, Ordering::Relaxed).is_err() {
+            self.store((word as u32).to_le(), at, Ordering::Relaxed);
+            self.store(((word >> 32) as u32).to_le(), at.saturating_add(4), Ordering::Relaxed);
         }
     }
 
     /// Shows the driver the elements before the free running `index`. It is not notified.
     pub fn publish_used(&mut self, index: u16) {
         // Release: elements and buffers are written before the index that covers them.
-        self.store(index.to_le(), INDEX, Ordering::Release);
+        self.store(index.to_le(), Ring::INDEX, Ordering::Release);
     }
 
     /// Tells the driver that it need not notify the device of chains, or that it must (2.7.10). Without
     /// VIRTIO_F_EVENT_IDX only.
     pub fn suppress_notifications(&mut self, suppress: bool) {
-        let flags = if suppress { SUPPRESS } else { 0 };
-        self.store(flags.to_le(), FLAGS, Ordering::Relaxed);
+        let flags = if suppress { NO_NOTIFICATION } else { 0 };
+        self.store(flags.to_le(), Ring::FLAGS, Ordering::Relaxed);
     }
 
     /// Asks the driver to notify the device when it fills the available entry of the free running `index`.
     /// With VIRTIO_F_EVENT_IDX only (2.7.10).
     pub fn set_avail_event(&mut self, index: u16) {
-        self.store(index.to_le(), element(ENTRIES, self.queue_size, USED_LEN), Ordering::Relaxed);
+        self.store(index.to_le(), USED.event(self.queue_size), Ordering::Relaxed);
     }
 
     fn store<T: AtomicAccess>(&mut self, value: T, at: usize, order: Ordering) {
