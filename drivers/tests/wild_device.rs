@@ -7,7 +7,12 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{DeviceType, QueueError, features};
-use ringfence_memory::Bytes;
+use ringfence_memory::virtqueue::packed::{self, AVAIL, USED};
+use ringfence_memory::virtqueue::split::{self, UsedElement};
+use ringfence_memory::{
+    Bytes,
+    virtqueue::{self, WORD_LEN, WRITE},
+};
 use support::bench::{Bench, FORMATS, Shape};
 use support::{Chain, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
@@ -90,7 +95,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let flags = select(vec![0_u16, 2, 1 << 7, 1 << 15, 1 << 7 | 1 << 15, 1 << 7 | 1 << 15 | 2]);
+    let flags = select(vec![0, WRITE, AVAIL, USED, AVAIL | USED, AVAIL | USED | WRITE]);
     let value = prop_oneof![4 => 0_u16..12, 4 => flags, 1 => any::<u16>()];
     let ahead = prop_oneof![6 => Just(1_u16), 2 => 0_u16..4, 1 => any::<u16>()];
     let len = prop_oneof![0_u32..200, any::<u32>()];
@@ -109,11 +114,10 @@ fn step() -> impl Strategy<Value = Step> {
 fn areas(fake: &Fake, index: usize) -> Vec<(u64, usize)> {
     let model = fake.model();
     let (queue, accepted) = (model.queues[index], model.accepted);
-    let size = usize::from(queue.size);
     if accepted & RING_PACKED != 0 {
-        vec![(queue.descriptors, 16 * size), (queue.device, 4)]
+        vec![(queue.descriptors, virtqueue::descriptor(queue.size)), (queue.device, packed::Event::LEN)]
     } else {
-        vec![(queue.device, 6 + 8 * size)]
+        vec![(queue.device, split::USED.len(queue.size))]
     }
 }
 
@@ -135,17 +139,16 @@ fn put_used(fake: &Fake, index: usize, used: u16, (ahead, id, written): (u16, u1
         let model = fake.model();
         (model.queues[index].size, model.accepted)
     };
-    let at = usize::from(used % size);
-    let [low, high] = [written as u16, (written >> 16) as u16];
-    let next = used.wrapping_add(ahead);
-    let words = if accepted & RING_PACKED != 0 {
-        let wrap = if (used / size).is_multiple_of(2) { 1 << 7 | 1 << 15 } else { 0 };
-        vec![(16 * at + 8, low), (16 * at + 10, high), (16 * at + 12, id), (16 * at + 14, wrap)]
+    let (at, next) = (used % size, used.wrapping_add(ahead));
+    let (at, word) = if accepted & RING_PACKED != 0 {
+        let flags = if (used / size).is_multiple_of(2) { AVAIL | USED } else { 0 };
+        let [_, rest] = packed::Descriptor { address: 0, len: written, id, flags }.to_words();
+        (virtqueue::descriptor(at) + WORD_LEN, rest)
     } else {
-        let element = 4 + 8 * at;
-        vec![(element, id), (element + 2, 0), (element + 4, low), (element + 6, high), (2, next)]
+        put(fake, index, split::Ring::INDEX, next);
+        (split::USED.element(at), UsedElement { id: id.into(), len: written }.to_word())
     };
-    words.into_iter().for_each(|(at, word)| put(fake, index, at, word));
+    (0..4).for_each(|part| put(fake, index, at + 2 * part, (word >> (16 * part)) as u16));
     next
 }
 

@@ -9,7 +9,7 @@ use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQu
 use ringfence_drivers::virtio::{
     BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, Ticket, features,
 };
-use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot};
+use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot, virtqueue::packed::Position};
 
 use crate::fake_queue::{NotificationCounter, RingMemory};
 use crate::support::bench::Room;
@@ -330,7 +330,7 @@ impl Rig {
             let Some((_, position)) = self.positions.pop_front() else { break };
             // All before it was made available.
             let (round, slot) = (self.descriptors / size, self.descriptors % size);
-            let packed = slot as u16 | if round.is_multiple_of(2) { 1 << 15 } else { 0 };
+            let packed = slot as u16 | if round.is_multiple_of(2) { Position::WRAP } else { 0 };
             let expected = if self.mode.packed { packed } else { self.count.taken as u16 };
             assert_eq!(position, expected, "the position in the notification");
         }

@@ -1,9 +1,13 @@
-//! The device side of a ring in either format, written from sections 2.7 and 2.8 of the specification.
+//! The device side of a ring in either format. It is laid out as the driver's; what it may expect of the
+//! driver is written from sections 2.7 and 2.8 of the specification.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
 use ringfence_memory::host::{HostMemory, HostPlatform};
+use ringfence_memory::virtqueue::packed::{self, AVAIL, Event, Position, USED};
+use ringfence_memory::virtqueue::split::{self, AVAILABLE, NO_NOTIFICATION, Ring, UsedElement};
+use ringfence_memory::virtqueue::{self, INDIRECT, MAX_SIZE, NEXT, WORD_LEN, WRITE};
 use ringfence_memory::{Bytes, DeviceId};
 
 /// Features (section 6) that change what a ring looks like.
@@ -12,13 +16,6 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const RING_PACKED: u64 = 1 << 34;
 pub const IN_ORDER: u64 = 1 << 35;
 pub const RING_RESET: u64 = 1 << 40;
-
-/// Flags of a descriptor.
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
@@ -44,18 +41,14 @@ impl Chain {
     }
 }
 
-/// A descriptor: its last 4 bytes are flags and next, or id and flags.
-#[derive(Clone, Copy, Debug)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    tail: [u16; 2],
+/// Descriptors of a table.
+fn count(len: u32) -> u16 {
+    assert!(len.is_multiple_of(virtqueue::DESCRIPTOR_LEN as u32), "{len} bytes of table");
+    u16::try_from(len / virtqueue::DESCRIPTOR_LEN as u32).unwrap()
 }
 
-impl Descriptor {
-    fn segment(&self, flags: u16) -> Segment {
-        Segment { address: self.address, len: self.len, writable: flags & WRITE != 0 }
-    }
+fn segment(address: u64, len: u32, flags: u16) -> Segment {
+    Segment { address, len, writable: flags & WRITE != 0 }
 }
 
 pub struct DeviceRing {
@@ -66,7 +59,7 @@ pub struct DeviceRing {
     descriptors: u64,
     driver: u64,
     device: u64,
-    /// Positions, which count on where the ring wraps: in the split ring entries, in the packed ring
+    /// Positions, which count on where the ring wraps: in the split ring elements, in the packed ring
     /// descriptors.
     pub taken: u64,
     pub used: u64,
@@ -89,10 +82,11 @@ impl DeviceRing {
         features: u64,
     ) -> Self {
         let packed = features & RING_PACKED != 0;
-        let (driver_align, device_align) = if packed { (4, 4) } else { (2, 4) };
-        assert!(size > 0 && size <= 1 << 15 && (packed || size.is_power_of_two()));
-        assert!(descriptors.is_multiple_of(16));
-        assert!(driver.is_multiple_of(driver_align) && device.is_multiple_of(device_align));
+        let split = [virtqueue::DESCRIPTOR_LEN, AVAILABLE.align, split::USED.align];
+        let alignments = if packed { [split[0], Event::LEN, Event::LEN] } else { split };
+        assert!(size > 0 && size <= MAX_SIZE && (packed || size.is_power_of_two()));
+        let mut areas = [descriptors, driver, device].into_iter().zip(alignments);
+        assert!(areas.all(|(area, align)| area.is_multiple_of(align as u64)));
         Self {
             platform,
             id,
@@ -149,43 +143,46 @@ impl DeviceRing {
         self.memory(address, 8).slice().store(value.to_le(), 0, Ordering::Release).unwrap();
     }
 
-    /// Each half in one access, as the driver does.
-    fn descriptor(&self, table: u64, at: u16) -> Descriptor {
-        let [address, rest] = [0, 8].map(|half| self.u64_at(table + 16 * u64::from(at) + half));
-        Descriptor { address, len: rest as u32, tail: [(rest >> 32) as u16, (rest >> 48) as u16] }
+    /// A descriptor: each word in one access, as the driver does.
+    fn descriptor(&self, table: u64, index: u16) -> [u64; 2] {
+        let at = table + virtqueue::descriptor(index) as u64;
+        [self.u64_at(at), self.u64_at(at + WORD_LEN as u64)]
     }
 
     /// Where length, id and flags are of the descriptor at `position` of a packed ring.
     fn rest(&self, position: u64) -> u64 {
-        self.descriptors + 16 * u64::from(self.place(position).0) + 8
+        self.descriptors + (virtqueue::descriptor(self.index(position)) + WORD_LEN) as u64
     }
 
-    /// The index of a position in the ring, and the wrap counter there.
-    fn place(&self, position: u64) -> (u16, bool) {
-        let size = u64::from(self.size);
-        ((position % size) as u16, (position / size).is_multiple_of(2))
+    /// The index of a position in the ring.
+    fn index(&self, position: u64) -> u16 {
+        (position % u64::from(self.size)) as u16
+    }
+
+    /// A position of a packed ring as the ring has it.
+    fn position(&self, position: u64) -> Position {
+        let wrap = (position / u64::from(self.size)).is_multiple_of(2);
+        Position(self.index(position) | if wrap { Position::WRAP } else { 0 })
     }
 
     /// A position as notifications and event indices have it.
     pub fn event(&self, position: u64) -> u16 {
-        let (index, wrap) = self.place(position);
-        if self.packed() { index | u16::from(wrap) << 15 } else { position as u16 }
+        if self.packed() { self.position(position).0 } else { position as u16 }
     }
 
     /// Flags of the descriptor at `position` of a packed ring, if it is available.
     fn available_flags(&self, position: u64) -> Option<u16> {
-        let (_, wrap) = self.place(position);
-        let flags = (self.u64_at(self.rest(position)) >> 48) as u16;
-        ((flags & AVAIL != 0) == wrap && (flags & USED != 0) != wrap).then_some(flags)
+        let flags = packed::Descriptor::from_words([0, self.u64_at(self.rest(position))]).flags;
+        self.position(position).is_available(flags).then_some(flags)
     }
 
     /// Chains made available and not taken yet, and the position behind them.
     fn look(&self) -> (u16, u64) {
         if !self.packed() {
-            let pending = self.u16_at(self.driver + 2).wrapping_sub(self.taken as u16);
+            let pending = self.u16_at(self.driver + Ring::INDEX as u64).wrapping_sub(self.taken as u16);
             assert!(
                 self.lied || pending <= self.size,
-                "{pending} chains were made available in {} entries",
+                "{pending} chains were made available in a ring of {}",
                 self.size
             );
             return (pending, self.taken + u64::from(pending));
@@ -237,16 +234,16 @@ impl DeviceRing {
     }
 
     fn next_split(&self) -> Chain {
-        let (slot, _) = self.place(self.taken);
-        let head = self.u16_at(self.driver + 4 + 2 * u64::from(slot));
+        let head = self.u16_at(self.driver + AVAILABLE.element(self.index(self.taken)) as u64);
         assert!(head < self.size, "descriptor {head} of {}", self.size);
-        let Descriptor { address, len, tail: [flags, _] } = self.descriptor(self.descriptors, head);
+        let words = self.descriptor(self.descriptors, head);
+        let split::Descriptor { address, len, flags, .. } = split::Descriptor::from_words(words);
         if flags & INDIRECT == 0 {
             let segments = self.follow(self.descriptors, self.size, head);
             return Chain { head, descriptors: segments.len() as u16, segments, table: None };
         }
-        assert_eq!((flags & NEXT, len % 16), (0, 0), "{len} bytes of table");
-        let segments = self.follow(address, (len / 16) as u16, 0);
+        assert_eq!(flags & NEXT, 0, "a table and more");
+        let segments = self.follow(address, count(len), 0);
         Chain { head, segments, table: Some(address), descriptors: 1 }
     }
 
@@ -255,10 +252,10 @@ impl DeviceRing {
         loop {
             assert!(at < count, "descriptor {at} of {count}");
             assert!(segments.len() < count.into(), "a loop of descriptors");
-            let descriptor = self.descriptor(table, at);
-            let [flags, next] = descriptor.tail;
+            let words = self.descriptor(table, at);
+            let split::Descriptor { address, len, flags, next } = split::Descriptor::from_words(words);
             assert!(flags & !(NEXT | WRITE) == 0, "flags {flags:#x}");
-            segments.push(descriptor.segment(flags));
+            segments.push(segment(address, len, flags));
             if flags & NEXT == 0 {
                 return segments;
             }
@@ -269,25 +266,23 @@ impl DeviceRing {
     fn next_packed(&self) -> Chain {
         let mut segments = Vec::new();
         for position in self.taken.. {
-            let flags = self.available_flags(position).expect("a part of a chain is not available");
-            let descriptor = self.descriptor(self.descriptors, self.place(position).0);
-            let Descriptor { address, len, tail: [head, _] } = descriptor;
+            assert!(self.available_flags(position).is_some(), "a part of a chain is not available");
+            let words = self.descriptor(self.descriptors, self.index(position));
+            let packed::Descriptor { address, len, id, flags } = packed::Descriptor::from_words(words);
             if flags & INDIRECT != 0 {
-                assert!(
-                    segments.is_empty() && flags & NEXT == 0 && len.is_multiple_of(16),
-                    "{len} bytes of table"
-                );
-                let parts = (0..(len / 16) as u16).map(|at| self.descriptor(address, at));
-                let segments = parts.map(|part| {
-                    assert!(part.tail[1] & !WRITE == 0, "flags {:#x} in a table", part.tail[1]);
-                    part.segment(part.tail[1])
+                assert!(segments.is_empty() && flags & NEXT == 0, "a table and more");
+                let table = (0..count(len)).map(|at| self.descriptor(address, at));
+                let segments = table.map(packed::Descriptor::from_words).map(|descriptor| {
+                    assert!(descriptor.flags & !WRITE == 0, "flags {:#x} in a table", descriptor.flags);
+                    segment(descriptor.address, descriptor.len, descriptor.flags)
                 });
-                return Chain { head, segments: segments.collect(), table: Some(address), descriptors: 1 };
+                let segments = segments.collect();
+                return Chain { head: id, segments, table: Some(address), descriptors: 1 };
             }
             assert!(flags & !(NEXT | WRITE | AVAIL | USED) == 0, "flags {flags:#x}");
-            segments.push(descriptor.segment(flags));
+            segments.push(segment(address, len, flags));
             if flags & NEXT == 0 {
-                return Chain { head, descriptors: segments.len() as u16, segments, table: None };
+                return Chain { head: id, descriptors: segments.len() as u16, segments, table: None };
             }
         }
         unreachable!("the positions never end")
@@ -308,16 +303,15 @@ impl DeviceRing {
 
     /// Writes a used element without publishing it. Ids of a packed ring have 16 bits.
     pub fn put_used(&mut self, id: u32, len: u32) {
-        let (index, wrap) = self.place(self.used);
         if !self.packed() {
-            let element = u64::from(id) | u64::from(len) << 32;
-            self.put_u64(self.device + 4 + 8 * u64::from(index), element);
+            let element = split::USED.element(self.index(self.used)) as u64;
+            self.put_u64(self.device + element, UsedElement { id, len }.to_word());
             self.end(id);
             self.used += 1;
             return;
         }
-        let flags = if wrap { AVAIL | USED } else { 0 } | if len > 0 { WRITE } else { 0 };
-        let rest = u64::from(len) | u64::from(id as u16) << 32 | u64::from(flags) << 48;
+        let flags = self.position(self.used).used() | if len > 0 { WRITE } else { 0 };
+        let [_, rest] = packed::Descriptor { address: 0, len, id: id as u16, flags }.to_words();
         self.unpublished.push((self.used, rest));
         self.used += u64::from(self.end(id));
     }
@@ -352,7 +346,7 @@ impl DeviceRing {
                 self.put_u64(self.rest(position), rest);
             }
         } else {
-            self.put_u16(self.device + 2, self.used as u16);
+            self.put_u16(self.device + Ring::INDEX as u64, self.used as u16);
         }
         let told = std::mem::replace(&mut self.told, self.used);
         self.interrupt_due(told, self.used)
@@ -363,10 +357,11 @@ impl DeviceRing {
     pub fn lie(&mut self, index: u16) {
         self.lied = true;
         if !self.packed() {
-            return self.put_u16(self.device + 2, index);
+            return self.put_u16(self.device + Ring::INDEX as u64, index);
         }
         let at = self.rest(self.used);
-        self.put_u64(at, self.u64_at(at) & !(0xffff << 48) | u64::from(index) << 48);
+        let used = packed::Descriptor::from_words([0, self.u64_at(at)]);
+        self.put_u64(at, packed::Descriptor { flags: index, ..used }.to_words()[1]);
     }
 
     /// Writes a used element for a chain that may not be due, or not even there.
@@ -378,7 +373,9 @@ impl DeviceRing {
     /// As `complete`, but a packed ring's used descriptor does not say that anything was written (2.8.13).
     pub fn complete_unwritten(&mut self, head: u16, len: u32) {
         self.put_used(head.into(), len);
-        self.unpublished.iter_mut().for_each(|(_, rest)| *rest &= !(u64::from(WRITE) << 48));
+        self.unpublished
+            .iter_mut()
+            .for_each(|(_, rest)| *rest &= !(u64::from(WRITE) << packed::Descriptor::FLAGS));
         self.publish();
     }
 
@@ -395,20 +392,22 @@ impl DeviceRing {
     /// Whether the driver is to be interrupted for the used elements `old..new`.
     pub fn interrupt_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
-            let event = self.u32_at(self.driver);
-            return match event >> 16 {
-                0 => old != new,
-                1 => false,
-                2 if self.event_idx() => self.passes(event as u16, old, new),
+            let word = self.u32_at(self.driver);
+            let event = Event::from_word(word);
+            assert_eq!(event.to_word(), word, "reserved bits in an event suppression structure");
+            return match event.flags {
+                Event::ENABLE => old != new,
+                Event::DISABLE => false,
+                Event::DESC if self.event_idx() => self.passes(event.position.0, old, new),
                 flags => panic!("event flags {flags:#x}"),
             };
         }
         let first = self.u16_at(self.driver);
         if self.event_idx() {
             assert_eq!(first, 0, "the available ring's flags");
-            return self.passes(self.u16_at(self.driver + 4 + 2 * u64::from(self.size)), old, new);
+            return self.passes(self.u16_at(self.driver + AVAILABLE.event(self.size) as u64), old, new);
         }
-        assert!(first <= 1, "reserved bits in the available ring's flags");
+        assert!(first <= NO_NOTIFICATION, "reserved bits in the available ring's flags");
         first == 0 && old != new
     }
 
@@ -419,7 +418,7 @@ impl DeviceRing {
     /// Asks for no notifications, or for the next.
     pub fn suppress_kicks(&self, suppress: bool) {
         match (self.packed(), self.event_idx()) {
-            (true, true) if !suppress => self.put_event([self.event(self.available()), 2]),
+            (true, true) if !suppress => self.put_event([self.event(self.available()), Event::DESC]),
             (true, _) => self.put_event([0, suppress.into()]),
             // Behind: as far away as can be.
             (false, true) if suppress => self.put_avail_event(self.taken.wrapping_sub(1) as u16),
@@ -431,37 +430,35 @@ impl DeviceRing {
     /// Writes the device event suppression structure.
     pub fn put_event(&self, [position, flags]: [u16; 2]) {
         assert!(self.packed());
-        let event = u32::from(position) | u32::from(flags) << 16;
-        self.memory(self.device, 4).slice().store(event.to_le(), 0, Ordering::Release).unwrap();
+        let event = Event { position: Position(position), flags }.to_word();
+        self.memory(self.device, Event::LEN).slice().store(event.to_le(), 0, Ordering::Release).unwrap();
     }
 
     pub fn put_avail_event(&self, event: u16) {
         assert!(!self.packed());
-        self.put_u16(self.device + 4 + 8 * u64::from(self.size), event);
+        self.put_u16(self.device + split::USED.event(self.size) as u64, event);
     }
 
     /// Whether the device is to be notified of what became available at the positions `old..new`.
     pub fn kick_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
-            let event = self.u32_at(self.device);
-            let (event, flags) = (event as u16, event >> 16 & 3);
-            return old != new
-                && flags != 1
-                && (flags != 2 || !self.event_idx() || self.passes(event, old, new));
+            let Event { position, flags } = Event::from_word(self.u32_at(self.device));
+            let passes = flags != Event::DESC || !self.event_idx() || self.passes(position.0, old, new);
+            return old != new && flags != Event::DISABLE && passes;
         }
         if self.event_idx() {
-            return self.passes(self.u16_at(self.device + 4 + 8 * u64::from(self.size)), old, new);
+            return self.passes(self.u16_at(self.device + split::USED.event(self.size) as u64), old, new);
         }
-        old != new && self.u16_at(self.device) & 1 == 0
+        old != new && self.u16_at(self.device) & NO_NOTIFICATION == 0
     }
 
-    /// Overwrites the descriptors and the available ring's entries, which are no business of the device.
+    /// Overwrites the descriptors and the available ring's elements, which are no business of the device.
     pub fn scribble(&mut self, with: u8) {
         self.lied = true;
-        let size = usize::from(self.size);
-        self.memory(self.descriptors, 16 * size).slice().fill(with).unwrap();
+        self.memory(self.descriptors, virtqueue::descriptor(self.size)).slice().fill(with).unwrap();
         if !self.packed() {
-            self.memory(self.driver + 4, 2 * size).slice().fill(with).unwrap();
+            let elements = AVAILABLE.event(self.size) - Ring::ELEMENTS;
+            self.memory(self.driver + Ring::ELEMENTS as u64, elements).slice().fill(with).unwrap();
         }
     }
 }
