@@ -18,9 +18,10 @@ use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
 use ringfence_memory::{
     Bytes, Direction,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
+    virtqueue::packed,
 };
 
-const WRAP: u16 = 1 << 15;
+const WRAP: u16 = packed::Position::WRAP;
 
 /// Format, size and start position.
 fn rings() -> impl Strategy<Value = (bool, u16, u16)> {

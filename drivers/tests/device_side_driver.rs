@@ -12,6 +12,7 @@ use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueOptions, fe
 use ringfence_memory::{
     DmaPool, DmaSnapshot,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
+    virtqueue,
 };
 use support::bench::no_controls;
 use support::{Fake, grant};
@@ -59,9 +60,8 @@ fn requests_and_answers() {
         number += 1;
         driver.kick();
         let (readable, writable) = (windows.readable().unwrap(), windows.writable().unwrap());
-        let n = usize::from(SIZE);
         let memory = QueueMemory {
-            desc: range(&readable, at.descriptors, 16 * n),
+            desc: range(&readable, at.descriptors, virtqueue::descriptor(SIZE)),
             avail: range(&readable, at.driver, AvailableRing::avail_len_for_queue_size(SIZE)),
             used: range(&writable, at.device, UsedRing::used_len_for_queue_size(SIZE)),
         };

@@ -15,10 +15,12 @@ use ringfence_drivers::virtio::device_side::chain::{
 };
 use ringfence_drivers::virtio::device_side::queue::{DescError, Position, QueueError};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
-use ringfence_memory::{Bytes, Direction};
+use ringfence_memory::virtqueue::packed::{self, AVAIL, USED};
+use ringfence_memory::virtqueue::split::{self, AVAILABLE, Ring};
+use ringfence_memory::{Bytes, Direction, virtqueue};
 
 const SIZE: u16 = 4;
-const WRAP: u16 = 1 << 15;
+const WRAP: u16 = packed::Position::WRAP;
 
 /// Publishes one chain, and checks that the device refuses it with `expected`, once, and goes on with the
 /// next.
@@ -142,9 +144,9 @@ fn split_chains_without_end() {
         // A chain of two: the second goes on at `next`.
         refused(false, 0, ChainError::Desc(expected), |arena, fake, lent| {
             let id = fake.publish(ChainBuilder::new(arena).readable(b"a").readable(b"b").build()).unwrap();
-            let second = arena.get16(fake.desc + 16 * u64::from(id) + 14);
+            let second = split::Descriptor::from_words(fake.desc(id)).next;
             let next = [id, second].get(usize::from(next)).copied().unwrap_or(next);
-            fake.put_desc(fake.desc, second, Segment { address: lent, len: 1, flags: 0 }, (NEXT, next));
+            fake.put_desc(fake.desc, second, Segment { address: lent, len: 1, flags: NEXT }, next);
         });
     }
     for (next, expected) in [
@@ -156,9 +158,8 @@ fn split_chains_without_end() {
         // The same in a table.
         refused(false, INDIRECT_DESC, ChainError::Desc(expected), |arena, fake, lent| {
             let id = fake.publish_indirect(ChainBuilder::new(arena).readable(b"a").readable(b"b").build());
-            let table = arena.read(fake.desc + 16 * u64::from(id.unwrap()), 8);
-            let table = u64::from_le_bytes(table.try_into().unwrap());
-            fake.put_desc(table, 1, Segment { address: lent, len: 1, flags: 0 }, (NEXT, next));
+            let [table, _] = fake.desc(id.unwrap());
+            fake.put_desc(table, 1, Segment { address: lent, len: 1, flags: NEXT }, next);
         });
     }
 }
@@ -258,9 +259,8 @@ fn notifications_that_lie() {
 fn packed_chains_without_end() {
     broken(true, QueueError::Overrun, |_, fake| {
         for slot in 0..SIZE {
-            let wrap = if slot == 0 { 1 << 15 } else { 1 << 7 };
-            let segment = Segment { address: Arena::BASE, len: 1, flags: 0 };
-            fake.put_desc(fake.desc, slot, segment, (0, NEXT | wrap));
+            let wrap = if slot == 0 { USED } else { AVAIL };
+            fake.put_desc(fake.desc, slot, Segment { address: Arena::BASE, len: 1, flags: NEXT | wrap }, 0);
         }
     });
 }
@@ -342,7 +342,7 @@ proptest! {
         let start = if packed { start & 0x8007 } else { start };
         let fake = FakeQueue::new(&arena, packed, size, start);
         let rings = arena.mark();
-        let table = arena.allocate(16 * 8, 256);
+        let table = arena.allocate(virtqueue::descriptor(8), 256);
         let [read_only, hole, write_only, both] = [(); 4].map(|()| arena.allocate(256, 256));
         arena.write(table, &vec![0xa5; (arena.all().end - table) as usize]);
         let lent = [table..hole, both..both + 256];
@@ -356,9 +356,9 @@ proptest! {
             let places = [read_only, read_only + 256, hole, write_only, both, both + 256, table, u64::MAX];
             let put = |table: u64, index: u16, desc: &Wild| {
                 let address = places[desc.place].wrapping_add_signed(desc.shift);
-                let wraps = (wrap >> (index % 16) & 1) << 7 | (!wrap >> (index % 16) & 1) << 15;
-                let last = if packed { (desc.next, desc.flags | wraps) } else { (desc.flags, desc.next) };
-                fake.put_desc(table, index, Segment { address, len: desc.len, flags: 0 }, last);
+                let available = if wrap >> (index % 16) & 1 == 1 { AVAIL } else { USED };
+                let flags = desc.flags | if packed { available } else { 0 };
+                fake.put_desc(table, index, Segment { address, len: desc.len, flags }, desc.next);
             };
             for (index, desc) in (0..).zip(&descs[..8]) {
                 put(fake.desc, index, desc);
@@ -368,9 +368,9 @@ proptest! {
             }
             if !packed {
                 for (slot, &head) in (0..).zip(heads) {
-                    arena.put16(fake.driver + 4 + 2 * slot, head);
+                    arena.put16(fake.driver + AVAILABLE.element(slot) as u64, head);
                 }
-                arena.put16(fake.driver + 2, queue.position().used.wrapping_add(*ahead));
+                arena.put16(fake.driver + Ring::INDEX as u64, queue.position().used.wrapping_add(*ahead));
             }
             let before = arena.read(rings, (arena.all().end - rings) as usize);
             for _ in 0..40 {

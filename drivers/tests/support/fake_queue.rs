@@ -1,5 +1,5 @@
 //! The driver's side of a virtqueue, split and packed, for tests of devices. Written from the specification;
-//! it shares no code with the rings of the crate. It can publish anything.
+//! it shares no code with the rings of the crate but how they are laid out. It can publish anything.
 #![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
 use std::cell::Cell;
@@ -8,20 +8,16 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use ringfence_drivers::virtio::device_side::queue::{
-    DriverNotify, PackedMemory, Position, Queue, QueueMemory,
-};
+use ringfence_drivers::virtio::device_side::queue::{self, DriverNotify, PackedMemory, Queue, QueueMemory};
 use ringfence_memory::host::HostPlatform;
+use ringfence_memory::virtqueue::packed::{self, Event, Position};
+use ringfence_memory::virtqueue::split::{self, AVAILABLE, NO_NOTIFICATION, Ring, UsedElement};
+use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, WORD_LEN};
+pub use ringfence_memory::virtqueue::{INDIRECT, NEXT, WRITE};
 use ringfence_memory::{
     Bytes, DeviceId, Direction, DmaRegion, DmaWindows,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
 };
-
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
-pub const INDIRECT: u16 = 4;
-const AVAIL: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
 
 /// Memory at addresses that are nobody's pointers.
 pub struct Arena {
@@ -75,6 +71,10 @@ impl Arena {
 
     pub fn put16(&self, address: u64, value: u16) {
         self.region.as_volatile_slice().store(value.to_le(), offset(address), SeqCst).unwrap();
+    }
+
+    fn get64(&self, address: u64) -> u64 {
+        u64::from_le(self.region.as_volatile_slice().read_obj(offset(address)).unwrap())
     }
 
     /// What a device may use in one direction: these addresses.
@@ -137,22 +137,22 @@ impl<'v> RingMemory<'v> {
         size: u16,
         [desc, driver, device]: [u64; 3],
     ) -> Self {
-        let n = usize::from(size);
+        let desc_len = virtqueue::descriptor(size);
         let get = |view: &'v M, address: u64, len: usize| {
             view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in the view")
         };
         if packed {
             Self::Packed(PackedMemory {
-                desc: get(readable, desc, 16 * n),
-                desc_used: get(writable, desc, 16 * n),
-                driver_event: get(readable, driver, 4),
-                device_event: get(writable, device, 4),
+                desc: get(readable, desc, desc_len),
+                desc_used: get(writable, desc, desc_len),
+                driver_event: get(readable, driver, Event::LEN),
+                device_event: get(writable, device, Event::LEN),
             })
         } else {
             Self::Split(QueueMemory {
-                desc: get(readable, desc, 16 * n),
-                avail: get(readable, driver, 6 + 2 * n),
-                used: get(writable, device, 6 + 8 * n),
+                desc: get(readable, desc, desc_len),
+                avail: get(readable, driver, AVAILABLE.len(size)),
+                used: get(writable, device, split::USED.len(size)),
             })
         }
     }
@@ -262,9 +262,9 @@ pub struct FakeQueue<'m> {
 impl<'m> FakeQueue<'m> {
     /// A ring at position `start`.
     pub fn new(arena: &'m Arena, packed: bool, size: u16, start: u16) -> Self {
-        let n = usize::from(size);
-        let (driver_len, device_len) = if packed { (4, 4) } else { (6 + 2 * n, 6 + 8 * n) };
-        let desc = arena.allocate(16 * n, 16);
+        let split = (AVAILABLE.len(size), split::USED.len(size));
+        let (driver_len, device_len) = if packed { (Event::LEN, Event::LEN) } else { split };
+        let desc = arena.allocate(virtqueue::descriptor(size), DESCRIPTOR_LEN as u64);
         let (driver, device) = (arena.allocate(driver_len, 4), arena.allocate(device_len, 4));
         let fake = Self {
             arena,
@@ -284,13 +284,12 @@ impl<'m> FakeQueue<'m> {
         if packed {
             // Nothing is available, in the round of `start` and the one before.
             for slot in 0..size {
-                let round = if slot < start & !USED { start } else { !start };
-                let flags = if round & USED != 0 { AVAIL | USED } else { 0 };
-                arena.put16(desc + 16 * u64::from(slot) + 14, flags);
+                let round = Position(if slot < Position(start).index() { start } else { !start });
+                fake.put_desc(desc, slot, Segment { address: 0, len: 0, flags: round.used() }, 0);
             }
         } else {
-            arena.put16(driver + 2, start);
-            arena.put16(device + 2, start);
+            arena.put16(driver + Ring::INDEX as u64, start);
+            arena.put16(device + Ring::INDEX as u64, start);
         }
         fake
     }
@@ -307,7 +306,7 @@ impl<'m> FakeQueue<'m> {
         readable: &'v View<'_>,
         writable: &'v View<'_>,
         features: u64,
-        position: Position,
+        position: queue::Position,
         notify: N,
     ) -> Queue<'v, N> {
         let queue = self.memory(readable, writable).queue(notify);
@@ -329,11 +328,8 @@ impl<'m> FakeQueue<'m> {
 
     /// A position `steps` elements after `from`.
     pub fn after(&self, from: u16, steps: u16) -> u16 {
-        (0..steps).fold(from, |at, _| match (self.packed, (at & !USED) + 1 == self.size) {
-            (false, _) => at.wrapping_add(1),
-            (true, false) => at + 1,
-            (true, true) => (at & USED) ^ USED,
-        })
+        let one = |at: u16| if self.packed { Position(at).after(1, self.size).0 } else { at.wrapping_add(1) };
+        (0..steps).fold(from, |at, _| one(at))
     }
 
     /// Publishes `chain`, and gives its id; `None` if there is no room.
@@ -344,22 +340,14 @@ impl<'m> FakeQueue<'m> {
 
     /// Publishes `chain` in a table of its own.
     pub fn publish_indirect(&mut self, chain: Chain) -> Option<u16> {
-        let table = self.arena.allocate(16 * chain.segments.len(), 16);
-        for (index, segment) in chain.segments.iter().enumerate() {
-            let last = index + 1 == chain.segments.len();
-            let (flags, next) = match self.packed {
-                true => (segment.flags, 0),
-                false if last => (segment.flags, 0),
-                false => (segment.flags | NEXT, index as u16 + 1),
-            };
-            self.put_desc(
-                table,
-                index as u16,
-                *segment,
-                if self.packed { (0, flags) } else { (flags, next) },
-            );
+        let count = chain.segments.len() as u16;
+        let table = self.arena.allocate(virtqueue::descriptor(count), DESCRIPTOR_LEN as u64);
+        for (index, segment) in (0..).zip(&chain.segments) {
+            let more = !self.packed && index + 1 < count;
+            let flags = segment.flags | if more { NEXT } else { 0 };
+            self.put_desc(table, index, Segment { flags, ..*segment }, if more { index + 1 } else { 0 });
         }
-        let len = 16 * chain.segments.len() as u32;
+        let len = virtqueue::descriptor(count) as u32;
         self.publish_as(chain, &[Segment { address: table, len, flags: INDIRECT }])
     }
 
@@ -373,19 +361,21 @@ impl<'m> FakeQueue<'m> {
         let descs: Vec<u16> = segments.iter().map(take).map(Option::unwrap).collect();
         let id = descs[0];
         self.order.as_mut().into_iter().for_each(|order| order.push_back(id));
-        let flags = |index: usize| segments[index].flags | if index + 1 < segments.len() { NEXT } else { 0 };
+        let segment = |index: usize, flags: u16| {
+            let next = if index + 1 < segments.len() { NEXT } else { 0 };
+            Segment { flags: segments[index].flags | flags | next, ..segments[index] }
+        };
         if self.packed {
             // From the last slot to the first: the first makes the chain available.
             for index in (0..segments.len()).rev() {
-                let at = self.after(self.next, index as u16);
-                let wrap = if at & USED != 0 { AVAIL } else { USED };
-                self.put_desc(self.desc, at & !USED, segments[index], (id, flags(index) | wrap));
+                let at = Position(self.after(self.next, index as u16));
+                self.put_desc(self.desc, at.index(), segment(index, at.available()), id);
             }
             self.next = self.after(self.next, segments.len() as u16);
         } else {
             for (index, &desc) in descs.iter().enumerate() {
                 let next = descs.get(index + 1).copied().unwrap_or(0xdead);
-                self.put_desc(self.desc, desc, segments[index], (flags(index), next));
+                self.put_desc(self.desc, desc, segment(index, 0), next);
             }
             self.publish_head(id);
         }
@@ -395,19 +385,27 @@ impl<'m> FakeQueue<'m> {
 
     /// Split only: makes any head available.
     pub fn publish_head(&mut self, head: u16) {
-        let slot = u64::from(self.next % self.size);
-        self.arena.put16(self.driver + 4 + 2 * slot, head);
+        self.arena.put16(self.driver + AVAILABLE.element(self.next % self.size) as u64, head);
         self.next = self.next.wrapping_add(1);
-        self.arena.put16(self.driver + 2, self.next);
+        self.arena.put16(self.driver + Ring::INDEX as u64, self.next);
     }
 
-    /// A raw descriptor: the last two fields are flags and next, or id and flags.
-    pub fn put_desc(&self, table: u64, index: u16, segment: Segment, last: (u16, u16)) {
-        let at = table + 16 * u64::from(index);
-        self.arena.write(at, &segment.address.to_le_bytes());
-        self.arena.write(at + 8, &segment.len.to_le_bytes());
-        self.arena.put16(at + 12, last.0);
-        self.arena.put16(at + 14, last.1);
+    /// Any descriptor; `other` is its next one or its id, as the format has it.
+    pub fn put_desc(&self, table: u64, index: u16, segment: Segment, other: u16) {
+        let Segment { address, len, flags } = segment;
+        let words = if self.packed {
+            packed::Descriptor { address, len, id: other, flags }.to_words()
+        } else {
+            split::Descriptor { address, len, flags, next: other }.to_words()
+        };
+        let at = table + virtqueue::descriptor(index) as u64;
+        self.arena.write(at, words.map(u64::to_le_bytes).as_flattened());
+    }
+
+    /// The words of a descriptor.
+    pub fn desc(&self, index: u16) -> [u64; 2] {
+        let at = self.desc + virtqueue::descriptor(index) as u64;
+        [at, at + WORD_LEN as u64].map(|at| self.arena.get64(at))
     }
 
     /// Takes the next used chain. Panics if the device used what it does not have.
@@ -419,30 +417,29 @@ impl<'m> FakeQueue<'m> {
     }
 
     fn next_element(&mut self) -> Option<()> {
-        let (id, written, at) = if self.packed {
-            let at = self.desc + 16 * u64::from(self.used & !USED);
-            let flags = self.arena.get16(at + 14);
-            let both = if self.used & USED != 0 { AVAIL | USED } else { 0 };
-            if flags & (AVAIL | USED) != both {
+        let (id, written) = if self.packed {
+            let at = Position(self.used);
+            let packed::Descriptor { id, len, flags, .. } =
+                packed::Descriptor::from_words(self.desc(at.index()));
+            if !at.is_used(flags) {
                 return None;
             }
-            let len = u32::from_le_bytes(self.arena.read(at + 8, 4).try_into().unwrap());
             assert_eq!(flags & WRITE != 0, len > 0, "WRITE says whether anything was written");
-            (u32::from(self.arena.get16(at + 12)), len, at)
+            (id.into(), len)
         } else {
-            if self.arena.get16(self.device + 2) == self.used {
+            if self.arena.get16(self.device + Ring::INDEX as u64) == self.used {
                 return None;
             }
-            let at = self.device + 4 + 8 * u64::from(self.used % self.size);
-            let [id, len] =
-                [0, 4].map(|field| u32::from_le_bytes(self.arena.read(at + field, 4).try_into().unwrap()));
-            (id, len, at)
+            let at = self.device + split::USED.element(self.used % self.size) as u64;
+            let UsedElement { id, len } = UsedElement::from_word(self.arena.get64(at));
+            (id, len)
         };
         self.elements += 1;
         let last = u16::try_from(id).unwrap();
         loop {
             let id = self.order.as_mut().map_or(last, |order| order.pop_front().expect("in flight"));
-            let (chain, descs) = self.in_flight.remove(&id).unwrap_or_else(|| panic!("{id} used at {at:#x}"));
+            let (chain, descs) =
+                self.in_flight.remove(&id).unwrap_or_else(|| panic!("{id} is not in flight"));
             self.used = self.after(self.used, if self.packed { descs.len() as u16 } else { 1 });
             self.free.extend(descs);
             // Those that were skipped were written completely.
@@ -457,27 +454,39 @@ impl<'m> FakeQueue<'m> {
     /// Asks for a notification when the element at `position` is used.
     pub fn set_used_event(&self, position: u16) {
         if self.packed {
-            self.arena.put16(self.driver, position);
-            self.arena.put16(self.driver + 2, 2);
+            self.put_event(Event { position: Position(position), flags: Event::DESC });
         } else {
-            self.arena.put16(self.driver + 4 + 2 * u64::from(self.size), position);
+            self.arena.put16(self.driver + AVAILABLE.event(self.size) as u64, position);
         }
     }
 
     pub fn suppress_interrupts(&self, suppress: bool) {
-        let at = if self.packed { self.driver + 2 } else { self.driver };
-        self.arena.put16(at, suppress.into());
+        if self.packed {
+            let flags = if suppress { Event::DISABLE } else { Event::ENABLE };
+            self.put_event(Event { position: Position(0), flags });
+        } else {
+            self.arena.put16(self.driver, if suppress { NO_NOTIFICATION } else { 0 });
+        }
+    }
+
+    fn put_event(&self, event: Event) {
+        self.arena.write(self.driver, &event.to_word().to_le_bytes());
+    }
+
+    fn device_event(&self) -> Event {
+        let word = self.arena.read(self.device, Event::LEN);
+        Event::from_word(u32::from_le_bytes(word.try_into().unwrap()))
     }
 
     /// At what position the device wants to be notified, if it says so.
     pub fn avail_event(&self) -> u16 {
-        let split = 4 + 8 * u64::from(self.size);
-        self.arena.get16(if self.packed { self.device } else { self.device + split })
+        let split = self.device + split::USED.event(self.size) as u64;
+        if self.packed { self.device_event().position.0 } else { self.arena.get16(split) }
     }
 
     /// Whether the device wants to be notified at all: flags.
     pub fn device_flags(&self) -> u16 {
-        self.arena.get16(if self.packed { self.device + 2 } else { self.device })
+        if self.packed { self.device_event().flags } else { self.arena.get16(self.device) }
     }
 }
 
@@ -491,7 +500,7 @@ pub struct TestQueue<'v, 'm> {
 impl<'v, 'm> TestQueue<'v, 'm> {
     pub fn new(fake: FakeQueue<'m>, views: &'v (View<'_>, View<'_>), features: u64) -> Self {
         let notify = NotificationCounter::default();
-        let position = Position::at(fake.next);
+        let position = queue::Position::at(fake.next);
         let queue = fake.queue(&views.0, &views.1, features, position, notify.clone());
         Self { queue, notify, fake }
     }
