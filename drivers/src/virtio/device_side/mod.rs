@@ -18,6 +18,7 @@
 //! reported once; after it there is nothing more to be had from the chain or queue.
 
 pub mod chain;
+mod memory;
 mod order;
 mod packed;
 pub mod queue;

@@ -3,9 +3,10 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{fence, fuchsia::DeviceRange, virtqueue::packed};
+use ringfence_memory::{fence, virtqueue::packed};
 use spin::Mutex;
 
+pub use super::memory::{PackedMemory, QueueMemory};
 use super::order::{InOrder, Returned};
 use super::packed::Packed;
 pub use super::ring::DescType;
@@ -22,30 +23,6 @@ impl<F: Fn()> DriverNotify for F {
     fn notify(&self) {
         self()
     }
-}
-
-/// The memory of a split virtqueue (2.7), translated.
-#[derive(Clone, Debug)]
-pub struct QueueMemory<'a> {
-    /// Descriptor table, for the device to read: 16 bytes for each descriptor.
-    pub desc: DeviceRange<'a>,
-    /// Available ring, for the device to read: [`Driver::avail_len_for_queue_size`] bytes.
-    pub avail: DeviceRange<'a>,
-    /// Used ring, for the device to write: [`Device::used_len_for_queue_size`] bytes.
-    pub used: DeviceRange<'a>,
-}
-
-/// The memory of a packed virtqueue (2.8), translated.
-#[derive(Clone, Debug)]
-pub struct PackedMemory<'a> {
-    /// Descriptor ring, for the device to read: 16 bytes for each descriptor, at most 32768 of them.
-    pub desc: DeviceRange<'a>,
-    /// The same bytes for the device to write.
-    pub desc_used: DeviceRange<'a>,
-    /// Driver event suppression, for the device to read: 4 bytes.
-    pub driver_event: DeviceRange<'a>,
-    /// Device event suppression, for the device to write: 4 bytes.
-    pub device_event: DeviceRange<'a>,
 }
 
 /// How far a device has come in a queue: enough to go on with another [`Queue`] over the same rings.
