@@ -11,7 +11,7 @@ use ringfence_drivers::virtio::device_side::chain::{
     ChainCompleteError, ChainError, ReadableChain, Remaining, WritableChain,
 };
 use ringfence_drivers::virtio::device_side::queue::{
-    DescChain, DriverNotify, PackedMemory, Position, Queue, QueueMemory,
+    DescChain, DriverNotify, PackedMemory, Position, Queue, QueueMemory, RingMemory,
 };
 use ringfence_drivers::virtio::device_side::ring::{DescAccess, DescType, Device, Driver, Used};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
@@ -460,4 +460,32 @@ fn rings_by_hand() {
     assert!(driver.needs_notification(false, 0, 1));
     fake.suppress_interrupts(true);
     assert!(!driver.needs_notification(false, 0, 1));
+}
+
+/// Each area has to be where the device may use it so, to its last byte.
+#[test]
+fn a_queue_is_found_as_a_whole_or_not() {
+    let arena = Arena::new(1 << 12);
+    let areas = [16 * 4, 14, 38].map(|len| arena.allocate(len, 16));
+    let ends = [areas[0] + 16 * 4, areas[1] + 14, areas[2] + 38];
+    let found = |readable: [u64; 3], writable: [u64; 3], packed| {
+        let view = |direction, ends: [u64; 3]| {
+            let windows: Vec<_> = areas.iter().zip(ends).map(|(&start, end)| start..end).collect();
+            arena.view(direction, &windows)
+        };
+        let views = [view(Direction::ToDevice, readable), view(Direction::FromDevice, writable)];
+        RingMemory::find(views.each_ref(), packed, 4, areas).is_some()
+    };
+    let less = |area: usize, by: u64| {
+        let mut less = ends;
+        less[area] -= by;
+        less
+    };
+    assert!(found(ends, ends, false) && found(ends, ends, true));
+    assert!(!found(less(0, 1), ends, false) && !found(less(0, 1), ends, true));
+    assert!(!found(ends, less(0, 1), true), "used descriptors are written there");
+    assert!(!found(less(1, 1), ends, false) && !found(ends, less(2, 1), false));
+    // Event suppression structures have four bytes.
+    assert!(found(less(1, 10), less(2, 34), true));
+    assert!(!found(less(1, 11), ends, true) && !found(ends, less(2, 35), true));
 }

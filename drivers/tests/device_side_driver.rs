@@ -6,22 +6,16 @@ mod support;
 use std::collections::VecDeque;
 
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{self, Position, QueueMemory};
-use ringfence_drivers::virtio::device_side::ring::{Device as UsedRing, Driver as AvailableRing};
+use ringfence_drivers::virtio::device_side::queue::{Position, RingMemory};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueOptions, features};
 use ringfence_memory::{
-    DmaPool, DmaSnapshot,
-    fuchsia::{DeviceRange, DriverMem, DriverRange},
-    virtqueue,
+    DmaPool,
+    fuchsia::{DriverMem, DriverRange},
 };
 use support::bench::no_controls;
 use support::{Fake, grant};
 
 const LEN: usize = 32;
-
-fn range(view: &DmaSnapshot, address: u64, len: usize) -> DeviceRange<'_> {
-    view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in a window")
-}
 
 /// Every chain arrives as it was submitted and comes back as it was answered, in any order; the device side
 /// is built anew for each look, and both indexes wrap around several times.
@@ -60,12 +54,9 @@ fn requests_and_answers() {
         number += 1;
         driver.kick();
         let (readable, writable) = (windows.readable().unwrap(), windows.writable().unwrap());
-        let memory = QueueMemory {
-            desc: range(&readable, at.descriptors, virtqueue::descriptor(SIZE)),
-            avail: range(&readable, at.driver, AvailableRing::avail_len_for_queue_size(SIZE)),
-            used: range(&writable, at.device, UsedRing::used_len_for_queue_size(SIZE)),
-        };
-        let queue = queue::Queue::new(memory, || notified.set(notified.get() + 1)).unwrap();
+        let areas = [at.descriptors, at.driver, at.device];
+        let memory = RingMemory::find([&readable, &writable], false, SIZE, areas).unwrap();
+        let queue = memory.queue(|| notified.set(notified.get() + 1)).unwrap();
         let queue = queue.resume(position).unwrap();
         let mut answers = VecDeque::new();
         while let Some(chain) = queue.next_chain().unwrap() {

@@ -3,8 +3,6 @@
 //! `--cfg ringfence_loom` only.
 #![cfg(ringfence_loom)]
 
-#[path = "../../drivers/tests/support/fake_queue.rs"]
-mod fake_queue;
 #[path = "../../drivers/tests/support/mod.rs"]
 mod support;
 
@@ -12,11 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-use fake_queue::RingMemory;
 use loom::model::Builder;
 use loom::thread;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::Position;
+use ringfence_drivers::virtio::device_side::queue::{Position, RingMemory};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
@@ -98,7 +95,8 @@ impl Rig {
 
 impl Side {
     fn memory<'v>(&self, readable: &'v DmaSnapshot, writable: &'v DmaSnapshot) -> RingMemory<'v> {
-        RingMemory::new(readable, writable, self.features & RING_PACKED != 0, self.size, self.areas)
+        let packed = self.features & RING_PACKED != 0;
+        RingMemory::find([readable, writable], packed, self.size, self.areas).unwrap()
     }
 
     fn start(&self) -> Position {

@@ -14,14 +14,10 @@ use common::noise;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify, Position, Queue, QueueMemory};
-use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
+use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify, Position, RingMemory};
 use ringfence_drivers::virtio::features::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use ringfence_memory::host::HostPlatform;
-use ringfence_memory::{
-    Bytes, DeviceId, Direction, DmaRegion, DmaSnapshot, DmaWindows,
-    fuchsia::{DeviceRange, DriverMem, DriverRange},
-};
+use ringfence_memory::{Bytes, DeviceId, Direction, DmaRegion, DmaSnapshot, DmaWindows};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
@@ -130,27 +126,17 @@ struct Disk {
     seed: u64,
 }
 
-fn at<'m>(view: &'m DmaSnapshot, address: u64, len: usize) -> DeviceRange<'m> {
-    let range = DriverRange::try_from((address, len as u32)).unwrap();
-    view.translate(range).unwrap_or_else(|| panic!("{len} bytes at {address:#x} are not shared so"))
-}
-
 impl Disk {
     /// One look at the ring: takes all chains and returns them in any order. Says how many.
     fn serve(&mut self) -> usize {
-        let Some([desc, avail, used]) = self.addresses else { return 0 };
+        let Some(addresses) = self.addresses else { return 0 };
         let (readable, writable) = (self.windows.readable().unwrap(), self.windows.writable().unwrap());
-        let size = self.size;
-        let memory = QueueMemory {
-            desc: at(&readable, desc, 16 * usize::from(size)),
-            avail: at(&readable, avail, Driver::avail_len_for_queue_size(size)),
-            used: at(&writable, used, Device::used_len_for_queue_size(size)),
-        };
+        let memory = RingMemory::find([&readable, &writable], false, self.size, addresses);
         let interrupts = AtomicU64::new(0);
         let interrupt = || {
             interrupts.fetch_add(1, Relaxed);
         };
-        let queue = Queue::new(memory, interrupt).unwrap();
+        let queue = memory.and_then(|memory| memory.queue(interrupt)).unwrap();
         let queue = queue.with_features(self.accepted).resume(self.position).unwrap();
         let mut chains: Vec<DescChain<'_, '_, _>> = Vec::new();
         while let Some(chain) = queue.next_chain().unwrap() {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use ringfence_drivers::virtio::device_side::queue::{self, DriverNotify, PackedMemory, Queue, QueueMemory};
+use ringfence_drivers::virtio::device_side::queue::{self, DriverNotify, Queue, RingMemory};
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::virtqueue::packed::{self, Event, Position};
 use ringfence_memory::virtqueue::split::{self, AVAILABLE, NO_NOTIFICATION, Ring, UsedElement};
@@ -119,49 +119,6 @@ impl NotificationCounter {
 impl DriverNotify for NotificationCounter {
     fn notify(&self) {
         self.0.set(self.0.get() + 1);
-    }
-}
-
-/// The memory of a ring as its device sees it.
-#[derive(Clone)]
-pub enum RingMemory<'v> {
-    Split(QueueMemory<'v>),
-    Packed(PackedMemory<'v>),
-}
-
-impl<'v> RingMemory<'v> {
-    pub fn new<M: DriverMem>(
-        readable: &'v M,
-        writable: &'v M,
-        packed: bool,
-        size: u16,
-        [desc, driver, device]: [u64; 3],
-    ) -> Self {
-        let desc_len = virtqueue::descriptor(size);
-        let get = |view: &'v M, address: u64, len: usize| {
-            view.translate(DriverRange::try_from((address, len as u32)).unwrap()).expect("in the view")
-        };
-        if packed {
-            Self::Packed(PackedMemory {
-                desc: get(readable, desc, desc_len),
-                desc_used: get(writable, desc, desc_len),
-                driver_event: get(readable, driver, Event::LEN),
-                device_event: get(writable, device, Event::LEN),
-            })
-        } else {
-            Self::Split(QueueMemory {
-                desc: get(readable, desc, desc_len),
-                avail: get(readable, driver, AVAILABLE.len(size)),
-                used: get(writable, device, split::USED.len(size)),
-            })
-        }
-    }
-
-    pub fn queue<N: DriverNotify>(self, notify: N) -> Option<Queue<'v, N>> {
-        match self {
-            Self::Split(memory) => Queue::new(memory, notify),
-            Self::Packed(memory) => Queue::new_packed(memory, notify),
-        }
     }
 }
 
@@ -315,7 +272,7 @@ impl<'m> FakeQueue<'m> {
 
     pub fn memory<'v>(&self, readable: &'v View<'_>, writable: &'v View<'_>) -> RingMemory<'v> {
         let areas = [self.desc, self.driver, self.device];
-        RingMemory::new(readable, writable, self.packed, self.size, areas)
+        RingMemory::find([readable, writable], self.packed, self.size, areas).expect("in the views")
     }
 
     pub fn free(&self) -> usize {

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::sample::Index;
 use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue};
+use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue, RingMemory};
 use ringfence_drivers::virtio::{
     BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, Ticket, features,
 };
 use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot, virtqueue::packed::Position};
 
-use crate::fake_queue::{NotificationCounter, RingMemory};
+use crate::fake_queue::NotificationCounter;
 use crate::support::bench::Room;
 use crate::support::{Fake, FakeNotifier, FakeTransport, grant};
 
@@ -223,7 +223,7 @@ impl Rig {
     ) -> &'static DeviceQueue<'static, NotificationCounter> {
         let at = fake.model().queues[0];
         let areas = [at.descriptors, at.driver, at.device];
-        let memory = RingMemory::new(&views[0], &views[1], mode.packed, at.size, areas);
+        let memory = RingMemory::find(views.each_ref(), mode.packed, at.size, areas).unwrap();
         let side = memory.queue(interrupts.clone()).unwrap().with_features(mode.features());
         side.set_batching(batching);
         leak(side)

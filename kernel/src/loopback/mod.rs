@@ -282,13 +282,11 @@ impl<M: Model> Transport for Loopback<M> {
         let state = &mut *self.0.borrow_mut();
         let place = state.rings.get_mut(usize::from(index)).filter(|ring| ring.is_none());
         let place = place.ok_or(Error::QueueUnavailable(index))?;
-        let learn = |address| windows.publish(address).map_err(|_| refused);
+        let learn = |address| windows.publish(address).map(|address| address.0).map_err(|_| refused);
         let [descriptors, driver, device] = queue.addresses.addresses();
         let ring = Ring {
             size: queue.addresses.size(),
-            descriptors: learn(descriptors)?,
-            driver: learn(driver)?,
-            device: learn(device)?,
+            addresses: [learn(descriptors)?, learn(driver)?, learn(device)?],
             position: None,
             notified: None,
         };

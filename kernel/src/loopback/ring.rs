@@ -2,20 +2,9 @@
 
 use core::cell::Cell;
 
-use ringfence_drivers::virtio::device_side::queue::{
-    DriverNotify, PackedMemory, Position, Queue, QueueMemory,
-};
-use ringfence_drivers::virtio::device_side::ring::{Device, Driver};
+use ringfence_drivers::virtio::device_side::queue::{DriverNotify, Position, Queue, RingMemory};
 use ringfence_drivers::virtio::features;
-use ringfence_memory::{
-    DmaError, DmaSnapshot, DmaWindows,
-    fuchsia::{DeviceRange, DriverMem, DriverRange},
-    rust_vmm::GuestAddress,
-};
-
-/// Bytes of a descriptor, and of an event suppression structure.
-const DESCRIPTOR_LEN: usize = 16;
-const EVENT_LEN: usize = 4;
+use ringfence_memory::{DmaError, DmaSnapshot, DmaWindows};
 
 /// The driver broke the rules of a ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +36,8 @@ impl View {
 /// A queue that the driver set up: where its rings are, and how far the device is.
 pub(super) struct Ring {
     pub(super) size: u16,
-    pub(super) descriptors: GuestAddress,
-    pub(super) driver: GuestAddress,
-    pub(super) device: GuestAddress,
+    /// Of descriptors, driver area and device area.
+    pub(super) addresses: [u64; 3],
     /// `None` before the first look.
     pub(super) position: Option<Position>,
     /// What the last notification said, with VIRTIO_F_NOTIFICATION_DATA.
@@ -64,34 +52,15 @@ impl Ring {
         features: u64,
         notify: N,
     ) -> Option<Queue<'a, N>> {
-        let descriptors_len = DESCRIPTOR_LEN * usize::from(self.size);
-        let desc = find(&view.readable, self.descriptors, descriptors_len)?;
-        let queue = if features & features::RING_PACKED != 0 {
-            let memory = PackedMemory {
-                desc,
-                desc_used: find(&view.writable, self.descriptors, descriptors_len)?,
-                driver_event: find(&view.readable, self.driver, EVENT_LEN)?,
-                device_event: find(&view.writable, self.device, EVENT_LEN)?,
-            };
-            Queue::new_packed(memory, notify)?
-        } else {
-            let memory = QueueMemory {
-                desc,
-                avail: find(&view.readable, self.driver, Driver::avail_len_for_queue_size(self.size))?,
-                used: find(&view.writable, self.device, Device::used_len_for_queue_size(self.size))?,
-            };
-            Queue::new(memory, notify)?
-        };
+        let packed = features & features::RING_PACKED != 0;
+        let views = [&view.readable, &view.writable];
+        let queue = RingMemory::find(views, packed, self.size, self.addresses)?.queue(notify)?;
         let queue = queue.with_features(features);
         match self.position {
             Some(position) => queue.resume(position),
             None => Some(queue),
         }
     }
-}
-
-fn find(memory: &DmaSnapshot, start: GuestAddress, len: usize) -> Option<DeviceRange<'_>> {
-    memory.translate(DriverRange::try_from((start.0, u32::try_from(len).ok()?)).ok()?)
 }
 
 /// The device's queues, for one look at them.

@@ -1,6 +1,9 @@
 //! Where the device finds a virtqueue.
 
-use ringfence_memory::fuchsia::DeviceRange;
+use ringfence_memory::fuchsia::{DeviceRange, DriverMem, DriverRange};
+use ringfence_memory::virtqueue::{self, packed::Event, split};
+
+use super::queue::{DriverNotify, Queue};
 
 /// The memory of a split virtqueue (2.7), translated.
 #[derive(Clone, Debug)]
@@ -24,4 +27,52 @@ pub struct PackedMemory<'a> {
     pub driver_event: DeviceRange<'a>,
     /// Device event suppression, for the device to write: 4 bytes.
     pub device_event: DeviceRange<'a>,
+}
+
+/// The memory of a virtqueue of either format, translated.
+#[derive(Clone, Debug)]
+pub enum RingMemory<'a> {
+    /// Of a split one.
+    Split(QueueMemory<'a>),
+    /// Of a packed one.
+    Packed(PackedMemory<'a>),
+}
+
+impl<'a> RingMemory<'a> {
+    /// The memory of a queue of `size` descriptors, whose descriptors, driver area and device area are at
+    /// these addresses. `None` unless all of it is in what the device may read and write.
+    pub fn find<M: DriverMem + ?Sized>(
+        [readable, writable]: [&'a M; 2],
+        packed: bool,
+        size: u16,
+        [descriptors, driver, device]: [u64; 3],
+    ) -> Option<Self> {
+        let find = |memory: &'a M, address: u64, len: usize| {
+            memory.translate(DriverRange::try_from((address, u32::try_from(len).ok()?)).ok()?)
+        };
+        let len = virtqueue::descriptor(size);
+        let desc = find(readable, descriptors, len)?;
+        Some(if packed {
+            Self::Packed(PackedMemory {
+                desc,
+                desc_used: find(writable, descriptors, len)?,
+                driver_event: find(readable, driver, Event::LEN)?,
+                device_event: find(writable, device, Event::LEN)?,
+            })
+        } else {
+            Self::Split(QueueMemory {
+                desc,
+                avail: find(readable, driver, split::AVAILABLE.len(size))?,
+                used: find(writable, device, split::USED.len(size))?,
+            })
+        })
+    }
+
+    /// The queue at its start, as [`Queue::new`] and [`Queue::new_packed`] have it.
+    pub fn queue<N: DriverNotify>(self, notify: N) -> Option<Queue<'a, N>> {
+        match self {
+            Self::Split(memory) => Queue::new(memory, notify),
+            Self::Packed(memory) => Queue::new_packed(memory, notify),
+        }
+    }
 }

@@ -8,7 +8,8 @@
 //! chain:    ReadableChain ─► WritableChain   its buffers, each translated when it is reached
 //! ```
 //!
-//! The names are those of Fuchsia's `virtio_device`. The user supplies the ranges of the rings, a
+//! The names are those of Fuchsia's `virtio_device`. The user supplies the ranges of the rings (or
+//! their addresses, by which [`RingMemory`](queue::RingMemory) finds them), a
 //! [`DriverMem`](ringfence_memory::fuchsia::DriverMem) for each direction (`readable()` and `writable()` of
 //! [`DmaWindows`](ringfence_memory::DmaWindows)), and a [`DriverNotify`](queue::DriverNotify); the transport
 //! calls the device when the driver notifies it.

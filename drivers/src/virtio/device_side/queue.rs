@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 use ringfence_memory::{fence, virtqueue::packed};
 use spin::Mutex;
 
-pub use super::memory::{PackedMemory, QueueMemory};
+pub use super::memory::{PackedMemory, QueueMemory, RingMemory};
 use super::order::{InOrder, Returned};
 use super::packed::Packed;
 pub use super::ring::DescType;
