@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering, fe
 
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::Error;
+use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, NEXT, WRITE, split};
 use ringfence_memory::{DmaBuf, DmaRegion, DmaWindows, PAGE_SIZE};
 
 use crate::support::raw::{Bell, Raw, number, start_of};
@@ -14,11 +15,6 @@ use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
 /// Descriptors of a request: header, data, status.
 pub const PARTS: usize = 3;
-/// Bytes of a descriptor.
-pub const DESCRIPTOR: usize = 16;
-/// Descriptor flags (2.7.5).
-pub const NEXT: u16 = 1;
-pub const WRITE: u16 = 2;
 /// What the device writes where the status goes if the request succeeded, and what is there before.
 pub const OK: u8 = 0;
 pub const UNWRITTEN: u8 = 0xff;
@@ -32,7 +28,7 @@ pub struct Slots {
 impl Slots {
     /// 16 bytes of header, and the status. As long as a request's descriptors, so that both have the same
     /// offset.
-    pub const LEN: usize = PARTS * DESCRIPTOR;
+    pub const LEN: usize = PARTS * DESCRIPTOR_LEN;
     const SECTOR: usize = 8;
     const STATUS: usize = 16;
 
@@ -99,7 +95,7 @@ pub struct Ceiling {
     avail: NonNull<u16>,
     used: NonNull<u16>,
     mask: u16,
-    /// Positions of the next available and used entries.
+    /// Positions of the next elements of the available and the used ring.
     next: u16,
     seen: u16,
     places: Places,
@@ -114,30 +110,31 @@ impl Ceiling {
     }
 
     fn start(raw: Raw, workload: &Workload, depth: usize) -> Result<Option<Self>, Error> {
-        let size = usize::from(raw.queue_size(0));
-        if depth * PARTS > size {
+        let size = raw.queue_size(0);
+        if depth * PARTS > size.into() {
             return Ok(None);
         }
-        // Headers and entries of 2 and 8 bytes (2.7); each part begins on a page of its own.
-        let avail = (size * DESCRIPTOR).next_multiple_of(PAGE_SIZE);
-        let used = avail + (6 + 2 * size).next_multiple_of(PAGE_SIZE);
-        let ring = raw.windows().allocate(used + 6 + 8 * size)?;
+        // Each part begins on a page of its own.
+        let avail = virtqueue::descriptor(size).next_multiple_of(PAGE_SIZE);
+        let used = avail + split::AVAILABLE.len(size).next_multiple_of(PAGE_SIZE);
+        let ring = raw.windows().allocate(used + split::USED.len(size))?;
         let slots = Slots::new(&raw, workload, depth)?;
         let start = start_of(&ring);
         for slot in 0..depth {
             for (part, (address, len, flags)) in slots.parts(slot, workload).into_iter().enumerate() {
                 let index = slot * PARTS + part;
                 let flags = if part + 1 < PARTS { flags | NEXT } else { flags };
-                let rest = u64::from(len) | u64::from(flags) << 32 | (index as u64 + 1) << 48;
+                let next = index as u16 + 1;
+                let [address, rest] = split::Descriptor { address, len, flags, next }.to_words();
                 // SAFETY: `index` is below `size`, and the table is at the start of the region, aligned.
                 unsafe {
-                    let descriptor = start.add(index * DESCRIPTOR).cast::<u64>();
+                    let descriptor = start.add(index * DESCRIPTOR_LEN).cast::<u64>();
                     descriptor.write_volatile(address);
                     descriptor.add(1).write_volatile(rest);
                 }
             }
         }
-        let bell = raw.queue(0, size as u16, [0, avail, used].map(|offset| number(start) + offset as u64));
+        let bell = raw.queue(0, size, [0, avail, used].map(|offset| number(start) + offset as u64));
         raw.run();
         // SAFETY: both offsets are in the region, and aligned.
         let (avail, used) = unsafe { (start.add(avail).cast(), start.add(used).cast()) };
@@ -150,24 +147,24 @@ impl Ceiling {
             headers,
             avail,
             used,
-            mask: size as u16 - 1,
+            mask: size - 1,
             next: 0,
             seen: 0,
             places: workload.places(),
             kicks: 0,
         };
         // No interrupts.
-        guest.avail(0).store(1, Ordering::Relaxed);
+        guest.avail(0).store(split::NO_NOTIFICATION, Ordering::Relaxed);
         for slot in 0..depth {
             guest.stage((slot * PARTS) as u16);
         }
         Ok(Some(guest))
     }
 
-    /// A field of the available ring: flags, index, entries.
+    /// A field of the available ring: flags, index, elements.
     #[inline(always)]
     fn avail(&self, field: u16) -> &AtomicU16 {
-        // SAFETY: there are two fields more than entries, which are masked.
+        // SAFETY: there are two fields more than elements, which are masked.
         unsafe { AtomicU16::from_ptr(self.avail.add(field.into()).as_ptr()) }
     }
 
@@ -190,7 +187,7 @@ impl Ceiling {
     #[inline(always)]
     fn stage(&mut self, head: u16) {
         // SAFETY: heads are multiples of `PARTS` below that of the depth, since the device is trusted.
-        unsafe { Slots::aim(self.headers, usize::from(head) * DESCRIPTOR, self.places.next()) };
+        unsafe { Slots::aim(self.headers, usize::from(head) * DESCRIPTOR_LEN, self.places.next()) };
         self.avail(2 + (self.next & self.mask)).store(head, Ordering::Relaxed);
         self.next = self.next.wrapping_add(1);
     }
@@ -204,7 +201,7 @@ impl Guest for Ceiling {
         );
         self.avail(1).store(self.next, Ordering::Release);
         fence(Ordering::SeqCst);
-        if self.used(0).load(Ordering::Relaxed) & 1 == 0 {
+        if self.used(0).load(Ordering::Relaxed) & split::NO_NOTIFICATION == 0 {
             self.kicks = self.kicks.wrapping_add(1);
             self.bell.ring();
         }

@@ -7,21 +7,20 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, features};
+use ringfence_memory::virtqueue::packed::{AVAIL, Descriptor, Event, USED};
+use ringfence_memory::virtqueue::{DESCRIPTOR_LEN, NEXT};
 use ringfence_memory::{DmaRegion, DmaWindows, PAGE_SIZE};
 
-use crate::ceiling::{DESCRIPTOR, NEXT, PARTS, Slots};
+use crate::ceiling::{PARTS, Slots};
 use crate::support::raw::{Bell, Raw, number, start_of};
 use crate::workload::{Costs, Guest, Places, Watch, Workload};
 
-/// Descriptor flags (2.8.1): both change with each round of the ring.
-const AVAILABLE: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
-const BOTH: u64 = ((AVAILABLE | USED) as u64) << 48;
+/// Descriptor flags: both change with each round of the ring.
+const BOTH: u64 = ((AVAIL | USED) as u64) << Descriptor::FLAGS;
 /// Bytes of a chain of descriptors.
-const CHAIN: usize = PARTS * DESCRIPTOR;
-/// Where the flags of an event suppression structure are (2.8.14), and what says "never".
-const EVENT_FLAGS: usize = 2;
-const NEVER: u16 = 1;
+const CHAIN: usize = PARTS * DESCRIPTOR_LEN;
+/// Where the flags of an event suppression structure are.
+const EVENT_FLAGS: usize = Event::LEN / 2;
 
 /// A position in a ring of chains.
 #[derive(Clone, Copy)]
@@ -87,7 +86,7 @@ impl CeilingPacked {
         let templates = (0..depth).map(|slot| template(slot, slots.parts(slot, workload))).collect();
         let start = start_of(&ring);
         // SAFETY: in the region and aligned; the device does not know it yet.
-        unsafe { start.add(driver + EVENT_FLAGS).cast::<u16>().write_volatile(NEVER) };
+        unsafe { start.add(driver + EVENT_FLAGS).cast::<u16>().write_volatile(Event::DISABLE) };
         let parts = [0, driver, device].map(|offset| number(start) + offset as u64);
         let bell = raw.queue(0, (chains * PARTS) as u16, parts);
         raw.run();
@@ -152,9 +151,9 @@ impl CeilingPacked {
 fn template(slot: usize, parts: [(u64, u32, u16); PARTS]) -> [u64; 2 * PARTS] {
     let mut words = [0; 2 * PARTS];
     for (part, (address, len, flags)) in parts.into_iter().enumerate() {
-        let flags = flags | AVAILABLE | if part + 1 < PARTS { NEXT } else { 0 };
-        words[2 * part] = address;
-        words[2 * part + 1] = u64::from(len) | (slot as u64) << 32 | u64::from(flags) << 48;
+        let flags = flags | AVAIL | if part + 1 < PARTS { NEXT } else { 0 };
+        let descriptor = Descriptor { address, len, id: slot as u16, flags };
+        words[2 * part..2 * part + 2].copy_from_slice(&descriptor.to_words());
     }
     words
 }
@@ -169,7 +168,7 @@ impl Guest for CeilingPacked {
         fence(Ordering::SeqCst);
         // SAFETY: in the region and aligned; both sides access it atomically.
         let event = unsafe { AtomicU16::from_ptr(self.device_event.as_ptr()) };
-        if event.load(Ordering::Relaxed) != NEVER {
+        if event.load(Ordering::Relaxed) != Event::DISABLE {
             self.kicks = self.kicks.wrapping_add(1);
             self.bell.ring();
         }
@@ -185,7 +184,7 @@ impl Guest for CeilingPacked {
                 return completed;
             }
             self.seen.advance(self.chains);
-            let slot = usize::from((word >> 32) as u16);
+            let slot = usize::from(Descriptor::from_words([0, word]).id);
             watch.completed(slot);
             self.stage(slot);
             completed = completed.wrapping_add(1);

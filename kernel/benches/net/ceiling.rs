@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, features};
 use ringfence_kernel::platform::KERNEL;
+use ringfence_memory::virtqueue::{WRITE, packed, split};
 use ringfence_memory::{Bytes, DmaRegion, DmaWindows};
 
 use crate::card::{Card, Costs, until};
@@ -19,12 +20,9 @@ const BUFFER_LEN: usize = 2048;
 /// The header before each frame (5.1.6).
 const HEADER_LEN: usize = 12;
 
-/// Descriptor flags (2.7.5, 2.8.1).
-const WRITE: u16 = 1 << 1;
-const AVAILABLE: u16 = 1 << 7;
-const USED: u16 = 1 << 15;
 /// In the split ring's flags, and those of the packed ring's event suppression structures: never.
-const SUPPRESS: u16 = 1;
+const SUPPRESS: u16 = split::NO_NOTIFICATION;
+const _: () = assert!(SUPPRESS == packed::Event::DISABLE);
 
 /// What both sides share.
 #[repr(C)]
@@ -90,14 +88,15 @@ impl Ring {
 
     /// Makes all buffers `len` bytes long, none of which the device has.
     fn describe(&mut self, len: usize) {
-        let word = len as u64 | u64::from(self.flags) << 32;
+        let len = len as u32;
+        let [_, word] = split::Descriptor { address: 0, len, flags: self.flags, next: 0 }.to_words();
         for [_, rest] in self.shared().descriptors.iter().filter(|_| !self.packed) {
             rest.store(word, Ordering::Relaxed);
         }
         for (position, word) in self.words.iter_mut().enumerate() {
-            let mark = if first_round(position as u32) { AVAILABLE } else { USED };
-            let slot = (position % SIZE) as u64;
-            *word = len as u64 | slot << 32 | u64::from(self.flags | mark) << 48;
+            let mark = if first_round(position as u32) { packed::AVAIL } else { packed::USED };
+            let (id, flags) = ((position % SIZE) as u16, self.flags | mark);
+            [_, *word] = packed::Descriptor { address: 0, len, id, flags }.to_words();
         }
     }
 
@@ -159,8 +158,8 @@ impl Ring {
     /// Whether the packed ring's descriptor at `position` came back.
     fn is_used(&self, position: u32) -> bool {
         let word = self.shared().descriptors[position as usize % SIZE][1].load(Ordering::Acquire);
-        let expected = if first_round(position) { AVAILABLE | USED } else { 0 };
-        (word >> 48) as u16 & (AVAILABLE | USED) == expected
+        let expected = if first_round(position) { packed::AVAIL | packed::USED } else { 0 };
+        packed::Descriptor::from_words([0, word]).flags & (packed::AVAIL | packed::USED) == expected
     }
 }
 
