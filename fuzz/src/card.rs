@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringfence_memory::host::{HostMemory, HostPlatform};
+use ringfence_memory::virtqueue::split::{AVAILABLE, Ring, USED, UsedElement};
+use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, INDIRECT, WORD_LEN, WRITE, packed, split};
 use ringfence_memory::{Bytes, ConfigAccess, ConfigSpace, DmaGrant, PciAddress, common};
 
 use crate::side::{Party, Side};
@@ -31,8 +33,6 @@ const QUEUES: u16 = 4;
 /// ACKNOWLEDGE, DRIVER and FEATURES_OK.
 const AT_WORK: u8 = 0x0b;
 const NOT_RUNG: u32 = 0xaaaa_5555;
-const WRITE: u64 = 2;
-const INDIRECT: u64 = 4;
 
 /// Called after each read of a configuration register.
 pub type Hook = Box<dyn FnMut(&Card) + Send>;
@@ -287,14 +287,16 @@ impl Card {
         self.look();
         let (told, manner) = (self.told(), self.state().manner);
         for queue in &told {
-            let size = u64::from(queue.size);
+            let size = queue.size;
             let [table, driver, device] = queue.addresses;
-            let table = self.side.reach(party, table, 16 * size, "descriptors");
-            let (driver_len, device_len) = if queue.packed { (4, 4) } else { (6 + 2 * size, 6 + 8 * size) };
+            let table = self.side.reach(party, table, virtqueue::descriptor(size) as u64, "descriptors");
+            let event = [packed::Event::LEN; 2];
+            let areas = if queue.packed { event } else { [AVAILABLE.len(size), USED.len(size)] };
+            let [driver_len, device_len] = areas.map(|len| len as u64);
             let driver = self.side.reach(party, driver, driver_len, "the driver area");
             let device = self.side.reach(party, device, device_len, "the device area");
             for index in 0..size {
-                self.follow(party, table + 16 * index, queue.packed, manner, true);
+                self.follow(party, (table, index), queue.packed, manner, true);
             }
             match manner {
                 Manner::Garbage(byte) => self.fill(device, device_len, byte),
@@ -307,35 +309,37 @@ impl Card {
         }
     }
 
-    fn follow(&self, party: Party, at: u64, packed: bool, manner: Manner, indirect: bool) {
-        let machine = self.side.system.machine;
-        let (address, rest) = (machine.word(at), machine.word(at + 8));
-        let (len, flags) = (rest & 0xffff_ffff, rest >> if packed { 48 } else { 32 });
+    fn follow(&self, party: Party, (table, index): (u64, u16), packed: bool, manner: Manner, indirect: bool) {
+        let (machine, at) = (self.side.system.machine, table + virtqueue::descriptor(index) as u64);
+        let words = [at, at + WORD_LEN as u64].map(|at| machine.word(at));
+        let split::Descriptor { address, len, flags, .. } = split::Descriptor::from_words(words);
+        let flags = if packed { packed::Descriptor::from_words(words).flags } else { flags };
         if len == 0 && address == 0 {
             return;
         }
-        let physical = self.side.reach(party, address, len, "a segment");
+        let physical = self.side.reach(party, address, len.into(), "a segment");
         if flags & INDIRECT != 0 && indirect {
-            for entry in (0..len / 16).map(|index| physical + 16 * index) {
-                self.follow(party, entry, packed, manner, false);
+            for index in 0..len / DESCRIPTOR_LEN as u32 {
+                self.follow(party, (physical, index as u16), packed, manner, false);
             }
         } else if flags & WRITE != 0 {
-            self.fill(physical, len, if let Manner::Garbage(byte) = manner { byte } else { 0xee });
+            self.fill(physical, len.into(), if let Manner::Garbage(byte) = manner { byte } else { 0xee });
         }
     }
 
     /// Completes all that is available, with the length that the first descriptor has.
-    fn complete(&self, driver: u64, device: u64, size: u64) {
-        let available = self.half(driver + 2);
-        for index in 0..size {
-            let head = u64::from(self.half(driver + 4 + 2 * index));
-            [head, 1].into_iter().enumerate().for_each(|(place, word)| {
-                let at = device + 4 + 8 * index + 4 * place as u64;
-                (0..4).for_each(|byte| self.fill(at + byte, 1, (word >> (8 * byte)) as u8));
-            });
+    fn complete(&self, driver: u64, device: u64, size: u16) {
+        let available = self.half(driver + Ring::INDEX as u64);
+        for slot in 0..size {
+            let id = self.half(driver + AVAILABLE.element(slot) as u64).into();
+            let word = UsedElement { id, len: 1 }.to_word();
+            self.write(device + USED.element(slot) as u64, &word.to_le_bytes());
         }
-        self.fill(device + 2, 1, available as u8);
-        self.fill(device + 3, 1, (available >> 8) as u8);
+        self.write(device + Ring::INDEX as u64, &available.to_le_bytes());
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        (at..).zip(bytes).for_each(|(at, &byte)| self.fill(at, 1, byte));
     }
 
     fn half(&self, at: u64) -> u16 {
