@@ -6,7 +6,7 @@ use alloc::collections::VecDeque;
 pub(super) struct Returned {
     pub(super) id: u16,
     /// How far it moves the used position on.
-    pub(super) slots: u16,
+    pub(super) count: u16,
     pub(super) written: u32,
     /// Nothing that could be written was left out: the driver may take it as such without being told.
     pub(super) complete: bool,
@@ -32,8 +32,8 @@ impl InOrder {
 
     pub(super) fn put(&mut self, turn: u16, chain: Returned) {
         let index = turn.wrapping_sub(self.first);
-        if let Some(place) = self.chains.get_mut(usize::from(index)) {
-            *place = Some(chain);
+        if let Some(returned) = self.chains.get_mut(usize::from(index)) {
+            *returned = Some(chain);
         }
     }
 
@@ -44,7 +44,7 @@ impl InOrder {
         while batch.complete
             && let Some(next) = self.pop()
         {
-            batch = Returned { slots: batch.slots.saturating_add(next.slots), ..next };
+            batch = Returned { count: batch.count.saturating_add(next.count), ..next };
         }
         Some(batch)
     }

@@ -59,13 +59,13 @@ impl<'a> Packed<'a> {
         }
         let room = self.room(next, used);
         let (mut descs, mut at) = (Vec::new(), next);
-        for slots in 1..=room {
+        for count in 1..=room {
             let words = descriptor(&self.memory.desc, Position(at).index());
             at = self.advance(at, 1);
             let (desc, id) = Desc::packed(words.map_err(|_| QueueError::Overrun)?, Position(at).index());
             descs.push(desc);
             if !desc.has_next() {
-                return Ok(Some(Taken { id, slots, descs, error: None }));
+                return Ok(Some(Taken { id, count, descs, error: None }));
             }
         }
         Err(QueueError::Overrun)

@@ -27,8 +27,8 @@ impl<F: Fn()> DriverNotify for F {
 
 /// How far a device has come in a queue: enough to go on with another [`Queue`] over the same rings.
 ///
-/// In a split virtqueue these are free running indexes. In a packed one they are slots, with the wrap counter
-/// in bit 15.
+/// In a split virtqueue these are free running indexes. In a packed one they are descriptors' indexes, with
+/// the wrap counter in bit 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The next chain to take.
@@ -78,7 +78,7 @@ pub enum DescError {
 pub(super) struct Taken {
     pub(super) id: u16,
     /// How far it moves the positions on.
-    pub(super) slots: u16,
+    pub(super) count: u16,
     pub(super) descs: Vec<Desc>,
     /// What is wrong after the last of them.
     pub(super) error: Option<DescError>,
@@ -138,10 +138,10 @@ impl Rings<'_> {
         }
     }
 
-    fn advance(&self, position: u16, slots: u16) -> u16 {
+    fn advance(&self, position: u16, count: u16) -> u16 {
         match self {
-            Self::Split(..) => position.wrapping_add(slots),
-            Self::Packed(ring) => ring.advance(position, slots),
+            Self::Split(..) => position.wrapping_add(count),
+            Self::Packed(ring) => ring.advance(position, count),
         }
     }
 
@@ -169,12 +169,12 @@ impl Rings<'_> {
         if available == 0 {
             return Ok(None);
         }
-        let id = driver.entry(next).ok_or(QueueError::Overrun)?;
+        let id = driver.element(next).ok_or(QueueError::Overrun)?;
         if id >= size {
             return Err(QueueError::InvalidHead(id));
         }
         let (descs, error) = walk(id, size.into(), |index| driver.get_desc(index));
-        Ok(Some(Taken { id, slots: 1, descs, error }))
+        Ok(Some(Taken { id, count: 1, descs, error }))
     }
 
     /// Whether the driver may have made everything before `position` available.
@@ -187,11 +187,11 @@ impl Rings<'_> {
     }
 
     /// Shows the driver one used element, which stands for all from `used` on.
-    fn put(&mut self, used: u16, Returned { id, slots, written, .. }: &Returned) {
+    fn put(&mut self, used: u16, Returned { id, count, written, .. }: &Returned) {
         match self {
             Self::Split(_, device) => {
                 device.insert_used(Used::new(*id, *written), used);
-                device.publish_used(used.wrapping_add(*slots));
+                device.publish_used(used.wrapping_add(*count));
             }
             Self::Packed(ring) => ring.put(used, *id, *written),
         }
@@ -246,7 +246,7 @@ impl State<'_> {
         }
         match &taken {
             Ok(Some(taken)) => {
-                self.position.next = self.rings.advance(self.position.next, taken.slots);
+                self.position.next = self.rings.advance(self.position.next, taken.count);
                 // Before the index comes round to it again.
                 let split = matches!(self.rings, Rings::Split(..));
                 if split && self.polling && self.event_idx && self.position.next.is_multiple_of(1 << 14) {
@@ -294,7 +294,7 @@ impl State<'_> {
 
     fn show(&mut self, batch: &Returned) {
         self.rings.put(self.position.used, batch);
-        self.position.used = self.rings.advance(self.position.used, batch.slots);
+        self.position.used = self.rings.advance(self.position.used, batch.count);
     }
 
     fn needs_notification(&mut self) -> bool {
@@ -386,8 +386,8 @@ impl<'a, N: DriverNotify> Queue<'a, N> {
     }
 
     /// The driver has notified the device, and said with VIRTIO_F_NOTIFICATION_DATA (2.9) that it made
-    /// everything before `position` available: a free running index, or a slot with the wrap counter in bit
-    /// 15.
+    /// everything before `position` available: a free running index, or that of a descriptor with the wrap
+    /// counter in bit 15.
     ///
     /// # Errors
     /// If that is not true; then there are no more chains.
@@ -508,8 +508,8 @@ impl<N: DriverNotify> DescChain<'_, '_, N> {
 impl<N: DriverNotify> Drop for DescChain<'_, '_, N> {
     fn drop(&mut self) {
         let complete = self.writable == Some(self.written.into());
-        let Taken { id, slots, .. } = self.taken;
-        let chain = Returned { id, slots, written: self.written, complete };
+        let Taken { id, count, .. } = self.taken;
+        let chain = Returned { id, count, written: self.written, complete };
         let notify = self.queue.state.lock().put(self.turn, chain);
         if notify {
             self.queue.notify.notify();

@@ -133,16 +133,17 @@ impl<'a> Driver<'a> {
         self.queue_size
     }
 
-    /// How many available entries lie from the free running index `next` on, not checked: an honest driver
-    /// has at most [`queue_size`](Self::queue_size) chains in flight.
+    /// How many chains are available from the free running index `next` on, not checked: an honest driver has
+    /// at most [`queue_size`](Self::queue_size) chains in flight.
     pub fn available(&self, next: u16) -> u16 {
         self.index().map_or(0, |index| index.wrapping_sub(next))
     }
 
-    /// Head of the chain in the available entry of the free running index `next`, if the driver has published
-    /// that entry; not checked. An index that jumps further than the queue size is not believed: `None`.
+    /// Head of the chain in the available ring's element of the free running index `next`, if the driver has
+    /// published that element; not checked. An index that jumps further than the queue size is not believed:
+    /// `None`.
     pub fn get_avail(&self, next: u16) -> Option<u16> {
-        (1..=self.queue_size).contains(&self.available(next)).then(|| self.entry(next)).flatten()
+        (1..=self.queue_size).contains(&self.available(next)).then(|| self.element(next)).flatten()
     }
 
     /// A copy of descriptor `index`; `None` beyond the table.
@@ -151,7 +152,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Whether the driver wants to be notified, after the used index went from `old` to `new`. If `event_idx`
-    /// (VIRTIO_F_EVENT_IDX) it says at which entry, otherwise it says yes or no (2.7.7). A full fence is
+    /// (VIRTIO_F_EVENT_IDX) it says at which element, otherwise it says yes or no (2.7.7). A full fence is
     /// needed between publishing `new` and this question.
     pub fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
         let at = if event_idx { AVAILABLE.event(self.queue_size) } else { Ring::FLAGS };
@@ -162,13 +163,13 @@ impl<'a> Driver<'a> {
         }
     }
 
-    pub(super) fn entry(&self, next: u16) -> Option<u16> {
-        let slot = next & self.queue_size.wrapping_sub(1);
-        self.avail.load(AVAILABLE.element(slot), Ordering::Relaxed).ok().map(u16::from_le)
+    pub(super) fn element(&self, next: u16) -> Option<u16> {
+        let index = next & self.queue_size.wrapping_sub(1);
+        self.avail.load(AVAILABLE.element(index), Ordering::Relaxed).ok().map(u16::from_le)
     }
 
     fn index(&self) -> Option<u16> {
-        // Acquire: entries and descriptors are read after the index that covers them.
+        // Acquire: elements and descriptors are read after the index that covers them.
         self.avail.load(Ring::INDEX, Ordering::Acquire).ok().map(u16::from_le)
     }
 }
@@ -231,8 +232,8 @@ impl<'a> Device<'a> {
     /// Writes `used` to the element of the free running `index`. The driver sees it with the next
     /// [`publish_used`](Self::publish_used).
     pub fn insert_used(&mut self, used: Used, index: u16) {
-        let slot = index & self.queue_size.wrapping_sub(1);
-        let (at, word) = (USED.element(slot), used.0.to_word());
+        let at = USED.element(index & self.queue_size.wrapping_sub(1));
+        let word = used.0.to_word();
         // In one access, as our driver reads it; in another's ring it may be aligned to 4 bytes only.
         if self.used.store(word.to_le(), at, Ordering::Relaxed).is_err() {
             self.store((word as u32).to_le(), at, Ordering::Relaxed);
@@ -253,8 +254,8 @@ impl<'a> Device<'a> {
         self.store(flags.to_le(), Ring::FLAGS, Ordering::Relaxed);
     }
 
-    /// Asks the driver to notify the device when it fills the available entry of the free running `index`.
-    /// With VIRTIO_F_EVENT_IDX only (2.7.10).
+    /// Asks the driver to notify the device when it fills the available ring's element of the free running
+    /// `index`. With VIRTIO_F_EVENT_IDX only (2.7.10).
     pub fn set_avail_event(&mut self, index: u16) {
         self.store(index.to_le(), USED.event(self.queue_size), Ordering::Relaxed);
     }
