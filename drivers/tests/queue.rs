@@ -255,14 +255,14 @@ fn odd_chains_come_back() {
             [1, 2, 0].into_iter().flat_map(|readable| odd.clone().map(|part| (readable, part)))
         {
             let item = bench.item(readable, 2 - readable).unwrap();
-            let item = item.with_parts(vec![0..8, part.clone()]);
+            let item = item.with_segments(vec![0..8, part.clone()]);
             let (error, back) = bench.queue.submit(item).unwrap_err();
             assert_eq!((error, back.name()), (QueueError::BadChain, bench.names), "{part:?}");
             bench.queue.kick();
             assert_eq!((bench.ring.pending(), bench.fake.kicks(0)), (0, 0), "{part:?}");
         }
         bench.check();
-        let item = bench.item(1, 1).unwrap().with_parts(vec![3..4, 8..BUFFER_LEN]);
+        let item = bench.item(1, 1).unwrap().with_segments(vec![3..4, 8..BUFFER_LEN]);
         bench.inside.insert(item.name(), 2);
         bench.queue.submit(item).unwrap();
         bench.queue.kick();

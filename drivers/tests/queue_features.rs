@@ -410,10 +410,10 @@ fn a_hostile_device_event() {
             bench.queue.kick();
             let kicked = bench.fake.kicks(0) - before;
             let due = bench.ring.kick_due(old, old + batch);
-            // Where the device asks for a place that the ring does not have, it may get a kick too many.
-            let is_place = event & 0x7fff < size;
+            // Where the device asks for a position that the ring does not have, it may get a kick too many.
+            let is_position = event & 0x7fff < size;
             assert!(
-                kicked == usize::from(due) || !is_place && kicked <= 1,
+                kicked == usize::from(due) || !is_position && kicked <= 1,
                 "{old} + {batch}, event {event:#x}"
             );
             kicks[usize::from(due)] += 1;

@@ -75,7 +75,7 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
     ),
     ("waits, which nothing here does", &["look_again"]),
     ("for tests alone: plays an interrupt", &["interrupt"]),
-    ("a chain of parts of buffers, which the drivers' tests have", &["with_parts"]),
+    ("a chain of segments of buffers, which the drivers' tests have", &["with_segments"]),
     (
         "of modules that are private",
         &[

@@ -177,7 +177,7 @@ impl Bench {
             spans.push(offset..offset + len);
         }
         let [to_read, to_write] = buffers;
-        let item = BufferList::new(name, to_read, to_write, 0).with_parts(spans);
+        let item = BufferList::new(name, to_read, to_write, 0).with_segments(spans);
         let ticket = self.queue.submit(item).map_err(|(error, _)| error)?;
         self.sent.push_back(Sent { name, readable: bytes, shape, writable: writable.to_vec() });
         Ok(ticket)

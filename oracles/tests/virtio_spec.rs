@@ -68,7 +68,7 @@ fn sizes_and_alignments() {
 
 /// A chain of one part to read and one to write.
 fn chain([to_read, to_write]: [DmaBuf; 2]) -> BufferList {
-    BufferList::new(0, vec![to_read], vec![to_write], 0).with_parts(vec![0..10, 16..36])
+    BufferList::new(0, vec![to_read], vec![to_write], 0).with_segments(vec![0..10, 16..36])
 }
 
 #[test]

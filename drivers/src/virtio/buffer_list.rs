@@ -16,7 +16,7 @@ pub struct BufferList {
     name: u64,
     readable: Vec<DmaBuf>,
     writable: Vec<DmaBuf>,
-    parts: Vec<Range<usize>>,
+    segments: Vec<Range<usize>>,
     least_written: u32,
 }
 
@@ -24,13 +24,13 @@ impl BufferList {
     /// A chain of `readable` and then `writable`, all of each, of which the device must write at least
     /// `least_written` bytes. The buffers are the queue's while the chain is in flight.
     pub fn new(name: u64, readable: Vec<DmaBuf>, writable: Vec<DmaBuf>, least_written: u32) -> Self {
-        Self { name, readable, writable, parts: Vec::new(), least_written }
+        Self { name, readable, writable, segments: Vec::new(), least_written }
     }
 
     /// Of each buffer, readable ones first, only the bytes in this range; all of those that have none. A
     /// queue refuses a range that is empty or not in its buffer.
-    pub fn with_parts(self, parts: Vec<Range<usize>>) -> Self {
-        Self { parts, ..self }
+    pub fn with_segments(self, segments: Vec<Range<usize>>) -> Self {
+        Self { segments, ..self }
     }
 
     /// The name.
@@ -70,12 +70,12 @@ impl Buffers for BufferList {
 
     fn segment<'a>(&'a self, (): (), _: &'a Option<Controls>, index: u16) -> Option<Segment<'a>> {
         let index = usize::from(index);
-        let part = self.parts.get(index);
+        let range = self.segments.get(index);
         let (buffer, writable) = match index.checked_sub(self.readable.len()) {
             None => (self.readable.get(index)?, false),
             Some(index) => (self.writable.get(index)?, true),
         };
-        let (start, len) = part.map_or((0, buffer.len()), |part| (part.start, part.len()));
+        let (start, len) = range.map_or((0, buffer.len()), |range| (range.start, range.len()));
         buffer.segment(start, len, writable)
     }
 

@@ -146,10 +146,10 @@ pub(super) trait Ring {
     fn enable_interrupts(&mut self);
 }
 
-/// A ring whose chains [`InOrder`](super::in_order::InOrder) can place.
+/// A ring whose chains [`InOrder`](super::in_order::InOrder) can put one behind the other.
 pub(super) trait Sequential: Ring {
-    /// Writes any chain, in the descriptors from `head` on if they have places of their own, and says what
-    /// the device will call it.
+    /// Writes any chain, in a split ring to the descriptors from `head` on, and says what the device will
+    /// call it.
     fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError>;
 
     /// The used element that is due, whatever it names.

@@ -23,7 +23,7 @@ impl<F: RingFormat> Tables<F> {
     }
 
     /// Writes a chain to the table of its slot; `bits` makes the second half of each descriptor from the
-    /// number of the next in the table, if there is one. Then writes the one descriptor of `ring` that refers
+    /// index of the next in the table, if there is one. Then writes the one descriptor of `ring` that refers
     /// to it, at `index` and with the bits in `head`, or holds it, as `hold` says.
     #[inline(never)]
     pub(super) fn add(
@@ -35,9 +35,9 @@ impl<F: RingFormat> Tables<F> {
     ) -> Result<Added, QueueError> {
         let first = usize::from(chain.slot).wrapping_mul(layout.longest.into());
         let count = chain.count(layout)?;
-        let added = chain.write(count, |number, segment: &Segment<'_>, more| {
-            let at = first.wrapping_add(number.into());
-            Ok(self.0.store(at, segment, bits(more.then_some(number.wrapping_add(1))), Ordering::Relaxed)?)
+        let added = chain.write(count, |index, segment: &Segment<'_>, more| {
+            let at = first.wrapping_add(index.into());
+            Ok(self.0.store(at, segment, bits(more.then_some(index.wrapping_add(1))), Ordering::Relaxed)?)
         })?;
         ring.store_indirect(index.into(), (&self.0, first, count.into()), head, hold)?;
         Ok(Added { count: 1, ..added })

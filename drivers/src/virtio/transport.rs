@@ -38,7 +38,7 @@ pub struct QueueSetup<'a> {
 /// Tells a device that one of its queues has new buffers.
 pub trait Notify {
     /// One register write, or its like. `position` says where the driver is: the available index or, in a
-    /// packed ring, the place of the next descriptor with the wrap counter as bit 15. It goes with the
+    /// packed ring, the index of the next descriptor with the wrap counter as bit 15. It goes with the
     /// notification if [`NOTIFICATION_DATA`](super::features::NOTIFICATION_DATA) was accepted.
     fn notify(&self, position: u16);
 }

@@ -254,7 +254,7 @@ impl Rig {
         }
         let lens = readable.iter().chain(writable);
         let item =
-            BufferList::new(number, to_read, to_write, 0).with_parts(lens.map(|&len| 0..len).collect());
+            BufferList::new(number, to_read, to_write, 0).with_segments(lens.map(|&len| 0..len).collect());
         let slot = self.driver.next_slot();
         assert_eq!(slot.is_some(), room);
         match self.driver.submit(item) {

@@ -280,8 +280,8 @@ impl<M: Model> Transport for Loopback<M> {
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<Doorbell<M>, Error> {
         let (index, refused) = (queue.index, Error::QueueRefused(queue.index));
         let state = &mut *self.0.borrow_mut();
-        let place = state.rings.get_mut(usize::from(index)).filter(|ring| ring.is_none());
-        let place = place.ok_or(Error::QueueUnavailable(index))?;
+        let free = state.rings.get_mut(usize::from(index)).filter(|ring| ring.is_none());
+        let free = free.ok_or(Error::QueueUnavailable(index))?;
         let learn = |address| windows.publish(address).map(|address| address.0).map_err(|_| refused);
         let [descriptors, driver, device] = queue.addresses.addresses();
         let ring = Ring {
@@ -294,7 +294,7 @@ impl<M: Model> Transport for Loopback<M> {
         let view = View::new(&state.windows).map_err(|_| refused)?;
         let queue = ring.open(&view, state.features, Interrupt(&state.interrupts));
         queue.filter(|_| fits).ok_or(refused)?;
-        *place = Some(ring);
+        *free = Some(ring);
         Ok(Doorbell { device: self.clone(), index })
     }
 

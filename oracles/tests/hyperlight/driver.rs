@@ -102,7 +102,7 @@ pub fn before_a_consumer(size: u16, features: u64, steps: Vec<Step>) {
                 }
                 let to_write = writable.iter().map(|_| from_device.take().unwrap()).collect();
                 let lens = readable.iter().chain(&writable).map(|&len| 0..len).collect();
-                let item = BufferList::new(number, to_read, to_write, 0).with_parts(lens);
+                let item = BufferList::new(number, to_read, to_write, 0).with_segments(lens);
                 let ticket = queue.submit(item).map_err(|(error, _)| error).unwrap();
                 fake.model().events.clear();
                 queue.kick();
