@@ -39,11 +39,11 @@ fn structures_in_bytes() {
     is_codec(used, words[0], split::UsedElement::to_word, split::UsedElement::from_word);
 
     // le16 desc, of which the last bit is the wrap counter, le16 flags (2.8.14).
-    let event = Event { position: Position(0xf201), flags: 2 };
+    let event = Event { position: Position { index: 0x7201, wrap: true }, flags: 2 };
     let word = u32::from_le_bytes([0x01, 0xf2, 0x02, 0x00]);
     is_codec(event, word, Event::to_word, Event::from_word);
-    assert_eq!((event.position.index(), event.position.wrap()), (0x7201, true));
-    assert_eq!((Position(0x7201).index(), Position(0x7201).wrap()), (0x7201, false));
+    is_codec(event.position, 0xf201, Position::to_word, Position::from_word);
+    is_codec(Position { index: 0x7201, wrap: false }, 0x7201, Position::to_word, Position::from_word);
 }
 
 /// By the names of the specification's header files.
@@ -59,7 +59,7 @@ fn constants() {
     assert_eq!(virtqueue::MAX_SIZE, 32768);
     // Wrap counters begin with 1 (2.8.1).
     assert_eq!(Position::START, position(0, 8));
-    assert!(Position::START.wrap());
+    assert_eq!(Position::START.to_word(), 1 << 15);
 }
 
 #[repr(C, align(16))]
@@ -118,7 +118,7 @@ fn offsets_and_lengths() {
 /// The `count`th position from the start of a ring.
 fn position(count: u64, size: u16) -> Position {
     let (round, index) = (count / u64::from(size), count % u64::from(size));
-    Position(index as u16 | if round.is_multiple_of(2) { 0x8000 } else { 0 })
+    Position { index: index as u16, wrap: round.is_multiple_of(2) }
 }
 
 proptest! {
@@ -158,8 +158,8 @@ proptest! {
     /// Both bits are as the wrap counter is where a descriptor is used; AVAIL alone where it is available
     /// (2.8.1).
     #[test]
-    fn flags_of_a_packed_ring(word: u16, flags: u16) {
-        let (position, wrap) = (Position(word), word >> 15 == 1);
+    fn flags_of_a_packed_ring(index in 0..32768_u16, wrap: bool, flags: u16) {
+        let position = Position { index, wrap };
         let (avail, used) = (flags & 0x80 != 0, flags & 0x8000 != 0);
         prop_assert_eq!(position.is_available(flags), avail == wrap && used != wrap);
         prop_assert_eq!(position.is_used(flags), avail == wrap && used == wrap);

@@ -241,7 +241,7 @@ impl<'m> FakeQueue<'m> {
         if packed {
             // Nothing is available, in the round of `start` and the one before.
             for slot in 0..size {
-                let round = Position(if slot < Position(start).index() { start } else { !start });
+                let round = Position::from_word(if slot < start & !Position::WRAP { start } else { !start });
                 fake.put_desc(desc, slot, Segment { address: 0, len: 0, flags: round.used() }, 0);
             }
         } else {
@@ -285,8 +285,11 @@ impl<'m> FakeQueue<'m> {
 
     /// A position `steps` elements after `from`.
     pub fn after(&self, from: u16, steps: u16) -> u16 {
-        let one = |at: u16| if self.packed { Position(at).after(1, self.size).0 } else { at.wrapping_add(1) };
-        (0..steps).fold(from, |at, _| one(at))
+        if !self.packed {
+            return from.wrapping_add(steps);
+        }
+        let from = Position::from_word(from);
+        (0..steps).fold(from, |at, _| at.after(1, self.size)).to_word()
     }
 
     /// Publishes `chain`, and gives its id; `None` if there is no room.
@@ -325,8 +328,8 @@ impl<'m> FakeQueue<'m> {
         if self.packed {
             // From the last slot to the first: the first makes the chain available.
             for index in (0..segments.len()).rev() {
-                let at = Position(self.after(self.next, index as u16));
-                self.put_desc(self.desc, at.index(), segment(index, at.available()), id);
+                let at = Position::from_word(self.after(self.next, index as u16));
+                self.put_desc(self.desc, at.index, segment(index, at.available()), id);
             }
             self.next = self.after(self.next, segments.len() as u16);
         } else {
@@ -375,9 +378,9 @@ impl<'m> FakeQueue<'m> {
 
     fn next_element(&mut self) -> Option<()> {
         let (id, written) = if self.packed {
-            let at = Position(self.used);
+            let at = Position::from_word(self.used);
             let packed::Descriptor { id, len, flags, .. } =
-                packed::Descriptor::from_words(self.desc(at.index()));
+                packed::Descriptor::from_words(self.desc(at.index));
             if !at.is_used(flags) {
                 return None;
             }
@@ -411,7 +414,7 @@ impl<'m> FakeQueue<'m> {
     /// Asks for a notification when the element at `position` is used.
     pub fn set_used_event(&self, position: u16) {
         if self.packed {
-            self.put_event(Event { position: Position(position), flags: Event::DESC });
+            self.put_event(Event { position: Position::from_word(position), flags: Event::DESC });
         } else {
             self.arena.put16(self.driver + AVAILABLE.event(self.size) as u64, position);
         }
@@ -420,7 +423,7 @@ impl<'m> FakeQueue<'m> {
     pub fn suppress_interrupts(&self, suppress: bool) {
         if self.packed {
             let flags = if suppress { Event::DISABLE } else { Event::ENABLE };
-            self.put_event(Event { position: Position(0), flags });
+            self.put_event(Event { position: Position::START, flags });
         } else {
             self.arena.put16(self.driver, if suppress { NO_NOTIFICATION } else { 0 });
         }
@@ -438,7 +441,7 @@ impl<'m> FakeQueue<'m> {
     /// At what position the device wants to be notified, if it says so.
     pub fn avail_event(&self) -> u16 {
         let split = self.device + split::USED.event(self.size) as u64;
-        if self.packed { self.device_event().position.0 } else { self.arena.get16(split) }
+        if self.packed { self.device_event().position.to_word() } else { self.arena.get16(split) }
     }
 
     /// Whether the device wants to be notified at all: flags.

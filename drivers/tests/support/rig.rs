@@ -330,8 +330,8 @@ impl Rig {
             let Some((_, position)) = self.positions.pop_front() else { break };
             // All before it was made available.
             let (round, slot) = (self.descriptors / size, self.descriptors % size);
-            let packed = slot as u16 | if round.is_multiple_of(2) { Position::WRAP } else { 0 };
-            let expected = if self.mode.packed { packed } else { self.count.taken as u16 };
+            let packed = Position { index: slot as u16, wrap: round.is_multiple_of(2) };
+            let expected = if self.mode.packed { packed.to_word() } else { self.count.taken as u16 };
             assert_eq!(position, expected, "the position in the notification");
         }
         true

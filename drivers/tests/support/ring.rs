@@ -162,12 +162,12 @@ impl DeviceRing {
     /// A position of a packed ring as the ring has it.
     fn position(&self, position: u64) -> Position {
         let wrap = (position / u64::from(self.size)).is_multiple_of(2);
-        Position(self.index(position) | if wrap { Position::WRAP } else { 0 })
+        Position { index: self.index(position), wrap }
     }
 
     /// A position as notifications and event indices have it.
     pub fn event(&self, position: u64) -> u16 {
-        if self.packed() { self.position(position).0 } else { position as u16 }
+        if self.packed() { self.position(position).to_word() } else { position as u16 }
     }
 
     /// Flags of the descriptor at `position` of a packed ring, if it is available.
@@ -398,7 +398,7 @@ impl DeviceRing {
             return match event.flags {
                 Event::ENABLE => old != new,
                 Event::DISABLE => false,
-                Event::DESC if self.event_idx() => self.passes(event.position.0, old, new),
+                Event::DESC if self.event_idx() => self.passes(event.position.to_word(), old, new),
                 flags => panic!("event flags {flags:#x}"),
             };
         }
@@ -430,7 +430,7 @@ impl DeviceRing {
     /// Writes the device event suppression structure.
     pub fn put_event(&self, [position, flags]: [u16; 2]) {
         assert!(self.packed());
-        let event = Event { position: Position(position), flags }.to_word();
+        let event = Event { position: Position::from_word(position), flags }.to_word();
         self.memory(self.device, Event::LEN).slice().store(event.to_le(), 0, Ordering::Release).unwrap();
     }
 
@@ -443,7 +443,8 @@ impl DeviceRing {
     pub fn kick_due(&self, old: u64, new: u64) -> bool {
         if self.packed() {
             let Event { position, flags } = Event::from_word(self.u32_at(self.device));
-            let passes = flags != Event::DESC || !self.event_idx() || self.passes(position.0, old, new);
+            let passes =
+                flags != Event::DESC || !self.event_idx() || self.passes(position.to_word(), old, new);
             return old != new && flags != Event::DISABLE && passes;
         }
         if self.event_idx() {

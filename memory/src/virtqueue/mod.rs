@@ -24,7 +24,7 @@ pub const INDIRECT: u16 = 1 << 2;
 /// Offset of descriptor `index` in a table.
 #[inline]
 pub const fn descriptor(index: u16) -> usize {
-    (index as usize).wrapping_mul(DESCRIPTOR_LEN)
+    index as usize * DESCRIPTOR_LEN
 }
 
 /// Whether going from index `old` to `new` passes `event`: it is one of those from `old` on and before `new`

@@ -39,44 +39,52 @@ impl Descriptor {
     }
 }
 
-/// A descriptor's index in the ring, and the wrap counter there (2.8.1), which is 1 in the first round and
-/// changes with each: as event suppression structures and notifications have them, in 15 bits and one.
+/// A position in the ring (2.8.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position(pub u16);
+pub struct Position {
+    /// Index of the descriptor: below 32,768.
+    pub index: u16,
+    /// The wrap counter there: it changes with each round.
+    pub wrap: bool,
+}
 
 impl Position {
-    /// In which bit the wrap counter is.
-    pub const WRAP: u16 = 1 << 15;
     /// Where both sides begin.
-    pub const START: Self = Self(Self::WRAP);
+    pub const START: Self = Self { index: 0, wrap: true };
+    /// Where the wrap counter is in its word.
+    pub const WRAP: u16 = 1 << 15;
 
-    /// Index of the descriptor.
+    /// As event suppression structures and notifications have it.
     #[inline]
-    pub const fn index(self) -> u16 {
-        self.0 & !Self::WRAP
+    pub const fn to_word(self) -> u16 {
+        self.index | if self.wrap { Self::WRAP } else { 0 }
     }
 
-    /// Wrap counter.
+    /// From such a word.
     #[inline]
-    pub const fn wrap(self) -> bool {
-        self.0 & Self::WRAP != 0
+    pub const fn from_word(word: u16) -> Self {
+        Self { index: word & !Self::WRAP, wrap: word & Self::WRAP != 0 }
     }
 
     /// The position `count` descriptors further on, at most one round of `size`.
     #[inline]
     pub const fn after(self, count: u16, size: u16) -> Self {
-        let index = self.index().wrapping_add(count);
-        let wrap = self.0 & Self::WRAP;
-        if index < size { Self(index | wrap) } else { Self(index.wrapping_sub(size) | wrap ^ Self::WRAP) }
+        let Self { index, wrap } = self;
+        let index = index.wrapping_add(count);
+        if index < size {
+            Self { index, wrap }
+        } else {
+            Self { index: index.wrapping_sub(size), wrap: !wrap }
+        }
     }
 
     /// How many descriptors lie from here to `end`, which is less than two rounds of `size` ahead.
     #[inline]
     pub const fn until(self, end: Self, size: u16) -> u16 {
-        let ahead = end.index().wrapping_sub(self.index());
-        if self.wrap() != end.wrap() {
+        let ahead = end.index.wrapping_sub(self.index);
+        if self.wrap != end.wrap {
             ahead.wrapping_add(size)
-        } else if end.index() < self.index() {
+        } else if end.index < self.index {
             ahead.wrapping_add(size).wrapping_add(size)
         } else {
             ahead
@@ -86,13 +94,13 @@ impl Position {
     /// The flags that make a descriptor here available.
     #[inline]
     pub const fn available(self) -> u16 {
-        if self.wrap() { AVAIL } else { USED }
+        if self.wrap { AVAIL } else { USED }
     }
 
     /// The flags that make a descriptor here used.
     #[inline]
     pub const fn used(self) -> u16 {
-        if self.wrap() { AVAIL | USED } else { 0 }
+        if self.wrap { AVAIL | USED } else { 0 }
     }
 
     /// Whether flags here say that the descriptor is available.
@@ -133,13 +141,13 @@ impl Event {
     /// As a word.
     #[inline]
     pub const fn to_word(self) -> u32 {
-        self.position.0 as u32 | (self.flags as u32) << Self::FLAGS
+        self.position.to_word() as u32 | (self.flags as u32) << Self::FLAGS
     }
 
     /// From a word.
     #[inline]
     pub const fn from_word(word: u32) -> Self {
-        Self { position: Position(word as u16), flags: (word >> Self::FLAGS) as u16 }
+        Self { position: Position::from_word(word as u16), flags: (word >> Self::FLAGS) as u16 }
     }
 }
 

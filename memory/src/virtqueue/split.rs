@@ -63,7 +63,7 @@ impl Ring {
     /// Offset of element `index`, below the queue's size.
     #[inline]
     pub const fn element(&self, index: u16) -> usize {
-        (index as usize).wrapping_mul(self.element_len).wrapping_add(Self::ELEMENTS)
+        index as usize * self.element_len + Self::ELEMENTS
     }
 
     /// Offset of its event index, of a queue of `size`.
@@ -75,7 +75,7 @@ impl Ring {
     /// Its length, of a queue of `size`.
     #[inline]
     pub const fn len(&self, size: u16) -> usize {
-        self.event(size).wrapping_add(2)
+        self.event(size) + 2
     }
 }
 

@@ -40,16 +40,16 @@ impl<'a> Packed<'a> {
     }
 
     pub(super) fn is_position(&self, position: u16) -> bool {
-        Position(position).index() < self.size
+        Position::from_word(position).index < self.size
     }
 
     pub(super) fn advance(&self, position: u16, count: u16) -> u16 {
-        Position(position).after(count, self.size).0
+        Position::from_word(position).after(count, self.size).to_word()
     }
 
     /// How many descriptors `to` lies after `from`, in two rounds of the ring. Both are positions of it.
     pub(super) fn distance(&self, from: u16, to: u16) -> u16 {
-        Position(from).until(Position(to), self.size)
+        Position::from_word(from).until(Position::from_word(to), self.size)
     }
 
     /// Takes the chain at `next`, if it was made available; `used` is the next descriptor to use.
@@ -60,9 +60,10 @@ impl<'a> Packed<'a> {
         let room = self.room(next, used);
         let (mut descs, mut at) = (Vec::new(), next);
         for count in 1..=room {
-            let words = descriptor(&self.memory.desc, Position(at).index());
+            let words = descriptor(&self.memory.desc, Position::from_word(at).index);
             at = self.advance(at, 1);
-            let (desc, id) = Desc::packed(words.map_err(|_| QueueError::Overrun)?, Position(at).index());
+            let (desc, id) =
+                Desc::packed(words.map_err(|_| QueueError::Overrun)?, Position::from_word(at).index);
             descs.push(desc);
             if !desc.has_next() {
                 return Ok(Some(Taken { id, count, descs, error: None }));
@@ -91,12 +92,14 @@ impl<'a> Packed<'a> {
     fn is_set(&self, position: u16) -> bool {
         // Acquire: the chain is read after the flags that make it available (2.8.21).
         let rest = self.memory.desc.load(rest(position), Ordering::Acquire).map(u64::from_le);
-        rest.is_ok_and(|rest| Position(position).is_available(Descriptor::from_words([0, rest]).flags))
+        rest.is_ok_and(|rest| {
+            Position::from_word(position).is_available(Descriptor::from_words([0, rest]).flags)
+        })
     }
 
     /// Writes a used descriptor at `used` (2.8.7).
     pub(super) fn put(&self, used: u16, id: u16, written: u32) {
-        let flags = Position(used).used() | if written > 0 { WRITE } else { 0 };
+        let flags = Position::from_word(used).used() | if written > 0 { WRITE } else { 0 };
         let [_, word] = Descriptor { address: 0, len: written, id, flags }.to_words();
         // Release: buffers are written before the flags that tell of them.
         self.store(&self.memory.desc_used, word.to_le(), rest(used), Ordering::Release);
@@ -111,7 +114,7 @@ impl<'a> Packed<'a> {
         match flags {
             Event::DISABLE => false,
             Event::DESC if event_idx => {
-                need_event(position, Position(new), self.distance(old, new), self.size)
+                need_event(position, Position::from_word(new), self.distance(old, new), self.size)
             }
             _ => true,
         }
@@ -120,12 +123,12 @@ impl<'a> Packed<'a> {
     /// Asks the driver to notify the device of every chain, or none.
     pub(super) fn suppress_notifications(&self, suppress: bool) {
         let flags = if suppress { Event::DISABLE } else { Event::ENABLE };
-        self.set_event(Event { position: Position(0), flags });
+        self.set_event(Event { position: Position::START, flags });
     }
 
     /// Asks the driver to notify the device when it makes the descriptor at `position` available.
     pub(super) fn set_avail_event(&self, position: u16) {
-        self.set_event(Event { position: Position(position), flags: Event::DESC });
+        self.set_event(Event { position: Position::from_word(position), flags: Event::DESC });
     }
 
     fn set_event(&self, event: Event) {
@@ -141,5 +144,5 @@ impl<'a> Packed<'a> {
 
 /// Where length, id and flags of the descriptor at `position` are.
 fn rest(position: u16) -> usize {
-    virtqueue::descriptor(Position(position).index()).saturating_add(WORD_LEN)
+    virtqueue::descriptor(Position::from_word(position).index).saturating_add(WORD_LEN)
 }

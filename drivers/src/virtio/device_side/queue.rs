@@ -43,7 +43,7 @@ impl Position {
     /// Where a split virtqueue starts.
     pub const SPLIT: Self = Self::at(0);
     /// Where a packed virtqueue starts: with wrap counters of 1 (2.8.1).
-    pub const PACKED: Self = Self::at(packed::Position::START.0);
+    pub const PACKED: Self = Self::at(packed::Position::START.to_word());
 
     /// Nothing taken that was not returned, and next is `next`.
     pub const fn at(next: u16) -> Self {
