@@ -50,7 +50,7 @@ fn a_refused_chain_shows_nothing() {
                     drop(ours);
                     let mut parts = vec![0..8; count];
                     parts[bad] = 8..BUFFER_LEN + 1;
-                    let item = bench.item(count, 0).unwrap().with_parts(parts);
+                    let item = bench.item(count, 0).unwrap().with_segments(parts);
                     assert_eq!(bench.queue.submit(item).unwrap_err().0, QueueError::BadChain);
                     assert_eq!(bench.shown(), before, "segment {bad} of {count}, {features:#x}, {fixed}");
                 }

@@ -6,30 +6,25 @@
 
 use core::sync::atomic::Ordering;
 
+use ringfence_memory::virtqueue::{self, need_event, packed, packed::Descriptor, packed::Event};
 use ringfence_memory::{
     DescriptorBits, DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence,
 };
 
 use super::chain::{Added, Buffers, Chain};
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
-use super::split::need_event;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
-/// Flags of a descriptor, where they are in its second half (2.8.13).
-const NEXT: u64 = 1 << 48;
-const AVAIL: u64 = 1 << 55;
-const USED: u64 = 1 << 63;
-/// Where the buffer id is in it.
-const ID_SHIFT: u32 = 32;
+/// Flags of a descriptor, where they are in its second half.
+const NEXT: u64 = (virtqueue::NEXT as u64) << Descriptor::FLAGS;
+const AVAIL: u64 = (packed::AVAIL as u64) << Descriptor::FLAGS;
+const USED: u64 = (packed::USED as u64) << Descriptor::FLAGS;
 
-/// An event suppression structure (2.8.14): a position in the lower half, flags in the upper.
-const ENABLE: u32 = 0;
-const DISABLE: u32 = 1 << 16;
-const AT: u32 = 2 << 16;
-const EVENT_FLAGS: u32 = 3 << 16;
-/// In a position: the wrap counter.
-const WRAP: u16 = 1 << 15;
+/// Flags of an event suppression structure, where they are in it.
+const DISABLE: u32 = (Event::DISABLE as u32) << Event::FLAGS;
+const DESC: u32 = (Event::DESC as u32) << Event::FLAGS;
+const EVENT_FLAGS: u32 = u32::MAX << Event::FLAGS;
 
 /// A position in the ring: an index, and the wrap counter there (2.8.1).
 #[derive(Clone, Copy, Debug)]
@@ -66,9 +61,10 @@ impl Position {
         self.available.get() == AVAIL
     }
 
-    /// As event suppression structures and notifications have it.
-    fn word(self) -> u16 {
-        self.index | if self.wrap() { WRAP } else { 0 }
+    /// As the device is told of it.
+    #[inline]
+    fn told(self) -> packed::Position {
+        packed::Position { index: self.index, wrap: self.wrap() }
     }
 
     /// Whether flags here say that the descriptor was used: both bits are as the wrap counter is.
@@ -82,7 +78,7 @@ impl Position {
 /// A buffer id, where it is in the second half of a descriptor: the slot.
 #[inline]
 fn id(slot: u16) -> DescriptorBits<Packed> {
-    (u64::from(slot) << ID_SHIFT).into()
+    (u64::from(slot) << Descriptor::ID).into()
 }
 
 #[derive(Debug)]
@@ -184,18 +180,24 @@ impl PackedRing {
         let event = u32::from_le(self.device_event.load_wrapping(0, Ordering::Relaxed));
         match event & EVENT_FLAGS {
             DISABLE => false,
-            AT if self.event_index => self.passes(event as u16, added),
+            DESC if self.event_index => self.passes(event as u16, added),
             _ => true,
         }
     }
 
-    /// Whether the last `added` descriptors that the device was told of include the one at `position`.
-    fn passes(&self, position: u16, added: u16) -> bool {
-        let (new, wrap) = (self.published.index, self.published.wrap());
+    /// Whether the last `added` descriptors that the device was told of include the one at `event`:
+    /// [`packed::need_event`], for less.
+    fn passes(&self, event: u16, added: u16) -> bool {
+        let event = packed::Position::from_word(event);
+        let (new, wrap, size) = (self.published.index, self.published.wrap(), self.layout.size);
         // Indices that go on where the ring wraps: those of the last round are negative.
-        let index = position & !WRAP;
-        let event = if (position & WRAP != 0) == wrap { index } else { index.wrapping_sub(self.layout.size) };
+        let event = if event.wrap == wrap { event.index } else { event.index.wrapping_sub(size) };
         need_event(event, new, new.wrapping_sub(added))
+    }
+
+    fn set_event(&self, flags: u16) {
+        let word = Event { position: self.used.told(), flags }.to_word();
+        self.driver_event.store_wrapping(0, word.to_le(), Ordering::Relaxed);
     }
 }
 
@@ -214,12 +216,12 @@ impl Ring for PackedRing {
         (self.available, self.published, self.used) =
             (Position::start(), Position::start(), Position::start());
         self.descriptors.clear();
-        self.device_event.store_wrapping(0, ENABLE, Ordering::Relaxed);
+        self.device_event.store_wrapping(0, 0, Ordering::Relaxed);
         if self.interrupts { self.enable_interrupts() } else { self.disable_interrupts() }
     }
 
     fn position(&self) -> u16 {
-        self.available.word()
+        self.available.told().to_word()
     }
 
     fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
@@ -304,13 +306,12 @@ impl Ring for PackedRing {
 
     fn disable_interrupts(&mut self) {
         self.interrupts = false;
-        self.driver_event.store_wrapping(0, DISABLE.to_le(), Ordering::Relaxed);
+        self.set_event(Event::DISABLE);
     }
 
     fn enable_interrupts(&mut self) {
         self.interrupts = true;
-        let event = if self.event_index { AT | u32::from(self.used.word()) } else { ENABLE };
-        self.driver_event.store_wrapping(0, event.to_le(), Ordering::Relaxed);
+        self.set_event(if self.event_index { Event::DESC } else { Event::ENABLE });
         // The device either sees this, or the caller's next look sees its used descriptor.
         fence(Ordering::SeqCst);
     }
@@ -331,7 +332,8 @@ impl Sequential for PackedRing {
             return Ok(None);
         }
         // The length is valid only where WRITE says so (2.8.13), but QEMU (seen in 7.2) never sets it.
-        Ok(Some(Used { id: (rest >> ID_SHIFT) as u32 & 0xffff, len: Some(rest as u32) }))
+        let Descriptor { id, len, .. } = Descriptor::from_words([0, rest]);
+        Ok(Some(Used { id: id.into(), len: Some(len) }))
     }
 
     fn may_be_skipped(&self, _: Position) -> bool {

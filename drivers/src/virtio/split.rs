@@ -9,6 +9,8 @@
 
 use core::sync::atomic::Ordering;
 
+use ringfence_memory::virtqueue::split::{self, AVAILABLE, Descriptor, NO_NOTIFICATION, USED, UsedElement};
+use ringfence_memory::virtqueue::{NEXT, need_event};
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
 use super::chain::{Added, Buffers, Chain};
@@ -17,30 +19,18 @@ use super::spare::Spare;
 use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
-const AVAILABLE_LEN: usize = 2;
-const USED_LEN: usize = 8;
-/// Bytes before the elements of both rings: flags and index.
-const RING_HEADER: usize = 4;
 /// Where the used ring begins: not at 0, so that its elements are aligned to their 8 bytes.
 const USED_AT: usize = 4;
 
-/// In the second half of a descriptor.
-const NEXT: u64 = 1 << 32;
-/// In the available ring's flags: no interrupts, please. In the used ring's: no notifications, please.
-const SUPPRESS: u16 = 1;
 /// How far ahead of the used index that was last seen `used_event` is put when no interrupts are wanted:
 /// until the next look the device can go on by a whole ring, which does not pass it.
 const FAR: u16 = 1 << 15;
 
-/// Whether going from `old` to `new` passes `event` (2.7.7.1, 2.7.10): for all index values, wrapped or not.
-pub(super) const fn need_event(event: u16, new: u16, old: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-}
-
 /// What says in the second half of a descriptor that `next` is the one after it in its chain.
 #[inline]
 fn link(next: Option<u16>) -> u64 {
-    next.map_or(0, |next| NEXT | u64::from(next) << 48)
+    let link = |next| u64::from(NEXT) << Descriptor::FLAGS | u64::from(next) << Descriptor::NEXT;
+    next.map_or(0, link)
 }
 
 fn store(
@@ -75,7 +65,7 @@ pub(super) struct SplitRing {
     last: u16,
     event_index: bool,
     interrupts: bool,
-    /// Index of the next available entry to write, and that which the device was told.
+    /// Index of the next available element to write, and that which the device was told.
     available: u16,
     published: u16,
     /// Index of the next used element to read, the used index that was last seen, and the `used_event` that
@@ -89,19 +79,19 @@ impl SplitRing {
     /// Rings for `layout.size` descriptors: a power of two.
     pub(super) fn new(windows: &DmaWindows, layout: Layout, event_index: bool) -> Result<Self, Error> {
         let size = usize::from(layout.size);
-        // Both rings are followed by an event index of 2 bytes.
-        let ring_len = |len| size.saturating_mul(len).saturating_add(RING_HEADER + 2);
-        let descriptors = DescriptorTable::new(windows, size, ring_len(AVAILABLE_LEN), Direction::ToDevice)?;
-        let device_len = ring_len(USED_LEN).saturating_add(USED_AT);
-        let device = windows.allocate_for(device_len, Direction::FromDevice)?;
-        let available = descriptors.array_after(ring_len(AVAILABLE_LEN) / 2)?;
-        let part = |index, count| available.part(index, count).ok_or(Error::BadConfig);
-        let used = |at: usize| device.array(USED_AT.saturating_add(at), 1);
+        let (available_len, used_len) = (AVAILABLE.len(layout.size), USED.len(layout.size));
+        let descriptors = DescriptorTable::new(windows, size, available_len, Direction::ToDevice)?;
+        let device = windows.allocate_for(used_len.saturating_add(USED_AT), Direction::FromDevice)?;
+        let available = descriptors.array_after(available_len / 2)?;
+        let part = |at: usize, count| available.part(at / 2, count).ok_or(Error::BadConfig);
+        let used = |at: usize| device.array(at.saturating_add(USED_AT), 1);
+        let (flags, index, elements) = (split::Ring::FLAGS, split::Ring::INDEX, split::Ring::ELEMENTS);
+        let (used_event, avail_event) = (AVAILABLE.event(layout.size), USED.event(layout.size));
         Ok(Self {
-            available_ring: [part(0, 1)?, part(1, 1)?, part(2, size)?, part(size.saturating_add(2), 1)?],
+            available_ring: [part(flags, 1)?, part(index, 1)?, part(elements, size)?, part(used_event, 1)?],
             descriptors,
-            used_ring: [used(0)?, used(2)?, used(ring_len(USED_LEN).saturating_sub(2))?],
-            used_elements: device.array(USED_AT + RING_HEADER, size)?,
+            used_ring: [used(flags)?, used(index)?, used(avail_event)?],
+            used_elements: device.array(elements.saturating_add(USED_AT), size)?,
             tables: Tables::new(windows, &layout)?,
             spare: Spare::new(&layout)?,
             layout,
@@ -145,7 +135,7 @@ impl SplitRing {
         })
     }
 
-    /// Writes the available entry of the chain that begins at `head`, and says where the next one goes.
+    /// Writes the available element of the chain that begins at `head`, and says where the next one goes.
     #[inline(always)]
     fn add_available(&self, available: u16, head: u16) -> u16 {
         let [_, _, ring, _] = &self.available_ring;
@@ -283,7 +273,7 @@ impl Ring for SplitRing {
     fn is_kick_due(&self, chains: u16) -> bool {
         let [flags, _, avail_event] = &self.used_ring;
         if !self.event_index {
-            return u16::from_le(flags.load_wrapping(0, Ordering::Relaxed)) & SUPPRESS == 0;
+            return u16::from_le(flags.load_wrapping(0, Ordering::Relaxed)) & NO_NOTIFICATION == 0;
         }
         let event = u16::from_le(avail_event.load_wrapping(0, Ordering::Relaxed));
         need_event(event, self.published, self.published.wrapping_sub(chains))
@@ -339,7 +329,7 @@ impl Ring for SplitRing {
 
     fn disable_interrupts(&mut self) {
         self.interrupts = false;
-        self.set_wish(SUPPRESS, self.seen.wrapping_add(FAR));
+        self.set_wish(NO_NOTIFICATION, self.seen.wrapping_add(FAR));
     }
 
     fn enable_interrupts(&mut self) {
@@ -373,7 +363,8 @@ impl Sequential for SplitRing {
             return Ok(None);
         }
         let element = u64::from_le(self.used_elements.load_wrapping(next.into(), Ordering::Relaxed));
-        Ok(Some(Used { id: element as u32, len: Some((element >> 32) as u32) }))
+        let UsedElement { id, len } = UsedElement::from_word(element);
+        Ok(Some(Used { id, len: Some(len) }))
     }
 
     fn may_be_skipped(&self, UsedRange { next, end }: UsedRange) -> bool {

@@ -11,6 +11,7 @@ use super::region::Region;
 use super::segment::Segment;
 use super::windows::WindowTable;
 use super::{DmaAddr, DmaArray, DmaError, DmaWindows, Life};
+use crate::virtqueue::{DESCRIPTOR_LEN, INDIRECT, MAX_SIZE, WRITE, packed, split};
 use crate::{AtomicAccess, Direction, VolatileError};
 
 mod sealed {
@@ -21,7 +22,7 @@ mod sealed {
         const FLAGS: u32;
         /// Length and alignment in bytes of the driver area and of the device area of a queue with so many
         /// descriptors.
-        fn areas(size: usize) -> [(usize, u64); 2];
+        fn areas(size: u16) -> [(usize, usize); 2];
     }
 }
 
@@ -40,31 +41,19 @@ pub enum Packed {}
 
 impl sealed::RingFormat for Split {
     const PACKED: bool = false;
-    const FLAGS: u32 = 32;
-    /// Flags, index, entries or elements, and an event index (2.7.6, 2.7.8).
-    fn areas(size: usize) -> [(usize, u64); 2] {
-        [(6 + 2 * size, 2), (6 + 8 * size, 4)]
+    const FLAGS: u32 = split::Descriptor::FLAGS;
+    fn areas(size: u16) -> [(usize, usize); 2] {
+        [split::AVAILABLE, split::USED].map(|ring| (ring.len(size), ring.align))
     }
 }
 
 impl sealed::RingFormat for Packed {
     const PACKED: bool = true;
-    const FLAGS: u32 = 48;
-    /// Event suppression structures (2.8.14).
-    fn areas(_: usize) -> [(usize, u64); 2] {
-        [(4, 4), (4, 4)]
+    const FLAGS: u32 = packed::Descriptor::FLAGS;
+    fn areas(_: u16) -> [(usize, usize); 2] {
+        [(packed::Event::LEN, packed::Event::LEN); 2]
     }
 }
-
-/// The largest size of a queue (2.7, 2.8).
-const MAX_QUEUE_SIZE: u16 = 1 << 15;
-
-/// Bytes of a descriptor.
-const DESCRIPTOR_LEN: usize = 16;
-
-/// Flags, in both formats.
-const WRITE: u64 = 1 << 1;
-const INDIRECT: u64 = 1 << 2;
 
 /// The bits of a descriptor's second half that are its author's, where they are in it: not the length, nor
 /// WRITE and INDIRECT, which say what the address is.
@@ -72,7 +61,7 @@ const INDIRECT: u64 = 1 << 2;
 pub struct DescriptorBits<F>(u64, PhantomData<F>);
 
 impl<F: RingFormat> DescriptorBits<F> {
-    const FREE: u64 = !(u32::MAX as u64 | (WRITE | INDIRECT) << F::FLAGS);
+    const FREE: u64 = !(u32::MAX as u64 | ((WRITE | INDIRECT) as u64) << F::FLAGS);
 
     /// The bits.
     #[inline]
@@ -205,9 +194,9 @@ impl<F: RingFormat> DescriptorTable<F> {
         driver: DmaAddr<'a>,
         device: DmaAddr<'a>,
     ) -> Result<QueueAddresses<'a>, DmaError> {
-        let most = |size: &u16| *size <= MAX_QUEUE_SIZE && (F::PACKED || size.is_power_of_two());
+        let most = |size: &u16| *size <= MAX_SIZE && (F::PACKED || size.is_power_of_two());
         let size = u16::try_from(self.count).ok().filter(most).ok_or(DmaError::BadLength)?;
-        let [(driver_len, driver_align), (device_len, device_align)] = F::areas(self.count);
+        let [(driver_len, driver_align), (device_len, device_align)] = F::areas(size);
         driver.check_room(driver_len, driver_align, Direction::ToDevice)?;
         device.check_room(device_len, device_align, Direction::FromDevice)?;
         if device.offset() < device.region.descriptors {
@@ -304,7 +293,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         let address = table.region.device_address.wrapping_add(offset);
         // A table is shorter than 4 GiB: a queue has at most 32,768 descriptors, and so have its chains.
         let len = u32::try_from(count.wrapping_mul(DESCRIPTOR_LEN)).map_err(|_| DmaError::BadLength)?;
-        let rest = u64::from(len) | bits.into().0 | INDIRECT << F::FLAGS;
+        let rest = u64::from(len) | bits.into().0 | u64::from(INDIRECT) << F::FLAGS;
         if hold && self.held.is_none() {
             self.held = Some(Held { index, address, rest });
         } else {
@@ -343,7 +332,7 @@ impl<F: RingFormat> DescriptorTable<F> {
 
     #[inline]
     fn rest(segment: &Segment<'_>, bits: DescriptorBits<F>) -> u64 {
-        let write = if segment.writable { WRITE << F::FLAGS } else { 0 };
+        let write = if segment.writable { u64::from(WRITE) << F::FLAGS } else { 0 };
         u64::from(segment.len) | bits.0 | write
     }
 
@@ -378,7 +367,7 @@ impl DescriptorTable<Split> {
     #[inline(always)]
     pub fn store_segment(&mut self, index: usize, segment: &Segment<'_>, next: bool) -> Result<(), DmaError> {
         self.check(segment)?;
-        let flags = if segment.writable { WRITE as u16 } else { 0 } | u16::from(next);
+        let flags = if segment.writable { WRITE } else { 0 } | u16::from(next);
         // SAFETY: with no bits but those of `last` the index is not above it.
         let [first, second] = unsafe { descriptor(self.words, index & self.last) };
         // SAFETY: both in the memory that `region` keeps, and aligned: length and flags begin the second.

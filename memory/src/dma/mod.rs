@@ -96,10 +96,10 @@ impl DmaAddr<'_> {
     }
 
     /// Whether the device finds `len` bytes here, at a multiple of `align`, that it may access so.
-    fn check_room(&self, len: usize, align: u64, direction: Direction) -> Result<(), VolatileError> {
+    fn check_room(&self, len: usize, align: usize, direction: Direction) -> Result<(), VolatileError> {
         if self.region.len.saturating_sub(self.offset()) < len {
             Err(VolatileError::OutOfBounds)
-        } else if !self.value.is_multiple_of(align) {
+        } else if !self.value.is_multiple_of(align as u64) {
             Err(VolatileError::Misaligned)
         } else if !self.region.direction.allows(direction) {
             Err(VolatileError::NotPermitted)
