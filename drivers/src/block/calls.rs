@@ -106,9 +106,9 @@ impl Calls {
     }
 
     fn keep(&mut self, ticket: Ticket, key: usize) {
-        // Each slot has a place.
-        if let Some(place) = self.keys.get_mut(ticket.index()) {
-            *place = key;
+        // There is one for each slot.
+        if let Some(kept) = self.keys.get_mut(ticket.index()) {
+            *kept = key;
         }
     }
 

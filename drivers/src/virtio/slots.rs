@@ -292,7 +292,7 @@ impl<B: Buffers> Slots<B> {
         let before = self.completed;
         loop {
             let Self { slots, context, published, completed, rejected, .. } = self;
-            let unusual = loop {
+            let marked = loop {
                 let Some(used) = ring.used(at)? else { break false };
                 let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
                 if slot.number >= *published {
@@ -306,10 +306,10 @@ impl<B: Buffers> Slots<B> {
                 }
             };
             self.free = free;
-            if !unusual {
+            if !marked {
                 break;
             }
-            at = self.take_unusual(ring, at)?;
+            at = self.take_marked(ring, at)?;
             free = self.begin();
         }
         ring.set_used(at);
@@ -317,11 +317,11 @@ impl<B: Buffers> Slots<B> {
         Ok(self.completed.wrapping_sub(before) as usize)
     }
 
-    /// After a used element that names no usual chain: makes a usual one of a special one, frees the slot of
-    /// one that was given up and drops its buffers, or finds that the element is wrong.
+    /// After a used element that names a chain with a mark in its number, or none: undoes what a special one
+    /// has changed, frees the slot of one that was given up and drops its buffers, or finds the element wrong.
     #[cold]
     #[inline(never)]
-    fn take_unusual<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
+    fn take_marked<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
         let Some(used) = ring.used(at)? else { return Ok(at) };
         // The whole 32 bits: an id that only looks right after truncation is wrong.
         let slot = self.slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;

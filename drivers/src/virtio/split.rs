@@ -261,7 +261,7 @@ impl Ring for SplitRing {
             return false;
         }
         let [_, index, ..] = &self.available_ring;
-        // Release: the descriptors and entries are written before the index that covers them (2.7.13.3.1).
+        // Release: the descriptors and elements are written before the index that covers them (2.7.13.3.1).
         index.store_wrapping(0, new.to_le(), Ordering::Release);
         self.published = new;
         // The device either sees the index, or we see what it wrote before it went to sleep (2.7.13.4.1).
