@@ -52,8 +52,8 @@ pub trait Buffers: sealed::Sealed + Default {
         if index == 0 { self.only(request, context) } else { None }
     }
 
-    /// Writes what the chain needs to the [ends](Self::ends) of `slot`, which are its own until it comes back,
-    /// and gives them.
+    /// Writes what the chain needs to the [ends](Self::ends) of `slot`, which are its own until it comes
+    /// back, and gives them.
     ///
     /// # Errors
     /// [`QueueError::Broken`] if there is no such slot.

@@ -91,7 +91,8 @@ pub(super) trait Ring {
     /// The next chain goes there: behind those that were added from [`available`](Self::available) on.
     fn set_available(&mut self, available: Self::Available);
 
-    /// Writes a chain whose own segment is `segment`, between the ends of its slot; the device is not told. On failure nothing is taken.
+    /// Writes a chain whose own segment is `segment`, between the ends of its slot; the device is not told.
+    /// On failure nothing is taken.
     fn add_one(
         &mut self,
         available: &mut Self::Available,

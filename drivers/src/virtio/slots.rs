@@ -318,7 +318,8 @@ impl<B: Buffers> Slots<B> {
     }
 
     /// After a used element that names a chain with a mark in its number, or none: undoes what a special one
-    /// has changed, frees the slot of one that was given up and drops its buffers, or finds the element wrong.
+    /// has changed, frees the slot of one that was given up and drops its buffers, or finds the element
+    /// wrong.
     #[cold]
     #[inline(never)]
     fn take_marked<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {

@@ -116,8 +116,8 @@ impl SplitRing {
         let (slot, count) = (chain.slot, chain.count(layout)?);
         // All is checked before a spare descriptor is taken.
         chain.write(count, |_, segment, _| Ok(descriptors.check(segment)?))?;
-        // Where `add_one` counts on it the last descriptor of a slot keeps its end; a chain without any segment
-        // of its own has that second.
+        // Where `add_one` counts on it the last descriptor of a slot keeps its end; a chain without any
+        // segment of its own has that second.
         let keeps_last = *ready_for_one && chain.ends.is_some() && count > 2;
         let own = layout.reserved.wrapping_sub(keeps_last.into());
         let mut at = slot;

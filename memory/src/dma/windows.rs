@@ -330,8 +330,8 @@ impl DmaWindows {
         self.table().platform.now()
     }
 
-    /// Asks `poll` until it has an answer, or until `limit` has passed by the platform's clock; at least once.
-    /// For what is waited for seldom, and not in interrupt handlers.
+    /// Asks `poll` until it has an answer, or until `limit` has passed by the platform's clock; at least
+    /// once. For what is waited for seldom, and not in interrupt handlers.
     pub fn wait<T>(&self, limit: Duration, poll: impl FnMut() -> Option<T>) -> Option<T> {
         wait(|| self.now(), limit, poll)
     }
