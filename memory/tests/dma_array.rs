@@ -128,6 +128,18 @@ fn blocks_lie_one_after_the_other() {
     assert_eq!(windows.usage().1, PAGE, "they own their memory");
 }
 
+/// Whatever a length that wrapped would say.
+#[test]
+fn blocks_longer_than_memory() {
+    const WORDS: usize = usize::MAX / 8 + 2;
+    let windows = windows();
+    for count in [0, 1, 2, usize::MAX] {
+        assert_eq!(DmaBlocks::<WORDS>::new(&windows, count).map(drop), Err(DmaError::BadLength));
+        assert_eq!(DmaBlocks::<0>::new(&windows, count).map(drop), Err(DmaError::BadLength));
+    }
+    assert_eq!(windows.usage(), (0, 0));
+}
+
 /// A descriptor as the device reads it: its two halves.
 fn descriptor<F: RingFormat>(windows: &DmaWindows, table: &DescriptorTable<F>, index: usize) -> (u64, u64) {
     let start = windows.publish(table.address()).unwrap();

@@ -53,7 +53,8 @@ impl<const N: usize> DmaBlocks<N> {
     /// # Errors
     /// As for [`DmaWindows::allocate_for`].
     pub fn new(windows: &DmaWindows, count: usize) -> Result<Self, DmaError> {
-        let len = count.checked_mul(N * WORD).ok_or(DmaError::BadLength)?;
+        let len =
+            N.checked_mul(WORD).and_then(|block| count.checked_mul(block)).ok_or(DmaError::BadLength)?;
         let region = windows.allocate_for(len, Direction::Both)?.0;
         let start = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast();
         let (device_address, table) = (region.device_address, Arc::as_ptr(&region.table));
