@@ -234,7 +234,11 @@ impl DeviceRing {
     }
 
     fn next_split(&self) -> Chain {
-        let head = self.u16_at(self.driver + AVAILABLE.element(self.index(self.taken)) as u64);
+        self.chain_at(self.u16_at(self.driver + AVAILABLE.element(self.index(self.taken)) as u64))
+    }
+
+    /// The chain of a split ring that begins at `head`, as it is now.
+    pub fn chain_at(&self, head: u16) -> Chain {
         assert!(head < self.size, "descriptor {head} of {}", self.size);
         let words = self.descriptor(self.descriptors, head);
         let split::Descriptor { address, len, flags, .. } = split::Descriptor::from_words(words);
