@@ -106,6 +106,12 @@ pub fn bytes(buffer: &DmaBuf) -> Vec<u8> {
 #[derive(Default)]
 pub struct Flag(AtomicBool);
 
+impl Flag {
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
 impl Wake for Flag {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::SeqCst);
