@@ -90,6 +90,24 @@ fn times_that_no_clock_shows() {
     }
 }
 
+/// Patience of nothing at all is for a device that fails, not for one that works.
+#[test]
+fn the_least_patience() {
+    let mut bench = Bench::new(0, 1, 8);
+    let (mut disk, requests) = (bench.disk(0), [bench.read(0), bench.read(1)]);
+    set_up!(bench, Patience { lost: 0, silence: None } => queue, server, clock, ended);
+    run(&mut server, &clock, Duration::ZERO);
+    assert_eq!(*ended.borrow(), None, "nobody has asked it anything");
+    let [mut first, mut second] = requests.map(|request| Box::pin(queue.request_until(request, DAY)));
+    assert!(poll(&mut first).is_pending());
+    run(&mut server, &clock, Duration::ZERO);
+    disk.take();
+    disk.finish(0);
+    run(&mut server, &clock, 2 * DAY);
+    assert!(matches!(poll(&mut first), Poll::Ready((Ok(()), _))));
+    assert!(poll(&mut second).is_ready() && ended.borrow().is_none());
+}
+
 /// Whoever polls last is woken, and nobody else.
 #[test]
 fn wakers_that_change() {

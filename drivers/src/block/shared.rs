@@ -21,7 +21,7 @@ use crate::virtio::{Counters, Hybrid, Notify, QueueError};
 /// How much of a device is borne before [`SharedQueue::poll_serve`] calls it unresponsive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// So many requests that timed out and that it still has.
+    /// So many requests that timed out and that it still has; 0 is as good as 1.
     pub lost: usize,
     /// So long without any completion, while requests wait for one; `None` for ever.
     pub silence: Option<Duration>,
@@ -280,7 +280,7 @@ impl<N: Notify> State<'_, N> {
         self.waited_for = self.queue.in_flight() > lost || self.calls.is_line();
         let Patience { lost: most, silence } = self.patience;
         let is_silent = silence.is_some_and(|limit| self.waited_for && self.silence >= limit);
-        if lost >= most || is_silent {
+        if lost >= most.max(1) || is_silent {
             return Err(QueueError::Unresponsive);
         }
         Ok(())
