@@ -1,5 +1,5 @@
-//! Callers of a shared queue at their worst: times that no clock shows, wakers that change, and thousands who
-//! leave in any order, or are refused while others wait.
+//! Callers of a shared queue at their worst: times that no clock shows, wakers that change, call back or unwind,
+//! and thousands who leave in any order, or are refused while others wait.
 
 mod support;
 #[path = "support/tasks.rs"]
@@ -7,15 +7,16 @@ mod tasks;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 use ringfence_drivers::block::{CallResult, Patience, Request, RequestError, Transfer};
-use ringfence_drivers::virtio::Hybrid;
+use ringfence_drivers::virtio::{Hybrid, QueueError};
 use support::{FakeNotifier, IN_ORDER, RING_PACKED};
 use tasks::*;
 
@@ -133,6 +134,138 @@ fn wakers_that_change() {
         let woken: Vec<_> = flags.iter().map(|flag| flag.is_set()).collect();
         assert!(woken[49] && woken[..49].iter().all(|woken| !woken));
         assert!(poll(transfer).is_ready() && ended.borrow().is_none());
+    }
+}
+
+/// What a waker does, once.
+struct Acts(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Acts {
+    fn waker(act: impl FnOnce() + Send + 'static) -> Waker {
+        Arc::new(Self(Mutex::new(Some(Box::new(act))))).into()
+    }
+
+    fn act(&self) {
+        let act = self.0.lock().unwrap().take();
+        act.into_iter().for_each(|act| act());
+    }
+}
+
+impl Wake for Acts {
+    fn wake(self: Arc<Self>) {
+        self.act();
+    }
+}
+
+/// If nobody wakes it, it acts all the same.
+impl Drop for Acts {
+    fn drop(&mut self) {
+        self.act();
+    }
+}
+
+/// A queue that wakers call, with requests for it.
+type Called = (&'static Shared<'static>, &'static RefCell<Vec<Request>>);
+
+thread_local! {
+    static QUEUE: Cell<Option<Called>> = Cell::default();
+}
+
+/// Everything that there is to call, from within a call.
+fn call_back() {
+    let (queue, requests) = QUEUE.get().unwrap();
+    let next = requests.borrow_mut().pop();
+    if let Some(request) = next {
+        // Dropped again: on its way, or in the line.
+        let mut transfer = Box::pin(queue.request(request));
+        (0..2).for_each(|_| _ = poll_with(&mut transfer, &Acts::waker(call_back)));
+    }
+    let now = queue.next_deadline().unwrap_or_default();
+    let _ = queue.poll_serve(&mut Context::from_waker(&Acts::waker(|| {})), now);
+    let _ = (queue.is_asleep(), queue.in_flight(), queue.lost(), queue.counters());
+    queue.look_again();
+    queue.wake();
+}
+
+/// Wakers that call the queue back, when they are woken and when they are dropped; to its end.
+#[test]
+fn wakers_that_call_back() {
+    for (format, closes) in FORMATS.into_iter().flat_map(|format| [(format, false), (format, true)]) {
+        let bench: &'static mut Bench = Box::leak(Box::new(Bench::new(format, 1, 8)));
+        let (mut disk, pool) = (bench.disk(0), bench.pool.clone());
+        let requests: &'static RefCell<Vec<Request>> = Box::leak(Box::default());
+        *requests.borrow_mut() = (0..40).map(|sector| bench.read(sector)).collect();
+        let mine: Vec<_> = (40..45).map(|sector| bench.read(sector)).collect();
+        let queue: &'static Shared<'static> =
+            Box::leak(Box::new(Shared::new(&mut bench.block, Hybrid::new(0)).unwrap()));
+        QUEUE.set(Some((queue, requests)));
+        let mut transfers: Vec<_> =
+            mine.into_iter().map(|request| Box::pin(queue.request(request))).collect();
+        for transfer in &mut transfers {
+            assert!(poll_with(transfer, &Acts::waker(call_back)).is_pending());
+        }
+        let serve = |waker| queue.poll_serve(&mut Context::from_waker(&waker), Duration::ZERO);
+        assert!(serve(Acts::waker(call_back)).is_pending());
+        if closes {
+            queue.close(None);
+            assert_eq!(serve(Waker::noop().clone()), Poll::Ready(QueueError::Broken));
+            let answers = transfers.iter_mut().map(poll).collect::<Vec<_>>();
+            let is_over = |answer: &_| matches!(answer, Poll::Ready((Err(RequestError::Broken), _)));
+            assert!(answers.iter().all(is_over));
+            continue;
+        }
+        for _ in 0..60 {
+            disk.take();
+            while !disk.pending.is_empty() {
+                disk.finish(0);
+            }
+            assert!(serve(Acts::waker(call_back)).is_pending());
+        }
+        for (sector, transfer) in (40..).zip(&mut transfers) {
+            let Poll::Ready(result) = poll(transfer) else { panic!("{sector} is on its way") };
+            check(result, sector);
+        }
+        assert_eq!((queue.in_flight(), queue.lost(), requests.borrow().len()), (0, 0, 0));
+        assert_eq!(pool.available(), BUFFERS);
+    }
+}
+
+struct Unwinds;
+
+impl Wake for Unwinds {
+    fn wake(self: Arc<Self>) {
+        panic!("a waker");
+    }
+}
+
+/// A waker that unwinds keeps its own task from knowing, and nobody else.
+#[test]
+fn wakers_that_unwind() {
+    for format in FORMATS {
+        let mut bench = Bench::new(format, 1, 64);
+        let (mut disk, pool) = (bench.disk(0), bench.pool.clone());
+        let requests: Vec<_> = (0..6).map(|sector| bench.read(sector)).collect();
+        set_up!(bench, ENDLESS => queue, server, clock, ended);
+        let mut transfers: Vec<_> =
+            requests.into_iter().map(|request| Box::pin(queue.request(request))).collect();
+        let flags: Vec<Arc<Flag>> = (0..6).map(|_| Arc::default()).collect();
+        for (number, transfer) in transfers.iter_mut().enumerate() {
+            let unwinds = number % 2 == 0;
+            let waker = if unwinds { Arc::new(Unwinds).into() } else { flags[number].clone().into() };
+            assert!(poll_with(transfer, &waker).is_pending());
+        }
+        run(&mut server, &clock, Duration::ZERO);
+        assert_eq!(disk.take(), 6);
+        (0..6).for_each(|_| _ = disk.finish(0));
+        let serve = || queue.poll_serve(&mut Context::from_waker(Waker::noop()), Duration::ZERO);
+        let unwound = (0..4).filter(|_| catch_unwind(AssertUnwindSafe(serve)).is_err());
+        assert_eq!(unwound.count(), 3);
+        assert_eq!(flags.iter().map(|flag| flag.is_set()).collect::<Vec<_>>(), [false, true].repeat(3));
+        for (sector, transfer) in (0..).zip(&mut transfers) {
+            let Poll::Ready(result) = poll(transfer) else { panic!("{sector} is on its way") };
+            check(result, sector);
+        }
+        assert_eq!((queue.in_flight(), pool.available(), ended.borrow().is_none()), (0, BUFFERS, true));
     }
 }
 
