@@ -4,9 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use ringfence_drivers::block::Block;
+use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::virtio::{Device, DeviceType, Error, QueueSetup, Transport, features};
-use ringfence_memory::{Bytes, DescriptorTable, Direction, Split};
+use ringfence_memory::{Bytes, DescriptorTable, Direction, DmaPool, Split};
 use support::pci::*;
 use support::{RING_RESET, grant};
 
@@ -182,4 +182,30 @@ fn features_are_final() {
     transport.set_driver_features(features::VERSION_1);
     assert_eq!(u64::from(told()), accepted >> 32);
     drop(Device::begin(transport, DeviceType::BLOCK, &grant(), windows).unwrap());
+}
+
+/// 3.1.1: nobody notifies a device that was asked to reset.
+#[test]
+fn a_device_that_resets_is_not_notified() {
+    let card = card(&qemu_capabilities());
+    let windows = card.windows();
+    let mut block = Block::new(card.transport().unwrap(), &grant(), windows.clone()).unwrap();
+    let doorbell = NOTIFY + 5 * 4;
+    let pool = DmaPool::new(&windows, 2, 512).unwrap();
+    let read = |sector| Request::Read { sector, buffer: pool.take().unwrap(), len: 512 };
+    block.submit(read(7)).unwrap();
+    block.kick();
+    card.put16(doorbell, 0xffff);
+    block.split().0.begin_shut_down().unwrap();
+    block.submit(read(8)).unwrap();
+    block.kick();
+    block.kick_again();
+    assert_eq!(card.get16(doorbell), 0xffff, "it is not to be notified");
+    // The next driver's queues are.
+    drop(block);
+    card.put16(COMMON + 0x1c, 0);
+    let mut block = Block::new(card.transport().unwrap(), &grant(), windows.clone()).unwrap();
+    block.submit(read(7)).unwrap();
+    block.kick();
+    assert_eq!(card.get16(doorbell), 0);
 }

@@ -377,8 +377,11 @@ fn a_reset_that_nobody_waits_for() {
     let foreign = others.common.begin_reset(&their_windows).unwrap();
     assert_eq!(virtio.common.begin_reset(&their_windows).unwrap_err(), ResetError::WrongDevice);
     let held = told(card, &virtio, &windows);
+    let asked = windows.life();
+    assert!(asked.is_present());
     let begun = virtio.common.begin_reset(&windows).unwrap();
     assert_eq!(card.status(), 0, "it was asked");
+    assert!(!asked.is_present() && asked == windows.life(), "to be notified no more, and not over");
     assert!(virtio.common.poll_reset(&windows, &foreign).is_none(), "somebody else was");
     assert!(virtio.common.poll_reset(&their_windows, &begun).is_none());
     other.set_status(0x40);
@@ -401,6 +404,7 @@ fn a_reset_that_nobody_waits_for() {
     assert!(quiet.is_some_and(|quiet| quiet.ends(&life)));
     assert_eq!((windows.usage(), card.config_word(COMMAND) & BUS_MASTER), ((0, 0), 0));
     // It has a new life, in which nobody has asked.
+    assert!(windows.life().is_present());
     assert!(virtio.common.poll_reset(&windows, &begun).is_none());
 }
 

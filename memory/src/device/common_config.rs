@@ -296,7 +296,11 @@ impl CommonConfig {
             return Err(ResetError::WrongDevice);
         }
         let life = windows.life();
-        if self.ask_for_reset() { Ok(BegunReset(life)) } else { Err(ResetError::Timeout) }
+        if !self.ask_for_reset() {
+            return Err(ResetError::Timeout);
+        }
+        windows.leave(&life);
+        Ok(BegunReset(life))
     }
 
     /// The proof that the device has reset (2.4.2, 4.1.4.3.2), if it has: the status, which was something

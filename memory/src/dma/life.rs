@@ -14,10 +14,11 @@ pub struct Life {
 }
 
 impl Life {
-    /// Whether it has not ended yet, as far as the caller's CPU has seen.
+    /// Whether it goes on, as far as the caller's CPU has seen: it has not ended, and the device was not
+    /// [asked](crate::CommonConfig::begin_reset) to reset.
     #[inline]
     pub fn is_present(&self) -> bool {
-        self.number == self.table.life()
+        self.table.is_present(self.number)
     }
 }
 

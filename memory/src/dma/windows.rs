@@ -151,8 +151,13 @@ pub(crate) struct WindowTable {
     claimed: AtomicBool,
     /// Counts the lives that have ended; changed while `state` is locked.
     life: AtomicU64,
+    /// The same, but for [`LEAVING`] once the device was asked to reset.
+    present: AtomicU64,
     state: Lock<TableState>,
 }
+
+/// No life.
+const LEAVING: u64 = u64::MAX;
 
 struct TableState {
     /// Whether the device may have been told of memory in this life.
@@ -391,6 +396,13 @@ impl DmaWindows {
         }
     }
 
+    /// The device was asked to reset in `life`, which goes on until that is proved.
+    pub(crate) fn leave(&self, life: &Life) {
+        // If it has ended meanwhile there is another.
+        let _ =
+            self.table().present.compare_exchange(life.number, LEAVING, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// Whether these are the windows of `device` on a bus, by this registry.
     pub(crate) fn are_of(&self, device: DeviceId, registry: &DmaRegistry) -> bool {
         let table = self.table();
@@ -422,8 +434,9 @@ impl WindowTable {
             generation: 0,
             snapshots: Arc::new(()),
         };
-        let (claimed, life) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { platform, device, side, claimed, life, state: Lock::new(Level::Windows, state) }
+        let (claimed, state) = (AtomicBool::new(false), Lock::new(Level::Windows, state));
+        let (life, present) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { platform, device, side, claimed, life, present, state }
     }
 
     pub(crate) fn device(&self) -> DeviceId {
@@ -433,6 +446,12 @@ impl WindowTable {
     #[inline]
     pub(super) fn life(&self) -> u64 {
         self.life.load(Ordering::Relaxed)
+    }
+
+    /// Whether that life goes on, and the device was not asked to reset.
+    #[inline]
+    pub(super) fn is_present(&self, life: u64) -> bool {
+        self.present.load(Ordering::Relaxed) == life
     }
 
     /// The device may be told, from here on, of memory that it is not told of by [`DmaWindows::tell`]: there
@@ -481,6 +500,7 @@ impl WindowTable {
     /// The device holds nothing any more that it was told of.
     fn end_life(self: &Arc<Self>, mut state: Guard<'_, TableState>) -> Quiet {
         let ended = Life { table: self.clone(), number: self.life.fetch_add(1, Ordering::Relaxed) };
+        self.present.store(self.life(), Ordering::Relaxed);
         state.told = false;
         drop(state);
         // Each is dropped outside the lock: this calls the platform.
