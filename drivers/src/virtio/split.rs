@@ -1,7 +1,7 @@
 //! The split virtqueue's memory (section 2.7): descriptor table, available ring, used ring.
 //!
-//! What this side writes is never read back; of what the device writes, each used element is read once, and
-//! the used index once for each batch.
+//! What this side writes is never read back; of what the device writes, the used index is read once for each
+//! batch, and of a used element nothing is believed but what was checked in the same read.
 //!
 //! A slot's number is that of its first descriptor. Its others are as far apart as there are slots, so that
 //! neither number is ever multiplied. Only with IN_ORDER each chain takes the descriptors after those of the
