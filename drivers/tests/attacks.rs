@@ -307,6 +307,14 @@ fn a_transport_that_lies_from_the_start() {
         assert_eq!(Block::new(liar, &grant(), fake.windows()).map(drop), Err(expected));
         assert!(!fake.model().events.contains(&Event::Started));
     }
+    // Nor is it by who looks now and then, until the truth is told.
+    let earlier = fake.transport().reset(&fake.windows(), RESET_LIMIT).unwrap();
+    let answers = [Some(Ok(earlier)), Some(Err(ResetError::Timeout)), None].into();
+    let (liar, grant) = (Liar { inner: fake.transport(), answers, queues: 1 }, grant());
+    let mut starting =
+        Device::begin_reset(liar, DeviceType::BLOCK, &grant, fake.windows()).map_err(drop).unwrap();
+    let mut polls = || starting.poll().map(|result| result.map(drop));
+    assert_eq!([polls(), polls(), polls(), polls()], [None, None, Some(Ok(())), None]);
 }
 
 /// O11: it would be a fault behind an IOMMU, or a write to what is only lent for reading.

@@ -9,9 +9,9 @@ use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{
     BufferList, Controls, Device, DeviceType, Error, Offer, QueueError, QueueOptions, RESET_LIMIT, features,
 };
-use ringfence_memory::{DmaError, DmaPool, MmioError, Platform, PlatformError, ResetError};
-use support::bench::no_controls;
-use support::{Event, Fake, FakeTransport, grant, platform};
+use ringfence_memory::{DeviceId, DmaError, DmaPool, MmioError, Platform, PlatformError, ResetError};
+use support::bench::{FORMATS, no_controls};
+use support::{Event, Fake, FakeTransport, grant, grant_for, platform};
 
 const KIND: DeviceType = DeviceType(42);
 
@@ -238,6 +238,67 @@ fn controls_that_do_not_fit() {
             assert_eq!(queue.map(|queue| queue.depth()), expected, "{count} of {longest}, {set:#x}");
         }
     }
+}
+
+/// Who cannot wait for the first reset asks for it, and looks now and then.
+#[test]
+fn a_start_that_nobody_waits_for() {
+    for (kind, queues) in [(DeviceType::BLOCK, 1), (DeviceType::NET, 2)] {
+        for (format, resets) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+            let (offered, grant) = (features::VERSION_1 | format, grant());
+            let fake = Fake::new(kind, offered, vec![1; 16], &[16; 2][..queues]);
+            fake.model().stuck = true;
+            let start = fake.platform.now();
+            let mut starting =
+                Device::begin_reset(fake.transport(), kind, &grant, fake.windows()).map_err(drop).unwrap();
+            (0..3).for_each(|_| assert!(starting.poll().is_none()));
+            assert!(!fake.model().events.contains(&Event::Started));
+            if resets {
+                fake.model().stuck = false;
+                let offer = starting.poll().unwrap().unwrap();
+                assert_eq!((offer.offered(), fake.model().status), (offered, 1 | 2));
+                assert!(starting.poll().is_none(), "there is one offer");
+                if kind == DeviceType::BLOCK {
+                    Block::take(offer, &Default::default()).map(drop).unwrap();
+                } else {
+                    Net::take(offer, &Default::default()).map(drop).unwrap();
+                }
+                assert_eq!(fake.platform.dma_in_use(), 0);
+            } else {
+                drop(starting);
+            }
+            assert!(fake.platform.now() - start < RESET_LIMIT / 10);
+        }
+    }
+}
+
+/// Who may not have the device has the transport back, and nothing was done; nor is a driver's device taken
+/// that came in between, nor one of another kind.
+#[test]
+fn a_start_that_cannot_be() {
+    let fake = fake(features::VERSION_1);
+    let (grant, other) = (grant(), grant_for(DeviceId(1)));
+    let begin = |transport, kind, grant| Device::begin_reset(transport, kind, grant, fake.windows());
+    let (error, transport) = begin(fake.transport(), DeviceType::NET, &grant).err().unwrap();
+    assert_eq!(error, Error::WrongType);
+    let (error, transport) = begin(transport, KIND, &other).err().unwrap();
+    assert_eq!(error, Error::Dma(DmaError::WrongDevice));
+    fake.model().gone = true;
+    let (error, transport) = begin(transport, KIND, &grant).err().unwrap();
+    assert_eq!((error, fake.model().events.len()), (Error::Gone, 0));
+    fake.model().gone = false;
+
+    let mut starting = begin(transport, KIND, &grant).map_err(drop).unwrap();
+    let theirs = self::begin(&fake).unwrap().negotiate(0).unwrap();
+    let before = fake.model().events.len();
+    assert_eq!(starting.poll().map(|result| result.map(drop)), Some(Err(Error::WrongState)));
+    assert!(starting.poll().is_none());
+    assert_eq!((theirs.check(), fake.model().events.len()), (Ok(()), before));
+    drop(theirs);
+
+    let offer = || self::begin(&fake).unwrap();
+    assert_eq!(Block::take(offer(), &Default::default()).map(drop), Err(Error::WrongType));
+    assert_eq!(Net::take(offer(), &Default::default()).map(drop), Err(Error::WrongType));
 }
 
 /// Who cannot wait asks, and looks now and then; a driver that was asked about is dropped at once.

@@ -14,7 +14,7 @@ use core::time::Duration;
 
 use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
-use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, QueueOptions, Transport, features};
+use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, Offer, QueueOptions, Transport, features};
 
 use request::Common;
 
@@ -198,7 +198,17 @@ impl<T: Transport> Block<T> {
         windows: DmaWindows,
         options: &Options,
     ) -> Result<Self, Error> {
-        let offer = Device::begin(transport, DeviceType::BLOCK, grant, windows)?;
+        Self::take(Device::begin(transport, DeviceType::BLOCK, grant, windows)?, options)
+    }
+
+    /// The same with a device that has been reset, as [`Device::begin_reset`] does without waiting.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn take(offer: Offer<T>, options: &Options) -> Result<Self, Error> {
+        if offer.device_type() != DeviceType::BLOCK {
+            return Err(Error::WrongType);
+        }
         let mut device = offer.negotiate(FEATURES | options.features & features::QUEUES)?;
         let (geometry, available) = read_config(&device)?;
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));

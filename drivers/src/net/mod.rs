@@ -108,8 +108,18 @@ impl<T: Transport> Net<T> {
         windows: DmaWindows,
         options: &Options,
     ) -> Result<Self, Error> {
-        let id = windows.device();
-        let offer = Device::begin(transport, DeviceType::NET, grant, windows)?;
+        Self::take(Device::begin(transport, DeviceType::NET, grant, windows)?, options)
+    }
+
+    /// The same with a device that has been reset, as [`Device::begin_reset`] does without waiting.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn take(offer: Offer<T>, options: &Options) -> Result<Self, Error> {
+        if offer.device_type() != DeviceType::NET {
+            return Err(Error::WrongType);
+        }
+        let id = offer.device();
         let Config { mac, mtu, pairs: most } = read_config(&offer, options.pairs > 1)?;
         let several = if most > 1 { SEVERAL } else { 0 };
         let with_mac = mac.map_or(0, |_| features::net::MAC);

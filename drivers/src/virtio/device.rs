@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use ringfence_memory::{DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
+use ringfence_memory::{DeviceId, DmaError, DmaGrant, DmaWindows, Life, Quiet, ResetError};
 
 use super::queue::NewQueue;
 use super::{
@@ -51,32 +51,96 @@ pub struct Device<T: Transport> {
 #[derive(Debug)]
 pub struct Offer<T: Transport>(Device<T>);
 
+/// A device that was asked to reset, so that a driver can take it. Dropping it waits for nothing.
+#[derive(Debug)]
+pub struct Starting<'a, T: Transport> {
+    /// Until it has.
+    device: Option<Device<T>>,
+    grant: &'a DmaGrant,
+}
+
 impl<T: Transport> Device<T> {
-    /// Resets the device, tells it that there is a driver for it, lets it master the bus, and reads what it
-    /// offers.
+    /// Resets the device, which may take [`RESET_LIMIT`], tells it that there is a driver for it, lets it
+    /// master the bus, and reads what it offers.
+    ///
+    /// # Errors
+    /// Any; the device is left reset and marked as failed, if it was asked to reset.
     pub fn begin(
         mut transport: T,
         kind: DeviceType,
         grant: &DmaGrant,
         windows: DmaWindows,
     ) -> Result<Offer<T>, Error> {
-        if transport.device_type() != kind {
-            return Err(Error::WrongType);
-        }
-        if grant.device() != windows.device() {
-            return Err(DmaError::WrongDevice.into());
-        }
-        if transport.status() == status::GONE {
-            return Err(Error::Gone);
-        }
+        may_take(&transport, kind, grant, &windows)?;
         reset(&mut transport, &windows, RESET_LIMIT)?;
+        Self::new(transport, windows).take(grant)
+    }
+
+    /// The same without waiting: asks for the reset, and [`Starting::poll`] goes on when that is done.
+    ///
+    /// # Errors
+    /// Gives the transport back.
+    pub fn begin_reset(
+        mut transport: T,
+        kind: DeviceType,
+        grant: &DmaGrant,
+        windows: DmaWindows,
+    ) -> Result<Starting<'_, T>, (Error, T)> {
+        let may_take = may_take(&transport, kind, grant, &windows);
+        match may_take.and_then(|()| Ok(transport.begin_reset(&windows)?)) {
+            Ok(()) => Ok(Starting { device: Some(Self::new(transport, windows)), grant }),
+            Err(error) => Err((error, transport)),
+        }
+    }
+
+    fn new(transport: T, windows: DmaWindows) -> Self {
         let life = windows.life();
-        let mut device = Self { transport, windows, offered: 0, features: 0, life, status: 0 };
-        device.advance(status::ACKNOWLEDGE)?;
-        device.advance(status::DRIVER)?;
-        device.transport.start(grant)?;
-        device.offered = device.transport.device_features();
-        Ok(Offer(device))
+        Self { transport, windows, offered: 0, features: 0, life, status: 0 }
+    }
+
+    /// Goes on after the reset.
+    fn take(mut self, grant: &DmaGrant) -> Result<Offer<T>, Error> {
+        self.advance(status::ACKNOWLEDGE)?;
+        self.advance(status::DRIVER)?;
+        self.transport.start(grant)?;
+        self.offered = self.transport.device_features();
+        Ok(Offer(self))
+    }
+}
+
+/// Whether it is the device that the driver and the grant are for, and there.
+fn may_take<T: Transport>(
+    transport: &T,
+    kind: DeviceType,
+    grant: &DmaGrant,
+    windows: &DmaWindows,
+) -> Result<(), Error> {
+    if transport.device_type() != kind {
+        return Err(Error::WrongType);
+    }
+    if grant.device() != windows.device() {
+        return Err(DmaError::WrongDevice.into());
+    }
+    if transport.status() == status::GONE { Err(Error::Gone) } else { Ok(()) }
+}
+
+impl<T: Transport> Starting<'_, T> {
+    /// What the device offers, or why there is nothing to choose from, as for [`Device::begin`], once the
+    /// device has reset; nothing more after that. How long it may take, for example [`RESET_LIMIT`], is the
+    /// caller's choice.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if somebody else has reset the device since it was asked, or as for `begin`.
+    pub fn poll(&mut self) -> Option<Result<Offer<T>, Error>> {
+        let Device { transport, windows, life, .. } = self.device.as_mut()?;
+        if windows.life() != *life {
+            self.device = None;
+            return Some(Err(Error::WrongState));
+        }
+        // A proof about something else proves nothing here.
+        transport.poll_reset(windows).filter(|quiet| quiet.ends(life))?;
+        *life = windows.life();
+        self.device.take().map(|device| device.take(self.grant))
     }
 }
 
@@ -93,6 +157,14 @@ fn reset<T: Transport>(
 }
 
 impl<T: Transport> Offer<T> {
+    pub(crate) fn device_type(&self) -> DeviceType {
+        self.0.transport.device_type()
+    }
+
+    pub(crate) fn device(&self) -> DeviceId {
+        self.0.windows.device()
+    }
+
     /// The features that the device offers (bits 0..=63).
     pub fn offered(&self) -> u64 {
         self.0.offered

@@ -28,7 +28,7 @@ pub use buffer_list::BufferList;
 pub(crate) use chain::sealed;
 pub use chain::{Buffers, Ends};
 pub use controls::Controls;
-pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT};
+pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT, Starting};
 pub use hybrid::{Hybrid, LOOK_AGAIN};
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
