@@ -222,8 +222,11 @@ impl Transport for Liar {
         self.queues = self.queues.checked_sub(1).ok_or(Error::QueueRefused(queue.index))?;
         self.inner.set_up_queue(windows, queue)
     }
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
-        self.inner.reset_queue(windows, index, limit)
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
+        self.inner.begin_reset_queue(index)
+    }
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error> {
+        self.inner.poll_reset_queue(index)
     }
 }
 

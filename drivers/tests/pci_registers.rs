@@ -37,7 +37,7 @@ fn queues_that_are_not_there() {
         let missing = Err(Error::QueueUnavailable(there));
         let set_up = transport.set_up_queue(&windows, &QueueSetup { index: there, addresses });
         assert_eq!(set_up.map(drop), missing);
-        assert_eq!(transport.reset_queue(&windows, there, Duration::ZERO), missing);
+        assert_eq!(transport.begin_reset_queue(there), missing);
         let seen = [QUEUE_SELECT, QUEUE_VECTOR, QUEUE_RESET].map(|register| card.get16(register));
         assert_eq!(seen, [0x7777, 0x7777, 0], "{there} queues");
         // What is there is set up, and not again.

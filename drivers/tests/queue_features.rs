@@ -31,6 +31,12 @@ impl Bench {
         }
     }
 
+    /// Why a chain is not taken, for which there would be room.
+    fn refusal(&mut self) -> QueueError {
+        let item = self.item(1, 1).unwrap();
+        self.queue.submit(item).unwrap_err().0
+    }
+
     fn resets(&self) -> usize {
         self.fake.model().events.iter().filter(|&&event| event == Event::QueueReset(0)).count()
     }
@@ -242,6 +248,67 @@ fn a_queue_that_does_not_reset() {
         bench.check();
         drop(bench.queue);
         assert_eq!(bench.pool.available(), bench.buffers, "nothing went in");
+    }
+}
+
+/// Who cannot wait for a queue's reset asks for it, and looks now and then: until it is done the queue is not
+/// broken, but takes nothing and tells the device nothing.
+#[test]
+fn a_queue_reset_that_nobody_waits_for() {
+    for features in rings() {
+        let mut bench = Bench::new(features | RING_RESET, 8, 3);
+        bench.run(3);
+        let Bench { device, queue, fake, .. } = &mut bench;
+        assert_eq!(device.poll_reset_queue(queue), Some(Err(Error::WrongState)), "nobody asked");
+        let (start, kicks) = (fake.platform.now(), fake.kicks(0));
+        let slot = queue.next_slot();
+        fake.model().stuck_queues = true;
+        assert_eq!(device.begin_reset_queue(queue), Ok(()));
+        for _ in 0..3 {
+            assert_eq!(bench.device.poll_reset_queue(&mut bench.queue), None);
+            assert_eq!(bench.device.begin_reset_queue(&mut bench.queue), Err(Error::Busy));
+            assert_eq!(bench.device.reset_queue(&mut bench.queue), Err(Error::Busy));
+            assert_eq!((bench.queue.is_broken(), bench.queue.next_slot()), (false, None));
+            assert_eq!(bench.refusal(), QueueError::Full);
+            bench.queue.kick();
+            bench.queue.kick_again();
+            assert_eq!((bench.reap().unwrap().len(), bench.fake.kicks(0), bench.resets()), (0, kicks, 1));
+        }
+        bench.fake.model().stuck_queues = false;
+        let Bench { device, queue, fake, .. } = &mut bench;
+        assert_eq!(device.poll_reset_queue(queue), Some(Ok(())));
+        assert_eq!(device.poll_reset_queue(queue), Some(Err(Error::WrongState)), "it is done");
+        assert_eq!((queue.next_slot(), fake.kicks(0)), (slot, kicks));
+        assert!(fake.platform.now() - start < RESET_LIMIT / 10);
+        bench.ring = bench.fake.ring(0);
+        bench.run(20);
+        bench.check();
+    }
+}
+
+/// A queue that never resets, of a device that is reset then, or that finds it broken meanwhile.
+#[test]
+fn a_queue_reset_that_nobody_sees_the_end_of() {
+    for format in FORMATS {
+        let [mut bench, mut other] = two(format | RING_RESET);
+        bench.fake.model().stuck_queues = true;
+        bench.device.begin_reset_queue(&mut bench.queue).unwrap();
+        let foreign = other.device.poll_reset_queue(&mut bench.queue);
+        assert_eq!(foreign, Some(Err(Error::Dma(DmaError::WrongLife))));
+        assert_eq!(bench.device.poll_reset_queue(&mut bench.queue), None);
+        let quiet = bench.device.shut_down().unwrap();
+        assert_eq!(bench.device.poll_reset_queue(&mut bench.queue), Some(Err(Error::WrongState)));
+        assert_eq!(bench.refusal(), QueueError::Full);
+        assert_eq!(bench.queue.reclaim(&quiet).count(), 0);
+        assert_eq!(bench.refusal(), QueueError::Broken);
+
+        other.fake.model().stuck_queues = true;
+        other.device.begin_reset_queue(&mut other.queue).unwrap();
+        other.ring.complete(7, 0);
+        assert_eq!(other.reap(), Err(QueueError::Broken));
+        let polled = other.device.poll_reset_queue(&mut other.queue);
+        assert_eq!(polled, Some(Err(Error::Queue(QueueError::Broken))));
+        assert_eq!(other.submit(1, 1), Err(QueueError::Broken));
     }
 }
 

@@ -114,7 +114,11 @@ impl Transport for Liar {
         if self.lie == Lie::NoQueue { Err(Error::QueueRefused(queue.index)) } else { Ok(notifier) }
     }
 
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
-        self.inner.borrow_mut().reset_queue(windows, index, limit)
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
+        self.inner.borrow_mut().begin_reset_queue(index)
+    }
+
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error> {
+        self.inner.borrow_mut().poll_reset_queue(index)
     }
 }

@@ -177,6 +177,22 @@ impl<T: Transport> BlockControl<T> {
     pub fn reset_queue(&mut self, queue: &mut BlockQueue<T::Notifier>) -> Result<(), Error> {
         self.device.reset_queue(queue.inner())
     }
+
+    /// The same without waiting: asks for the reset.
+    ///
+    /// # Errors
+    /// As for [`Device::begin_reset_queue`].
+    pub fn begin_reset_queue(&mut self, queue: &mut BlockQueue<T::Notifier>) -> Result<(), Error> {
+        self.device.begin_reset_queue(queue.inner())
+    }
+
+    /// Sets the queue up again, if it has reset; see [`Device::poll_reset_queue`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn poll_reset_queue(&mut self, queue: &mut BlockQueue<T::Notifier>) -> Option<Result<(), Error>> {
+        self.device.poll_reset_queue(queue.inner())
+    }
 }
 
 impl<T: Transport> Block<T> {

@@ -250,35 +250,80 @@ impl<T: Transport> Device<T> {
         Ok(Queue::new(queue, life, index, notifier, context)?)
     }
 
-    /// Resets a queue of this device in which nothing is in flight, and sets it up again as if new.
+    /// Resets a queue of this device in which nothing is in flight, and sets it up again as if new. That may
+    /// take [`RESET_LIMIT`].
+    ///
+    /// # Errors
+    /// As for [`begin_reset_queue`](Self::begin_reset_queue): then nothing was done, but
+    /// [`Error::Timeout`] or any other of [`poll_reset_queue`](Self::poll_reset_queue): then the queue is
+    /// broken.
+    pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
+        self.begin_reset_queue(queue)?;
+        let windows = self.windows.clone();
+        let done = windows.wait(RESET_LIMIT, || self.poll_reset_queue(queue));
+        done.unwrap_or_else(|| {
+            queue.break_off();
+            Err(Error::Timeout)
+        })
+    }
+
+    /// Asks for a reset of a queue of this device in which nothing is in flight, and does not wait. Until
+    /// [`poll_reset_queue`](Self::poll_reset_queue) says that it is done the queue takes nothing.
     ///
     /// # Errors
     /// [`Error::WrongState`] before [`driver_ok`](Self::driver_ok) and after [`shut_down`](Self::shut_down),
     /// [`Error::MissingFeature`] without [`RING_RESET`](features::RING_RESET), [`Error::Busy`] if something
-    /// is in flight, [`QueueError::Broken`] if the queue is broken, [`DmaError::WrongLife`] if it is a queue
-    /// of another device or of an earlier life of this one: then nothing was done. After any other the queue
-    /// is broken.
-    pub fn reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
-        self.expect(status::DRIVER_OK)?;
+    /// is in flight or a reset is under way, [`QueueError::Broken`] if the queue is broken,
+    /// [`DmaError::WrongLife`] if it is a queue of another device or of an earlier life of this one: then
+    /// nothing was done. After any other the queue is broken.
+    pub fn begin_reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
         if self.features & features::RING_RESET == 0 {
+            self.expect(status::DRIVER_OK)?;
             return Err(Error::MissingFeature(features::RING_RESET));
         }
+        self.expect_queue(queue)?;
+        if queue.in_flight() != 0 || queue.is_resetting() {
+            return Err(Error::Busy);
+        }
+        queue.begin_reset();
+        self.transport.begin_reset_queue(queue.index()).inspect_err(|_| queue.break_off())
+    }
+
+    /// Sets the queue up again if the device has reset it since it was asked, which may take for example
+    /// [`RESET_LIMIT`]. The queue of a device that never does is of use no more.
+    ///
+    /// # Errors
+    /// [`Error::WrongState`] if nobody asked or the device was reset or shut down since,
+    /// [`DmaError::WrongLife`] if it is a queue of another device or life: then nothing was done.
+    /// After any other the queue is broken.
+    pub fn poll_reset_queue<B: Buffers>(
+        &mut self,
+        queue: &mut Queue<B, T::Notifier>,
+    ) -> Option<Result<(), Error>> {
+        if let Err(error) = self.expect_queue(queue) {
+            return Some(Err(error));
+        }
+        if !queue.is_resetting() {
+            return Some(Err(Error::WrongState));
+        }
+        let Self { transport, windows, .. } = self;
+        match transport.poll_reset_queue(queue.index()) {
+            Ok(false) => None,
+            Ok(true) => Some(queue.restart(|setup| transport.set_up_queue(windows, setup))),
+            Err(error) => {
+                queue.break_off();
+                Some(Err(error))
+            }
+        }
+    }
+
+    /// Whether it is a queue of the device in this life, in which the device was started.
+    fn expect_queue<B: Buffers>(&self, queue: &Queue<B, T::Notifier>) -> Result<(), Error> {
+        self.expect(status::DRIVER_OK)?;
         if *queue.life() != self.life {
             return Err(DmaError::WrongLife.into());
         }
-        if queue.is_broken() {
-            return Err(QueueError::Broken.into());
-        }
-        if queue.in_flight() != 0 {
-            return Err(Error::Busy);
-        }
-        let Self { transport, windows, .. } = self;
-        let index = queue.index();
-        queue.restart(
-            transport,
-            |transport| transport.reset_queue(windows, index, RESET_LIMIT),
-            |transport, setup| transport.set_up_queue(windows, setup),
-        )
+        if queue.is_broken() { Err(QueueError::Broken.into()) } else { Ok(()) }
     }
 
     /// Tells the device to start.

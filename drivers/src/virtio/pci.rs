@@ -204,15 +204,15 @@ impl Transport for PciTransport {
         Ok(PciNotifier(notifier))
     }
 
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
-        let common = &self.registers.common;
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
         self.check_queue(index)?;
-        common.reset_queue(index)?;
-        let is_set = |offset| Ok::<_, Error>(common.read_queue::<u16>(index, offset)? != 0);
+        Ok(self.registers.common.reset_queue(index)?)
+    }
+
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error> {
+        let reads_0 = |offset| Ok::<_, Error>(self.registers.common.read_queue::<u16>(index, offset)? == 0);
         // It reads 1 until the reset is done, and the queue is disabled then (4.1.4.3.1).
-        let is_busy = || Ok(is_set(common::QUEUE_RESET)? || is_set(common::QUEUE_ENABLE)?);
-        let done = windows.wait(limit, || is_busy().map(|busy| (!busy).then_some(())).transpose());
-        done.unwrap_or(Err(Error::Timeout))
+        Ok(reads_0(common::QUEUE_RESET)? && reads_0(common::QUEUE_ENABLE)?)
     }
 }
 

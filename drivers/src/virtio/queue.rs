@@ -14,7 +14,7 @@ use super::{DriverOk, Error, Notify, QueueSetup, features};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueError {
     /// As many chains are in flight as can be, or so long ones that this one does not fit; some come back
-    /// with the next completions.
+    /// with the next completions. Or the queue is [being reset](super::Device::begin_reset_queue).
     Full,
     /// No segments, too many, an empty one, a readable one after a writable one, or 4 GiB and more.
     BadChain,
@@ -142,6 +142,8 @@ pub struct Queue<B: Buffers, N> {
     started: bool,
     /// The device wants a notification that was not sent yet, because it was not started.
     owed_kick: bool,
+    /// While the device is to reset the queue: the first free slot, which nobody is given then.
+    resetting: Option<u16>,
     /// How many chains it had been told of when it was notified once more of some of them.
     told_again: u64,
     kicks: u64,
@@ -204,6 +206,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             notifier,
             started: false,
             owed_kick: false,
+            resetting: None,
             told_again: 0,
             kicks: 0,
             interrupts: 0,
@@ -451,26 +454,38 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         has_used.map_err(|_| broken(&mut self.slots))
     }
 
-    /// Starts over: nothing may be in flight. `reset` has the device reset the queue, which is not written to
-    /// before; `set_up` makes the new notifier. If either fails the queue is broken.
-    pub(super) fn restart<T>(
-        &mut self,
-        transport: &mut T,
-        reset: impl FnOnce(&mut T) -> Result<(), Error>,
-        set_up: impl FnOnce(&mut T, &QueueSetup<'_>) -> Result<N, Error>,
-    ) -> Result<(), Error> {
-        let (slots, index) = (&mut self.slots, self.index);
-        slots.published = slots.submitted;
+    /// Takes nothing until [`restart`](Self::restart): the device is to reset the queue, in which nothing is
+    /// in flight, and which is not written to before it has.
+    pub(super) fn begin_reset(&mut self) {
+        self.slots.published = self.slots.submitted;
         self.owed_kick = false;
-        let format = &mut self.format;
-        let restarted = reset(transport).and_then(|()| {
-            with_ring!(format, ring => {
-                ring.rewind();
-                set_up(transport, &ring.setup(index)?)
-            })
+        self.resetting = Some(self.slots.pause());
+    }
+
+    /// Whether the device is to reset it, and has not yet.
+    pub(super) fn is_resetting(&self) -> bool {
+        self.resetting.is_some()
+    }
+
+    /// Starts over, once the device has reset the queue: `set_up` makes the new notifier. If it fails the
+    /// queue is broken.
+    pub(super) fn restart(
+        &mut self,
+        set_up: impl FnOnce(&QueueSetup<'_>) -> Result<N, Error>,
+    ) -> Result<(), Error> {
+        let index = self.index;
+        let set_up = with_ring!(&mut self.format, ring => {
+            ring.rewind();
+            ring.setup(index).and_then(|setup| set_up(&setup))
         });
-        self.notifier = restarted.inspect_err(|_| _ = slots.break_off())?;
+        self.notifier = set_up.inspect_err(|_| self.break_off())?;
+        self.resetting.take().into_iter().for_each(|free| self.slots.resume(free));
         Ok(())
+    }
+
+    /// Nothing more can be done with it.
+    pub(super) fn break_off(&mut self) {
+        self.slots.break_off();
     }
 
     /// Gives up the buffers that are in flight: the device was reset, so they are its no more. None unless

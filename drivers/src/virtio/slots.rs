@@ -209,6 +209,15 @@ impl<B: Buffers> Slots<B> {
         QueueError::Broken
     }
 
+    /// Takes no chain until `resume` with what this gives: the first of the free slots.
+    pub(super) fn pause(&mut self) -> u16 {
+        mem::replace(&mut self.free, NONE)
+    }
+
+    pub(super) fn resume(&mut self, free: u16) {
+        self.free = free;
+    }
+
     /// The slot that the next chain takes.
     #[inline]
     pub(super) fn next(&self) -> Option<u16> {

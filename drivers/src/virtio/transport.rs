@@ -113,8 +113,11 @@ pub trait Transport {
     fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>)
     -> Result<Self::Notifier, Error>;
 
-    /// Resets queue `index` alone and waits for that, up to `limit` by the clock of `windows`; then it can be
-    /// set up again. Called only with [`RING_RESET`](super::features::RING_RESET), and when the queue is
-    /// idle: it proves nothing about buffers in flight.
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error>;
+    /// Asks for a reset of queue `index` alone, and does not wait. Called only with
+    /// [`RING_RESET`](super::features::RING_RESET), and when the queue is idle: it proves nothing about
+    /// buffers in flight.
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error>;
+
+    /// Whether queue `index` has reset since it was asked: then it can be set up again.
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error>;
 }

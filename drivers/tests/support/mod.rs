@@ -113,6 +113,8 @@ pub struct Model {
     pub flapping: u32,
     /// Queues do not reset.
     pub stuck_queues: bool,
+    /// The queue that was asked to reset, and has not yet.
+    resetting: Option<u16>,
     /// The second word of the driver area when a queue was last reset: a split ring's available index.
     pub index_at_reset: u16,
     /// Flip these bits of the configuration when it changes.
@@ -157,6 +159,7 @@ impl Fake {
             gone: false,
             flapping: 0,
             stuck_queues: false,
+            resetting: None,
             index_at_reset: 0,
             flips: 0,
             looks: Vec::new(),
@@ -176,7 +179,7 @@ impl Fake {
 
     pub fn transport(&self) -> FakeTransport {
         let scratch = self.platform.add_registers(0xfee0_0000, 4096);
-        FakeTransport { platform: self.platform, model: self.model.clone(), scratch }
+        FakeTransport { platform: self.platform, id: self.id, model: self.model.clone(), scratch }
     }
 
     /// The device's windows, which the fake claims with the first call.
@@ -205,6 +208,7 @@ impl Fake {
 
 pub struct FakeTransport {
     platform: &'static HostPlatform,
+    id: DeviceId,
     model: Arc<Mutex<Model>>,
     /// Where bytes become any integer.
     scratch: HostMemory,
@@ -346,24 +350,29 @@ impl Transport for FakeTransport {
         Ok(FakeNotifier { model: self.model.clone(), index: setup.index })
     }
 
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
         let mut model = self.model();
         assert_ne!(model.accepted & RING_RESET, 0, "a queue reset without the feature");
+        assert_ne!(model.queues[usize::from(index)].size, 0, "queue {index} was not set up");
         model.events.push(Event::QueueReset(index));
+        model.resetting = Some(index);
+        Ok(())
+    }
+
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error> {
+        self.platform.advance(Duration::from_millis(1));
+        let mut model = self.model();
+        assert_eq!(model.resetting, Some(index), "nobody asked for it");
         if model.stuck_queues {
-            drop(model);
-            self.platform.advance(limit);
-            return Err(Error::Timeout);
+            return Ok(false);
         }
-        let queue = &mut model.queues[usize::from(index)];
-        assert_ne!(queue.size, 0, "queue {index} was not set up");
-        let driver = queue.driver;
-        let word = self.platform.translate(windows.device(), driver + 2, 2).unwrap();
+        model.resetting = None;
+        // The rings are still there.
+        let word = self.platform.translate(self.id, model.queues[usize::from(index)].driver + 2, 2).unwrap();
         model.index_at_reset = u16::from_le(word.slice().load(0, Ordering::Relaxed).unwrap());
         let queue = &mut model.queues[usize::from(index)];
         *queue = FakeQueue { max: queue.max, reset: true, ..FakeQueue::default() };
-        assert!(windows.usage().0 > 0, "the rings are still there");
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -298,11 +298,16 @@ impl<M: Model> Transport for Loopback<M> {
         Ok(Doorbell { device: self.clone(), index })
     }
 
-    fn reset_queue(&mut self, _: &DmaWindows, index: u16, _: Duration) -> Result<(), Error> {
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
         let mut state = self.0.borrow_mut();
         let there = state.features & features::RING_RESET != 0;
         let ring = state.rings.get_mut(usize::from(index)).filter(|_| there);
         *ring.ok_or(Error::QueueUnavailable(index))? = None;
         Ok(())
+    }
+
+    fn poll_reset_queue(&mut self, _: u16) -> Result<bool, Error> {
+        // It was done at once.
+        Ok(true)
     }
 }

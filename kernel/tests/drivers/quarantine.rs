@@ -88,8 +88,12 @@ impl Transport for Unproven {
         self.transport.borrow_mut().set_up_queue(windows, queue)
     }
 
-    fn reset_queue(&mut self, windows: &DmaWindows, index: u16, limit: Duration) -> Result<(), Error> {
-        self.transport.borrow_mut().reset_queue(windows, index, limit)
+    fn begin_reset_queue(&mut self, index: u16) -> Result<(), Error> {
+        self.transport.borrow_mut().begin_reset_queue(index)
+    }
+
+    fn poll_reset_queue(&mut self, index: u16) -> Result<bool, Error> {
+        self.transport.borrow_mut().poll_reset_queue(index)
     }
 }
 

@@ -148,13 +148,13 @@ fn queues_are_reset_where_that_was_negotiated() {
         for _ in 0..3 {
             assert_eq!(transport.set_up_queue(&windows, &setup).map(drop), Ok(()));
             assert_eq!(transport.set_up_queue(&windows, &setup).map(drop), taken);
-            let result = transport.reset_queue(&windows, 0, Duration::ZERO);
+            let result = transport.begin_reset_queue(0);
             assert_eq!(result, if reset == 0 { taken } else { Ok(()) });
             if reset == 0 {
                 break;
             }
         }
-        let beyond = transport.reset_queue(&windows, 1, Duration::ZERO);
+        let beyond = transport.begin_reset_queue(1);
         assert_eq!(beyond, Err(Error::QueueUnavailable(1)));
         transport.reset(&windows, Duration::ZERO).expect("it resets");
     }
