@@ -2,10 +2,14 @@
 
 mod support;
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
-use support::card::{ALL, Bench, FORMATS, HEADER, MAC, bench, bench_with, config, deliver, frame};
+use support::card::{
+    ALL, Bench, FORMATS, HEADER, MAC, PLAIN, bench, bench_with, config, deliver, frame, sent,
+};
 use support::{Fake, ID, grant};
 
 #[test]
@@ -125,6 +129,57 @@ fn a_batch_is_one_kick_each_way() {
     bench.net.kick();
     assert_eq!(kicks(&bench), (before.0 + 1, before.1 + 1));
     assert_eq!((bench.rx.pending(), bench.tx.pending()), (16, 8));
+}
+
+/// A card that swallows the frames it is to send is noticed once nothing came back for as long as one has
+/// patience, however full the ring is; one that is slow, or whose frames nobody has taken back, is not.
+#[test]
+fn a_card_that_swallows_frames() {
+    const PATIENCE: u64 = 30;
+    for format in FORMATS {
+        let Bench { mut net, mut rx, mut tx, .. } = bench_with(ALL | format, config(1, 1400), 4);
+        let secs = Duration::from_secs;
+        let check = |net: &mut Net<_>, now| net.check(secs(now), secs(PATIENCE));
+        let stuck = Err(QueueError::Unresponsive);
+        let send = |net: &mut Net<_>| {
+            assert_eq!(net.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
+            net.kick();
+        };
+        // Buffers to receive into wait for ever.
+        (0..5).for_each(|hour| assert_eq!(check(&mut net, 3600 * hour), Ok(())));
+        // It counts from when it was seen, and no frame that is sent, or received, starts it again.
+        for (now, expected) in [(9000, Ok(())), (9020, Ok(())), (9030, Ok(())), (9031, stuck)] {
+            if now < 9030 {
+                send(&mut net);
+            }
+            assert!(deliver(&mut rx, PLAIN, &[0; 60]));
+            assert_eq!(net.receive(1, |_| ()), Ok(1));
+            assert_eq!(check(&mut net, now), expected, "at {now}, {format:#x}");
+        }
+        // It was only slow: frames come back, of which nobody has taken any.
+        let chain = tx.take().unwrap();
+        tx.complete(chain.head, 0);
+        assert_eq!([9032, 9900].map(|now| check(&mut net, now)), [Ok(()), Ok(())]);
+        // One is taken back; another is kept.
+        send(&mut net);
+        assert_eq!([9901, 9931, 9932].map(|now| check(&mut net, now)), [Ok(()), Ok(()), stuck]);
+        // One after the other, each in time, though some is always on its way.
+        for turn in 1..10 {
+            let chain = tx.take().unwrap();
+            tx.complete(chain.head, 0);
+            send(&mut net);
+            assert_eq!(check(&mut net, 9932 + 20 * turn), Ok(()));
+        }
+        // All are back, and then nothing is on its way for long.
+        while sent(&mut tx).is_some() {}
+        assert_eq!(net.send(4, |_| ()), Ok(0));
+        assert_eq!(check(&mut net, 20_000), Ok(()));
+        send(&mut net);
+        assert_eq!([30_000, 30_030, 30_031].map(|now| check(&mut net, now)), [Ok(()), Ok(()), stuck]);
+        tx.complete(9, 0);
+        assert_eq!(net.send(1, |_| ()), Err(QueueError::Broken));
+        assert_eq!(check(&mut net, 30_032), Err(QueueError::Broken));
+    }
 }
 
 #[test]

@@ -468,12 +468,15 @@ fn smoltcp_sees_all_pairs() {
     }
     assert_eq!(seeds, [0, 20, 1, 21, 2, 22, 3, 23], "in turn");
     phy.kick();
-    let out = tx.iter_mut().map(|tx| std::iter::from_fn(|| sent(tx)).map(|frame| frame[0]).collect());
-    assert_eq!(
-        out.collect::<Vec<Vec<_>>>(),
-        [vec![0, 1, 2, 3], vec![], vec![20, 21, 22, 23]],
-        "where it came from"
-    );
+    let patience = Duration::from_secs(30);
+    assert_eq!(phy.check(Duration::ZERO, patience), Ok(()));
+    let mut out = |pair: usize| -> Vec<u8> {
+        std::iter::from_fn(|| sent(&mut tx[pair])).map(|frame| frame[0]).collect()
+    };
+    assert_eq!([out(0), out(1)], [vec![0, 1, 2, 3], vec![]], "where it came from");
+    assert_eq!(phy.check(2 * patience, patience), Err(QueueError::Unresponsive), "the last one keeps them");
+    assert_eq!(out(2), [20, 21, 22, 23], "where it came from");
+    assert_eq!(phy.check(3 * patience, patience), Ok(()));
     assert!(!phy.is_broken());
     rx[1].complete(77, 60);
     assert!(phy.receive(Instant::ZERO).is_none());

@@ -2,7 +2,10 @@
 
 mod support;
 
+use std::time::Duration;
+
 use ringfence_drivers::net::{MAX_FRAME_LEN, Phy};
+use ringfence_drivers::virtio::QueueError;
 use smoltcp::phy::{Device as _, RxToken, TxToken};
 use smoltcp::time::Instant;
 use support::card::{ALL, Bench, FORMATS, HEADER, PLAIN, bench, bench_with, config, deliver, frame, sent};
@@ -159,6 +162,7 @@ fn a_broken_ring_is_not_slept_on() {
         assert!(phy.enable_interrupts() || !phy.is_broken(), "full: {full}, {format:#x}");
         let _ = phy.net.receive(1, |_| panic!("nothing came"));
         assert!(phy.is_broken());
+        assert_eq!(phy.check(Duration::ZERO, Duration::ZERO), Err(QueueError::Broken));
         assert!(phy.enable_interrupts(), "full: {full}, {format:#x}");
     }
 }

@@ -5,6 +5,7 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Quiet, Segment, VolatileError};
 
@@ -174,6 +175,8 @@ pub struct NetPair<N> {
     tx_pool: DmaPool,
     /// The longest frame to send.
     most: usize,
+    /// While the card keeps frames to send: how many had come back, and since when none has.
+    silence: Option<(u64, Duration)>,
 }
 
 impl<N: Notify> NetPair<N> {
@@ -194,7 +197,7 @@ impl<N: Notify> NetPair<N> {
         let rx_pool = pool(receive.depth(), Direction::FromDevice)?;
         let tx_pool = pool(transmit.depth(), Direction::ToDevice)?;
         let most = usize::from(mtu).saturating_add(ETHERNET_HEADER_LEN);
-        Ok(Self { receive, transmit, rx_pool, tx_pool, most })
+        Ok(Self { receive, transmit, rx_pool, tx_pool, most, silence: None })
     }
 
     /// Fills the receive queue, once the device may use this pair.
@@ -219,6 +222,26 @@ impl<N: Notify> NetPair<N> {
     /// Whether the device broke the rules of a ring: drop the driver.
     pub fn is_broken(&self) -> bool {
         self.receive.is_broken() || self.transmit.is_broken()
+    }
+
+    /// Whether the card does what it should at `now`, by any clock. To be called again and again, after
+    /// [`kick`](Self::kick): the silence of a card is counted from the first call that sees it. Buffers to
+    /// receive into may wait for ever.
+    ///
+    /// # Errors
+    /// [`QueueError::Broken`], or [`QueueError::Unresponsive`] if the card has had frames to send for longer
+    /// than `patience`, and used none of them: drop the driver.
+    pub fn check(&mut self, now: Duration, patience: Duration) -> Result<(), QueueError> {
+        if self.is_broken() {
+            return Err(QueueError::Broken);
+        }
+        let sent = self.transmit.counters().completions;
+        // What it has used comes back when more is sent.
+        let waits = self.transmit.in_flight() > 0 && !self.transmit.has_used()?;
+        let goes_on = self.silence.filter(|&(before, _)| before == sent);
+        self.silence = waits.then(|| goes_on.unwrap_or((sent, now)));
+        let silent = self.silence.is_some_and(|(_, since)| now.saturating_sub(since) > patience);
+        if silent { Err(QueueError::Unresponsive) } else { Ok(()) }
     }
 
     /// What the receive and the transmit queue have done.

@@ -5,12 +5,13 @@
 
 use alloc::boxed::Box;
 use alloc::vec;
+use core::time::Duration;
 
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair, RxFrame};
-use crate::virtio::{Notify, Transport};
+use crate::virtio::{Notify, QueueError, Transport};
 
 /// A network driver with buffers for the frame that smoltcp looks at, and the one that it writes.
 ///
@@ -68,6 +69,14 @@ impl<T: Transport> Phy<T> {
     /// Whether the device broke the rules of a ring: drop the driver.
     pub fn is_broken(&mut self) -> bool {
         self.net.split().1.any(|pair| pair.is_broken())
+    }
+
+    /// See [`NetPair::check`]; for all pairs.
+    ///
+    /// # Errors
+    /// As there, of the first pair that has one.
+    pub fn check(&mut self, now: Duration, patience: Duration) -> Result<(), QueueError> {
+        self.net.split().1.try_for_each(|pair| pair.check(now, patience))
     }
 
     /// Copies the next frame of the pair that is the `ahead`th from the next one on, and says which pair that

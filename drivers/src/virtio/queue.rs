@@ -25,7 +25,8 @@ pub enum QueueError {
     /// The device broke the rules of the ring: it completed what it does not have. What it may still hold
     /// stays with the queue until the device is reset; no more can be done with the queue.
     Broken,
-    /// The device has kept requests to itself for longer than one has [patience](crate::block::Patience).
+    /// The device has kept requests, or frames to send, to itself for longer than one has patience:
+    /// [`Patience`](crate::block::Patience), [`NetPair::check`](crate::net::NetPair::check).
     Unresponsive,
 }
 
