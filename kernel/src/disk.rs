@@ -229,15 +229,10 @@ impl Disk {
     async fn give_up(&self, error: Error) {
         let Some(block) = self.control.borrow_mut().block.take() else { return };
         log::error!("disk {} given up: {error}", self.address);
-        let end = time::now() + RESET_LIMIT;
-        let mut quiet = None;
-        let asked = block.begin_shut_down().is_ok();
-        while asked && quiet.is_none() && time::now() < end {
-            quiet = block.poll_shut_down();
-            if quiet.is_none() {
-                Timer::after_millis(1).await;
-            }
-        }
+        let quiet = match block.begin_shut_down() {
+            Ok(()) => time::look_for(RESET_LIMIT, || block.poll_shut_down()).await,
+            Err(_) => None,
+        };
         self.queues.iter().for_each(|queue| queue.shared.close(quiet.as_ref()));
         self.wake_waiting();
         self.wake_watcher();

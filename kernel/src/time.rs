@@ -62,6 +62,18 @@ pub fn now() -> Duration {
     Duration::from_nanos(now_ns())
 }
 
+/// Calls `look` every millisecond until it finds something, or `limit` has passed.
+pub async fn look_for<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = now() + limit;
+    loop {
+        let found = look();
+        if found.is_some() || now() >= end {
+            return found;
+        }
+        Timer::after_millis(1).await;
+    }
+}
+
 /// A reading of some counter together with the TSC at that moment.
 #[derive(Clone, Copy)]
 struct Sample {
