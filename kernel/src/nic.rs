@@ -1,19 +1,28 @@
 //! The virtio network card under the TCP/IP stack.
 
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::mem;
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 
 use ringfence_drivers::net::Phy;
-use ringfence_drivers::virtio::{Counters, Error, PciTransport, QueueError};
+use ringfence_drivers::virtio::{Counters, Error, PciTransport, RESET_LIMIT};
 use ringfence_services::net;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 
+use crate::executor::Task;
 use crate::irq::DeviceInterrupts;
 use crate::second_look::SecondLook;
+use crate::time;
+
+/// How long a card may keep all frames that it is to send. Longer than the 5 s of Linux, which only warns
+/// then: here the card is given up for good, and a host may hold frames back for seconds, while it is
+/// migrated or whoever takes them is stopped.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What others see of a card that the stack owns.
 #[derive(Debug)]
@@ -39,6 +48,8 @@ impl Shared {
 pub struct Nic {
     /// `None` once the device had to be given up.
     phy: Option<Phy<PciTransport>>,
+    /// While a device that was given up resets.
+    leaving: Option<Task>,
     mac: [u8; 6],
     capabilities: DeviceCapabilities,
     interrupts: DeviceInterrupts,
@@ -63,7 +74,17 @@ impl Nic {
             gone: Cell::new(false),
         };
         let (shared, look) = (Rc::new(shared), SecondLook::default());
-        Self { phy: Some(phy), mac, capabilities, interrupts, shared, armed: true, sent: false, look }
+        Self {
+            phy: Some(phy),
+            leaving: None,
+            mac,
+            capabilities,
+            interrupts,
+            shared,
+            armed: true,
+            sent: false,
+            look,
+        }
     }
 
     /// What can be seen of the card once the stack owns it.
@@ -73,8 +94,7 @@ impl Nic {
 
     fn give_up(&mut self, why: Error) {
         log::error!("network card given up: {why}");
-        // Resets the device.
-        self.phy = None;
+        self.leaving = self.phy.take().map(|phy| -> Task { Box::pin(reset(phy)) });
         self.shared.gone.set(true);
         self.shared.link_up.set(false);
     }
@@ -89,6 +109,14 @@ impl Nic {
             }
         }
         Ok(())
+    }
+}
+
+/// Resets the device of a driver, and drops that when nothing waits for it any more.
+async fn reset(mut phy: Phy<PciTransport>) {
+    let control = phy.net.split().0;
+    if control.begin_shut_down().is_ok() {
+        time::look_for(RESET_LIMIT, || control.poll_shut_down()).await;
     }
 }
 
@@ -138,8 +166,8 @@ impl net::Nic for Nic {
             *counters = pair.counters();
         }
         drop(counters);
-        if phy.is_broken() {
-            self.give_up(QueueError::Broken.into());
+        if let Err(error) = phy.check(time::now(), PATIENCE) {
+            self.give_up(error.into());
         }
     }
 
@@ -149,11 +177,15 @@ impl net::Nic for Nic {
         if let Err(error) = self.take_interrupts(waker) {
             self.give_up(error);
         }
+        let mut context = Context::from_waker(waker);
+        if self.leaving.as_mut().is_some_and(|leaving| leaving.as_mut().poll(&mut context).is_ready()) {
+            self.leaving = None;
+        }
         let Some(phy) = &mut self.phy else { return };
         if !mem::replace(&mut self.armed, true) | mem::take(&mut self.sent) {
             self.look.want();
         }
-        if self.look.poll(&mut Context::from_waker(waker)) {
+        if self.look.poll(&mut context) {
             phy.kick_again();
         }
         if phy.enable_interrupts() {

@@ -321,15 +321,20 @@ fn one_disk_too_many() {
 #[test_case]
 const TOO_MANY: On = On("disks=33", &one_disk_too_many);
 
+/// A stack that asks for an address.
+fn stack(nic: Nic) -> &'static Stack<Nic> {
+    let pool = PoolConfig::for_memory(80, 64 << 20);
+    let config = Config { addressing: Addressing::Dhcp, seed: 1, pool };
+    Box::leak(Box::new(Stack::new(nic, config)))
+}
+
 /// The stack gets an address through every card. `quiet`: nothing wakes the processor when nothing happens.
 fn cards_get_addresses(nics: Vec<Nic>, mut tasks: Vec<Task>, quiet: bool) -> ! {
     let count = nics.len();
     let left = Rc::new(Cell::new(count));
     let seen: Vec<_> = nics.iter().map(Nic::shared).collect();
     for nic in nics {
-        let pool = PoolConfig::for_memory(80, 64 << 20);
-        let config = Config { addressing: Addressing::Dhcp, seed: 1, pool };
-        let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
+        let stack = stack(nic);
         tasks.push(Box::pin(async { stack.run().await }));
         let left = left.clone();
         tasks.push(Box::pin(async move {
@@ -382,6 +387,34 @@ fn two_cards_get_addresses() {
 /// Two cards, two networks.
 #[test_case]
 const TWO_CARDS: On = On("net,net-2,mem=24", &two_cards_get_addresses);
+
+fn card_that_swallows_frames_is_given_up() {
+    let (_devices, _, mut nics, mut tasks) = start();
+    let (nic, function) = (nics.remove(0), functions_for(Driver::Net)[0]);
+    let shared = nic.shared();
+    // QEMU stops a virtio device that may not master the bus.
+    function.config().disable_bus_master();
+    let stack = stack(nic);
+    tasks.push(Box::pin(async { stack.run().await }));
+    run_with(tasks, async move {
+        Timer::after_secs(29).await;
+        assert!(shared.counters(1).kicks > 0 && !shared.gone.get());
+        // It is noticed when the stack tries again.
+        let gone = async {
+            while !shared.gone.get() {
+                Timer::after_millis(10).await;
+            }
+        };
+        assert!(with_timeout(Duration::from_secs(15), gone).await.is_ok(), "{:?}", shared.counters(1));
+        Timer::after_millis(100).await;
+        assert_audit_clean();
+        // Its driver is gone, too: another can have it.
+        assert!(start_card(&function).0.link_up());
+    })
+}
+/// The stack's frames go nowhere.
+#[test_case]
+const SWALLOWS: On = On("net,slow", &card_that_swallows_frames_is_given_up);
 
 fn polled() -> DeviceInterrupts {
     DeviceInterrupts::Polled(Timer::after_millis(1))
