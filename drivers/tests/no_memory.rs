@@ -19,15 +19,18 @@ use ringfence_memory::DmaPool;
 use support::{Fake, grant};
 
 thread_local! {
-    static HEAP_IS_FULL: Cell<bool> = const { Cell::new(false) };
+    /// How many blocks this thread still gets.
+    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// The heap, which has no room for this thread when told so.
+/// The heap, which has as little room for this thread as it was told.
 struct Scarce;
 
 unsafe impl GlobalAlloc for Scarce {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if HEAP_IS_FULL.get() { std::ptr::null_mut() } else { unsafe { Heap.alloc(layout) } }
+        let Some(left) = LEFT.get().checked_sub(1) else { return std::ptr::null_mut() };
+        LEFT.set(left);
+        unsafe { Heap.alloc(layout) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         unsafe { Heap.dealloc(pointer, layout) }
@@ -37,12 +40,16 @@ unsafe impl GlobalAlloc for Scarce {
 #[global_allocator]
 static HEAP: Scarce = Scarce;
 
-/// Whoever allocates in `then` and does not expect that to fail ends the process.
-fn without_heap<R>(then: impl FnOnce() -> R) -> R {
-    HEAP_IS_FULL.set(true);
+/// Whoever allocates more in `then` and does not expect that to fail ends the process.
+fn with_blocks<R>(blocks: usize, then: impl FnOnce() -> R) -> R {
+    LEFT.set(blocks);
     let result = then();
-    HEAP_IS_FULL.set(false);
+    LEFT.set(usize::MAX);
     result
+}
+
+fn without_heap<R>(then: impl FnOnce() -> R) -> R {
+    with_blocks(0, then)
 }
 
 /// Counts how often a task was woken.
@@ -70,8 +77,11 @@ fn requests_are_refused_and_finished_without_memory() {
     let pool = DmaPool::new(&windows, 64, LEN).unwrap();
     let mut block = Block::new(fake.transport(), &grant(), windows).unwrap();
     let (tickets, mut ring) = (block.tickets(), fake.ring(0));
-    let none = without_heap(|| SharedQueue::new(&mut block, Hybrid::new(0)).map(drop));
-    assert_eq!(none, Err(QueueError::OutOfMemory));
+    // Whichever of its three tables it is that does not fit.
+    for blocks in 0..3 {
+        let none = with_blocks(blocks, || SharedQueue::new(&mut block, Hybrid::new(0)).map(drop));
+        assert_eq!(none, Err(QueueError::OutOfMemory), "{blocks}");
+    }
     let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
     let read =
         || Box::pin(queue.request(Request::Read { sector: 1, buffer: pool.take().unwrap(), len: LEN }));
@@ -104,6 +114,16 @@ fn requests_are_refused_and_finished_without_memory() {
     };
     assert_eq!((refused, done.len()), ((Err(RequestError::OutOfMemory), true), 2 * tickets));
     assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets);
+    // As many as ever before take none, however often.
+    for _ in 0..2 {
+        let mut last = done.pop().unwrap();
+        assert!(matches!(poll(&waker, &mut last), Poll::Ready((Ok(()), Some(_)))));
+        let mut next = read();
+        assert!(poll(&waker, &mut next).is_pending());
+        work();
+        done.push(next);
+    }
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets + 2);
     // Nothing is in the way of one for which there is memory.
     let mut waits = read();
     assert!(waits.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
@@ -113,7 +133,34 @@ fn requests_are_refused_and_finished_without_memory() {
     }
     assert!(poll(&waker, &mut waits).is_pending());
     work();
-    assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets + 1);
+    assert_eq!(woken.0.load(Ordering::Relaxed), 2 * tickets + 3);
     assert!(matches!(poll(&waker, &mut waits), Poll::Ready((Ok(()), Some(_)))));
     assert_eq!(pool.available(), 64);
+}
+
+/// However many there are: there is room for the wakers of all, and of the server.
+#[test]
+fn everybody_is_told_of_the_end_without_memory() {
+    for more in 0..6 {
+        let mut config = vec![0; 60];
+        config[0..8].copy_from_slice(&1024_u64.to_le_bytes());
+        let fake = Fake::new(DeviceType::BLOCK, features::VERSION_1, config, &[8]);
+        let windows = fake.windows();
+        let pool = DmaPool::new(&windows, 64, LEN).unwrap();
+        let mut block = Block::new(fake.transport(), &grant(), windows).unwrap();
+        let count = 2 * block.tickets() + more;
+        let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut context = Context::from_waker(&waker);
+        let mut transfers = Vec::new();
+        for _ in 0..count {
+            let request = Request::Read { sector: 1, buffer: pool.take().unwrap(), len: LEN };
+            transfers.push(Box::pin(queue.request(request)));
+            assert!(transfers.last_mut().unwrap().as_mut().poll(&mut context).is_pending());
+        }
+        assert!(queue.poll_serve(&mut context, Duration::ZERO).is_pending());
+        without_heap(|| queue.close(None));
+        assert_eq!(woken.0.load(Ordering::Relaxed), count + 1);
+    }
 }
