@@ -123,6 +123,8 @@ pub struct Model {
     pub looks: Vec<(usize, u8)>,
     /// After so many more looks the configuration is this.
     pub change: Option<(u32, Vec<u8>)>,
+    /// What the device does as soon as it is notified.
+    pub on_kick: Option<Box<dyn FnMut() + Send>>,
 }
 
 pub struct Fake {
@@ -164,6 +166,7 @@ impl Fake {
             flips: 0,
             looks: Vec::new(),
             change: None,
+            on_kick: None,
         };
         Self { platform, model: Arc::new(Mutex::new(model)), id: ID, windows: OnceLock::new() }
     }
@@ -389,5 +392,6 @@ impl Notify for FakeNotifier {
         assert_ne!(queue.size, 0, "a notification of a queue that is not set up");
         queue.position = Some(position);
         model.events.push(Event::Kick(self.index));
+        model.on_kick.iter_mut().for_each(|act| act());
     }
 }
