@@ -411,7 +411,8 @@ fn the_id_of_a_disk() {
     server.join().unwrap();
     let ticket = bench.read(0, SECTOR).unwrap();
     assert_eq!(bench.block.identify(bench.pool.take().unwrap(), Duration::ZERO), Err(Error::Busy));
-    assert!(bench.block.is_in_flight(ticket));
+    assert!(bench.block.is_in_flight(ticket) && bench.block.give_up(ticket));
+    assert!(!bench.block.is_in_flight(ticket), "nobody waits for it");
     bench.fake.model().gone = true;
 }
 

@@ -504,3 +504,17 @@ proptest! {
         prop_assert_eq!(free, 4, "all transmit buffers are with the driver");
     }
 }
+
+/// Who cannot wait asks, and looks now and then.
+#[test]
+fn a_shut_down_that_nobody_waits_for() {
+    let Bench { fake, mut net, .. } = bench(4);
+    let life = fake.windows().life();
+    let control = net.split().0;
+    assert!(control.poll_shut_down().is_none(), "nobody asked");
+    assert_eq!(fake.model().status & 4, 4);
+    assert_eq!(control.begin_shut_down(), Ok(()));
+    assert!(control.poll_shut_down().is_some_and(|quiet| quiet.ends(&life)));
+    drop(net);
+    assert_eq!(fake.platform.dma_in_use(), 0);
+}
