@@ -226,6 +226,25 @@ fn the_smallest_tables_and_areas() {
     }
 }
 
+#[test]
+fn a_queue_has_a_legal_size() {
+    fn check<F: RingFormat>(packed: bool) {
+        for size in [1, 2, 3, 6, 8, 1000, 32767, 32768, 32769, 65535, 65536, 65537_usize] {
+            let windows = DmaWindows::for_model(Box::leak(Box::new(HostPlatform::new())), DEVICE).unwrap();
+            let table = DescriptorTable::<F>::new(&windows, size, 0, Direction::ToDevice).unwrap();
+            // Room for the areas of any.
+            let areas = [(); 2].map(|()| windows.allocate(1 << 20).unwrap());
+            let [driver, device] = areas.each_ref().map(|area| area.address(0).unwrap());
+            let queue = table.queue(driver, device).map(|queue| (queue.size(), queue.is_packed()));
+            let is_legal = size <= 32768 && (packed || size.is_power_of_two());
+            let expected = if is_legal { Ok((size as u16, packed)) } else { Err(DmaError::BadLength) };
+            assert_eq!(queue, expected, "{size}, packed: {packed}");
+        }
+    }
+    check::<Split>(false);
+    check::<Packed>(true);
+}
+
 /// The author of a descriptor has all bits of its second half but the length and two flags, and joins them as
 /// they are.
 #[test]

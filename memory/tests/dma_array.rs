@@ -140,6 +140,17 @@ fn blocks_longer_than_memory() {
     assert_eq!(windows.usage(), (0, 0));
 }
 
+#[test]
+fn one_block_and_more_than_a_page_of_them() {
+    for (count, pages) in [(1, 1), (170, 1), (171, 2), (341, 2), (342, 3)] {
+        let windows = windows();
+        let blocks = DmaBlocks::<3>::new(&windows, count).unwrap();
+        assert_eq!((blocks.len(), blocks.is_empty()), (count, false));
+        assert_eq!(windows.usage().0, pages * PAGE, "{count}");
+        blocks.get(count - 1).unwrap().store::<2>(7, Release);
+    }
+}
+
 /// A descriptor as the device reads it: its two halves.
 fn descriptor<F: RingFormat>(windows: &DmaWindows, table: &DescriptorTable<F>, index: usize) -> (u64, u64) {
     let start = windows.publish(table.address()).unwrap();

@@ -121,6 +121,21 @@ fn position(count: u64, size: u16) -> Position {
     Position { index: index as u16, wrap: round.is_multiple_of(2) }
 }
 
+/// The first index that is passed, the last one, and those beside them.
+#[test]
+fn events_at_the_edges() {
+    for old in 65530..65542_u64 {
+        for count in (0..20).chain([32767, 32768, 65534, 65535]) {
+            let new = old + count;
+            for event in [old.saturating_sub(1), old, old + 1, new.saturating_sub(1), new] {
+                let passed = (old..new).contains(&event);
+                let found = virtqueue::need_event(event as u16, new as u16, old as u16);
+                assert_eq!(found, passed, "{event} between {old} and {new}");
+            }
+        }
+    }
+}
+
 proptest! {
     /// Index `new` came `count` after the old one, and the event lies `before` it or behind: no more than the
     /// indices tell apart.
