@@ -205,17 +205,12 @@ fn store(world: &mut World, input: &mut Input<'_>) {
         _ => world.buffers.pick_of(who, input).map(|(of, it)| (*of, it.segment(offset, len, writable))),
     };
     let Some((of, Some(segment))) = found else { return };
-    let exchange = input.flag();
-    let result = match table {
-        Table::Split(it) if exchange => {
-            assert_eq!(it.store_next(at, bits as u16).is_ok(), at < it.len());
-            it.store_segment(at, &segment, held)
-        }
-        _ => with_table!(table, it => match held {
-            true => it.hold(at, [(&segment, bits)]),
-            false => it.store(at, &segment, bits, Ordering::Relaxed),
-        }),
-    };
+    let wrapping = input.flag();
+    let result = with_table!(table, it => match held {
+        true => it.hold(at, [(&segment, bits)]),
+        false if wrapping => it.store_wrapping(at, &segment, bits, Ordering::Relaxed),
+        false => it.store(at, &segment, bits, Ordering::Relaxed),
+    });
     assert_eq!(result == Err(DmaError::WrongDevice), of != who, "{of:?}'s in a table of {who:?}");
 }
 

@@ -238,34 +238,48 @@ fn a_descriptor_says_what_its_segment_is() {
     pairs::<Packed>(&windows);
 }
 
-/// A segment is exchanged alone: whose `next` it is stays, and so do all other descriptors.
+/// As `store` does, but round and round: and to no other descriptor.
 #[test]
-fn the_segment_of_a_descriptor_is_exchanged() {
+fn descriptors_are_stored_round_and_round() {
     let windows = windows();
     let mut table = DescriptorTable::<Split>::new(&windows, 8, 0, Direction::ToDevice).unwrap();
     let buffer = DmaPool::new(&windows, 1, 512).unwrap().take().unwrap();
-    let at = windows.publish(buffer.address()).unwrap().raw_value();
-    let old = buffer.segment(0, 512, true).unwrap();
-    for index in 0..8 {
-        table.store(index, &old, u64::MAX, Relaxed).unwrap();
+    let at = at_of(&windows, &buffer);
+    for index in [0, 7, 8, 11, 1000, usize::MAX] {
+        for (writable, bits) in [(false, u64::MAX), (true, 0), (true, 1 << 32 | 5 << 48)] {
+            let segment = buffer.segment(100, 300, writable).unwrap();
+            let before: Vec<_> = (0..8).map(|at| descriptor(&windows, &table, at)).collect();
+            table.store_wrapping(index, &segment, bits, Release).unwrap();
+            let rest = 300 | bits & !(u64::from(u32::MAX) | 6 << 32) | if writable { 2 << 32 } else { 0 };
+            for (other, before) in before.into_iter().enumerate() {
+                let expected = if other == index % 8 { (at + 100, rest) } else { before };
+                assert_eq!(descriptor(&windows, &table, other), expected, "{index}");
+            }
+        }
     }
-    let untouched = descriptor(&windows, &table, 0);
-    for (index, writable, next) in [(3, false, false), (11, true, false), (19, false, true), (3, true, true)]
-    {
-        let segment = buffer.segment(100, 300, writable).unwrap();
-        table.store_segment(index, &segment, next).unwrap();
-        let flags = u64::from(next) | if writable { 2 } else { 0 };
-        assert_eq!(descriptor(&windows, &table, 3), (at + 100, 300 | flags << 32 | 0xffff << 48));
-        assert!((0..8).all(|at| at == 3 || descriptor(&windows, &table, at) == untouched), "{index}");
+    // Of another length some descriptor is written, but nothing beyond them.
+    let mut odd = DescriptorTable::<Packed>::new(&windows, 5, 64, Direction::Both).unwrap();
+    let behind = odd.array_after::<u64>(8).unwrap();
+    let segment = buffer.segment(0, 1, false).unwrap();
+    for index in [0, 5, 6, 7, 12, usize::MAX] {
+        odd.clear();
+        odd.store_wrapping(index, &segment, 0, Relaxed).unwrap();
+        assert_eq!(
+            (0..5).filter(|&at| descriptor(&windows, &odd, at) == (at_of(&windows, &buffer), 1)).count(),
+            1
+        );
+        assert!((0..8).all(|at| behind.load(at, Relaxed) == Some(0)), "{index}");
     }
-    table.store_next(3, 0x1234).unwrap();
-    assert_eq!(descriptor(&windows, &table, 3), (at + 100, 300 | 3 << 32 | 0x1234 << 48));
-    assert!(out_of_bounds(table.store_next(8, 0)) && out_of_bounds(table.store_next(usize::MAX, 0)));
-    assert!((0..8).all(|at| at == 3 || descriptor(&windows, &table, at) == untouched));
     let theirs = DmaWindows::for_model(platform(), DEVICE).unwrap();
     let foreign = DmaPool::new(&theirs, 1, 512).unwrap().take().unwrap();
-    let refused = table.store_segment(0, &foreign.segment(0, 1, true).unwrap(), false);
-    assert_eq!((refused, descriptor(&windows, &table, 0)), (Err(DmaError::WrongDevice), untouched));
+    let before = descriptor(&windows, &table, 0);
+    let refused = table.store_wrapping(0, &foreign.segment(0, 1, true).unwrap(), 0, Relaxed);
+    assert_eq!((refused, descriptor(&windows, &table, 0)), (Err(DmaError::WrongDevice), before));
+}
+
+/// Where the device finds a buffer.
+fn at_of(windows: &DmaWindows, buffer: &DmaBuf) -> u64 {
+    windows.publish(buffer.address()).unwrap().raw_value()
 }
 
 #[test]

@@ -129,16 +129,8 @@ pub(super) trait Ring {
     /// The next look goes on from here.
     fn set_used(&mut self, at: Self::Used);
 
-    /// Whether a chain of `count` descriptors has changed what [`add_one`](Self::add_one) writes only once.
-    fn has_changed(&self, _count: u16) -> bool {
-        false
-    }
-
-    /// The chain in `slot` came back, which took descriptors of no slot, which are free now, or
-    /// [changed](Self::has_changed) its own.
-    fn give_back(&mut self, _slot: u16) -> Result<(), QueueError> {
-        Ok(())
-    }
+    /// The chain in `slot` came back, which took descriptors of no slot: those are free now.
+    fn give_back(&mut self, _slot: u16) {}
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
     fn disable_interrupts(&mut self);

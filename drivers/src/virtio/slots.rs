@@ -24,7 +24,7 @@ struct Slot<B: Buffers> {
 const FREE: u64 = u64::MAX;
 /// In a number, which is above all others then: nobody waits for the chain.
 const GIVEN_UP: u64 = 1 << 63;
-/// The same: it has descriptors that belong to no slot, or has [changed](Ring::has_changed) its own.
+/// The same: it has descriptors that belong to no slot.
 const SPECIAL: u64 = 1 << 62;
 
 impl<B: Buffers> Slot<B> {
@@ -278,8 +278,7 @@ impl<B: Buffers> Slots<B> {
         let segment = &|number| buffers.segment(request, context, number);
         match ring.add(Chain { slot: index, own, segment, ends, spare }) {
             Ok(added) => {
-                let special = self.others.take(added.count) || ring.has_changed(added.count);
-                let number = self.submitted | if special { SPECIAL } else { 0 };
+                let number = self.submitted | if self.others.take(added.count) { SPECIAL } else { 0 };
                 self.free = slot.fill(buffers, added, number);
             }
             Err(error) => return Err((error, buffers)),
@@ -326,9 +325,8 @@ impl<B: Buffers> Slots<B> {
         Ok(self.completed.wrapping_sub(before) as usize)
     }
 
-    /// After a used element that names a chain with a mark in its number, or none: undoes what a special one
-    /// has changed, frees the slot of one that was given up and drops its buffers, or finds the element
-    /// wrong.
+    /// After a used element that names a chain with a mark in its number, or none: takes back what a special
+    /// one has, frees the slot of one that was given up and drops its buffers, or finds the element wrong.
     #[cold]
     #[inline(never)]
     fn take_marked<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
@@ -342,7 +340,7 @@ impl<B: Buffers> Slots<B> {
         if slot.number & SPECIAL != 0 {
             slot.number &= !SPECIAL;
             self.others.give_back(slot.count);
-            ring.give_back(used.id as u16)?;
+            ring.give_back(used.id as u16);
         }
         if slot.number & GIVEN_UP != 0 {
             let chain = slot.came_back(ring, &mut at, used);

@@ -56,10 +56,8 @@ pub(super) struct SplitRing {
     spare: Spare,
     /// Whether a chain of one segment of its own can be written as [`Ring::add_one`] does: to the first
     /// descriptor of its slot or, with ends, to the second. The ends are written once then, to the first and
-    /// the last, and so is that the last comes after the second.
+    /// the last.
     ready_for_one: bool,
-    /// How many descriptors that has.
-    one: u16,
     /// Of slot 0, the second descriptor and the last.
     second: u16,
     last: u16,
@@ -96,7 +94,6 @@ impl SplitRing {
             spare: Spare::new(&layout)?,
             layout,
             ready_for_one: false,
-            one: 1,
             second: layout.slots,
             // Below the size: slots have so many descriptors.
             last: layout.slots.wrapping_mul(layout.reserved.wrapping_sub(1)),
@@ -189,14 +186,12 @@ impl Ring for SplitRing {
     fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
         let Layout { slots, reserved, .. } = self.layout;
         let have_ends = B::ends(context, 0).is_some();
-        self.one = if have_ends { 3 } else { 1 };
-        self.ready_for_one = self.tables.is_none() && reserved >= self.one;
+        self.ready_for_one = self.tables.is_none() && reserved >= if have_ends { 3 } else { 1 };
         for slot in (0..slots).filter(|_| have_ends && self.ready_for_one) {
             let [first, last] = B::ends(context, slot).ok_or(QueueError::BadChain)?;
             let (second, end) = (slot.wrapping_add(self.second), slot.wrapping_add(self.last));
             store(&mut self.descriptors, slot, &first, Some(second))?;
             store(&mut self.descriptors, end, &last, None)?;
-            self.descriptors.store_next(second.into(), end)?;
         }
         Ok(())
     }
@@ -224,9 +219,10 @@ impl Ring for SplitRing {
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Added, QueueError> {
-        let second = if ends.is_some() { self.second } else { 0 };
-        let at = u32::from(slot).wrapping_add(second.into()) as usize;
-        self.descriptors.store_segment(at, segment, ends.is_some())?;
+        let (at, end) = (u32::from(slot), slot.wrapping_add(self.last));
+        let (at, next) =
+            if ends.is_some() { (at.wrapping_add(self.second.into()), Some(end)) } else { (at, None) };
+        self.descriptors.store_wrapping(at as usize, segment, link(next), Ordering::Relaxed)?;
         *available = self.add_available(*available, slot);
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let last = ends.map_or(0, |[_, last]| last.len());
@@ -313,18 +309,9 @@ impl Ring for SplitRing {
         self.used = at.next;
     }
 
-    fn has_changed(&self, count: u16) -> bool {
-        self.ready_for_one && count != self.one
-    }
-
     #[cold]
-    fn give_back(&mut self, slot: u16) -> Result<(), QueueError> {
+    fn give_back(&mut self, slot: u16) {
         self.spare.give_back(slot);
-        let (second, end) = (slot.wrapping_add(self.second), slot.wrapping_add(self.last));
-        if self.ready_for_one && self.one > 1 {
-            self.descriptors.store_next(second.into(), end)?;
-        }
-        Ok(())
     }
 
     fn disable_interrupts(&mut self) {

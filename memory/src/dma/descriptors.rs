@@ -223,6 +223,31 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(self.put(index, segment.address, Self::rest(segment, bits.into()), order)?)
     }
 
+    /// [`store`](Self::store), from the beginning again where the table ends, if its length is a power of two;
+    /// in other tables to some descriptor. For rings: of the index there is nothing to check.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if the segment is another device's memory.
+    #[inline(always)]
+    pub fn store_wrapping(
+        &mut self,
+        index: usize,
+        segment: &Segment<'_>,
+        bits: impl Into<DescriptorBits<F>>,
+        order: Ordering,
+    ) -> Result<(), DmaError> {
+        self.check(segment)?;
+        let rest = Self::rest(segment, bits.into());
+        // SAFETY: with no bits but those of `last` the index is not above it.
+        let [first, second] = unsafe { descriptor(self.words, index & self.last) };
+        // SAFETY: both in the memory that `region` keeps, and aligned.
+        unsafe {
+            u64::store(first, segment.address.to_le(), Ordering::Relaxed);
+            u64::store(second, rest.to_le(), order);
+        }
+        Ok(())
+    }
+
     /// Writes the descriptors of a chain one after the other from `index` on, of segments and bits as for
     /// [`store`](Self::store); but keeps the first for [`store_held`](Self::store_held), unless another is
     /// kept already.
@@ -355,39 +380,6 @@ impl<F: RingFormat> DescriptorTable<F> {
         }
         // SAFETY: as was just seen.
         Ok(unsafe { descriptor(self.words, index) })
-    }
-}
-
-impl DescriptorTable<Split> {
-    /// Writes a descriptor of `segment` at `index`, from the beginning again where the table ends, if its
-    /// length is a power of two. Its `next` stays, and is valid if `next` says so.
-    ///
-    /// # Errors
-    /// [`DmaError::WrongDevice`] if the segment is another device's memory.
-    #[inline(always)]
-    pub fn store_segment(&mut self, index: usize, segment: &Segment<'_>, next: bool) -> Result<(), DmaError> {
-        self.check(segment)?;
-        let flags = if segment.writable { WRITE } else { 0 } | u16::from(next);
-        // SAFETY: with no bits but those of `last` the index is not above it.
-        let [first, second] = unsafe { descriptor(self.words, index & self.last) };
-        // SAFETY: both in the memory that `region` keeps, and aligned: length and flags begin the second.
-        unsafe {
-            u64::store(first, segment.address.to_le(), Ordering::Relaxed);
-            u32::store(second.cast(), segment.len.to_le(), Ordering::Relaxed);
-            u16::store(second.cast::<u16>().add(2), flags.to_le(), Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Makes `next` the descriptor after the one at `index`.
-    ///
-    /// # Errors
-    /// [`DmaError::Access`] beyond the end.
-    pub fn store_next(&mut self, index: usize, next: u16) -> Result<(), DmaError> {
-        let [_, second] = self.at(index)?;
-        // SAFETY: in the memory that `region` keeps, and aligned: it ends the second half.
-        unsafe { u16::store(second.cast::<u16>().add(3), next.to_le(), Ordering::Relaxed) };
-        Ok(())
     }
 }
 
