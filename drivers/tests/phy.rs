@@ -166,3 +166,23 @@ fn a_broken_ring_is_not_slept_on() {
         assert!(phy.enable_interrupts(), "full: {full}, {format:#x}");
     }
 }
+
+/// What whoever sleeps looks at again: frames that nobody told of, and a notification that was lost.
+#[test]
+fn looks_again() {
+    let Bench { fake, net, mut rx, mut tx } = bench(4);
+    let (mut phy, now) = (Phy::new(net), Instant::ZERO);
+    assert!(!phy.has_received());
+    assert!(deliver(&mut rx, PLAIN, &frame(70, 1)));
+    assert!(phy.has_received());
+    assert!(phy.receive(now).is_some() && !phy.has_received());
+    tx.suppress_kicks(true);
+    phy.transmit(now).unwrap().consume(60, |bytes| bytes.fill(2));
+    phy.kick();
+    let kicks = fake.kicks(1);
+    tx.suppress_kicks(false);
+    phy.kick();
+    assert_eq!(fake.kicks(1), kicks, "nothing was published");
+    phy.kick_again();
+    assert_eq!((fake.kicks(1), sent(&mut tx)), (kicks + 1, Some(vec![2; 60])));
+}
