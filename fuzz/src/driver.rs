@@ -115,9 +115,16 @@ fn begin(world: &mut World, input: &mut Input<'_>) {
             }
         }
     };
-    let grant = if input.byte() == 7 { world.sides[0].cards()[1].grant() } else { card.grant() };
+    let how = input.byte();
+    let grant = if how == 7 { world.sides[0].cards()[1].grant() } else { card.grant() };
     let before = card.lives();
-    let offer = Device::begin(transport, DeviceType::BLOCK, &grant, windows);
+    let offer = if how & 8 == 0 {
+        Device::begin(transport, DeviceType::BLOCK, &grant, windows)
+    } else {
+        let starting = Device::begin_reset(transport, DeviceType::BLOCK, &grant, windows);
+        let asked = starting.map_err(|(error, _)| error);
+        asked.and_then(|mut starting| (0..3).find_map(|_| starting.poll()).unwrap_or(Err(Error::Timeout)))
+    };
     card.look();
     if let Ok(offer) = offer {
         assert_eq!(of, who, "a device was begun with other windows than its own");
