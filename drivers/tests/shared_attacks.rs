@@ -1,5 +1,5 @@
-//! Callers of a shared queue at their worst: times that no clock shows, wakers that change, call back or unwind,
-//! and thousands who leave in any order, or are refused while others wait.
+//! Callers of a shared queue at their worst: times that no clock shows, wakers that change, call back or
+//! unwind, and thousands who leave in any order, or are refused while others wait.
 
 mod support;
 #[path = "support/tasks.rs"]

@@ -223,8 +223,8 @@ impl<F: RingFormat> DescriptorTable<F> {
         Ok(self.put(index, segment.address, Self::rest(segment, bits.into()), order)?)
     }
 
-    /// [`store`](Self::store), from the beginning again where the table ends, if its length is a power of two;
-    /// in other tables to some descriptor. For rings: of the index there is nothing to check.
+    /// [`store`](Self::store), from the beginning again where the table ends, if its length is a power of
+    /// two; in other tables to some descriptor. For rings: of the index there is nothing to check.
     ///
     /// # Errors
     /// [`DmaError::WrongDevice`] if the segment is another device's memory.
