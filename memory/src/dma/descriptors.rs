@@ -239,12 +239,9 @@ impl<F: RingFormat> DescriptorTable<F> {
         self.check(segment)?;
         let rest = Self::rest(segment, bits.into());
         // SAFETY: with no bits but those of `last` the index is not above it.
-        let [first, second] = unsafe { descriptor(self.words, index & self.last) };
+        let halves = unsafe { descriptor(self.words, index & self.last) };
         // SAFETY: both in the memory that `region` keeps, and aligned.
-        unsafe {
-            u64::store(first, segment.address.to_le(), Ordering::Relaxed);
-            u64::store(second, rest.to_le(), order);
-        }
+        unsafe { write(halves, segment.address, rest, order) };
         Ok(())
     }
 
@@ -273,9 +270,8 @@ impl<F: RingFormat> DescriptorTable<F> {
             // `region` keeps, and aligned.
             unsafe {
                 if place > 0 || is_held {
-                    let [first, second] = descriptor(words, index.wrapping_add(place));
-                    u64::store(first, segment.address.to_le(), Ordering::Relaxed);
-                    u64::store(second, rest.to_le(), Ordering::Relaxed);
+                    let halves = descriptor(words, index.wrapping_add(place));
+                    write(halves, segment.address, rest, Ordering::Relaxed);
                 } else {
                     self.held = Some(Held { index, address: segment.address, rest });
                 }
@@ -363,12 +359,9 @@ impl<F: RingFormat> DescriptorTable<F> {
 
     #[inline]
     fn put(&self, index: usize, address: u64, rest: u64, order: Ordering) -> Result<(), VolatileError> {
-        let [first, second] = self.at(index)?;
+        let halves = self.at(index)?;
         // SAFETY: both in the memory that `region` keeps, and aligned.
-        unsafe {
-            u64::store(first, address.to_le(), Ordering::Relaxed);
-            u64::store(second, rest.to_le(), order);
-        }
+        unsafe { write(halves, address, rest, order) };
         Ok(())
     }
 
@@ -393,6 +386,19 @@ unsafe fn descriptor(words: NonNull<u64>, index: usize) -> [NonNull<u64>; 2] {
     let first = unsafe { words.add(index.wrapping_mul(2)) };
     // SAFETY: as above.
     [first, unsafe { first.add(1) }]
+}
+
+/// Writes a descriptor, the second half last and in one access.
+///
+/// # Safety
+/// Both halves are valid for atomic stores.
+#[inline(always)]
+unsafe fn write([first, second]: [NonNull<u64>; 2], address: u64, rest: u64, order: Ordering) {
+    // SAFETY: the caller's.
+    unsafe {
+        u64::store(first, address.to_le(), Ordering::Relaxed);
+        u64::store(second, rest.to_le(), order);
+    }
 }
 
 /// Where the parts of a queue are (virtio 1.4, 2.6), and how large it is: its descriptors, which are a
