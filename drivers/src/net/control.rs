@@ -136,7 +136,7 @@ impl<T: Transport> NetControl<T> {
         self.mac
     }
 
-    /// The most bytes that the fixed to send may carry after their Ethernet header: 68..=1500.
+    /// The most bytes that the frames to send may carry after their Ethernet header: 68..=1500.
     pub fn mtu(&self) -> u16 {
         self.mtu
     }

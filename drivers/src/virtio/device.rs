@@ -28,7 +28,7 @@ pub struct DriverOk(pub(super) Life);
 pub struct QueueShape {
     /// Slots are numbered from 0 to below this.
     pub slots: usize,
-    /// The most segments that a chain can have, with the fixed ones.
+    /// The most segments that a chain can have, with its ends.
     pub segments: u16,
 }
 

@@ -68,7 +68,7 @@ pub struct QueueOptions {
     pub size: u16,
     /// The most chains in flight.
     pub chains: u16,
-    /// Segments of a chain, with the fixed ones. So many chains as are in flight fit.
+    /// Segments of a chain, with its ends. So many chains as are in flight fit.
     pub segments: u16,
     /// The most segments of a chain: one such chain fits, if the ring has twice as many descriptors, and
     /// more if there is room.
@@ -107,8 +107,9 @@ impl Format {
     }
 }
 
-/// Looks at what the device wrote, and does something with the ring then. All looks go through here: an error
-/// breaks the queue at once, whoever found it, so that nobody can go on after it.
+/// Looks at what the device wrote, and does something with the ring then. All looks go through here, or
+/// through [`Queue::has_used`]: an error breaks the queue at once, whoever found it, so that nobody can go on
+/// after it.
 #[inline(always)]
 fn look<R: Ring, B: Buffers, T>(
     ring: &mut R,
