@@ -135,7 +135,7 @@ impl<T: Transport> Net<T> {
         let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;
         // After all pairs that there are, in use or not (5.1.2).
         let commands = (most > 1).then(|| most.wrapping_mul(2));
-        let control = NetControl::new(device, commands, mac, mtu.unwrap_or(DEFAULT_MTU))?;
+        let control = NetControl::new(device, commands, mac, most_bytes)?;
         let mut net = Self { control, first, others, asked: None };
         net.start(pairs)?;
         Ok(net)
