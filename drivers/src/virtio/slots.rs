@@ -210,6 +210,7 @@ impl<B: Buffers> Slots<B> {
     }
 
     /// Takes no chain until `resume` with what this gives: the first of the free slots.
+    #[inline]
     pub(super) fn pause(&mut self) -> u16 {
         mem::replace(&mut self.free, NONE)
     }
@@ -357,7 +358,7 @@ impl<B: Buffers> Slots<B> {
     #[inline(always)]
     fn begin(&mut self) -> u16 {
         self.broken = true;
-        mem::replace(&mut self.free, NONE)
+        self.pause()
     }
 }
 
