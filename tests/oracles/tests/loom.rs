@@ -3,7 +3,7 @@
 //! `--cfg ringfence_loom` only.
 #![cfg(ringfence_loom)]
 
-#[path = "../../drivers/tests/support/mod.rs"]
+#[path = "../../../drivers/tests/support/mod.rs"]
 mod support;
 
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 //! reverse.
 #![cfg(not(ringfence_loom))]
 
-#[path = "../../drivers/tests/support/mod.rs"]
+#[path = "../../../drivers/tests/support/mod.rs"]
 mod support;
 
 use std::cell::Cell;

@@ -4,7 +4,7 @@
 #![cfg(not(ringfence_loom))]
 
 mod common;
-#[path = "../../drivers/tests/support/mod.rs"]
+#[path = "../../../drivers/tests/support/mod.rs"]
 mod support;
 
 use std::collections::VecDeque;
