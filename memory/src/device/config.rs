@@ -5,8 +5,9 @@
 use core::fmt;
 
 use super::MmioRegion;
+use crate::dma::Side;
 use crate::lock::{Guard, Level, Lock};
-use crate::{DeviceId, DmaError, PhysAddr, Platform, PlatformError};
+use crate::{DeviceId, DmaError, DmaWindows, PhysAddr, Platform, PlatformError};
 
 /// Held while a register is read, changed and written back (else a bit that somebody else cleared would come
 /// back), while a function does not answer at its BARs, and while that would matter.
@@ -157,6 +158,7 @@ impl fmt::Debug for Ecam {
 #[derive(Debug)]
 pub struct DmaGrant {
     device: DeviceId,
+    side: Side,
 }
 
 impl DmaGrant {
@@ -166,7 +168,19 @@ impl DmaGrant {
     /// The caller promises, for the whole system, that `device` accesses only addresses that it was given. A
     /// hypervisor that emulates the device correctly keeps this; a physical device need not.
     pub const unsafe fn without_iommu(device: DeviceId) -> Self {
-        Self { device }
+        Self { device, side: Side::Bus }
+    }
+
+    /// The grant of a device model, which reaches no memory but through `windows`. No register of a device on
+    /// the bus takes it, whatever the model's number.
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] for the windows of a device on the bus.
+    pub fn for_model(windows: &DmaWindows) -> Result<Self, DmaError> {
+        match windows.side() {
+            Side::Model => Ok(Self { device: windows.device(), side: Side::Model }),
+            Side::Bus => Err(DmaError::WrongDevice),
+        }
     }
 
     /// The device that the grant is for.
@@ -255,9 +269,9 @@ impl ConfigSpace {
     /// Lets the device master the bus.
     ///
     /// # Errors
-    /// [`DmaError::WrongDevice`] if the grant is for another: nothing was written.
+    /// [`DmaError::WrongDevice`] if the grant is for another, or for a model: nothing was written.
     pub fn enable_bus_master(&self, grant: &DmaGrant) -> Result<(), DmaError> {
-        if grant.device != self.address.id() {
+        if grant.device != self.address.id() || grant.side != Side::Bus {
             return Err(DmaError::WrongDevice);
         }
         self.change_command(|command| command | COMMAND_BUS_MASTER);

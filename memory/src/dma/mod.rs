@@ -41,6 +41,7 @@ pub use windows::{DmaRegistry, DmaWindows};
 
 use crate::{Direction, PlatformError, VolatileError};
 use region::Region;
+pub(crate) use windows::Side;
 
 /// Why a DMA call was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

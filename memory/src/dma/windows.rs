@@ -96,7 +96,7 @@ fn with_room<S, T, R>(
 
 /// What is on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(crate) enum Side {
     /// A device on a bus, which knows no memory but by what its registers and descriptors say.
     Bus,
     /// A device model in this program, which reaches memory through snapshots of the table.
@@ -225,6 +225,10 @@ impl DmaWindows {
     /// The device that this table is for.
     pub fn device(&self) -> DeviceId {
         self.table().device
+    }
+
+    pub(crate) fn side(&self) -> Side {
+        self.table().side
     }
 
     /// The life that the device is in.
