@@ -17,8 +17,30 @@
 //! The driver is not trusted, and may change the rings while they are read. The descriptors of a chain are
 //! copied once, in a walk that is bounded by the queue size, and only the copy is looked at. An error is
 //! reported once; after it there is nothing more to be had from the chain or queue.
+//!
+//! [`loopback`] has whole devices made of it.
+#![no_std]
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+extern crate alloc;
 
 pub mod chain;
+#[allow(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "the driver is in the same program, and each length was compared with the memory's before"
+)]
+pub mod loopback;
 mod memory;
 mod order;
 mod packed;

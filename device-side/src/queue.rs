@@ -11,7 +11,7 @@ use super::order::{InOrder, Returned};
 use super::packed::Packed;
 pub use super::ring::DescType;
 use super::ring::{Desc, Device, Driver, Used};
-use crate::virtio::features;
+use ringfence_drivers::virtio::features;
 
 /// How the driver learns that chains were returned: an interrupt, or whatever the transport has.
 pub trait DriverNotify {

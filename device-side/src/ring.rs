@@ -191,13 +191,13 @@ impl Used {
 /// There is one writer: it is not `Clone`, and stays on its thread.
 ///
 /// ```compile_fail,E0277
-/// # use ringfence_drivers::virtio::device_side::ring::Device;
+/// # use ringfence_device_side::ring::Device;
 /// fn on_another_thread(device: Device<'static>) {
 ///     std::thread::spawn(move || device.queue_size());
 /// }
 /// ```
 /// ```compile_fail,E0599
-/// # use ringfence_drivers::virtio::device_side::ring::Device;
+/// # use ringfence_device_side::ring::Device;
 /// fn twice<'a>(device: &Device<'a>) -> Device<'a> {
 ///     Device::clone(device)
 /// }

@@ -1,19 +1,17 @@
 //! Our driver's queue against our device's: through the windows of one device, which are all that the device
 //! side sees of memory.
 
-mod support;
-
 use std::collections::VecDeque;
 
-use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{Position, RingMemory};
+use ringfence_device_side::chain::{ReadableChain, WritableChain};
+use ringfence_device_side::queue::{Position, RingMemory};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueOptions, features};
 use ringfence_memory::{
     DmaPool,
     fuchsia::{DriverMem, DriverRange},
 };
-use support::bench::no_controls;
-use support::{Fake, grant};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::{Fake, grant};
 
 const LEN: usize = 32;
 

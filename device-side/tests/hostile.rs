@@ -1,23 +1,18 @@
 //! The device's side of virtqueues against drivers that break every rule: typed errors, once; nothing
 //! endless; no byte touched that the driver may not lend.
 
-#[path = "support/fake_queue.rs"]
-mod fake_queue;
-
 use std::slice;
 
-use fake_queue::{
-    Arena, ChainBuilder, FakeQueue, INDIRECT, NEXT, NotificationCounter, Segment, TestQueue, WRITE,
-};
 use proptest::prelude::*;
-use ringfence_drivers::virtio::device_side::chain::{
-    ChainCompleteError, ChainError, ReadableChain, WritableChain,
-};
-use ringfence_drivers::virtio::device_side::queue::{DescError, Position, QueueError};
+use ringfence_device_side::chain::{ChainCompleteError, ChainError, ReadableChain, WritableChain};
+use ringfence_device_side::queue::{DescError, Position, QueueError};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
 use ringfence_memory::virtqueue::packed::{self, AVAIL, USED};
 use ringfence_memory::virtqueue::split::{self, AVAILABLE, Ring};
 use ringfence_memory::{Bytes, Direction, virtqueue};
+use ringfence_testkit::fake_queue::{
+    Arena, ChainBuilder, FakeQueue, INDIRECT, NEXT, NotificationCounter, Segment, TestQueue, WRITE,
+};
 
 const SIZE: u16 = 4;
 const WRAP: u16 = packed::Position::WRAP;

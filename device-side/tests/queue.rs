@@ -1,25 +1,20 @@
 //! The device's side of virtqueues against a fake driver that plays by the rules: split and packed, over any
 //! start and size.
 
-#[path = "support/fake_queue.rs"]
-mod fake_queue;
-
-use fake_queue::{Arena, ChainBuilder, FakeQueue, NotificationCounter, TestQueue};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use ringfence_drivers::virtio::device_side::chain::{
-    ChainCompleteError, ChainError, ReadableChain, Remaining, WritableChain,
-};
-use ringfence_drivers::virtio::device_side::queue::{
+use ringfence_device_side::chain::{ChainCompleteError, ChainError, ReadableChain, Remaining, WritableChain};
+use ringfence_device_side::queue::{
     DescChain, DriverNotify, PackedMemory, Position, Queue, QueueMemory, RingMemory,
 };
-use ringfence_drivers::virtio::device_side::ring::{DescAccess, DescType, Device, Driver, Used};
+use ringfence_device_side::ring::{DescAccess, DescType, Device, Driver, Used};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, INDIRECT_DESC};
 use ringfence_memory::{
     Bytes, Direction,
     fuchsia::{DeviceRange, DriverMem, DriverRange},
     virtqueue::packed,
 };
+use ringfence_testkit::fake_queue::{Arena, ChainBuilder, FakeQueue, NotificationCounter, TestQueue};
 
 const WRAP: u16 = packed::Position::WRAP;
 

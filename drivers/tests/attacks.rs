@@ -1,8 +1,6 @@
 //! What safe code could once do to get at memory that a device still has, or to have a device do what it
 //! should not yet. What the compiler refuses now is in the crate `compile-fail`.
 
-mod support;
-
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -17,9 +15,11 @@ use ringfence_memory::{
     DeviceId, Direction, DmaBuf, DmaError, DmaGrant, DmaPool, DmaWindows, Platform, Quiet, ResetError,
     fuchsia::{DriverMem, DriverRange},
 };
-use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_controls};
-use support::disk::{ALL, SECTOR, SECTORS, config};
-use support::{Event, Fake, FakeNotifier, FakeTransport, ID, RING_PACKED, RING_RESET, grant, platform};
+use ringfence_testkit::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_controls};
+use ringfence_testkit::disk::{ALL, SECTOR, SECTORS, config};
+use ringfence_testkit::{
+    Event, Fake, FakeNotifier, FakeTransport, ID, RING_PACKED, RING_RESET, grant, platform,
+};
 
 const OPTIONS: QueueOptions = QueueOptions { size: 8, chains: 2, segments: 3, longest: 3 };
 

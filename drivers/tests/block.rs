@@ -1,15 +1,13 @@
 //! The block driver against a disk in memory that answers through the ring, rightly or wrongly.
 
-mod support;
-
 use std::time::Duration;
 
 use proptest::prelude::*;
 use ringfence_drivers::block::{Block, Done, Geometry, Options, Request, RequestError, Ticket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DeviceId, DmaBuf, DmaPool, DmaWindows};
-use support::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
-use support::{Chain, DeviceRing, Fake, FakeTransport, INDIRECT_DESC, grant};
+use ringfence_testkit::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
+use ringfence_testkit::{Chain, DeviceRing, Fake, FakeTransport, INDIRECT_DESC, grant};
 
 struct Bench {
     fake: Fake,

@@ -1,15 +1,13 @@
 //! The block driver's options: several queues, depths and sizes of rings, indirect tables, both formats.
 
-mod support;
-
 use std::thread;
 
 use ringfence_drivers::block::{Block, BlockQueue, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
-use support::bench::FORMATS;
-use support::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
-use support::{
+use ringfence_testkit::bench::FORMATS;
+use ringfence_testkit::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
+use ringfence_testkit::{
     Chain, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
 };
 

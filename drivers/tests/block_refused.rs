@@ -1,14 +1,12 @@
 //! Why a disk's driver does not carry a request out, and what it counts.
 
-mod support;
-
 use std::time::Duration;
 
 use ringfence_drivers::block::{Block, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, Error, features};
 use ringfence_memory::{Direction, DmaBuf, DmaPool};
-use support::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
-use support::{Fake, FakeTransport};
+use ringfence_testkit::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
+use ringfence_testkit::{Fake, FakeTransport};
 
 struct Bench {
     fake: Fake,

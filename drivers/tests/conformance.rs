@@ -1,25 +1,21 @@
 //! What the specification demands of a driver and no other test shows.
 
-mod support;
-
 use ringfence_drivers::net::Phy;
 use ringfence_drivers::virtio::{BufferList, QueueError};
 use ringfence_memory::{Bytes, DeviceId, DmaPool, DmaWindows};
+use ringfence_testkit::bench::{BUFFER_LEN, Bench, Shape};
+use ringfence_testkit::{EVENT_IDX, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, card};
 use smoltcp::phy::{ChecksumCapabilities, Device as _};
-use support::bench::{BUFFER_LEN, Bench, Shape};
-use support::{EVENT_IDX, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, card};
 
-impl Bench {
-    /// What the device may look at: all descriptors of a packed ring, else the available ring.
-    fn shown(&self) -> Vec<u8> {
-        let queue = self.fake.model().queues[0];
-        let packed = self.fake.model().accepted & RING_PACKED != 0;
-        let size = usize::from(queue.size);
-        let (at, len) = if packed { (queue.descriptors, 16 * size) } else { (queue.driver, 4 + 2 * size) };
-        let mut bytes = vec![0; len];
-        self.ring.memory(at, len).slice().read_slice(&mut bytes, 0).unwrap();
-        bytes
-    }
+/// What the device may look at: all descriptors of a packed ring, else the available ring.
+fn shown(bench: &Bench) -> Vec<u8> {
+    let queue = bench.fake.model().queues[0];
+    let packed = bench.fake.model().accepted & RING_PACKED != 0;
+    let size = usize::from(queue.size);
+    let (at, len) = if packed { (queue.descriptors, 16 * size) } else { (queue.driver, 4 + 2 * size) };
+    let mut bytes = vec![0; len];
+    bench.ring.memory(at, len).slice().read_slice(&mut bytes, 0).unwrap();
+    bytes
 }
 
 /// A descriptor that was made available is not touched again (2.8.13, PACKED-DESC-2). What is refused is
@@ -30,7 +26,7 @@ fn a_refused_chain_shows_nothing() {
         let bits = [RING_PACKED, INDIRECT_DESC, IN_ORDER, EVENT_IDX];
         (0..4).filter(|at| set >> at & 1 != 0).map(|at| bits[at]).sum::<u64>()
     });
-    let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
+    let windows = DmaWindows::for_model(ringfence_testkit::platform(), DeviceId(ID.0 + 1)).unwrap();
     let foreign = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
     for (features, fixed) in sets.flat_map(|features| [(features, false), (features, true)]) {
         let (segments, longest) = if fixed { (5, 6) } else { (3, 4) };
@@ -40,7 +36,7 @@ fn a_refused_chain_shows_nothing() {
             bench.submit(1, round % 3).unwrap();
             bench.queue.kick();
             bench.submit(round % 2, 1).unwrap();
-            let before = bench.shown();
+            let before = shown(&bench);
             for count in 1..=4 {
                 for bad in 0..count {
                     let [mut buffers, _] = bench.item(count, 0).unwrap().into_buffers();
@@ -52,12 +48,12 @@ fn a_refused_chain_shows_nothing() {
                     parts[bad] = 8..BUFFER_LEN + 1;
                     let item = bench.item(count, 0).unwrap().with_segments(parts);
                     assert_eq!(bench.queue.submit(item).unwrap_err().0, QueueError::BadChain);
-                    assert_eq!(bench.shown(), before, "segment {bad} of {count}, {features:#x}, {fixed}");
+                    assert_eq!(shown(&bench), before, "segment {bad} of {count}, {features:#x}, {fixed}");
                 }
             }
             let item = bench.item(5, 0).unwrap();
             assert_eq!(bench.queue.submit(item).unwrap_err().0, QueueError::BadChain);
-            assert_eq!(bench.shown(), before, "too long, {features:#x}, {fixed}");
+            assert_eq!(shown(&bench), before, "too long, {features:#x}, {fixed}");
             bench.queue.kick();
             for _ in 0..2 {
                 let chain = bench.ring.take().unwrap();

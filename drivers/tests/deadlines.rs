@@ -1,10 +1,6 @@
 //! A caller has its answer when its time is up, whatever the device does, and nobody else has the buffer
 //! before the device is done with it.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::pin::Pin;
@@ -16,8 +12,8 @@ use proptest::sample::{Index, select};
 use ringfence_drivers::block::{CallResult, Patience, Request, RequestError, Transfer};
 use ringfence_drivers::virtio::{Hybrid, QueueError};
 use ringfence_memory::DmaBuf;
-use support::{Chain, FakeNotifier, IN_ORDER, INDIRECT_DESC, RING_PACKED};
-use tasks::*;
+use ringfence_testkit::tasks::*;
+use ringfence_testkit::{Chain, FakeNotifier, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 const FORMATS: [u64; 4] = [0, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 const ENDLESS: Patience = Patience { lost: usize::MAX, silence: None };

@@ -1,7 +1,5 @@
 //! Bringing a device up and shutting it down, in order, with devices that refuse.
 
-mod support;
-
 use std::collections::HashSet;
 
 use ringfence_drivers::block::Block;
@@ -10,8 +8,8 @@ use ringfence_drivers::virtio::{
     BufferList, Controls, Device, DeviceType, Error, Offer, QueueError, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{DeviceId, DmaError, DmaPool, MmioError, Platform, PlatformError, ResetError};
-use support::bench::{FORMATS, no_controls};
-use support::{Event, Fake, FakeTransport, grant, grant_for, platform};
+use ringfence_testkit::bench::{FORMATS, no_controls};
+use ringfence_testkit::{Event, Fake, FakeTransport, grant, grant_for, platform};
 
 const KIND: DeviceType = DeviceType(42);
 

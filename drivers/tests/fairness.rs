@@ -1,9 +1,5 @@
 //! Room in the ring goes to those who came first, whoever else is quick.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::task::{Context, Poll, Wake, Waker};
@@ -13,15 +9,16 @@ use proptest::sample::{Index, select};
 use ringfence_drivers::block::{Block, Options, Request, SharedQueue, Transfer};
 use ringfence_drivers::virtio::{DeviceType, Hybrid};
 use ringfence_memory::DmaPool;
-use support::disk::{ALL, SECTOR, config};
-use support::{Fake, FakeNotifier, IN_ORDER, INDIRECT_DESC, RING_PACKED};
-use tasks::*;
+use ringfence_testkit::disk::{ALL, SECTOR, config};
+use ringfence_testkit::tasks::*;
+use ringfence_testkit::{Fake, FakeNotifier, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 const FORMATS: [u64; 4] = [0, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 
 /// The sectors of the requests that the device has, in the order in which it took them.
 fn held(disk: &Disk) -> Vec<u64> {
-    let header = |chain: &support::Chain| disk.ring.read(&chain.segments[0])[8..16].try_into().unwrap();
+    let header =
+        |chain: &ringfence_testkit::Chain| disk.ring.read(&chain.segments[0])[8..16].try_into().unwrap();
     disk.pending.iter().map(|chain| u64::from_le_bytes(header(chain))).collect()
 }
 

@@ -1,16 +1,14 @@
 //! What a device finds that follows descriptors: for every chain its header, its segments and its status, and
 //! nothing else, whatever was in the ring before; and it stays so until the chain is used.
 
-mod support;
-
 use std::collections::{HashSet, VecDeque};
 
 use proptest::prelude::*;
 use proptest::sample::{Index, subsequence};
 use ringfence_drivers::virtio::{BufferList, Controls, QueueError, Ticket};
 use ringfence_memory::{Bytes, DeviceId, DmaPool, DmaWindows};
-use support::bench::{BUFFER_LEN, Bench, Shape};
-use support::{Chain, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
+use ringfence_testkit::bench::{BUFFER_LEN, Bench, Shape};
+use ringfence_testkit::{Chain, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
 
 #[derive(Clone, Debug)]
 enum Step {

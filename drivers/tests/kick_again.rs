@@ -2,10 +2,6 @@
 //! driver may publish and see what the device wanted a moment ago, while the device, which is going to sleep,
 //! does not see yet what was published. Nobody does anything from then on, until the driver looks again.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::RefCell;
 use std::task::Wake;
 use std::thread;
@@ -13,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
-use support::bench::{Bench, FORMATS};
-use support::{DeviceRing, EVENT_IDX, Event, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
-use tasks::{Shared, Task, check, server, settle};
+use ringfence_testkit::bench::{Bench, FORMATS};
+use ringfence_testkit::tasks::{Shared, Task, check, server, settle};
+use ringfence_testkit::{DeviceRing, EVENT_IDX, Event, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 /// All combinations that a ring's memory and events depend on, with the sizes of rings.
 fn rings() -> impl Iterator<Item = (u64, u16)> {
@@ -39,37 +35,6 @@ fn want_kick_at(ring: &DeviceRing, features: u64, position: u64) {
         (true, true) => ring.put_event([ring.event(position), 2]),
         (false, true) => ring.put_avail_event(ring.event(position)),
         (_, false) => ring.suppress_kicks(false),
-    }
-}
-
-impl Bench {
-    /// Puts `count` chains in flight while the device wants no notifications.
-    fn publish_unseen(&mut self, count: u16) {
-        self.ring.suppress_kicks(true);
-        let kicks = self.fake.kicks(0);
-        for number in 0..count {
-            self.submit(1 + usize::from(number % 2), 1).unwrap();
-        }
-        self.queue.kick();
-        assert_eq!(self.fake.kicks(0), kicks);
-    }
-
-    /// The device serves all that is in flight, in order.
-    fn serve(&mut self) {
-        while let Some(chain) = self.ring.take() {
-            self.ring.complete(chain.head, 7);
-        }
-        self.reap().unwrap();
-        assert_eq!(self.queue.in_flight(), 0);
-        self.check();
-    }
-
-    /// How many notifications `act` sends.
-    #[track_caller]
-    fn kicks_of(&mut self, act: impl FnOnce(&mut Self)) -> usize {
-        let before = self.fake.kicks(0);
-        act(self);
-        self.fake.kicks(0) - before
     }
 }
 
@@ -165,7 +130,10 @@ fn a_broken_queue_notifies_no_more() {
 }
 
 /// A task that waits for sector 5, the server, which is asleep, and the disk, which has not looked yet.
-fn asleep(bench: &mut tasks::Bench, then: impl FnOnce(&Shared<'_>, &mut tasks::Disk, [&mut Task<'_>; 2])) {
+fn asleep(
+    bench: &mut ringfence_testkit::tasks::Bench,
+    then: impl FnOnce(&Shared<'_>, &mut ringfence_testkit::tasks::Disk, [&mut Task<'_>; 2]),
+) {
     let (mut disk, request) = (bench.disk(0), bench.read(5));
     disk.ring.suppress_kicks(true);
     let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
@@ -182,8 +150,8 @@ fn asleep(bench: &mut tasks::Bench, then: impl FnOnce(&Shared<'_>, &mut tasks::D
 
 #[test]
 fn a_sleeping_server_notifies_again() {
-    for ring in tasks::formats() {
-        let mut bench = tasks::Bench::new(ring, 1, 64);
+    for ring in ringfence_testkit::tasks::formats() {
+        let mut bench = ringfence_testkit::tasks::Bench::new(ring, 1, 64);
         let model = bench.fake.model.clone();
         let kicks = || model.lock().events.iter().filter(|&&event| event == Event::Kick(0)).count();
         asleep(&mut bench, |queue, disk, [task, server]| {
@@ -203,8 +171,8 @@ fn a_sleeping_server_notifies_again() {
 
 #[test]
 fn a_sleeping_server_sees_what_raised_no_interrupt() {
-    for ring in tasks::formats() {
-        let mut bench = tasks::Bench::new(ring, 1, 64);
+    for ring in ringfence_testkit::tasks::formats() {
+        let mut bench = ringfence_testkit::tasks::Bench::new(ring, 1, 64);
         asleep(&mut bench, |queue, disk, [task, server]| {
             assert_eq!(disk.take(), 1);
             disk.finish(0);
@@ -218,9 +186,9 @@ fn a_sleeping_server_sees_what_raised_no_interrupt() {
 
 #[test]
 fn a_server_that_is_awake_looks_by_itself() {
-    let mut bench = tasks::Bench::new(0, 1, 64);
+    let mut bench = ringfence_testkit::tasks::Bench::new(0, 1, 64);
     let (disk, request) = (bench.disk(0), bench.read(5));
-    let tasks::Bench { fake, block, .. } = &mut bench;
+    let ringfence_testkit::tasks::Bench { fake, block, .. } = &mut bench;
     disk.ring.suppress_kicks(true);
     let queue = Shared::new(block, Hybrid::new(9)).unwrap();
     let ended = RefCell::default();
@@ -238,10 +206,10 @@ fn a_server_that_is_awake_looks_by_itself() {
 #[test]
 fn who_polls_for_long_notifies_again() {
     const LIMIT: Duration = Duration::from_secs(5);
-    for ring in tasks::formats() {
-        let mut bench = tasks::Bench::new(ring, 1, 64);
+    for ring in ringfence_testkit::tasks::formats() {
+        let mut bench = ringfence_testkit::tasks::Bench::new(ring, 1, 64);
         let (mut disk, request) = (bench.disk(0), bench.read(5));
-        let tasks::Bench { fake, block, .. } = &mut bench;
+        let ringfence_testkit::tasks::Bench { fake, block, .. } = &mut bench;
         disk.ring.suppress_kicks(true);
         thread::scope(|scope| {
             let device = scope.spawn(|| {

@@ -1,8 +1,6 @@
 //! Where the device limits segments, requests have many. They do not cost the short ones their room, and give
 //! back what they took of it.
 
-mod support;
-
 use std::collections::HashMap;
 
 use proptest::prelude::*;
@@ -10,9 +8,9 @@ use proptest::sample::{Index, select};
 use ringfence_drivers::block::{Block, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, QueueOptions};
 use ringfence_memory::{DmaBuf, DmaPool};
-use support::bench::{FORMATS, Room};
-use support::disk::{ALL, Disk, SECTOR, bytes, config};
-use support::{Chain, Fake, FakeTransport, IN_ORDER, INDIRECT_DESC};
+use ringfence_testkit::bench::{FORMATS, Room};
+use ringfence_testkit::disk::{ALL, Disk, SECTOR, bytes, config};
+use ringfence_testkit::{Chain, Fake, FakeTransport, IN_ORDER, INDIRECT_DESC};
 
 /// The disk's size.
 const LEN: usize = 4 << 20;
@@ -218,7 +216,7 @@ proptest! {
         steps in prop::collection::vec(step(), 1..200),
     ) {
         let features = format | if indirect { INDIRECT_DESC } else { 0 };
-        let size = if features & support::RING_PACKED == 0 { 1 << size.ilog2() } else { size };
+        let size = if features & ringfence_testkit::RING_PACKED == 0 { 1 << size.ilog2() } else { size };
         prop_assume!(size > 2);
         let mut bench = Bench::new(features, size_max, size, depth, 31);
         let longest = bench.longest() / SECTOR;

@@ -1,19 +1,13 @@
 //! The driver's queue against our device's, in every combination of ring features: what goes in comes out,
 //! once, and notifications are sent exactly when they are due, in both directions.
 
-#[path = "support/fake_queue.rs"]
-mod fake_queue;
-#[path = "support/rig.rs"]
-mod rig;
-mod support;
-
 use std::cell::Cell;
 use std::rc::Rc;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use rig::{LEN, Mode, Rig};
 use ringfence_drivers::virtio::QueueOptions;
+use ringfence_testkit::rig::{LEN, Mode, Rig};
 
 #[derive(Clone, Debug)]
 enum Step {

@@ -1,16 +1,14 @@
 //! The network driver against a card that sends and receives through the rings, and lies.
 
-mod support;
-
 use std::time::Duration;
 
 use proptest::prelude::*;
 use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
-use support::card::{
+use ringfence_testkit::card::{
     ALL, Bench, FORMATS, HEADER, MAC, PLAIN, bench, bench_with, config, deliver, frame, sent,
 };
-use support::{Fake, ID, grant};
+use ringfence_testkit::{Fake, ID, grant};
 
 #[test]
 fn comes_up_with_a_full_receive_ring() {

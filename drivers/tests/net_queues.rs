@@ -1,19 +1,17 @@
 //! The network driver's options: several pairs of queues and the command that turns them on, both formats,
 //! batches.
 
-mod support;
-
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use ringfence_drivers::net::{Net, NetPair, Options, Phy, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
-use smoltcp::phy::{Device as _, RxToken, TxToken};
-use smoltcp::time::Instant;
-use support::{
+use ringfence_testkit::{
     DeviceRing, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
 };
+use smoltcp::phy::{Device as _, RxToken, TxToken};
+use smoltcp::time::Instant;
 
 /// 5.1.3.
 const CTRL_VQ: u64 = 1 << 17;

@@ -1,11 +1,6 @@
 //! A queue that many tasks share, while the heap has no room: what it cannot take it gives back, and what it
 //! has taken it finishes.
-#![allow(clippy::undocumented_unsafe_blocks)]
 
-mod support;
-
-use std::alloc::{GlobalAlloc, Layout, System as Heap};
-use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,37 +11,11 @@ use std::time::Duration;
 use ringfence_drivers::block::{Block, Request, RequestError, SharedQueue};
 use ringfence_drivers::virtio::{DeviceType, Hybrid, QueueError, features};
 use ringfence_memory::DmaPool;
-use support::{Fake, grant};
-
-thread_local! {
-    /// How many blocks this thread still gets.
-    static LEFT: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-/// The heap, which has as little room for this thread as it was told.
-struct Scarce;
-
-unsafe impl GlobalAlloc for Scarce {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some(left) = LEFT.get().checked_sub(1) else { return std::ptr::null_mut() };
-        LEFT.set(left);
-        unsafe { Heap.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { Heap.dealloc(pointer, layout) }
-    }
-}
+use ringfence_testkit::heap::{Scarce, with_blocks};
+use ringfence_testkit::{Fake, grant};
 
 #[global_allocator]
 static HEAP: Scarce = Scarce;
-
-/// Whoever allocates more in `then` and does not expect that to fail ends the process.
-fn with_blocks<R>(blocks: usize, then: impl FnOnce() -> R) -> R {
-    LEFT.set(blocks);
-    let result = then();
-    LEFT.set(usize::MAX);
-    result
-}
 
 fn without_heap<R>(then: impl FnOnce() -> R) -> R {
     with_blocks(0, then)

@@ -1,7 +1,5 @@
 //! Enumeration, BARs, capabilities and names over configuration spaces that are right, and ones that are not.
 
-mod support;
-
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -9,7 +7,7 @@ use ringfence_drivers::pci::{Bar, Capability, Header, enumerate};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::DeviceType;
 use ringfence_memory::{ConfigAccess, PciAddress, PhysAddr, VirtioPci};
-use support::config::{FakeConfig, FakeFunction, address, virtio_capability};
+use ringfence_testkit::config::{FakeConfig, FakeFunction, address, virtio_capability};
 
 const MULTIFUNCTION: u8 = 0x80;
 
@@ -352,7 +350,7 @@ proptest! {
             function.config().enable_memory();
             prop_assert!(*config.reads.lock() - before < 2000);
             // There are no registers.
-            prop_assert!(VirtioPci::new(support::platform(), function.config()).is_err());
+            prop_assert!(VirtioPci::new(ringfence_testkit::platform(), function.config()).is_err());
             prop_assert!(*config.reads.lock() - before < 5000);
         }
     }

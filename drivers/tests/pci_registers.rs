@@ -1,14 +1,12 @@
 //! What is written to the registers and the configuration space of a device on PCI, and what is left alone.
 
-mod support;
-
 use std::time::Duration;
 
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::virtio::{Device, DeviceType, Error, QueueSetup, Transport, features};
 use ringfence_memory::{Bytes, DescriptorTable, Direction, DmaPool, Split};
-use support::pci::*;
-use support::{RING_RESET, grant};
+use ringfence_testkit::pci::*;
+use ringfence_testkit::{RING_RESET, grant};
 
 const CONFIG_VECTOR: usize = COMMON + 0x10;
 const NUM_QUEUES: usize = COMMON + 0x12;

@@ -1,8 +1,6 @@
 //! The PCI transport over a configuration space and registers that are plain memory: what is written can be
 //! seen, and what the device would say is put there beforehand.
 
-mod support;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,10 +11,10 @@ use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, InterruptStatus, QueueOptions, features,
 };
 use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, PlatformError};
-use support::bench::no_controls;
-use support::config::virtio_capability;
-use support::pci::*;
-use support::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::config::virtio_capability;
+use ringfence_testkit::pci::*;
+use ringfence_testkit::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant};
 
 #[test]
 fn a_block_device_end_to_end() {

@@ -1,14 +1,14 @@
 //! The network driver as a device of smoltcp.
 
-mod support;
-
 use std::time::Duration;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, Phy};
 use ringfence_drivers::virtio::QueueError;
+use ringfence_testkit::card::{
+    ALL, Bench, FORMATS, HEADER, PLAIN, bench, bench_with, config, deliver, frame, sent,
+};
 use smoltcp::phy::{Device as _, RxToken, TxToken};
 use smoltcp::time::Instant;
-use support::card::{ALL, Bench, FORMATS, HEADER, PLAIN, bench, bench_with, config, deliver, frame, sent};
 
 #[test]
 fn as_a_device_of_smoltcp() {

@@ -1,11 +1,9 @@
 //! The driver side of the virtqueue, in both formats, against a device model: polite, then not.
 
-mod support;
-
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, QueueError, QueueOptions, features};
 use ringfence_memory::{DeviceId, DmaPool, DmaWindows};
-use support::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_controls};
-use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, RING_PACKED, grant};
+use ringfence_testkit::bench::{BUFFER_LEN, Bench, FORMATS, Shape, no_controls};
+use ringfence_testkit::{EVENT_IDX, Event, Fake, ID, IN_ORDER, RING_PACKED, grant};
 
 #[test]
 fn round_trip_with_data() {
@@ -179,7 +177,7 @@ fn bad_chains_come_back() {
         assert_eq!(bench.submit(0, 0), Err(QueueError::BadChain));
         assert_eq!(bench.submit(3, 2), Err(QueueError::BadChain), "longer than the ring");
         bench.check();
-        let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
+        let windows = DmaWindows::for_model(ringfence_testkit::platform(), DeviceId(ID.0 + 1)).unwrap();
         let pool = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         // First, and after one that is in order.
         for ours in [0, 1, 2, 3] {
@@ -216,7 +214,7 @@ fn a_refused_segment_between_fixed_ones() {
     for format in FORMATS {
         let shape = Shape { features: format, size: 16, chains: 4, segments: 4, longest: 4, fixed: true };
         let mut bench = Bench::with(shape);
-        let windows = DmaWindows::for_model(support::platform(), DeviceId(ID.0 + 1)).unwrap();
+        let windows = DmaWindows::for_model(ringfence_testkit::platform(), DeviceId(ID.0 + 1)).unwrap();
         let foreign = DmaPool::new(&windows, 1, BUFFER_LEN).unwrap();
         // In each slot, and with something else in front or not.
         for round in 0..40 {

@@ -1,45 +1,17 @@
 //! What single features of queues and proofs about devices are good for: resets of one queue, event indices,
 //! and the proofs of another device.
 
-mod support;
-
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Queue, QueueError, QueueOptions, RESET_LIMIT, features,
 };
 use ringfence_memory::{Bytes, DeviceId, DmaError, DmaPool, Platform};
-use support::bench::{Bench, FORMATS, Shape, no_controls};
-use support::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
+use ringfence_testkit::bench::{Bench, FORMATS, Shape, no_controls};
+use ringfence_testkit::{EVENT_IDX, Event, Fake, ID, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET};
 
 /// Each format without and with the other features that a ring's memory depends on.
 fn rings() -> impl Iterator<Item = u64> {
     let others = [0, EVENT_IDX, INDIRECT_DESC, IN_ORDER, EVENT_IDX | INDIRECT_DESC | IN_ORDER];
     FORMATS.into_iter().flat_map(move |format| others.map(|others| format | others))
-}
-
-impl Bench {
-    /// `count` chains there and back, each with a kick of its own.
-    fn run(&mut self, count: usize) {
-        for number in 0..count {
-            self.submit(1 + number % 2, 1).unwrap();
-            self.ring.suppress_kicks(false);
-            let kicks = self.fake.kicks(0);
-            self.queue.kick();
-            assert_eq!(self.fake.kicks(0), kicks + 1);
-            let chain = self.ring.take().unwrap();
-            self.ring.complete(chain.head, 7);
-            assert_eq!(self.reap().unwrap(), [(self.names, Some(7))]);
-        }
-    }
-
-    /// Why a chain is not taken, for which there would be room.
-    fn refusal(&mut self) -> QueueError {
-        let item = self.item(1, 1).unwrap();
-        self.queue.submit(item).unwrap_err().0
-    }
-
-    fn resets(&self) -> usize {
-        self.fake.model().events.iter().filter(|&&event| event == Event::QueueReset(0)).count()
-    }
 }
 
 /// A device that uses in order finds the entries of a table in order, too (2.7.5.3.1).

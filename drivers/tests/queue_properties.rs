@@ -1,12 +1,10 @@
 //! The driver side of the virtqueue through any sequence of steps, in both formats and with every feature of
 //! the rings.
 
-mod support;
-
 use proptest::prelude::*;
 use ringfence_drivers::virtio::QueueError;
-use support::bench::{Bench, Shape};
-use support::{Chain, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+use ringfence_testkit::bench::{Bench, Shape};
+use ringfence_testkit::{Chain, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 #[derive(Clone, Debug)]
 enum Step {

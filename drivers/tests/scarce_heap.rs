@@ -1,33 +1,10 @@
 //! Queues are set up while the heap has no large block: that is an error, whichever of their tables it is
 //! that does not fit.
-#![allow(clippy::undocumented_unsafe_blocks)]
-
-mod support;
-
-use std::alloc::{GlobalAlloc, Layout, System as Heap};
-use std::cell::Cell;
 
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Error, QueueError, QueueOptions, features};
-use support::bench::no_controls;
-use support::{Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
-
-thread_local! {
-    /// The largest block that this thread gets.
-    static LARGEST: Cell<usize> = const { Cell::new(usize::MAX) };
-}
-
-/// The heap. What is aligned to pages is the host's DMA memory, which is no part of it.
-struct Scarce;
-
-unsafe impl GlobalAlloc for Scarce {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let fits = layout.align() >= 4096 || layout.size() <= LARGEST.get();
-        if fits { unsafe { Heap.alloc(layout) } } else { std::ptr::null_mut() }
-    }
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        unsafe { Heap.dealloc(pointer, layout) }
-    }
-}
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::heap::{LARGEST, Scarce};
+use ringfence_testkit::{Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 #[global_allocator]
 static HEAP: Scarce = Scarce;

@@ -1,9 +1,5 @@
 //! What whoever serves a queue does and is told, and when it is woken.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
@@ -13,8 +9,8 @@ use std::time::Duration;
 
 use ringfence_drivers::block::{Patience, Request, RequestError, Transfer};
 use ringfence_drivers::virtio::{Hybrid, QueueError};
-use support::{FakeNotifier, IN_ORDER, RING_PACKED};
-use tasks::*;
+use ringfence_testkit::tasks::*;
+use ringfence_testkit::{FakeNotifier, IN_ORDER, RING_PACKED};
 
 const FORMATS: [u64; 4] = [0, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 

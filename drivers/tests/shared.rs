@@ -1,10 +1,6 @@
 //! Many tasks on one queue: whatever order tasks, server and device run in, each task gets its own answer or
 //! none, and none sleeps for ever.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
@@ -20,8 +16,8 @@ use proptest::sample::Index;
 use ringfence_drivers::block::{CallResult, Request, RequestError};
 use ringfence_drivers::virtio::{Hybrid, QueueError};
 use ringfence_memory::DmaBuf;
-use support::{EVENT_IDX, INDIRECT_DESC};
-use tasks::*;
+use ringfence_testkit::tasks::*;
+use ringfence_testkit::{EVENT_IDX, INDIRECT_DESC};
 
 #[test]
 fn answers_reach_their_tasks_in_any_order() {
@@ -46,8 +42,12 @@ fn answers_reach_their_tasks_in_any_order() {
             .collect();
         tasks.iter_mut().for_each(|task| _ = task.run());
         server.run();
-        let kicks =
-            fake.lock().events.iter().filter(|event| matches!(event, support::Event::Kick(0))).count();
+        let kicks = fake
+            .lock()
+            .events
+            .iter()
+            .filter(|event| matches!(event, ringfence_testkit::Event::Kick(0)))
+            .count();
         assert_eq!(kicks, 1, "one notification for all");
         assert_eq!((disk.take(), queue.in_flight()), (16, 16));
         let mut expected = Vec::new();

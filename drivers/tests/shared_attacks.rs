@@ -1,10 +1,6 @@
 //! Callers of a shared queue at their worst: times that no clock shows, wakers that change, call back or
 //! unwind, and thousands who leave in any order, or are refused while others wait.
 
-mod support;
-#[path = "support/tasks.rs"]
-mod tasks;
-
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,8 +13,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use ringfence_drivers::block::{CallResult, Patience, Request, RequestError, Transfer};
 use ringfence_drivers::virtio::{Hybrid, QueueError};
-use support::{FakeNotifier, IN_ORDER, RING_PACKED};
-use tasks::*;
+use ringfence_testkit::tasks::*;
+use ringfence_testkit::{FakeNotifier, IN_ORDER, RING_PACKED};
 
 const FORMATS: [u64; 4] = [0, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 const ENDLESS: Patience = Patience { lost: usize::MAX, silence: None };

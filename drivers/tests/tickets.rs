@@ -1,13 +1,11 @@
 //! A ticket names one chain, and nothing once that came back. A chain that was given up stays with the queue
 //! until the device is done with it.
 
-mod support;
-
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use ringfence_drivers::virtio::{QueueError, Ticket};
-use support::bench::{Bench, FORMATS};
-use support::{Chain, EVENT_IDX, IN_ORDER};
+use ringfence_testkit::bench::{Bench, FORMATS};
+use ringfence_testkit::{Chain, EVENT_IDX, IN_ORDER};
 
 fn formats() -> impl Iterator<Item = u64> {
     FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER | EVENT_IDX])

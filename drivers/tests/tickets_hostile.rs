@@ -1,16 +1,14 @@
 //! A device that lies about chains that were given up, that are long, or that have no segments of their own;
 //! and callers that unwind while chains come back.
 
-mod support;
-
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use ringfence_drivers::virtio::{QueueError, Ticket};
-use support::bench::{Bench, FORMATS, Shape};
-use support::{EVENT_IDX, IN_ORDER};
+use ringfence_testkit::bench::{Bench, FORMATS, Shape};
+use ringfence_testkit::{EVENT_IDX, IN_ORDER};
 
 fn formats() -> impl Iterator<Item = u64> {
     FORMATS.into_iter().flat_map(|format| [format, format | IN_ORDER, format | IN_ORDER | EVENT_IDX])

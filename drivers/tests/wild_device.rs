@@ -1,8 +1,6 @@
 //! The driver's queue on a device that lies about order, and on one that writes anything anywhere it may
 //! write, in every combination of ring features.
 
-mod support;
-
 use proptest::prelude::*;
 use proptest::sample::{Index, select, subsequence};
 use ringfence_drivers::net::Net;
@@ -13,8 +11,8 @@ use ringfence_memory::{
     Bytes,
     virtqueue::{self, WORD_LEN, WRITE},
 };
-use support::bench::{Bench, FORMATS, Shape};
-use support::{Chain, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
+use ringfence_testkit::bench::{Bench, FORMATS, Shape};
+use ringfence_testkit::{Chain, EVENT_IDX, Fake, IN_ORDER, INDIRECT_DESC, RING_PACKED};
 
 /// Four chains, which the device has taken, and one that it was not told of.
 fn four_in_flight(format: u64) -> (Bench, Vec<Chain>, u16) {

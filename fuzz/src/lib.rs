@@ -24,9 +24,6 @@ pub mod card;
 mod dma;
 mod driver;
 pub mod input;
-/// The machine of memory's tests.
-#[path = "../../memory/tests/common/mod.rs"]
-mod machine;
 mod private;
 mod registers;
 pub mod side;

@@ -13,7 +13,7 @@ use ringfence_memory::{
 };
 
 use crate::card::Card;
-use crate::machine::{Config, System, frames};
+use ringfence_testkit::machine::{Config, System, frames};
 
 /// Cards of each platform.
 pub const CARDS: usize = 2;

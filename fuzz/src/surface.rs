@@ -162,7 +162,6 @@ mod tests {
             let name = path.file_name().and_then(|name| name.to_str());
             !skipped.contains(&name)
                 && !name.is_some_and(|name| name.contains("test"))
-                && !path.to_string_lossy().contains("device_side")
                 // Numbers, all of it.
                 && !path.to_string_lossy().contains("virtqueue")
         });

@@ -18,7 +18,6 @@ pub mod image;
 pub mod interrupts;
 pub mod irq;
 pub mod logging;
-pub mod loopback;
 pub mod memory;
 pub mod nic;
 pub mod panic;

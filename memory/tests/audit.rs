@@ -1,10 +1,8 @@
 //! The audit finds what is planted in the tables, each time by name.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;

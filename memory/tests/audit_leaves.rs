@@ -1,10 +1,8 @@
 //! What an audit says of each leaf and link that must not be, to the last page and frame.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 const PRESENT: u64 = 1;
 const WRITABLE: u64 = 2;

@@ -1,11 +1,9 @@
 //! An audit in steps, with everything else going on between them.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 

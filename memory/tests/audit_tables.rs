@@ -1,10 +1,8 @@
 //! Page tables that come and go right where an audit has come to.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 /// Goes on with an audit that has just begun, in steps of one entry when it has cleared its marks; `false` if
 /// it ends before.

@@ -1,10 +1,8 @@
 //! How much each step of an audit looks at, counted by hand.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 /// A leaf, a free block, a window or a device.
 const ONE: usize = 8;

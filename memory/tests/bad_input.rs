@@ -2,10 +2,8 @@
 //! answers with a typed error and leaves everything as it was.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 fn at(value: u64) -> VirtAddr {
     VirtAddr::new(value).unwrap()

@@ -1,8 +1,6 @@
 //! Configuration space, and what a device says there about itself.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod support;
-
 use std::array;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
@@ -15,8 +13,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use ringfence_testkit::registers::*;
 use spin::Mutex;
-use support::*;
 
 /// O20: whoever revokes has the last word.
 #[test]
@@ -45,6 +43,12 @@ fn a_revoked_bus_master_bit_stays_away() {
     });
     let stranger = unsafe { DmaGrant::without_iommu(DeviceId(0x77)) };
     assert_eq!(config.enable_bus_master(&stranger), Err(DmaError::WrongDevice));
+    let [model, bus] = [DmaWindows::for_model, DmaWindows::new]
+        .map(|claim| claim(card.platform, card.address.id()).unwrap());
+    let model = DmaGrant::for_model(&model).unwrap();
+    assert_eq!(model.device(), card.address.id());
+    assert_eq!(config.enable_bus_master(&model), Err(DmaError::WrongDevice), "a model's, of the same number");
+    assert_eq!(DmaGrant::for_model(&bus).err(), Some(DmaError::WrongDevice));
     assert_eq!(command() & (BUS_MASTER | MEMORY), MEMORY);
 }
 

@@ -1,10 +1,8 @@
 //! Memory and registers of devices, on the machine of `common`.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 #[test]
 fn dma_memory_never_becomes_private() {

@@ -3,14 +3,13 @@
 //! succeeds.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-#[path = "common/heap.rs"]
-mod heap;
-
-use common::*;
-use heap::{ALLOCATIONS, HEAP, UNDER_LOCK};
 use ringfence_memory::*;
+use ringfence_testkit::heap::{ALLOCATIONS, LARGEST, Scarce, UNDER_LOCK};
+use ringfence_testkit::machine::*;
 use std::any::Any;
+
+#[global_allocator]
+static HEAP: Scarce = Scarce;
 
 /// What is in short supply.
 #[derive(Clone, Copy, Debug)]
@@ -257,9 +256,9 @@ fn unmap_into_parts_without_heap() {
     let system = System::small();
     let mapping = system.space.allocate(521, Protection::ReadWrite).unwrap();
     let before = system.everything();
-    HEAP.set(0);
+    LARGEST.set(0);
     let result = mapping.unmap_into_parts();
-    HEAP.set(usize::MAX);
+    LARGEST.set(usize::MAX);
     let mapping = result.unwrap_err();
     assert_eq!(system.everything(), before);
     system.check();
@@ -309,9 +308,9 @@ fn lists_cannot_grow() {
         (windows.allocate(1).err(), pool, view, DmaWindows::for_model(platform, DeviceId(64)).err())
     };
     let before = (system.everything(), windows.usage(), windows.generation());
-    HEAP.set(400);
+    LARGEST.set(400);
     let failed = attempts();
-    HEAP.set(usize::MAX);
+    LARGEST.set(usize::MAX);
     let none = Some(DmaError::Platform(PlatformError::OutOfMemory));
     assert_eq!(failed, (none, none, [none; 2], none));
     assert!(before == (system.everything(), windows.usage(), windows.generation()));

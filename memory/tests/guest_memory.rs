@@ -1,16 +1,14 @@
 //! Memory as a device or a guest addresses it: the same rules for every implementor of `GuestMemory`.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
 use std::sync::atomic::Ordering::{Acquire, Release};
 
-use common::{PAGE, System, SystemPlatform};
 use proptest::prelude::*;
 use ringfence_memory::fuchsia::*;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::{PAGE, System, SystemPlatform};
 
 const DEVICE: DeviceId = DeviceId(0x10);
 

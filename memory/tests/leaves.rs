@@ -1,10 +1,8 @@
 //! Leaves of 4 KiB, 2 MiB and 1 GiB, and how larger ones are broken, on the machine of `common`.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 fn address(value: u64) -> VirtAddr {
     VirtAddr::new(value).unwrap()

@@ -1,11 +1,9 @@
 //! Mappings on the machine of `common`.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages};
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 
 fn address(value: u64) -> VirtAddr {
     VirtAddr::new(value).unwrap()

@@ -2,11 +2,9 @@
 //! window is looked up in the tables by the `x86_64` crate, and compared with a map of what should be there.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::collections::BTreeMap;
 use x86_64::structures::paging::mapper::{MappedFrame, OffsetPageTable, Translate, TranslateResult};
 use x86_64::structures::paging::{PageTable, PageTableFlags};

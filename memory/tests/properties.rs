@@ -1,11 +1,9 @@
 //! Properties of mappings: cutting and joining change nothing, and no frame is free while it can be reached.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::sync::{Arc, Mutex};
 
 fn at(value: u64) -> VirtAddr {

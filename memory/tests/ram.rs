@@ -1,11 +1,9 @@
 //! RAM as it is known and booked: runs, blocks of the DMA arena, quarantine, and what is told of them.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::ptr::NonNull;

@@ -1,14 +1,12 @@
 //! The registers of a device on the bus: what can be written to them, and what proves a reset.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod support;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
-use support::*;
+use ringfence_testkit::registers::*;
 
 /// Tells the device of a ring that is dropped then: its memory is in quarantine.
 fn told(card: &Card, virtio: &VirtioPci, windows: &DmaWindows) -> usize {

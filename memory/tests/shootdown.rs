@@ -2,11 +2,9 @@
 //! acknowledges late. Whatever one of them can still reach serves nobody else.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};

@@ -2,11 +2,9 @@
 //! own (Intel SDM volume 3, 4.5), and how many tables that takes.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::{PAGE, frames};
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::{PAGE, frames};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 

@@ -3,11 +3,9 @@
 //! `compile-fail`, named in the comment.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::*;
 use ringfence_memory::theseus::{BorrowedMappedPages, BorrowedSliceMappedPages, Mutable};
 use ringfence_memory::*;
+use ringfence_testkit::machine::*;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};

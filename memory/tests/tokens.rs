@@ -1,11 +1,9 @@
 //! Tokens for frames and pages, and the books behind them.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod common;
-
-use common::{PAGE, frames, storage};
 use proptest::prelude::*;
 use ringfence_memory::*;
+use ringfence_testkit::machine::{PAGE, frames, storage};
 
 fn allocator(span: FrameRange) -> &'static FrameAllocator {
     let words = FrameAllocator::storage_words(span.size_in_frames());

@@ -1,43 +1,21 @@
 //! What a virtio device says of its structures (virtio 1.4, 4.1.4), and where they are then.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-#[path = "common/heap.rs"]
-mod heap;
-mod support;
-
 use std::collections::BTreeSet;
 use std::fmt::Display;
 
-use heap::HEAP;
 use ringfence_memory::*;
-use support::*;
+use ringfence_testkit::heap::{LARGEST, Scarce};
+use ringfence_testkit::registers::*;
+
+#[global_allocator]
+static HEAP: Scarce = Scarce;
 
 /// Where the card's capabilities are in configuration space.
 const CAPABILITIES: [(u8, u16); 4] = [(1, 0x40), (3, 0x54), (4, 0x68), (2, 0x7c)];
 const MSIX_CAPABILITY: u16 = 0x90;
 const END: u32 = BAR_LEN as u32;
 const AT: [u32; 5] = [0, 0, NOTIFY as u32, ISR as u32, DEVICE_CONFIG as u32];
-
-impl Card {
-    /// The capability at `at` as 4.1.4 draws it, with a multiplier of 4.
-    fn describe(&self, at: u16, [cap_len, kind, bar, offset, length]: [u32; 5]) {
-        let header = 0x09 | u32::from(at + 0x14) << 8 | cap_len << 16 | kind << 24;
-        for (word, value) in [header, 0xa5a5_a500 | bar, offset, length, 4].into_iter().enumerate() {
-            self.poke(at + 4 * word as u16, value);
-        }
-    }
-
-    /// Bytes that are all different, as far as bytes can be.
-    fn pattern(&self) {
-        for at in (0..BAR_LEN).step_by(2) {
-            self.registers.slice().write_obj((at as u16).wrapping_mul(0x6d2b), at).unwrap();
-        }
-    }
-
-    fn at<T: zerocopy::FromBytes + AtomicAccess>(&self, offset: u32) -> T {
-        self.registers.slice().read_obj(offset as usize).unwrap()
-    }
-}
 
 /// A structure is used if its capability is long enough and of a kind and in a BAR that there are, and if it
 /// is aligned and there is enough of it in its BAR: else it is as if it were not there. How much more of it
@@ -300,17 +278,17 @@ fn structures_without_heap() {
     // The card's own list need not grow.
     card.written.lock().reserve(100);
     let platform = Clock::of(card);
-    HEAP.set(0);
+    LARGEST.set(0);
     let none = VirtioPci::new(platform, card.config());
-    HEAP.set(usize::MAX);
+    LARGEST.set(usize::MAX);
     assert_eq!(none.err(), Some(VirtioPciError::Platform(PlatformError::OutOfMemory)));
     assert!(platform.claims.lock().is_empty() && card.config_word(COMMAND) & 0xffff == MEMORY);
 
     let mut notify = card.virtio().notify;
     notify.notifier(0, 0, false).unwrap();
-    HEAP.set(0);
+    LARGEST.set(0);
     let all = (0..100).all(|offset| notify.notifier(0, offset, false).is_ok());
-    HEAP.set(usize::MAX);
+    LARGEST.set(usize::MAX);
     assert!(all);
 }
 

@@ -2,14 +2,12 @@
 //! for.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod support;
-
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringfence_memory::*;
-use support::stepped::Stepped;
-use support::*;
+use ringfence_testkit::registers::stepped::Stepped;
+use ringfence_testkit::registers::*;
 
 /// Writes: offset and value.
 type Log = Arc<Mutex<Vec<(usize, u32)>>>;

@@ -8,7 +8,7 @@ use ringfence_drivers::virtio::{
 };
 use ringfence_memory::DmaPool;
 
-use super::{Chain, DeviceRing, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
+use crate::{Chain, DeviceRing, Event, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
 
 pub const BUFFER_LEN: usize = 64;
 /// The split and the packed format.
@@ -223,5 +223,58 @@ impl Bench {
         assert!(self.queue.counters().rejected > 0);
         drop(self.queue);
         assert_eq!(self.pool.available(), self.buffers - held, "buffers in flight must not be lent again");
+    }
+
+    /// Puts `count` chains in flight while the device wants no notifications.
+    pub fn publish_unseen(&mut self, count: u16) {
+        self.ring.suppress_kicks(true);
+        let kicks = self.fake.kicks(0);
+        for number in 0..count {
+            self.submit(1 + usize::from(number % 2), 1).unwrap();
+        }
+        self.queue.kick();
+        assert_eq!(self.fake.kicks(0), kicks);
+    }
+
+    /// The device serves all that is in flight, in order.
+    pub fn serve(&mut self) {
+        while let Some(chain) = self.ring.take() {
+            self.ring.complete(chain.head, 7);
+        }
+        self.reap().unwrap();
+        assert_eq!(self.queue.in_flight(), 0);
+        self.check();
+    }
+
+    /// How many notifications `act` sends.
+    #[track_caller]
+    pub fn kicks_of(&mut self, act: impl FnOnce(&mut Self)) -> usize {
+        let before = self.fake.kicks(0);
+        act(self);
+        self.fake.kicks(0) - before
+    }
+
+    /// `count` chains there and back, each with a kick of its own.
+    pub fn run(&mut self, count: usize) {
+        for number in 0..count {
+            self.submit(1 + number % 2, 1).unwrap();
+            self.ring.suppress_kicks(false);
+            let kicks = self.fake.kicks(0);
+            self.queue.kick();
+            assert_eq!(self.fake.kicks(0), kicks + 1);
+            let chain = self.ring.take().unwrap();
+            self.ring.complete(chain.head, 7);
+            assert_eq!(self.reap().unwrap(), [(self.names, Some(7))]);
+        }
+    }
+
+    /// Why a chain is not taken, for which there would be room.
+    pub fn refusal(&mut self) -> QueueError {
+        let item = self.item(1, 1).unwrap();
+        self.queue.submit(item).unwrap_err().0
+    }
+
+    pub fn resets(&self) -> usize {
+        self.fake.model().events.iter().filter(|&&event| event == Event::QueueReset(0)).count()
     }
 }

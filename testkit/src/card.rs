@@ -3,7 +3,7 @@
 use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{DeviceType, features};
 
-use super::{DeviceRing, EVENT_IDX, Fake, FakeTransport, IN_ORDER, RING_PACKED, grant};
+use crate::{DeviceRing, EVENT_IDX, Fake, FakeTransport, IN_ORDER, RING_PACKED, grant};
 
 pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const HEADER: usize = 12;

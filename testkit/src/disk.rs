@@ -3,7 +3,7 @@
 use ringfence_drivers::virtio::features;
 use ringfence_memory::DmaBuf;
 
-use super::{Chain, DeviceRing};
+use crate::{Chain, DeviceRing};
 
 pub const SECTOR: usize = 512;
 pub const SECTORS: u64 = 64;

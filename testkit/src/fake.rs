@@ -1,13 +1,5 @@
 //! The other side of the drivers, for tests: a device model that shares no code with them. It reaches memory
 //! only by device address, and it can lie.
-#![allow(dead_code, unused_imports, missing_docs, reason = "each test uses a part of it")]
-
-pub mod bench;
-pub mod card;
-pub mod config;
-pub mod disk;
-pub mod pci;
-pub mod ring;
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
@@ -23,7 +15,7 @@ use ringfence_memory::{
 // Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
 use spin::{Mutex, MutexGuard};
 
-pub use ring::{Chain, DeviceRing, EVENT_IDX, IN_ORDER, INDIRECT_DESC, RING_PACKED, RING_RESET, Segment};
+use crate::{DeviceRing, RING_PACKED, RING_RESET};
 
 pub const ID: DeviceId = DeviceId(0x18);
 

@@ -1,6 +1,5 @@
 //! The driver's side of a virtqueue, split and packed, for tests of devices. Written from the specification;
 //! it shares no code with the rings of the crate but how they are laid out. It can publish anything.
-#![allow(dead_code, missing_docs, reason = "each test uses a part of it")]
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
@@ -8,7 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use ringfence_drivers::virtio::device_side::queue::{self, DriverNotify, Queue, RingMemory};
+use ringfence_device_side::queue::{self, DriverNotify, Queue, RingMemory};
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::virtqueue::packed::{self, Event, Position};
 use ringfence_memory::virtqueue::split::{self, AVAILABLE, NO_NOTIFICATION, Ring, UsedElement};

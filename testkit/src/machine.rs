@@ -1,7 +1,7 @@
 //! A machine on the host: RAM is a file in memory, the MMU is a fault handler that walks our page tables and
 //! maps what they say, and the TLB is what it has mapped so far. A mapping stays usable until it is flushed,
 //! exactly like a stale TLB entry, and touching memory through it is real.
-#![allow(dead_code, clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::undocumented_unsafe_blocks, reason = "a test dies of what is wrong here")]
 
 use ringfence_memory::*;
 use std::num::NonZeroUsize;

@@ -9,8 +9,8 @@ use ringfence_drivers::virtio::{Error, PciTransport};
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, DmaWindows, MsiMessage};
 
-use super::config::{FakeConfig, FakeFunction, address, virtio_capability};
-use super::{ID, grant, platform};
+use crate::config::{FakeConfig, FakeFunction, address, virtio_capability};
+use crate::{ID, grant, platform};
 
 /// Where QEMU puts its structures in BAR 4.
 pub const COMMON: usize = 0;

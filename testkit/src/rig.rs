@@ -4,16 +4,16 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use proptest::sample::Index;
-use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, Queue as DeviceQueue, RingMemory};
+use ringfence_device_side::chain::{ReadableChain, WritableChain};
+use ringfence_device_side::queue::{DescChain, Queue as DeviceQueue, RingMemory};
 use ringfence_drivers::virtio::{
     BufferList, Controls, Device, DeviceType, Error, Queue, QueueOptions, Ticket, features,
 };
 use ringfence_memory::{Direction, DmaBuf, DmaPool, DmaSnapshot, virtqueue::packed::Position};
 
+use crate::bench::Room;
 use crate::fake_queue::NotificationCounter;
-use crate::support::bench::Room;
-use crate::support::{Fake, FakeNotifier, FakeTransport, grant};
+use crate::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a segment at most.
 pub const LEN: usize = 16;

@@ -1,5 +1,4 @@
 //! A disk that a test plays, and tasks that wait for it.
-#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -14,7 +13,7 @@ use ringfence_drivers::block::{Block, CallResult, Options, Request, SharedQueue}
 use ringfence_drivers::virtio::{DeviceType, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 
-use crate::support::{
+use crate::{
     Chain, DeviceRing, EVENT_IDX, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED, grant,
 };
 

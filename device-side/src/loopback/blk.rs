@@ -3,9 +3,9 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::chain::{ChainError, ReadableChain, WritableChain};
+use crate::queue::{DescChain, DriverNotify};
 use ringfence_drivers::block::{ID_LEN, SECTOR_SIZE};
-use ringfence_drivers::virtio::device_side::chain::{ChainError, ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify};
 use ringfence_drivers::virtio::{DeviceType, features};
 
 use super::{Broken, Model, Queues, View};

@@ -1,5 +1,5 @@
 //! Virtio devices made of software, in the kernel itself: a second [`Transport`], over which the drivers work
-//! unchanged, and an example of how to use [`device_side`](ringfence_drivers::virtio::device_side).
+//! unchanged, and an example of how to use [`the queues`](crate).
 //!
 //! ```text
 //! driver ─► Transport for Loopback   registers: plain fields     Model   what the device does: RamDisk, Echo
@@ -141,11 +141,7 @@ impl<M: Model> Loopback<M> {
     }
 
     /// A device that reaches memory through `windows`, which are [those of a model](DmaWindows::for_model).
-    ///
-    /// # Panics
-    /// If their device id is of PCI segment 0, where the functions of this machine are.
     pub fn with_options(model: M, windows: DmaWindows, options: &Options) -> Self {
-        assert_ne!(windows.device().0 >> 16, 0, "a function may have this id");
         let rings = (0..model.queues()).map(|_| None).collect();
         Self(Rc::new(RefCell::new(State {
             model,
@@ -161,12 +157,11 @@ impl<M: Model> Loopback<M> {
     }
 
     /// The permission that a driver needs to start the device.
-    pub fn grant(&self) -> DmaGrant {
-        let id = self.0.borrow().windows.device();
-        // SAFETY: the only device that goes by this id is the model. Functions that this kernel can reach are
-        // of segment 0: see `config_access`, and `with_options` saw that the id is of another. And the model
-        // can reach nothing but what the windows show it: it has only a `View`.
-        unsafe { DmaGrant::without_iommu(id) }
+    ///
+    /// # Errors
+    /// [`DmaError::WrongDevice`] if its windows are not those of a model.
+    pub fn grant(&self) -> Result<DmaGrant, DmaError> {
+        DmaGrant::for_model(&self.0.borrow().windows)
     }
 
     /// While the device is held, notifications do not wake it; [`poll`](Self::poll) still does.

@@ -3,8 +3,8 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use ringfence_drivers::virtio::device_side::chain::{ChainError, ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify};
+use crate::chain::{ChainError, ReadableChain, WritableChain};
+use crate::queue::{DescChain, DriverNotify};
 use ringfence_drivers::virtio::{DeviceType, features};
 
 use super::{Broken, Model, Queues, View};

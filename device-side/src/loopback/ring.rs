@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 
-use ringfence_drivers::virtio::device_side::queue::{DriverNotify, Position, Queue, RingMemory};
+use crate::queue::{DriverNotify, Position, Queue, RingMemory};
 use ringfence_drivers::virtio::features;
 use ringfence_memory::{DmaError, DmaSnapshot, DmaWindows};
 

@@ -4,7 +4,6 @@ mod buffer_list;
 mod chain;
 mod controls;
 mod device;
-pub mod device_side;
 pub mod features;
 mod hybrid;
 mod in_order;

@@ -17,11 +17,11 @@ use core::time::Duration;
 
 use common::{address, assert_sound, physical};
 use million::Exerciser;
+use ringfence_device_side::loopback::{Loopback, RamDisk};
 use ringfence_drivers::block::{Block, Done, Request, RequestError, SECTOR_SIZE};
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Queue, QueueOptions, QueueSetup, Transport, status,
 };
-use ringfence_kernel::loopback::{Loopback, RamDisk};
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
@@ -31,7 +31,7 @@ use ringfence_memory::{
 
 ringfence_kernel::test_image!();
 
-/// Of no PCI function: there is no segment 0xffff.
+/// Numbers of models, which are their own.
 const DISK: DeviceId = DeviceId(0xffff_0000);
 const CARD: DeviceId = DeviceId(0xffff_0001);
 
@@ -46,7 +46,8 @@ fn disk() -> (Loopback<RamDisk>, DmaWindows) {
 }
 
 fn start(device: &Loopback<RamDisk>, windows: &DmaWindows) -> RamBlock {
-    Block::new(device.clone(), &device.grant(), windows.clone()).expect("the disk starts")
+    Block::new(device.clone(), &device.grant().expect("it is a model"), windows.clone())
+        .expect("the disk starts")
 }
 
 /// All that a disk can do besides reading and writing.
@@ -123,7 +124,12 @@ fn bytes(buffer: &DmaBuf) -> Vec<u8> {
 fn senseless_requests_are_answered() {
     const BLANK: u8 = 0xa5;
     let (device, windows) = disk();
-    let begun = Device::begin(device.clone(), DeviceType::BLOCK, &device.grant(), windows.clone());
+    let begun = Device::begin(
+        device.clone(),
+        DeviceType::BLOCK,
+        &device.grant().expect("it is a model"),
+        windows.clone(),
+    );
     let mut driver = begun.expect("the disk starts").negotiate(0).expect("nothing is asked for");
     let options = QueueOptions { size: 8, chains: 4, segments: 2, longest: 2 };
     let mut queue: Queue<BufferList, _> = driver.queue(0, &options, 2, |_| Ok(None)).expect("there is one");
@@ -279,7 +285,7 @@ fn read_to(device: &Loopback<RamDisk>, windows: &DmaWindows, address: u64, len: 
 
     let accepted = status::ACKNOWLEDGE | status::DRIVER;
     transport.set_status(accepted);
-    transport.start(&device.grant()).expect("it is the device's grant");
+    transport.start(&device.grant().expect("it is a model")).expect("it is the device's grant");
     transport.set_driver_features(1 << 32);
     transport.set_status(accepted | status::FEATURES_OK);
     transport.set_up_queue(windows, &rings.setup(0)).expect("the rings are in a window");
@@ -366,7 +372,7 @@ fn rings_must_be_in_the_windows() {
     assert_eq!(transport.set_up_queue(&windows, &beyond).err(), Some(Error::QueueUnavailable(1)));
     assert!(transport.set_up_queue(&windows, &good).is_ok());
     assert_eq!(transport.set_up_queue(&windows, &good).err(), Some(Error::QueueUnavailable(0)));
-    transport.start(&device.grant()).expect("it is the device's grant");
+    transport.start(&device.grant().expect("it is a model")).expect("it is the device's grant");
     transport.set_driver_features(1 << 32);
     let running = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
     transport.set_status(running);

@@ -2,9 +2,9 @@
 
 use alloc::vec::Vec;
 
+use ringfence_device_side::loopback::{Echo, Loopback};
 use ringfence_drivers::block::{Done, Request, SECTOR_SIZE};
 use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
-use ringfence_kernel::loopback::{Echo, Loopback};
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::time;
@@ -205,7 +205,8 @@ fn million_requests_are_served() {
 
     let card_windows = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
     let wire = Loopback::new(Echo::new(MAC), card_windows.clone());
-    let mut card = Net::new(wire.clone(), &wire.grant(), card_windows.clone()).expect("the card starts");
+    let mut card = Net::new(wire.clone(), &wire.grant().expect("it is a model"), card_windows.clone())
+        .expect("the card starts");
     assert_eq!((card.mac(), card.link_up(), card.queue_sizes()), (MAC, true, [256, 256]));
     let began = time::now();
     echo(&mut card, 600_000);

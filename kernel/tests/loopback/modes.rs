@@ -3,12 +3,12 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
+use ringfence_device_side::loopback::{Echo, Loopback, Options, RamDisk};
 use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
 use ringfence_drivers::net::{Net, Options as CardWish, RxFrame};
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Notify, Queue, QueueOptions, Transport, features, status,
 };
-use ringfence_kernel::loopback::{Echo, Loopback, Options, RamDisk};
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{DmaPool, DmaWindows};
 
@@ -41,7 +41,12 @@ fn every_combination_of_ring_features() {
         let (device, windows) = disk(&Options { features: chosen, queue_size: 64 }, 1);
         device.with_model(|model| model.disorder(bits.into()));
         let wish = Wish { queue_size: if has(features::RING_PACKED) { 61 } else { 64 }, ..Wish::default() };
-        let block = Block::with_options(device.clone(), &device.grant(), windows.clone(), &wish);
+        let block = Block::with_options(
+            device.clone(),
+            &device.grant().expect("it is a model"),
+            windows.clone(),
+            &wish,
+        );
         let mut exerciser = Exerciser::new(block.expect("the disk starts"), &windows);
         let block = exerciser.block();
         let always = features::VERSION_1 | features::ACCESS_PLATFORM | features::block::FLUSH;
@@ -69,8 +74,13 @@ fn several_queues() {
         // As many as there are, no more, and fewer if that is wished.
         for (wish, queues) in [(9, QUEUES), (QUEUES, QUEUES), (2, 2), (1, 1)] {
             let wish = Wish { queues: wish, ..Wish::default() };
-            let mut block = Block::with_options(device.clone(), &device.grant(), windows.clone(), &wish)
-                .expect("the disk starts");
+            let mut block = Block::with_options(
+                device.clone(),
+                &device.grant().expect("it is a model"),
+                windows.clone(),
+                &wish,
+            )
+            .expect("the disk starts");
             assert_ne!(block.features() & features::block::MQ, 0);
             let pool = DmaPool::new(&windows, queues.into(), SECTOR_SIZE).expect("there is memory");
             let (_, each) = block.split();
@@ -118,7 +128,7 @@ fn notifications_that_lie() {
         for data in [0, features::NOTIFICATION_DATA] {
             let (device, windows) = disk(&Options { features: packed | data, queue_size: 4 }, 1);
             let mut transport = device.clone();
-            transport.start(&device.grant()).expect("it is the device's grant");
+            transport.start(&device.grant().expect("it is a model")).expect("it is the device's grant");
             transport.set_driver_features(features::VERSION_1 | packed | data);
             transport.set_status(RUNNING & !status::DRIVER_OK);
             let rings = Rings::new(&windows);
@@ -170,8 +180,13 @@ fn cards_with_several_pairs() {
         let wire = Loopback::with_options(Echo::new(MAC).with_pairs(PAIRS), windows.clone(), &offer);
         for (wish, pairs) in [(1, 1), (2, 2), (8, PAIRS)] {
             let wish = CardWish { pairs: wish, ..CardWish::default() };
-            let mut card = Net::with_options(wire.clone(), &wire.grant(), windows.clone(), &wish)
-                .expect("the card starts");
+            let mut card = Net::with_options(
+                wire.clone(),
+                &wire.grant().expect("it is a model"),
+                windows.clone(),
+                &wish,
+            )
+            .expect("the card starts");
             let used = wire.with_model(|model| model.pairs());
             assert_eq!((card.pairs(), used), (pairs.into(), pairs), "with {:#x}", offer.features);
             let each = card.split().1;
@@ -210,7 +225,12 @@ fn pairs_are_set_by_command() {
     let mut pools = Pools::new(&windows);
     for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)]
     {
-        let begun = Device::begin(card.clone(), DeviceType::NET, &card.grant(), windows.clone());
+        let begun = Device::begin(
+            card.clone(),
+            DeviceType::NET,
+            &card.grant().expect("it is a model"),
+            windows.clone(),
+        );
         let mut driver = begun.expect("the card starts").negotiate(negotiated).expect("it is offered");
         assert_eq!((driver.features() & negotiated, driver.config::<u16>(8)), (negotiated, Ok(PAIRS)));
         let options = QueueOptions { size: 4, chains: 1, segments: 2, longest: 2 };

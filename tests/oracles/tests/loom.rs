@@ -3,23 +3,20 @@
 //! `--cfg ringfence_loom` only.
 #![cfg(ringfence_loom)]
 
-#[path = "../../../drivers/tests/support/mod.rs"]
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
 use loom::model::Builder;
 use loom::thread;
-use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{Position, RingMemory};
+use ringfence_device_side::chain::{ReadableChain, WritableChain};
+use ringfence_device_side::queue::{Position, RingMemory};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
 use ringfence_memory::shadow::{Cover, cover};
 use ringfence_memory::{DmaBuf, DmaPool, DmaSnapshot, DmaWindows, fuchsia::DeviceRange};
-use support::bench::no_controls;
-use support::{Fake, FakeNotifier, FakeTransport, grant};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a question and of its answer.
 const LEN: usize = 4;

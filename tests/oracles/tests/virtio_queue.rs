@@ -4,8 +4,6 @@
 #![cfg(not(ringfence_loom))]
 
 mod common;
-#[path = "../../../drivers/tests/support/mod.rs"]
-mod support;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -19,8 +17,8 @@ use ringfence_drivers::virtio::{
     BufferList, Completion, Device, DeviceType, Queue, QueueError, QueueOptions, QueueShape, Ticket, features,
 };
 use ringfence_memory::{Bytes as _, Direction, DmaPool, DmaWindows};
-use support::bench::no_controls;
-use support::{Fake, FakeNotifier, FakeTransport, grant};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::{Fake, FakeNotifier, FakeTransport, grant};
 use virtio_queue::{DescriptorChain, Queue as TheirQueue, QueueT, Reader, Writer};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory, Permissions};
 

@@ -2,23 +2,20 @@
 //! reverse.
 #![cfg(not(ringfence_loom))]
 
-#[path = "../../../drivers/tests/support/mod.rs"]
-mod support;
-
 use std::cell::Cell;
 use std::mem::{align_of, offset_of, size_of};
 use std::ptr::NonNull;
 
-use ringfence_drivers::virtio::device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
-use ringfence_drivers::virtio::device_side::ring::{Device, Driver, Used};
+use ringfence_device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
+use ringfence_device_side::ring::{Device, Driver, Used};
 use ringfence_drivers::virtio::{
     BufferList, Device as Bringup, DeviceType, Queue, QueueOptions, features, status,
 };
 use ringfence_memory::{
     DeviceId, Direction, DmaBuf, DmaPool, DmaRegion, DmaWindows, VolatileSlice, fuchsia::DeviceRange,
 };
-use support::bench::no_controls;
-use support::{Fake, FakeNotifier, grant, platform};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::{Fake, FakeNotifier, grant, platform};
 use virtio_spec::virtq::{self, AvailF, DescF, UsedF};
 use virtio_spec::{DeviceStatus, F, RingEventFlags, blk, net, pvirtq};
 

@@ -6,8 +6,8 @@ use hyperlight_common::virtq::{BufferChain, RingConsumer};
 use ringfence_memory::VolatileError;
 
 use crate::common::noise;
-use crate::fake_queue::{self, Arena, ChainBuilder, FakeQueue};
 use crate::{Memory, Shared, Step, layout, polled};
+use ringfence_testkit::fake_queue::{Arena, ChainBuilder, FakeQueue};
 
 impl Shared for &Arena {
     fn read(&self, address: u64, to: &mut [u8]) -> Result<(), VolatileError> {
@@ -87,7 +87,7 @@ pub fn before_a_consumer(size: u16, steps: Vec<Step>) {
                 theirs.submit_used(id, data.len() as u32).unwrap();
                 if !data.is_empty() {
                     // They leave out what our fake driver insists on (2.8.7).
-                    arena.put16(slot + 14, arena.get16(slot + 14) | fake_queue::WRITE);
+                    arena.put16(slot + 14, arena.get16(slot + 14) | ringfence_testkit::fake_queue::WRITE);
                 }
                 returned.push_back((id, data));
             }

@@ -10,9 +10,9 @@ use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{Bytes, Direction, DmaPool, VolatileError};
 
 use crate::common::noise;
-use crate::support::bench::no_controls;
-use crate::support::{self, Fake, grant};
 use crate::{Interrupts, Memory, SLOT, Shared, Step, layout, polled};
+use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::{self, Fake, grant};
 
 /// A device's view of its driver's memory, in which the three areas of the ring are where `layout` puts them.
 #[derive(Clone, Copy)]
@@ -36,7 +36,7 @@ impl Behind {
             address if address < events + 4 => self.driver + (address - events),
             address => self.device + (address - events - 4),
         };
-        self.platform.translate(support::ID, place, len).ok_or(VolatileError::OutOfBounds)
+        self.platform.translate(ringfence_testkit::ID, place, len).ok_or(VolatileError::OutOfBounds)
     }
 }
 

@@ -6,11 +6,7 @@
 mod common;
 mod consumer;
 mod driver;
-#[path = "../../../../drivers/tests/support/fake_queue.rs"]
-mod fake_queue;
 mod producer;
-#[path = "../../../../drivers/tests/support/mod.rs"]
-mod support;
 
 use std::num::NonZeroU16;
 

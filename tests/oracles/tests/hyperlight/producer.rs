@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
 use hyperlight_common::virtq::{BufferChainBuilder, BufferElement, RingProducer};
-use ringfence_drivers::virtio::device_side::chain::{ReadableChain, WritableChain};
-use ringfence_drivers::virtio::device_side::queue::{DescChain, DriverNotify, PackedMemory, Queue};
+use ringfence_device_side::chain::{ReadableChain, WritableChain};
+use ringfence_device_side::queue::{DescChain, DriverNotify, PackedMemory, Queue};
 use ringfence_drivers::virtio::features::EVENT_IDX;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
