@@ -30,6 +30,7 @@
 extern crate alloc;
 
 pub mod block;
+mod names;
 pub mod net;
 pub mod pci;
 pub mod probe;

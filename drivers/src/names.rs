@@ -1,6 +1,6 @@
 //! Names for a person: the boot log and the list of devices.
 
-use super::Function;
+use crate::pci::Function;
 use crate::virtio::DeviceType;
 
 /// Functions that QEMU's machines bring along, by vendor and device.
@@ -37,12 +37,15 @@ const CLASSES: &[(u8, u8, &str)] = &[
     (0x0c, 0x05, "SMBus controller"),
 ];
 
-pub(super) fn name(function: &Function) -> &'static str {
-    if let Some(kind) = DeviceType::of(function) {
-        return kind.name();
+impl Function {
+    /// A short name for a person: by ids where known, else by class.
+    pub fn name(&self) -> &'static str {
+        if let Some(kind) = DeviceType::of(self) {
+            return kind.name();
+        }
+        let id = |&&(vendor, device, _): &&(u16, u16, _)| (vendor, device) == (self.vendor, self.device);
+        let class = |&&(base, sub, _): &&(u8, u8, _)| self.class.starts_with(&[base, sub]);
+        let known = KNOWN.iter().find(id).map(|&(.., name)| name);
+        known.or_else(|| CLASSES.iter().find(class).map(|&(.., name)| name)).unwrap_or("unknown device")
     }
-    let id = |&&(vendor, device, _): &&(u16, u16, _)| (vendor, device) == (function.vendor, function.device);
-    let class = |&&(base, sub, _): &&(u8, u8, _)| function.class.starts_with(&[base, sub]);
-    let known = KNOWN.iter().find(id).map(|&(.., name)| name);
-    known.or_else(|| CLASSES.iter().find(class).map(|&(.., name)| name)).unwrap_or("unknown device")
 }

@@ -10,7 +10,8 @@ use x86_64::instructions::interrupts;
 
 use crate::arch::stack;
 use crate::logging::{self, print};
-use crate::{image, println, qemu, testing};
+use crate::memory::image;
+use crate::{println, qemu, testing};
 
 /// Frames printed at most.
 const MAX_FRAMES: usize = 64;

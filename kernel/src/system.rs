@@ -15,9 +15,9 @@ use spin::Once;
 
 use crate::boot::Boot;
 use crate::devices::Devices;
-use crate::disk::Disk;
-use crate::nic::Nic;
-use crate::status::{OpenedDisk, Status};
+use crate::devices::disk::Disk;
+use crate::devices::nic::Nic;
+use crate::devices::status::{OpenedDisk, Status};
 use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;

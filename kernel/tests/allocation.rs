@@ -13,7 +13,7 @@ mod common;
 use alloc::vec::Vec;
 
 use common::{GIB, MIB, PAGE, Seen, address, assert_sound, count, counts, physical, random, take_all_frames};
-use ringfence_kernel::heap;
+use ringfence_kernel::memory::heap;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::On;
 use ringfence_memory::{

@@ -20,12 +20,12 @@ ringfence_kernel::test_image!();
 /// What is freed is gone from the count.
 #[test_case]
 fn heap_allocates_and_frees() {
-    let before = ringfence_kernel::heap::usage().allocated;
+    let before = ringfence_kernel::memory::heap::usage().allocated;
     for round in 0..1_000usize {
         let numbers: Vec<usize> = (0..round % 100).collect();
         assert_eq!(numbers.iter().sum::<usize>(), (0..round % 100).sum::<usize>());
     }
-    assert_eq!(ringfence_kernel::heap::usage().allocated, before);
+    assert_eq!(ringfence_kernel::memory::heap::usage().allocated, before);
 }
 
 /// A breakpoint is reported and passed over.

@@ -16,7 +16,7 @@ use common::{
     ABSENT, MIB, NO_EXECUTE, PAGE, Seen, address, assert_fault, assert_sound, count, counts, execute,
     physical, read, take_all_frames, walk,
 };
-use ringfence_kernel::image;
+use ringfence_kernel::memory::image;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{

@@ -20,7 +20,7 @@ use common::{
 };
 use ringfence_kernel::arch::{cpu, stack};
 use ringfence_kernel::boot::{self, Boot};
-use ringfence_kernel::image;
+use ringfence_kernel::memory::image;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::{On, expect_fault};
 use ringfence_memory::{AccessError, Owner, PAGE_SIZE, Protection, VirtAddr};

@@ -16,7 +16,7 @@ use core::task::{Context, Poll};
 
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_drivers::virtio::LOOK_AGAIN;
-use ringfence_kernel::second_look::SecondLook;
+use ringfence_kernel::devices::second_look::SecondLook;
 use ringfence_kernel::{executor, interrupts, testing, time};
 use x86_64::instructions::port::Port;
 

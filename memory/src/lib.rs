@@ -21,46 +21,45 @@ extern crate std;
 
 mod address;
 mod allocator;
-mod arena;
 mod audit;
-mod bits;
-mod bytes;
-mod copy;
 mod device;
 mod dma;
 mod error;
-mod frames;
-pub mod fuchsia;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod lock;
-mod mapping;
-mod pages;
+mod paging;
 mod platform;
 mod range;
 pub mod rust_vmm;
 #[doc = include_str!("seed_systems.md")]
 pub mod seed_systems {}
-#[cfg(ringfence_loom)]
-pub mod shadow;
-mod tlb;
+mod shared;
 mod token;
 pub mod virtqueue;
-mod volatile;
+
+pub mod fuchsia {
+    //! From an address that a driver published to memory that a device model may touch; names as in Fuchsia's
+    //! `virtio_device::mem`.
+
+    pub use crate::shared::{DeviceRange, DriverMem, DriverRange};
+}
 
 pub mod theseus {
     //! Views of [`MappedPages`](crate::MappedPages) that own them, in the names of Theseus. Whoever need not
     //! move the mapping with the view takes [`as_type`](crate::MappedPages::as_type) and its like.
 
-    pub use crate::mapping::{
+    pub use crate::paging::{
         BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
     };
 }
 
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
-pub use allocator::AllocError;
+pub use allocator::{
+    AllocError, AllocatedFrames, AllocatedPages, FrameAllocator, FrameRequest, Owner, PageAllocator,
+    PageRequest,
+};
 pub use audit::{Audit, Finding, Report};
-pub use bytes::Bytes;
 pub use device::{
     BAR_COUNT, Bar, BegunReset, Capability, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant, Ecam,
     MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
@@ -71,13 +70,12 @@ pub use dma::{
     DmaRegion, DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet,
     ResetError, RingFormat, Segment, Split,
 };
-pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
-pub use mapping::{
-    AccessError, AddressSpace, ClaimError, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private,
-    Protection, Stack, TablePool,
+pub use paging::{
+    AccessError, AddressSpace, ClaimError, Cpu, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private,
+    Protection, Stack, Stale, TablePool,
 };
-pub use pages::{AllocatedPages, PageAllocator, PageRequest};
 pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};
-pub use tlb::{Cpu, Stale};
-pub use volatile::{AtomicAccess, Direction, VolatileError, VolatileSlice, fence};
+#[cfg(ringfence_loom)]
+pub use shared::shadow;
+pub use shared::{AtomicAccess, Bytes, Direction, VolatileError, VolatileSlice, fence};

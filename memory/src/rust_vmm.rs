@@ -34,17 +34,10 @@
 //! assert_eq!(5, res);
 //! ```
 
-mod bitmap;
-mod collection;
-mod guest_memory;
-mod phys_map;
-
-pub use crate::volatile::{VolatileArrayRef, VolatileRef};
-pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
-pub use collection::{GuestMemoryHeap, GuestRegionCollection, GuestRegionCollectionError, GuestRegionHeap};
-pub use guest_memory::{
-    BS, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
-    GuestMemorySliceIterator, MS, MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult,
+pub use crate::shared::{
+    AtomicBitmap, BS, Bitmap, BitmapSlice, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryHeap,
+    GuestMemoryRegion, GuestMemoryRegionBytes, GuestMemoryResult, GuestMemorySliceIterator,
+    GuestRegionCollection, GuestRegionCollectionError, GuestRegionHeap, MS, MemoryRegionAddress, NewBitmap,
+    PhysMap, PhysRegion, RefSlice, RegionSlice, VolatileArrayRef, VolatileRef, WithBitmapSlice,
     region_offset,
 };
-pub use phys_map::{PhysMap, PhysRegion};

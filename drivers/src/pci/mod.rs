@@ -1,8 +1,6 @@
 //! PCI functions: finding them and naming them. What is written to their configuration space is in
 //! [`ConfigSpace`], since it decides what memory they touch.
 
-mod names;
-
 use core::fmt;
 
 use ringfence_memory::{ConfigAccess, ConfigSpace, PciAddress};
@@ -91,11 +89,6 @@ impl Function {
     /// Where it is.
     pub fn address(&self) -> PciAddress {
         self.config.address()
-    }
-
-    /// A short name for a person: by ids where known, else by class.
-    pub fn name(&self) -> &'static str {
-        names::name(self)
     }
 
     /// Its base address registers: see [`ConfigSpace::bars`].

@@ -241,8 +241,7 @@ impl<T: Transport> Device<T> {
             return Err(Error::QueueUnavailable(index));
         }
         let queue = NewQueue::new(&self.windows, size, options, self.features)?;
-        let context =
-            context(&QueueShape { slots: queue.layout.slots.into(), segments: queue.layout.longest })?;
+        let context = context(&queue.shape())?;
         let setup = queue.setup(index)?;
         // If somebody else has ended the device's life it is not the driver's.
         let life = setup.addresses.life();

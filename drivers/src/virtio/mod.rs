@@ -1,40 +1,24 @@
 //! The virtio core: transports, feature negotiation, and virtqueues.
 
-mod buffer_list;
-mod chain;
-mod controls;
 mod device;
 pub mod features;
-mod hybrid;
-mod in_order;
-mod packed;
-mod pci;
 mod queue;
-mod ring;
-mod slots;
-mod spare;
-mod split;
-mod tables;
 mod transport;
 
 use core::fmt;
 
 use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
 
-use crate::pci::Function;
-
-pub use buffer_list::BufferList;
-pub(crate) use chain::sealed;
-pub use chain::{Buffers, Ends};
-pub use controls::Controls;
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT, Starting};
-pub use hybrid::{Hybrid, LOOK_AGAIN};
-pub(crate) use pci::is_modern;
-pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
-pub use queue::{Completion, Counters, Queue, QueueError, QueueOptions};
-pub use slots::Ticket;
-pub(crate) use slots::UsedChain;
-pub use transport::{ConfigField, Notify, QueueSetup, Transport, status};
+pub use queue::{
+    BufferList, Buffers, Completion, Controls, Counters, Ends, Hybrid, LOOK_AGAIN, Queue, QueueError,
+    QueueOptions, Ticket,
+};
+pub(crate) use queue::{UsedChain, sealed};
+pub(crate) use transport::is_modern;
+pub use transport::{
+    ConfigField, InterruptStatus, IsrStatus, Notify, PciNotifier, PciTransport, QueueSetup, Transport, status,
+};
 
 /// The kind of a virtio device (section 5).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,26 +29,6 @@ impl DeviceType {
     pub const NET: Self = Self(1);
     /// Block device.
     pub const BLOCK: Self = Self(2);
-
-    /// What a PCI function is, if it is a virtio device (4.1.2): modern ids say it themselves, transitional
-    /// ones by a table or by the subsystem id.
-    pub fn of(function: &Function) -> Option<Self> {
-        const VENDOR: u16 = 0x1af4;
-        const MODERN: u16 = 0x1040;
-        const TRANSITIONAL: [u16; 10] = [1, 2, 5, 3, 8, 4, 0, 0, 0, 9];
-        if function.vendor != VENDOR {
-            return None;
-        }
-        let kind = match function.device {
-            id @ MODERN..=0x107f => id.checked_sub(MODERN)?,
-            id @ 0x1000..MODERN => {
-                let known = TRANSITIONAL.get(usize::from(id & 0x3f)).copied().filter(|&kind| kind != 0);
-                known.unwrap_or(function.subsystem)
-            }
-            _ => return None,
-        };
-        Some(Self(kind))
-    }
 
     /// A short name for a person.
     pub const fn name(self) -> &'static str {

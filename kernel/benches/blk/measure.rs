@@ -1,6 +1,6 @@
 //! One sample: time, or instructions.
 
-use ringfence_kernel::heap;
+use ringfence_kernel::memory::heap;
 use ringfence_kernel::time::{tsc, tsc_hz};
 use ringfence_memory::DmaWindows;
 

@@ -6,8 +6,8 @@ use heapless::Vec;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::virtio::{Hybrid, PciTransport};
 use ringfence_kernel::devices::open_disk;
-use ringfence_kernel::irq::DeviceInterrupts;
-use ringfence_kernel::second_look::SecondLook;
+use ringfence_kernel::devices::second_look::SecondLook;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_memory::DmaBuf;
 use x86_64::instructions::interrupts;
 

@@ -3,7 +3,7 @@
 use alloc::format;
 use core::hint::black_box;
 
-use ringfence_kernel::heap;
+use ringfence_kernel::memory::heap;
 
 use crate::card::{Card, Costs, Place, TWICE, frame, open, receive_all};
 use crate::report_features;

@@ -6,7 +6,7 @@ use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::{Error, PciTransport};
 use ringfence_kernel::devices::open_card;
-use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 
 use crate::card::{Card, Costs, until};
 

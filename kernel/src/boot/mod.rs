@@ -3,7 +3,6 @@
 
 pub mod memory_map;
 pub mod pvh;
-mod window;
 
 use core::fmt;
 use core::mem::ManuallyDrop;
@@ -16,10 +15,11 @@ use spin::Once;
 
 use crate::arch::stack::{self, Stack, Use};
 use crate::arch::{cpu, gdt, idt};
+use crate::memory::{heap, image};
 use crate::qemu::{self, ExitCode};
-use crate::{acpi, fw_cfg, heap, image, interrupts, logging, memory, time};
+use crate::{acpi, fw_cfg, interrupts, logging, memory, time};
 
-pub use window::{PhysWindow, Sample};
+pub use crate::memory::loader_window::{PhysWindow, Sample};
 
 /// Where both loaders map all physical memory: the start of the upper half.
 pub const WINDOW_START: u64 = 0xffff_8000_0000_0000;

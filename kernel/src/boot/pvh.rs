@@ -13,7 +13,7 @@ use x86_64::structures::paging::PageTableFlags as Flags;
 
 use super::WINDOW_START;
 use super::memory_map::{self, MAX_REGIONS};
-use crate::image;
+use crate::memory::image;
 
 const MAGIC: u32 = 0x336e_c578;
 const TYPE_RAM: u32 = 1;

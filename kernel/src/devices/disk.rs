@@ -18,10 +18,10 @@ use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueE
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
+use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
 use crate::interrupts::Interrupt;
-use crate::irq::DeviceInterrupts;
-use crate::second_look::SecondLook;
+use crate::interrupts::device::DeviceInterrupts;
 use crate::time;
 
 /// Length of the buffers for single blocks.

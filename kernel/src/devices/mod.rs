@@ -1,6 +1,11 @@
 //! Finds the PCI functions and brings up those that there is a driver for. The others are listed and left
 //! alone.
 
+pub mod disk;
+pub mod nic;
+pub mod second_look;
+pub mod status;
+
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
@@ -15,11 +20,11 @@ use ringfence_memory::{ConfigAccess, DmaGrant, DmaWindows, Ecam, FrameRange, Phy
 use ringfence_services::api::{DeviceInfo, QueueInfo};
 
 use crate::acpi;
-use crate::disk::Disk;
+use crate::devices::disk::Disk;
+use crate::devices::nic::{Nic, Shared};
 use crate::fw_cfg;
-use crate::irq::DeviceInterrupts;
+use crate::interrupts::device::DeviceInterrupts;
 use crate::memory;
-use crate::nic::{Nic, Shared};
 use crate::platform::{CONFIG_PORTS, KERNEL};
 
 /// Disks, and network cards, that are brought up at most.

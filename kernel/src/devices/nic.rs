@@ -14,9 +14,9 @@ use ringfence_services::net;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 
+use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
-use crate::irq::DeviceInterrupts;
-use crate::second_look::SecondLook;
+use crate::interrupts::device::DeviceInterrupts;
 use crate::time;
 
 /// How long a card may keep all frames that it is to send. Longer than the 5 s of Linux, which only warns

@@ -9,8 +9,9 @@ use ringfence_services::api::{DeviceInfo, Heap, System};
 use ringfence_services::fs::FileSystem;
 
 use crate::devices::Devices;
-use crate::disk::Disk;
-use crate::{executor, heap, interrupts, memory};
+use crate::devices::disk::Disk;
+use crate::memory::{self, heap};
+use crate::{executor, interrupts};
 
 /// The file system that is served from, once it is open.
 pub type OpenedDisk = Rc<Cell<Option<&'static FileSystem<&'static Disk>>>>;

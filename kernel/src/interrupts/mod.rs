@@ -1,5 +1,7 @@
 //! Interrupts as tasks see them: a handler acknowledges, counts and wakes, and never does any work.
 
+pub mod device;
+
 use core::future::poll_fn;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use core::task::{Context, Poll};

@@ -32,7 +32,7 @@ pub struct Sample {
 
 impl PhysWindow {
     /// The window that the loader reports, covering 4 GiB and all RAM.
-    pub(super) fn new(start: Option<u64>, memory_map: &[MemoryRegion]) -> Self {
+    pub(crate) fn new(start: Option<u64>, memory_map: &[MemoryRegion]) -> Self {
         // Both loaders are told to make one, so an image without it was not started by either.
         let Some(start) = start else { panic!("the loader did not map physical memory") };
         let is_ram = |region: &&MemoryRegion| {
@@ -66,7 +66,7 @@ impl PhysWindow {
     }
 
     /// Reads what is mapped at `address` through the window; `None` if it is not mapped or not in the window.
-    pub(super) fn sample(&self, address: VirtAddr) -> Option<Sample> {
+    pub(crate) fn sample(&self, address: VirtAddr) -> Option<Sample> {
         let physical = self.translate(address)?.as_u64();
         Some(Sample { address: self.start + physical, bytes: self.read_array(physical)? })
     }

@@ -10,6 +10,10 @@
 //! | `0xffff_f000_0000_0000` | everything that is mapped and unmapped: heap, stacks, DMA, registers |
 //! | `0xffff_ffff_8000_0000` | the kernel image |
 
+pub mod heap;
+pub mod image;
+pub(crate) mod loader_window;
+
 use core::fmt;
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
@@ -24,8 +28,8 @@ use x86_64::structures::paging::PhysFrame;
 
 use crate::arch::apic;
 use crate::boot::{Boot, PhysWindow};
-use crate::image::{self, Rights};
 use crate::qemu::{self, ExitCode};
+use image::Rights;
 
 const POOL: u64 = 0xffff_e000_0000_0000;
 const BITMAPS: u64 = 0xffff_e800_0000_0000;

@@ -7,7 +7,7 @@ use embassy_time::{Duration, Timer, with_timeout};
 use ringfence_drivers::block::Request;
 use ringfence_drivers::net::RxFrame;
 use ringfence_drivers::probe::Driver;
-use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts};
 use ringfence_memory::DmaPool;

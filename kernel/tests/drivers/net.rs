@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, RxFrame, TxFrame};
 use ringfence_drivers::probe::Driver;
-use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::testing::On;
 
 use crate::support::{Card, EVENT_IDX, RING_PACKED, Random, functions_for, rings, start_card, until};

@@ -10,7 +10,7 @@ use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{BlockQueue, Options, Request, RequestError};
 use ringfence_drivers::virtio::{Error, PciNotifier};
 use ringfence_kernel::devices::Devices;
-use ringfence_kernel::disk::Disk;
+use ringfence_kernel::devices::disk::Disk;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts, testing};
 use ringfence_memory::DmaPool;

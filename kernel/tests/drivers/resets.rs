@@ -7,7 +7,7 @@ use ringfence_drivers::pci::Function;
 use ringfence_drivers::probe::Driver;
 use ringfence_drivers::virtio::{Error, PciTransport, QueueSetup, RESET_LIMIT, Transport, features, status};
 use ringfence_kernel::devices::bring_up;
-use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;

@@ -14,7 +14,7 @@ use ringfence_drivers::virtio::PciTransport;
 use ringfence_kernel::acpi::Tables;
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::{bring_up, config_access};
-use ringfence_kernel::irq::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::{executor, fw_cfg, testing, time};
 use ringfence_memory::{ConfigAccess, DmaWindows};

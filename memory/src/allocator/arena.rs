@@ -27,8 +27,8 @@
 //! cost more. What two processors take at the same time is lent, with all that comes with it, until
 //! [`FrameAllocator::keep_dma`].
 
-use crate::allocator::{AllocError, Request};
-use crate::frames::{FrameAllocator, FrameRequest, Owner};
+use super::buddy::{AllocError, Request};
+use crate::allocator::frames::{FrameAllocator, FrameRequest, Owner};
 use crate::range::FrameRange;
 
 /// Frames on their way into a DMA mapping: the first ones of a block.

@@ -446,5 +446,5 @@ impl Buddy {
 }
 
 #[cfg(test)]
-#[path = "allocator_tests.rs"]
+#[path = "buddy_tests.rs"]
 mod tests;

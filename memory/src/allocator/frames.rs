@@ -12,12 +12,12 @@
 //! Theseus's `FreeFrames`, `MappedFrames` and `UnmappedFrames` are the allocator, the page tables and
 //! `Flush`.
 
+use super::buddy::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::address::{PAGE_SHIFT, PhysAddr};
-use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
+use crate::allocator::bits;
 use crate::audit::Progress;
-use crate::bits;
 use crate::lock::{Guard, Level, Lock};
-use crate::mapping::Tag;
+use crate::paging::Tag;
 use crate::range::FrameRange;
 use core::fmt;
 use core::mem::ManuallyDrop;

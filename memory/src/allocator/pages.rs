@@ -1,7 +1,7 @@
 //! Virtual memory: which part of the kernel's window belongs to whom.
 
+use super::buddy::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::address::{PAGE_SHIFT, VirtAddr};
-use crate::allocator::{AllocError, Buddy, MAX_ALIGN, Request};
 use crate::lock::{Level, Lock};
 use crate::range::PageRange;
 use core::mem::ManuallyDrop;

@@ -18,10 +18,10 @@
 //! the same).
 
 use crate::address::{PhysAddr, VirtAddr};
-use crate::allocator::FreeUnits;
-use crate::bits;
-use crate::frames::{Inner, Owner};
-use crate::mapping::{
+use crate::allocator::bits;
+use crate::allocator::buddy::FreeUnits;
+use crate::allocator::frames::{Inner, Owner};
+use crate::paging::{
     AddressSpace, Claims, ENTRIES, LOW_PAGES, Mapper, Protection, Pte, TOP, Table, Tag, leaf_pages,
 };
 use crate::range::{FrameRange, PageRange};

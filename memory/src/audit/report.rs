@@ -2,7 +2,7 @@
 
 use crate::DeviceId;
 use crate::address::{PhysAddr, VirtAddr};
-use crate::frames::Owner;
+use crate::allocator::frames::Owner;
 use core::fmt;
 
 /// How many findings are kept.

@@ -2,7 +2,7 @@
 
 use super::{Finding, ONE, Report};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
-use crate::mapping::{AddressSpace, Tag, leaf_pages};
+use crate::paging::{AddressSpace, Tag, leaf_pages};
 
 /// How far it has come: the table, the window by its device address, and the bytes of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

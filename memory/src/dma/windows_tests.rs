@@ -6,9 +6,9 @@ use core::ptr::NonNull;
 use super::*;
 use crate::audit::Finding;
 use crate::host::HostPlatform;
-use crate::mapping::{AddressSpace, Mapper, Protection, TablePool, Tag};
+use crate::paging::tlb::Flush;
+use crate::paging::{AddressSpace, Mapper, Protection, TablePool, Tag};
 use crate::range::{FrameRange, PageRange};
-use crate::tlb::Flush;
 use crate::{Cpu, FrameAllocator, MmioMemory, PageAllocator, PhysAddr, PlatformError, Stale, VirtAddr};
 
 use std::boxed::Box;

@@ -2,7 +2,7 @@
 
 use super::{AddressSpace, MapError, MappedPages, Mmio, Protection};
 use crate::DeviceId;
-use crate::pages::PageRequest;
+use crate::allocator::pages::PageRequest;
 use crate::range::FrameRange;
 
 /// How many ranges can be offered, and how many parts of them be claimed at a time.

@@ -3,8 +3,8 @@
 use super::borrowed::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
 use super::{AddressSpace, MapError, Protection, Tag};
 use crate::address::{PhysAddr, VirtAddr};
-use crate::frames::{AllocatedFrames, Owner};
-use crate::pages::AllocatedPages;
+use crate::allocator::frames::{AllocatedFrames, Owner};
+use crate::allocator::pages::AllocatedPages;
 use crate::range::{FrameRange, Page, PageRange};
 use alloc::vec::Vec;
 use core::fmt;

@@ -5,8 +5,8 @@ use super::pool::{ENTRIES, Table, TablePool, Unlinked};
 use super::pte::{Protection, Pte, Tag, leaf_pages};
 use crate::address::{PAGE_SHIFT, PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
+use crate::paging::tlb::{Cpu, Flush, Stale};
 use crate::range::{FrameRange, Page, PageRange};
-use crate::tlb::{Cpu, Flush, Stale};
 use core::ops::Range;
 
 /// Level of the top table; level 0 holds 4 KiB leaves.
@@ -79,7 +79,7 @@ impl Mapper {
         if pages.size_in_pages() != frames.size_in_frames() {
             return Err(MapError::SizeMismatch);
         }
-        if !crate::pages::has_addresses(&pages) {
+        if !crate::allocator::pages::has_addresses(&pages) {
             return Err(MapError::Pages(AllocError::OutOfRange));
         }
         let place = self.boot.iter().position(Option::is_none).ok_or(MapError::TooManyBootMappings)?;

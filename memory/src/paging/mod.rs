@@ -7,6 +7,7 @@ mod mapper;
 mod pool;
 mod pte;
 mod space;
+pub(crate) mod tlb;
 
 pub use borrowed::{
     BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
@@ -17,6 +18,7 @@ pub use mapper::Mapper;
 pub use pool::TablePool;
 pub use pte::Protection;
 pub use space::{AddressSpace, Stack};
+pub use tlb::{Cpu, Stale};
 
 pub(crate) use claims::Claims;
 pub(crate) use mapper::TOP;

@@ -9,8 +9,8 @@ use core::sync::atomic::{
 use super::MapError;
 use super::pte::{LOW_PAGES, Pte};
 use crate::address::PAGE_SIZE;
+use crate::paging::tlb::Flushed;
 use crate::range::FrameRange;
-use crate::tlb::Flushed;
 
 /// Entries in a table.
 pub(crate) const ENTRIES: usize = 512;

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::PhysAddr;
-use crate::tlb::{Cpu, Flush, Stale};
+use crate::paging::tlb::{Cpu, Flush, Stale};
 use std::vec;
 
 struct NoCpu;

@@ -6,11 +6,11 @@ use super::{MapError, Mapper, Protection};
 use crate::DmaRegistry;
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
-use crate::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
+use crate::allocator::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
+use crate::allocator::pages::{AllocatedPages, PageAllocator, PageRequest};
 use crate::lock::{Level, Lock};
-use crate::pages::{AllocatedPages, PageAllocator, PageRequest};
+use crate::paging::tlb::{Cpu, Flush, Stale};
 use crate::range::{FrameRange, Page, PageRange};
-use crate::tlb::{Cpu, Flush, Stale};
 
 /// The page tables in use, with the allocators of what they map.
 ///
@@ -277,7 +277,7 @@ impl AddressSpace {
     fn largest_frames(&'static self, order: &mut u32) -> Result<AllocatedFrames, AllocError> {
         loop {
             let block = 1 << *order;
-            let align = block.min(crate::allocator::MAX_ALIGN);
+            let align = block.min(crate::allocator::buddy::MAX_ALIGN);
             match self.frames.allocate(FrameRequest { align, ..FrameRequest::new(block) }) {
                 Err(AllocError::OutOfMemory | AllocError::OutOfRange) if *order > 0 => *order -= 1,
                 result => return result,

@@ -1,7 +1,7 @@
 //! What the mapper needs of the processors, and what waits until they have forgotten.
 
 use crate::address::PhysAddr;
-use crate::mapping::Unlinked;
+use crate::paging::Unlinked;
 use crate::range::{FrameRange, Page, PageRange};
 
 /// The translation hardware: one implementation per kernel, for all of its processors together.

@@ -12,7 +12,8 @@ use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::{Bytes, copy, rust_vmm::BitmapSlice};
+use super::{Bytes, copy};
+use crate::rust_vmm::BitmapSlice;
 
 /// Why a volatile access was refused. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,7 +290,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
         let to = self.accessible(offset, buf.len(), Direction::ToDevice)?;
         #[cfg(ringfence_loom)]
-        if crate::shadow::write(to.as_ptr(), buf) {
+        if crate::shared::shadow::write(to.as_ptr(), buf) {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
@@ -302,7 +303,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
         let from = self.accessible(offset, buf.len(), Direction::FromDevice)?;
         #[cfg(ringfence_loom)]
-        if crate::shadow::read(from.as_ptr(), buf) {
+        if crate::shared::shadow::read(from.as_ptr(), buf) {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
@@ -441,7 +442,7 @@ macro_rules! atomic_access {
             #[inline(always)]
             unsafe fn load(at: NonNull<Self>, order: Ordering) -> Self {
                 #[cfg(ringfence_loom)]
-                if let Some(bytes) = crate::shadow::load(at.as_ptr().cast(), order) {
+                if let Some(bytes) = crate::shared::shadow::load(at.as_ptr().cast(), order) {
                     return Self::from_ne_bytes(bytes);
                 }
                 // SAFETY: aligned and valid by this function's contract; no access to shared memory is plain
@@ -451,7 +452,7 @@ macro_rules! atomic_access {
             #[inline(always)]
             unsafe fn store(at: NonNull<Self>, value: Self, order: Ordering) {
                 #[cfg(ringfence_loom)]
-                if crate::shadow::store(at.as_ptr().cast(), &value.to_ne_bytes(), order) {
+                if crate::shared::shadow::store(at.as_ptr().cast(), &value.to_ne_bytes(), order) {
                     return;
                 }
                 // SAFETY: as in `load`.

@@ -1,14 +1,33 @@
 //! The driver side of a virtqueue: buffers go in by value and come back by value, exactly once.
 
+mod buffer_list;
+mod chain;
+mod controls;
+mod in_order;
+mod indirect;
+mod packed;
+mod poll_policy;
+mod ring;
+mod slots;
+mod spare;
+mod split;
+
 use ringfence_memory::{DmaWindows, Life, Quiet};
 
-use super::chain::Buffers;
-use super::in_order::InOrder;
-use super::packed::PackedRing;
-use super::ring::{Layout, Ring};
-use super::slots::{Slots, Ticket, UsedChain};
-use super::split::SplitRing;
-use super::{DriverOk, Error, Notify, QueueSetup, features};
+use super::{DriverOk, Error, Notify, QueueSetup, QueueShape, features};
+use in_order::InOrder;
+use packed::PackedRing;
+use ring::{Layout, Ring};
+use slots::Slots;
+use split::SplitRing;
+
+pub use buffer_list::BufferList;
+pub(crate) use chain::sealed;
+pub use chain::{Buffers, Ends};
+pub use controls::Controls;
+pub use poll_policy::{Hybrid, LOOK_AGAIN};
+pub use slots::Ticket;
+pub(crate) use slots::UsedChain;
 
 /// Why a queue refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +174,7 @@ pub struct Queue<B: Buffers, N> {
 /// The memory of a queue that the device does not know yet.
 pub(super) struct NewQueue {
     format: Format,
-    pub(super) layout: Layout,
+    layout: Layout,
 }
 
 impl NewQueue {
@@ -178,6 +197,10 @@ impl NewQueue {
             (true, true) => Format::PackedInOrder(InOrder::new(packed()?, &layout)?),
         };
         Ok(Self { format, layout })
+    }
+
+    pub(super) fn shape(&self) -> QueueShape {
+        QueueShape { slots: self.layout.slots.into(), segments: self.layout.longest }
     }
 
     pub(super) fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
@@ -498,5 +521,4 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 }
 
 #[cfg(test)]
-#[path = "queue_tests.rs"]
 mod tests;

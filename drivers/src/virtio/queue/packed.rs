@@ -12,8 +12,8 @@ use ringfence_memory::{
 };
 
 use super::chain::{Added, Buffers, Chain};
+use super::indirect::Tables;
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
-use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
 /// Flags of a descriptor, where they are in its second half.

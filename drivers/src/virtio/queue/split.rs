@@ -14,9 +14,9 @@ use ringfence_memory::virtqueue::{NEXT, need_event};
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
 use super::chain::{Added, Buffers, Chain};
+use super::indirect::Tables;
 use super::ring::{Bad, Layout, Ring, Sequential, Used};
 use super::spare::Spare;
-use super::tables::Tables;
 use super::{Error, QueueError, QueueSetup};
 
 /// Where the used ring begins: not at 0, so that its elements are aligned to their 8 bytes.

@@ -1,10 +1,15 @@
 //! What a driver needs of the bus between it and its device.
 
+mod pci;
+
 use core::time::Duration;
 
 use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, QueueAddresses, Quiet, ResetError};
 
 use super::{DeviceType, Error};
+
+pub(crate) use pci::is_modern;
+pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 
 /// Bits of the device status (2.1).
 pub mod status {

@@ -7,8 +7,31 @@ use ringfence_memory::{
     Platform, Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
 };
 
-use super::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport, features, status};
+use super::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport, status};
 use crate::pci::Function;
+use crate::virtio::features;
+
+impl DeviceType {
+    /// What a PCI function is, if it is a virtio device (4.1.2): modern ids say it themselves, transitional
+    /// ones by a table or by the subsystem id.
+    pub fn of(function: &Function) -> Option<Self> {
+        const VENDOR: u16 = 0x1af4;
+        const MODERN: u16 = 0x1040;
+        const TRANSITIONAL: [u16; 10] = [1, 2, 5, 3, 8, 4, 0, 0, 0, 9];
+        if function.vendor != VENDOR {
+            return None;
+        }
+        let kind = match function.device {
+            id @ MODERN..=0x107f => id.checked_sub(MODERN)?,
+            id @ 0x1000..MODERN => {
+                let known = TRANSITIONAL.get(usize::from(id & 0x3f)).copied().filter(|&kind| kind != 0);
+                known.unwrap_or(function.subsystem)
+            }
+            _ => return None,
+        };
+        Some(Self(kind))
+    }
+}
 
 /// The capability type of the device configuration (4.1.4).
 const DEVICE: u8 = 4;
