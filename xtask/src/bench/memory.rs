@@ -231,7 +231,7 @@ impl Operations {
                 .flat_map(|line| (0..guests.len()).map(move |mark| (line, mark)))
                 .map(series)
                 .collect(),
-            limit: None,
+            limits: Vec::new(),
         };
         let metrics_legend =
             metrics.iter().map(|metric| (Style { colour: colour(metric), mark: 0 }, metric.to_string()));

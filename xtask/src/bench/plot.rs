@@ -43,8 +43,8 @@ pub struct Panel {
     pub title: String,
     pub logarithmic: bool,
     pub series: Vec<Series>,
-    /// A line across, with its name.
-    pub limit: Option<(f64, String)>,
+    /// Lines across, with their names.
+    pub limits: Vec<(f64, String)>,
 }
 
 /// One line in a panel.
@@ -110,9 +110,9 @@ impl Frame {
         let mut depths: Vec<u64> = points().map(|(depth, _)| *depth).collect();
         depths.sort_unstable();
         depths.dedup();
-        let limit = panel.limit.as_ref().map(|(limit, _)| *limit);
-        let highest = points().map(|(_, value)| value.high).chain(limit).fold(0.0, f64::max);
-        let lowest = points().map(|(_, value)| value.low).chain(limit).fold(highest, f64::min);
+        let limits = || panel.limits.iter().map(|(limit, _)| *limit);
+        let highest = points().map(|(_, value)| value.high).chain(limits()).fold(0.0, f64::max);
+        let lowest = points().map(|(_, value)| value.low).chain(limits()).fold(highest, f64::min);
         let grid = match panel.logarithmic {
             true => decades(lowest, highest),
             false => {
@@ -150,7 +150,7 @@ impl Frame {
             svg += &text(self.x(*depth), bottom + 16.0, "middle", "#555555", &thousands(*depth));
         }
         svg += &text((LEFT + right) / 2.0, bottom + 31.0, "middle", "#555555", depth_label);
-        if let Some((limit, name)) = &panel.limit {
+        for (limit, name) in &panel.limits {
             let y = self.y(*limit);
             _ = writeln!(
                 svg,
@@ -267,7 +267,7 @@ mod tests {
             let points = [1, 32].map(|depth| (depth, value(100.0 * depth as f64))).to_vec();
             let series = vec![Series { style: Style::default(), shift: 0.0, points }];
             let panel =
-                Panel { title: "a < b".into(), logarithmic, series, limit: Some((9000.0, "most".into())) };
+                Panel { title: "a < b".into(), logarithmic, series, limits: vec![(9000.0, "most".into())] };
             let frame = Frame::new(&panel, (400.0, 300.0));
             for value in [50.0, 100.0, 6400.0, 9000.0] {
                 assert!((TOP..=300.0 - BOTTOM).contains(&frame.y(value)), "{value}");

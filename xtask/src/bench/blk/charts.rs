@@ -1,6 +1,6 @@
 //! Plots of `bench blk`.
 
-use super::{DEPTHS, INSTRUCTIONS, PACKED, SPLIT, Setting, WORKLOADS};
+use super::{CEILING_SHARE, DEPTHS, PACKED, SPLIT, Setting, WORKLOADS};
 use crate::bench::figures::{Estimate, Samples, ratio};
 use crate::bench::plot::{Chart, Panel, Series, Style};
 
@@ -17,9 +17,12 @@ pub fn all(samples: &Samples) -> [(&'static str, Chart); 3] {
     let panels =
         |panels: Vec<Panel>, logarithmic| panels.into_iter().map(move |panel| Panel { logarithmic, ..panel });
     let throughput = panels(throughput.into(), true).chain(panels(relative.into(), false)).collect();
-    let instructions = panels(instructions.into(), false)
-        .map(|panel| Panel { limit: Some((INSTRUCTIONS, format!("target: {INSTRUCTIONS}"))), ..panel })
-        .collect();
+    let limits = [SPLIT, PACKED].map(|setting| {
+        let most = setting.most_instructions(32);
+        (most, format!("target for {} from depth 32 on: {most}", setting.name("ours")))
+    });
+    let instructions =
+        panels(instructions.into(), false).map(|panel| Panel { limits: limits.to_vec(), ..panel }).collect();
     [
         ("blk-throughput.svg", chart("Requests per second", &timed(), throughput)),
         ("blk-latency.svg", chart("Mean latency in µs", &timed(), panels(latency.into(), true).collect())),
@@ -82,7 +85,12 @@ fn panel(title: String, guests: &[Guest], value: impl Fn(&str, u64) -> Option<Es
         shift: 4.0 * (number as f64 - (guests.len() - 1) as f64 / 2.0),
         points: DEPTHS.iter().filter_map(|depth| Some((*depth, value(guest, *depth)?))).collect(),
     };
-    Panel { title, logarithmic: false, series: guests.iter().enumerate().map(series).collect(), limit: None }
+    Panel {
+        title,
+        logarithmic: false,
+        series: guests.iter().enumerate().map(series).collect(),
+        limits: Vec::new(),
+    }
 }
 
 /// A metric times `scale`.
@@ -106,5 +114,5 @@ fn relative(samples: &Samples, (workload, title): (&str, &str)) -> Panel {
     let panel = panel(format!("{title}: share of the split ring's ceiling"), &timed(), |guest, depth| {
         ratio(throughput(guest, depth), throughput(&SPLIT.name("ceiling"), depth))
     });
-    Panel { limit: Some((0.92, "target from depth 32 on: 0.92".into())), ..panel }
+    Panel { limits: vec![(CEILING_SHARE, format!("target from depth 32 on: {CEILING_SHARE}"))], ..panel }
 }

@@ -39,8 +39,8 @@ const LINUX: [(&str, &str, &str); 2] = [
         " mitigations=off",
     ),
 ];
-/// Most instructions that a request may take.
-const INSTRUCTIONS: f64 = 120.0;
+/// The least share of the ceiling's requests, from depth 32 on.
+const CEILING_SHARE: f64 = 0.95;
 /// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`: medians of
 /// target/bench/blk.json.
 const BASELINE: &str = include_str!("../blk_baseline.json");
@@ -94,6 +94,16 @@ impl Setting {
     /// The same for what was counted.
     fn counted(self, guest: &str) -> String {
         format!("{}, counted", self.name(guest))
+    }
+
+    /// Most instructions that a read of 4 KiB may take at `depth`.
+    fn most_instructions(self, depth: u64) -> f64 {
+        match (self.packed, depth) {
+            (false, 1) => 200.0,
+            (false, _) => 105.0,
+            (true, 1) => 260.0,
+            (true, _) => 150.0,
+        }
     }
 
     /// The guests that can use it. Other drivers than ours do not know packed rings or do not halt here.

@@ -167,7 +167,7 @@ fn chart(rows: &[Row], title: &str, panels: &[(&str, &str)], suffix: &str, limit
             },
             logarithmic: limit.is_none(),
             series: guests.iter().enumerate().map(series).collect(),
-            limit: limit.map(|limit| (limit, format!("target: {limit}"))),
+            limits: limit.iter().map(|limit| (*limit, format!("target: {limit}"))).collect(),
         }
     };
     Chart {
