@@ -1,13 +1,11 @@
 //! What proves that a device is reset, and what does not.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-mod support;
-
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use ringfence_memory::*;
-use support::*;
+use ringfence_testkit::registers::*;
 
 /// Tells the device of a ring that is dropped then: its memory is in quarantine.
 fn told(card: &Card, virtio: &VirtioPci, windows: &DmaWindows) -> usize {
