@@ -9,7 +9,6 @@ use ringfence_memory::host::HostPlatform;
 use ringfence_memory::rust_vmm::*;
 use ringfence_memory::*;
 use ringfence_testkit::machine::PAGE;
-use ringfence_testkit::machine::{PAGE, System, SystemPlatform};
 
 const DEVICE: DeviceId = DeviceId(0x10);
 
