@@ -1,6 +1,5 @@
 //! Notifications over virtio-pci that say how far the ring is.
 
-use proptest::prelude::*;
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Error, QueueOptions, features};
 use ringfence_memory::{Bytes, DmaPool, MmioError};
 use ringfence_testkit::bench::no_controls;

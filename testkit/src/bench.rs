@@ -8,11 +8,20 @@ use ringfence_drivers::virtio::{
 };
 use ringfence_memory::DmaPool;
 
-use crate::{Chain, DeviceRing, Event, Fake, FakeNotifier, FakeTransport, INDIRECT_DESC, RING_PACKED};
+use crate::{
+    Chain, DeviceRing, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC,
+    RING_PACKED,
+};
 
 pub const BUFFER_LEN: usize = 64;
 /// The split and the packed format.
 pub const FORMATS: [u64; 2] = [0, RING_PACKED];
+
+/// Each format without and with the other features that a ring's memory depends on.
+pub fn rings() -> impl Iterator<Item = u64> {
+    let others = [0, EVENT_IDX, INDIRECT_DESC, IN_ORDER, EVENT_IDX | INDIRECT_DESC | IN_ORDER];
+    FORMATS.into_iter().flat_map(move |format| others.map(|others| format | others))
+}
 
 pub fn no_controls(_: &QueueShape) -> Result<Option<Controls>, Error> {
     Ok(None)
