@@ -1,9 +1,11 @@
 //! A disk in memory that carries out what comes through a ring (section 5.2.6).
 
-use ringfence_drivers::virtio::features;
+use ringfence_drivers::block::Request;
+use ringfence_drivers::virtio::{DeviceType, features};
 use ringfence_memory::DmaBuf;
+use ringfence_memory::host::HostPlatform;
 
-use crate::{Chain, DeviceRing};
+use crate::{Chain, DeviceRing, Fake, platform};
 
 pub const SECTOR: usize = 512;
 pub const SECTORS: u64 = 64;
@@ -16,6 +18,18 @@ pub fn config(sectors: u64, size_max: u32, seg_max: u32, block_size: u32) -> Vec
     config[12..16].copy_from_slice(&seg_max.to_le_bytes());
     config[20..24].copy_from_slice(&block_size.to_le_bytes());
     config
+}
+
+pub fn disk(features: u64) -> Fake {
+    disk_on(platform(), features)
+}
+
+pub fn disk_on(platform: &'static HostPlatform, features: u64) -> Fake {
+    Fake::on(platform, DeviceType::BLOCK, ALL | features, config(SECTORS, 1 << 20, 4, 512), &[16])
+}
+
+pub fn read(buffer: DmaBuf) -> Request {
+    Request::Read { sector: 0, buffer, len: SECTOR }
 }
 
 pub struct Disk {
