@@ -11,8 +11,9 @@ use ringfence_memory::{
     virtqueue::{DESCRIPTOR_LEN, MAX_SIZE},
 };
 
-use super::queue::{DescChain, DescError, DriverNotify, walk, writable};
+use super::queue::{DescChain, DescError, DriverNotify};
 use super::ring::{Desc, DescAccess, DescType, descriptor};
+use super::rings::{walk, writable};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -46,3 +46,4 @@ mod order;
 mod packed;
 pub mod queue;
 pub mod ring;
+mod rings;

@@ -10,8 +10,9 @@ use ringfence_memory::virtqueue::packed::{Descriptor, Event, Position, need_even
 use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, MAX_SIZE, WORD_LEN, WRITE};
 use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
-use super::queue::{PackedMemory, QueueError, Taken};
+use super::queue::{PackedMemory, QueueError};
 use super::ring::{Desc, descriptor, is_aligned};
+use super::rings::Taken;
 
 pub(super) struct Packed<'a> {
     memory: PackedMemory<'a>,

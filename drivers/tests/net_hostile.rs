@@ -1,9 +1,7 @@
 //! What a card may say of a frame, and what is never shown.
 
-mod support;
-
 use ringfence_drivers::virtio::QueueError;
-use support::card::{ALL, FORMATS, HEADER, bench, bench_with, config, deliver, frame};
+use ringfence_testkit::card::{ALL, FORMATS, HEADER, bench, bench_with, config, deliver, frame};
 
 /// NET-RX-1, 5.1.6.4.1: flags that nobody knows are ignored; what needs an offload that was not accepted is
 /// not shown.

@@ -1,0 +1,153 @@
+//! The rings of a queue in either format, and what is taken from them.
+
+use alloc::vec::Vec;
+
+use super::order::Returned;
+use super::packed::Packed;
+use super::queue::{DescError, Position, QueueError};
+use super::ring::{Desc, Device, Driver, Used};
+
+/// A chain as it was found in a ring.
+pub(super) struct Taken {
+    pub(super) id: u16,
+    /// How far it moves the positions on.
+    pub(super) count: u16,
+    pub(super) descs: Vec<Desc>,
+    /// What is wrong after the last of them.
+    pub(super) error: Option<DescError>,
+}
+
+impl Taken {
+    /// How many bytes can be written; `None` if that takes a look into a table, or the chain is malformed.
+    pub(super) fn writable(&self) -> Option<u64> {
+        let sound = self.error.is_none() && !self.descs.iter().any(Desc::is_indirect);
+        sound.then(|| writable(&self.descs))
+    }
+}
+
+/// How many bytes of these buffers can be written.
+pub(super) fn writable(descs: &[Desc]) -> u64 {
+    let writable = descs.iter().filter(|desc| desc.write_only());
+    writable.fold(0, |sum, desc| sum.saturating_add(desc.data().1.into()))
+}
+
+/// The descriptors from `first` on, at most `limit`.
+pub(super) fn walk(
+    first: u16,
+    limit: usize,
+    desc: impl Fn(u16) -> Option<Desc>,
+) -> (Vec<Desc>, Option<DescError>) {
+    let (mut descs, mut index) = (Vec::new(), first);
+    loop {
+        let Some(desc) = desc(index) else { return (descs, Some(DescError::InvalidIndex(index))) };
+        if descs.len() >= limit {
+            return (descs, Some(DescError::Endless));
+        }
+        descs.push(desc);
+        match desc.next() {
+            Some(next) => index = next,
+            None => return (descs, None),
+        }
+    }
+}
+
+pub(super) enum Rings<'a> {
+    Split(Driver<'a>, Device<'a>),
+    Packed(Packed<'a>),
+}
+
+impl Rings<'_> {
+    pub(super) fn size(&self) -> u16 {
+        match self {
+            Self::Split(driver, _) => driver.queue_size(),
+            Self::Packed(ring) => ring.size(),
+        }
+    }
+
+    pub(super) fn distance(&self, from: u16, to: u16) -> u16 {
+        match self {
+            Self::Split(..) => to.wrapping_sub(from),
+            Self::Packed(ring) => ring.distance(from, to),
+        }
+    }
+
+    pub(super) fn advance(&self, position: u16, count: u16) -> u16 {
+        match self {
+            Self::Split(..) => position.wrapping_add(count),
+            Self::Packed(ring) => ring.advance(position, count),
+        }
+    }
+
+    pub(super) fn is_position(&self, position: Position) -> bool {
+        let Position { next, used, signalled } = position;
+        let exists = |position| match self {
+            Self::Split(..) => true,
+            Self::Packed(ring) => ring.is_position(position),
+        };
+        [next, used, signalled].into_iter().all(exists)
+            && self.distance(used, next) <= self.size()
+            && self.distance(signalled, used) <= self.size()
+    }
+
+    pub(super) fn take(&self, next: u16, used: u16) -> Result<Option<Taken>, QueueError> {
+        let driver = match self {
+            Self::Split(driver, _) => driver,
+            Self::Packed(ring) => return ring.take(next, used),
+        };
+        let (size, in_flight) = (driver.queue_size(), next.wrapping_sub(used));
+        let available = driver.available(next);
+        if available > size.saturating_sub(in_flight) {
+            return Err(QueueError::Overrun);
+        }
+        if available == 0 {
+            return Ok(None);
+        }
+        let id = driver.element(next).ok_or(QueueError::Overrun)?;
+        if id >= size {
+            return Err(QueueError::InvalidHead(id));
+        }
+        let (descs, error) = walk(id, size.into(), |index| driver.get_desc(index));
+        Ok(Some(Taken { id, count: 1, descs, error }))
+    }
+
+    /// Whether the driver may have made everything before `position` available.
+    pub(super) fn is_available(&self, position: u16, next: u16, used: u16) -> bool {
+        match self {
+            // It may have gone on since, by no more than its ring holds.
+            Self::Split(driver, _) => driver.available(position) <= driver.queue_size(),
+            Self::Packed(ring) => ring.is_available(position, next, used),
+        }
+    }
+
+    /// Shows the driver one used element, which stands for all from `used` on.
+    pub(super) fn put(&mut self, used: u16, Returned { id, count, written, .. }: &Returned) {
+        match self {
+            Self::Split(_, device) => {
+                device.insert_used(Used::new(*id, *written), used);
+                device.publish_used(used.wrapping_add(*count));
+            }
+            Self::Packed(ring) => ring.put(used, *id, *written),
+        }
+    }
+
+    pub(super) fn needs_notification(&self, event_idx: bool, old: u16, new: u16) -> bool {
+        match self {
+            Self::Split(driver, _) => driver.needs_notification(event_idx, old, new),
+            Self::Packed(ring) => ring.needs_notification(event_idx, old, new),
+        }
+    }
+
+    pub(super) fn suppress_notifications(&mut self, suppress: bool) {
+        match self {
+            Self::Split(_, device) => device.suppress_notifications(suppress),
+            Self::Packed(ring) => ring.suppress_notifications(suppress),
+        }
+    }
+
+    pub(super) fn set_avail_event(&mut self, position: u16) {
+        match self {
+            Self::Split(_, device) => device.set_avail_event(position),
+            Self::Packed(ring) => ring.set_avail_event(position),
+        }
+    }
+}
