@@ -1,5 +1,4 @@
-//! What single features of queues and proofs about devices are good for: resets of one queue, event indices,
-//! and the proofs of another device.
+//! What single features of queues are good for: tables, order, and event indices.
 
 use ringfence_memory::Bytes;
 use ringfence_testkit::bench::{Bench, Shape, rings};

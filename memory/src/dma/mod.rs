@@ -21,6 +21,7 @@ mod descriptors;
 mod life;
 mod pool;
 mod region;
+mod registry;
 mod segment;
 mod snapshot;
 mod windows;
@@ -35,9 +36,10 @@ pub use descriptors::{DescriptorBits, DescriptorTable, Packed, QueueAddresses, R
 pub use life::{Life, Quiet, ResetError};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
+pub use registry::DmaRegistry;
 pub use segment::Segment;
 pub use snapshot::{DmaSnapshot, DmaWindow};
-pub use windows::{DmaRegistry, DmaWindows};
+pub use windows::DmaWindows;
 
 use crate::{Direction, PlatformError, VolatileError};
 use region::Region;

@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::region::Region;
+use super::registry::DmaRegistry;
 use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::platform::wait;
@@ -17,61 +18,8 @@ use crate::{
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
-/// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be
-/// released by the device's next driver.
-pub struct DmaRegistry {
-    /// By device.
-    tables: Lock<Vec<Arc<WindowTable>>>,
-}
-
-impl DmaRegistry {
-    /// A register of no tables.
-    pub const fn new() -> Self {
-        Self { tables: Lock::new(Level::Registry, Vec::new()) }
-    }
-
-    /// The table of a device, which nobody else has from here on.
-    fn claim(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Result<DmaWindows, DmaError> {
-        let new = Arc::new(WindowTable::new(platform, device, side));
-        let found = with_room(
-            &platform.registry().tables,
-            |tables| tables,
-            |tables| match tables.binary_search_by_key(&new.key(), |table| table.key()) {
-                Ok(at) => tables[at].clone(),
-                Err(at) => {
-                    tables.insert(at, new.clone());
-                    new.clone()
-                }
-            },
-        )?;
-        if found.claimed.swap(true, Ordering::Acquire) {
-            Err(DmaError::Claimed)
-        } else {
-            Ok(DmaWindows(Arc::new(TableClaim(found))))
-        }
-    }
-
-    /// The first table whose [key](WindowTable::key) is at least `key`. Tables stay.
-    pub(crate) fn table_from(&self, key: u64) -> Option<Arc<WindowTable>> {
-        let tables = self.tables.lock();
-        tables.get(tables.partition_point(|table| table.key() < key)).cloned()
-    }
-}
-
-impl Default for DmaRegistry {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Debug for DmaRegistry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaRegistry({} devices)", self.tables.lock().len())
-    }
-}
-
 /// Calls `then` when the list in `lock` has room for one more, and never allocates while the lock is held.
-fn with_room<S, T, R>(
+pub(super) fn with_room<S, T, R>(
     lock: &Lock<S>,
     list: impl Fn(&mut S) -> &mut Vec<T>,
     then: impl FnOnce(&mut S) -> R,
@@ -133,10 +81,10 @@ pub(crate) enum Side {
 /// # Ok::<(), DmaError>(())
 /// ```
 #[derive(Clone)]
-pub struct DmaWindows(Arc<TableClaim>);
+pub struct DmaWindows(pub(super) Arc<TableClaim>);
 
 /// What keeps a table from having another owner, shared by handles and regions.
-struct TableClaim(Arc<WindowTable>);
+pub(super) struct TableClaim(pub(super) Arc<WindowTable>);
 
 impl Drop for TableClaim {
     fn drop(&mut self) {
@@ -148,7 +96,7 @@ pub(crate) struct WindowTable {
     platform: &'static dyn Platform,
     device: DeviceId,
     side: Side,
-    claimed: AtomicBool,
+    pub(super) claimed: AtomicBool,
     /// Counts the lives that have ended; changed while `state` is locked.
     life: AtomicU64,
     /// The same, but for [`LEAVING`] once the device was asked to reset.
@@ -427,7 +375,7 @@ impl fmt::Debug for DmaWindows {
 }
 
 impl WindowTable {
-    fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
+    pub(super) fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
         let state = TableState {
             told: false,
             windows: Vec::new(),
