@@ -264,6 +264,8 @@ fn a_silent_device_is_unresponsive() {
         let mut patient = Box::pin(queue.request(requests.next().unwrap()));
         assert!(poll(&mut patient).is_pending());
         server.run(5000);
+        assert_eq!(queue.next_deadline(), Some(at(5050)));
+        server.run(5050);
         assert_eq!(queue.next_deadline(), Some(at(5100)));
         server.run(5099);
         disk.take();
@@ -311,6 +313,7 @@ fn half_of_the_slots_and_half_a_minute_are_borne() {
         server.run(10);
         assert_eq!(queue.lost(), lost);
         assert_eq!(ended.borrow().is_some(), lost == depth / 2, "{lost} of {depth}");
+        server.run(15_010);
         server.run(29_999);
         assert_eq!(ended.borrow().is_some(), lost == depth / 2);
         server.run(30_000);

@@ -188,8 +188,10 @@ fn silence_is_that_in_which_somebody_waits() {
         assert_eq!(queue.next_deadline(), None);
         let [first, second, third] = requests;
         let mut first = begin(&queue, first, Some(5100));
-        serve(&mut server, &clock, 5000);
-        assert_eq!((*ended.borrow(), queue.next_deadline()), (None, Some(at(5100))));
+        for now in [5000, 5050] {
+            serve(&mut server, &clock, now);
+            assert_eq!((*ended.borrow(), queue.next_deadline()), (None, Some(at(now + 50))));
+        }
         serve(&mut server, &clock, 5100);
         assert_eq!(answer(&mut first), Some((Err(RequestError::TimedOut), false)));
         assert_eq!((*ended.borrow(), queue.next_deadline()), (None, None), "{format:#x}");
@@ -203,11 +205,72 @@ fn silence_is_that_in_which_somebody_waits() {
     }
 }
 
+/// A host that stops the guest for a while stops its disk, too, or is slow after it: half of the patience is
+/// left for that, and the server runs in time for it.
+#[test]
+fn one_stop_of_the_guest_ends_no_healthy_queue() {
+    const PATIENCE: Patience = Patience { lost: 1, silence: Some(Duration::from_millis(100)) };
+    for (format, answers) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
+        let mut bench = Bench::new(format, 1, 64);
+        let (mut disk, requests) = (bench.disk(0), [0, 1, 2].map(|sector| bench.read(sector)));
+        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let (ended, clock) = (RefCell::default(), Cell::default());
+        let mut server = server_at(&queue, &ended, || clock.get());
+        let mut deadlines = [None, Some(500), Some(70_000)].into_iter();
+        let mut transfers = requests.map(|request| begin(&queue, request, deadlines.next().unwrap()));
+        serve(&mut server, &clock, 0);
+        assert_eq!((disk.take(), queue.next_deadline()), (3, Some(at(50))));
+        serve(&mut server, &clock, 40);
+        assert_eq!(queue.next_deadline(), Some(at(90)));
+        serve(&mut server, &clock, 60_040);
+        assert_eq!((*ended.borrow(), queue.lost(), queue.next_deadline()), (None, 0, Some(at(60_050))));
+        serve(&mut server, &clock, 60_049);
+        assert_eq!((*ended.borrow(), queue.lost()), (None, 0));
+        if answers {
+            (0..3).for_each(|_| _ = disk.finish(0));
+        }
+        serve(&mut server, &clock, 60_050);
+        if answers {
+            assert_eq!(transfers.each_mut().map(answer), [Some((Ok(()), true)); 3], "{format:#x}");
+        }
+        assert_eq!(*ended.borrow(), (!answers).then_some(QueueError::Unresponsive));
+    }
+}
+
+/// A deadline that passed while the guest was stopped has half of the patience left, and no more.
+#[test]
+fn a_deadline_that_passed_in_a_stop() {
+    const PATIENCE: Patience = Patience { lost: 2, silence: Some(Duration::from_millis(100)) };
+    for format in FORMATS {
+        let mut bench = Bench::new(format, 1, 64);
+        let (mut disk, requests) = (bench.disk(0), [0, 1, 2, 3].map(|sector| bench.read(sector)));
+        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let (ended, clock) = (RefCell::default(), Cell::default());
+        let mut server = server_at(&queue, &ended, || clock.get());
+        let mut deadlines = [500, 600, 700, 9_030].into_iter();
+        let mut transfers = requests.map(|request| begin(&queue, request, deadlines.next()));
+        serve(&mut server, &clock, 0);
+        assert_eq!(disk.take(), 4);
+        serve(&mut server, &clock, 9_000);
+        assert_eq!((queue.lost(), queue.next_deadline()), (0, Some(at(9_030))), "{format:#x}");
+        disk.finish(0);
+        serve(&mut server, &clock, 9_030);
+        let timed_out = Some((Err(RequestError::TimedOut), false));
+        assert_eq!(transfers.each_mut().map(answer), [Some((Ok(()), true)), None, None, timed_out]);
+        assert_eq!((*ended.borrow(), queue.next_deadline()), (None, Some(at(9_050))));
+        disk.finish(0);
+        serve(&mut server, &clock, 9_049);
+        serve(&mut server, &clock, 9_050);
+        assert_eq!([1, 2].map(|place| answer(&mut transfers[place])), [Some((Ok(()), true)), timed_out]);
+        assert_eq!((queue.lost(), *ended.borrow()), (2, Some(QueueError::Unresponsive)));
+    }
+}
+
 /// The silence or a deadline, whichever comes first.
 #[test]
 fn the_server_runs_again_at_the_earlier_of_two_times() {
     const PATIENCE: Patience = Patience { lost: usize::MAX, silence: Some(Duration::from_millis(100)) };
-    for (deadline, expected) in [(70, 70), (130, 100)] {
+    for (deadline, expected) in [(40, 40), (130, 50)] {
         let mut bench = Bench::new(0, 1, 8);
         let requests = [0, 1, 2, 3].map(|sector| bench.read(sector));
         let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);

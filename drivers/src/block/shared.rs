@@ -16,14 +16,16 @@ use super::calls::{Calls, Stage};
 use super::{BlockQueue, CallResult, Geometry, Request, RequestError};
 use ringfence_memory::Quiet;
 
-use crate::virtio::{Counters, Hybrid, Notify, QueueError};
+use crate::virtio::{Counters, Hybrid, Notify, QueueError, longest_gap};
 
 /// How much of a device is borne before [`SharedQueue::poll_serve`] calls it unresponsive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// So many requests that timed out and that it still has; 0 is as good as 1.
     pub lost: usize,
-    /// So long without any completion, while requests wait for one; `None` for ever.
+    /// So long without any completion, while requests wait for one; `None` for ever. If the server runs later
+    /// than it asked for, since the host had stopped the guest, no more than half of this counts at once, and
+    /// requests whose deadlines passed meanwhile have that much more time.
     pub silence: Option<Duration>,
 }
 
@@ -140,7 +142,10 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
     pub fn next_deadline(&self) -> Option<Duration> {
         let state = self.state.borrow();
         let limit = state.patience.silence.filter(|_| state.waited_for);
-        let silent = limit.map(|limit| state.now.saturating_add(limit.saturating_sub(state.silence)));
+        let silent = limit.map(|limit| {
+            let left = limit.saturating_sub(state.silence).min(longest_gap(limit));
+            state.now.saturating_add(left)
+        });
         state.next_deadline.into_iter().chain(silent).min()
     }
 
@@ -248,30 +253,38 @@ impl<N: Notify> State<'_, N> {
         self.woken.extend(self.calls.end(key, (Err(why), buffer)));
     }
 
-    /// Ends the requests whose time is up. It looks at all, but no more often than deadlines pass.
-    fn expire(&mut self) {
+    /// Ends the requests whose time is up, or gives them so much `more`. It looks at all, but no more often
+    /// than deadlines pass.
+    fn expire(&mut self, more: Option<Duration>) {
         if self.next_deadline.is_none_or(|next| next > self.now) {
             return;
         }
         self.next_deadline = None;
+        let later = more.map(|more| self.now.saturating_add(more));
         for key in 0..self.calls.count() {
-            match self.calls.deadline(key) {
-                Some(deadline) if deadline <= self.now => self.stop(key, RequestError::TimedOut),
-                Some(deadline) => _ = self.expect(deadline),
-                None => {}
+            let Some(deadline) = self.calls.deadline(key) else { continue };
+            match (deadline > self.now, later) {
+                (true, _) => _ = self.expect(deadline),
+                (false, None) => self.stop(key, RequestError::TimedOut),
+                (false, Some(later)) => {
+                    self.calls.set_deadline(key, Some(later));
+                    self.expect(later);
+                }
             }
         }
     }
 
     /// Counts the time since the server last ran as silence, if requests waited and there was `found` nothing
-    /// now.
-    fn listen(&mut self, found: usize, now: Duration) {
+    /// now. How much of it counted, if not all.
+    fn listen(&mut self, found: usize, now: Duration) -> Option<Duration> {
         let passed = now.saturating_sub(mem::replace(&mut self.now, now));
+        let most = self.patience.silence.filter(|_| self.waited_for).map(longest_gap);
         if found > 0 {
             self.silence = Duration::ZERO;
         } else if self.waited_for {
-            self.silence = self.silence.saturating_add(passed);
+            self.silence = self.silence.saturating_add(most.map_or(passed, |most| passed.min(most)));
         }
+        most.filter(|&most| passed > most)
     }
 
     /// Whether the device has not used up one's patience.
@@ -319,8 +332,8 @@ impl<N: Notify> State<'_, N> {
                 let key = calls.key_of(done.ticket);
                 woken.extend(key.and_then(|key| calls.end(key, (done.result, done.buffer))));
             })?;
-            self.listen(found, now);
-            self.expire();
+            let stopped = self.listen(found, now);
+            self.expire(stopped);
             self.refill();
             self.judge()?;
             self.queue.kick();

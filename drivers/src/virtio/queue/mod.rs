@@ -25,6 +25,7 @@ pub use buffer_list::BufferList;
 pub(crate) use chain::sealed;
 pub use chain::{Buffers, Ends};
 pub use controls::Controls;
+pub(crate) use poll_policy::longest_gap;
 pub use poll_policy::{Hybrid, LOOK_AGAIN};
 pub use slots::Ticket;
 pub(crate) use slots::UsedChain;

@@ -5,6 +5,13 @@ use core::time::Duration;
 /// Who sleeps while something is in flight looks once more after this long: see [`Hybrid`].
 pub const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
+/// How much of the time between two looks at a device that is waited for counts as its silence, and when it
+/// is looked at again, where it may be silent for `limit`. A host that stops the guest stops the device too,
+/// or is busy after it; and then the device has the other half.
+pub(crate) fn longest_gap(limit: Duration) -> Duration {
+    limit.checked_div(2).unwrap_or(limit)
+}
+
 /// The rule by which whoever serves a queue waits for it:
 ///
 /// 1. An interrupt wakes the server. It turns interrupts off.
