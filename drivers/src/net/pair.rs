@@ -11,7 +11,8 @@ use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Quiet, Segment, Volati
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
-    Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport, sealed,
+    Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport,
+    longest_gap, sealed,
 };
 
 /// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send.
@@ -165,6 +166,14 @@ impl Buffers for ToSend {
     }
 }
 
+/// How many frames had come back when none did any more, for how long none has, and when that was seen.
+#[derive(Clone, Copy)]
+struct Silence {
+    sent: u64,
+    lasted: Duration,
+    seen: Duration,
+}
+
 /// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the
 /// device's other pairs, so each CPU can have its own.
 pub struct NetPair<N> {
@@ -175,8 +184,8 @@ pub struct NetPair<N> {
     tx_pool: DmaPool,
     /// The longest frame to send.
     most: usize,
-    /// While the card keeps frames to send: how many had come back, and since when none has.
-    silence: Option<(u64, Duration)>,
+    /// While the card keeps frames to send.
+    silence: Option<Silence>,
 }
 
 impl<N: Notify> NetPair<N> {
@@ -225,8 +234,8 @@ impl<N: Notify> NetPair<N> {
     }
 
     /// Whether the card does what it should at `now`, by any clock. To be called again and again, after
-    /// [`kick`](Self::kick): the silence of a card is counted from the first call that sees it. Buffers to
-    /// receive into may wait for ever.
+    /// [`kick`](Self::kick): the silence of a card is counted from the first call that sees it, and of the
+    /// time between two calls at most half of `patience` counts. Buffers to receive into may wait for ever.
     ///
     /// # Errors
     /// [`QueueError::Broken`], or [`QueueError::Unresponsive`] if the card has had frames to send for longer
@@ -238,10 +247,12 @@ impl<N: Notify> NetPair<N> {
         let sent = self.transmit.counters().completions;
         // What it has used comes back when more is sent.
         let waits = self.transmit.in_flight() > 0 && !self.transmit.has_used()?;
-        let goes_on = self.silence.filter(|&(before, _)| before == sent);
-        self.silence = waits.then(|| goes_on.unwrap_or((sent, now)));
-        let silent = self.silence.is_some_and(|(_, since)| now.saturating_sub(since) > patience);
-        if silent { Err(QueueError::Unresponsive) } else { Ok(()) }
+        let before = self.silence.filter(|before| before.sent == sent);
+        let lasted = before.map_or(Duration::ZERO, |Silence { lasted, seen, .. }| {
+            lasted.saturating_add(now.saturating_sub(seen).min(longest_gap(patience)))
+        });
+        self.silence = waits.then_some(Silence { sent, lasted, seen: now });
+        if waits && lasted > patience { Err(QueueError::Unresponsive) } else { Ok(()) }
     }
 
     /// What the receive and the transmit queue have done.
