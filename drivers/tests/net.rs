@@ -186,6 +186,27 @@ fn a_card_that_swallows_frames() {
     }
 }
 
+/// Without any patience a card has the time in which it is looked at twice.
+#[test]
+fn a_card_that_nobody_has_patience_with() {
+    for patience in [Duration::ZERO, Duration::from_nanos(1), Duration::from_millis(2)] {
+        let Bench { mut net, mut tx, .. } = bench(4);
+        let mut check = |ms, done: bool| {
+            if done {
+                let chain = tx.take().unwrap();
+                tx.complete(chain.head, 0);
+            }
+            if done || ms == 0 {
+                assert_eq!(net.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
+                net.kick();
+            }
+            net.check(Duration::from_millis(ms), patience)
+        };
+        assert_eq!([0, 1, 2, 50, 51, 52].map(|ms| check(ms, ms == 50)), [Ok(()); 6], "{patience:?}");
+        assert_eq!(check(53, false), Err(QueueError::Unresponsive));
+    }
+}
+
 #[test]
 fn a_full_transmit_ring() {
     let mut bench = bench(4);

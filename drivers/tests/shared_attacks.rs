@@ -105,6 +105,31 @@ fn the_least_patience() {
     assert!(poll(&mut second).is_ready() && ended.borrow().is_none());
 }
 
+/// Nor is it for one that answers as soon as can be seen; and nobody looks for nothing meanwhile.
+#[test]
+fn no_silence_at_all() {
+    let ms = Duration::from_millis;
+    for silence in [Duration::ZERO, Duration::from_nanos(1), ms(1), ms(2)] {
+        let mut bench = Bench::new(0, 1, 8);
+        let (mut disk, requests) = (bench.disk(0), [bench.read(0), bench.read(1)]);
+        let patience = Patience { lost: 1, silence: Some(silence) };
+        set_up!(bench, patience => queue, server, clock, ended);
+        let mut transfers = requests.map(|request| Box::pin(queue.request(request)));
+        transfers.iter_mut().for_each(|transfer| assert!(poll(transfer).is_pending()));
+        for (now, finishes) in [(0, false), (1, true), (2, false), (3, false)] {
+            run(&mut server, &clock, ms(now));
+            assert_eq!((*ended.borrow(), queue.next_deadline()), (None, Some(ms(now + 1))), "{silence:?}");
+            disk.take();
+            if finishes {
+                disk.finish(0);
+            }
+        }
+        assert!(matches!(poll(&mut transfers[0]), Poll::Ready((Ok(()), _))));
+        run(&mut server, &clock, ms(4));
+        assert_eq!(*ended.borrow(), Some(QueueError::Unresponsive), "{silence:?}");
+    }
+}
+
 /// Whoever polls last is woken, and nobody else.
 #[test]
 fn wakers_that_change() {

@@ -16,16 +16,16 @@ use super::calls::{Calls, Stage};
 use super::{BlockQueue, CallResult, Geometry, Request, RequestError};
 use ringfence_memory::Quiet;
 
-use crate::virtio::{Counters, Hybrid, Notify, QueueError, longest_gap};
+use crate::virtio::{Counters, Hybrid, LEAST_SILENCE, Notify, QueueError, longest_gap};
 
 /// How much of a device is borne before [`SharedQueue::poll_serve`] calls it unresponsive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
     /// So many requests that timed out and that it still has; 0 is as good as 1.
     pub lost: usize,
-    /// So long without any completion, while requests wait for one; `None` for ever. If the server runs later
-    /// than it asked for, since the host had stopped the guest, no more than half of this counts at once, and
-    /// requests whose deadlines passed meanwhile have that much more time.
+    /// So long without any completion, while requests wait for one; `None` for ever, and 0 is as good as 2
+    /// ms. If the server runs later than it asked for, since the host had stopped the guest, no more than
+    /// half of this counts at once, and requests whose deadlines passed meanwhile have that much more time.
     pub silence: Option<Duration>,
 }
 
@@ -87,8 +87,9 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
 
     /// The same with other limits.
     #[must_use]
-    pub fn with_patience(mut self, patience: Patience) -> Self {
-        self.state.get_mut().patience = patience;
+    pub fn with_patience(mut self, Patience { lost, silence }: Patience) -> Self {
+        let silence = silence.map(|silence| silence.max(LEAST_SILENCE));
+        self.state.get_mut().patience = Patience { lost: lost.max(1), silence };
         self
     }
 
@@ -293,7 +294,7 @@ impl<N: Notify> State<'_, N> {
         self.waited_for = self.queue.in_flight() > lost || self.calls.is_line();
         let Patience { lost: most, silence } = self.patience;
         let is_silent = silence.is_some_and(|limit| self.waited_for && self.silence >= limit);
-        if lost >= most.max(1) || is_silent {
+        if lost >= most || is_silent {
             return Err(QueueError::Unresponsive);
         }
         Ok(())

@@ -11,8 +11,8 @@ use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Quiet, Segment, Volati
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
-    Buffers, Counters, Device, DriverOk, Error, Notify, Queue, QueueError, QueueOptions, Transport,
-    longest_gap, sealed,
+    Buffers, Counters, Device, DriverOk, Error, LEAST_SILENCE, Notify, Queue, QueueError, QueueOptions,
+    Transport, longest_gap, sealed,
 };
 
 /// Length of the header in front of each frame (5.1.6). Without offloads all of it is zero in what we send.
@@ -235,7 +235,8 @@ impl<N: Notify> NetPair<N> {
 
     /// Whether the card does what it should at `now`, by any clock. To be called again and again, after
     /// [`kick`](Self::kick): the silence of a card is counted from the first call that sees it, and of the
-    /// time between two calls at most half of `patience` counts. Buffers to receive into may wait for ever.
+    /// time between two calls at most half of `patience` counts; 0 is as good as 2 ms. Buffers to receive
+    /// into may wait for ever.
     ///
     /// # Errors
     /// [`QueueError::Broken`], or [`QueueError::Unresponsive`] if the card has had frames to send for longer
@@ -247,6 +248,7 @@ impl<N: Notify> NetPair<N> {
         let sent = self.transmit.counters().completions;
         // What it has used comes back when more is sent.
         let waits = self.transmit.in_flight() > 0 && !self.transmit.has_used()?;
+        let patience = patience.max(LEAST_SILENCE);
         let before = self.silence.filter(|before| before.sent == sent);
         let lasted = before.map_or(Duration::ZERO, |Silence { lasted, seen, .. }| {
             lasted.saturating_add(now.saturating_sub(seen).min(longest_gap(patience)))

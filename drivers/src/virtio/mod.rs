@@ -14,7 +14,7 @@ pub use queue::{
     BufferList, Buffers, Completion, Controls, Counters, Ends, Hybrid, LOOK_AGAIN, Queue, QueueError,
     QueueOptions, Ticket,
 };
-pub(crate) use queue::{UsedChain, longest_gap, sealed};
+pub(crate) use queue::{LEAST_SILENCE, UsedChain, longest_gap, sealed};
 pub(crate) use transport::is_modern;
 pub use transport::{
     ConfigField, InterruptStatus, IsrStatus, Notify, PciNotifier, PciTransport, QueueSetup, Transport, status,

@@ -25,8 +25,8 @@ pub use buffer_list::BufferList;
 pub(crate) use chain::sealed;
 pub use chain::{Buffers, Ends};
 pub use controls::Controls;
-pub(crate) use poll_policy::longest_gap;
 pub use poll_policy::{Hybrid, LOOK_AGAIN};
+pub(crate) use poll_policy::{LEAST_SILENCE, longest_gap};
 pub use slots::Ticket;
 pub(crate) use slots::UsedChain;
 

@@ -5,6 +5,9 @@ use core::time::Duration;
 /// Who sleeps while something is in flight looks once more after this long: see [`Hybrid`].
 pub const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
+/// The shortest silence that there is: who sleeps has not looked twice in less.
+pub(crate) const LEAST_SILENCE: Duration = Duration::from_millis(2);
+
 /// How much of the time between two looks at a device that is waited for counts as its silence, and when it
 /// is looked at again, where it may be silent for `limit`. A host that stops the guest stops the device too,
 /// or is busy after it; and then the device has the other half.
