@@ -11,9 +11,28 @@ use super::{Ends, Error, QueueError, Ticket};
 const WORDS: usize = 4;
 const HEADER: usize = 0;
 const STATUS: usize = 2;
+const LONGEST_HEADER: u32 = 16;
 
-/// For each slot of a queue a header of `LEN` bytes, which the device reads first, and a status byte, which
-/// it writes last.
+/// For each slot of a queue a header of `LEN` bytes, 1 to 16, which the device reads first, and a status byte,
+/// which it writes last.
+///
+/// ```
+/// # use ringfence_drivers::virtio::Controls;
+/// let _longest = Controls::<16>::new as fn(_, _) -> _;
+/// ```
+///
+/// The status comes right after 16 bytes: in a longer header the device would read it, and in one of none
+/// there is nothing to read.
+///
+/// ```compile_fail,E0080
+/// # use ringfence_drivers::virtio::Controls;
+/// let _too_long = Controls::<17>::new as fn(_, _) -> _;
+/// ```
+///
+/// ```compile_fail,E0080
+/// # use ringfence_drivers::virtio::Controls;
+/// let _none = Controls::<0>::new as fn(_, _) -> _;
+/// ```
 #[derive(Debug)]
 pub struct Controls<const LEN: u32 = 16>(DmaBlocks<WORDS>);
 
@@ -26,6 +45,7 @@ impl<const LEN: u32> Controls<LEN> {
     /// # Errors
     /// If there is no memory for them, or no slots.
     pub fn new(windows: &DmaWindows, slots: usize) -> Result<Self, Error> {
+        const { assert!(LEN > 0 && LEN <= LONGEST_HEADER, "bytes of the header") }
         Ok(Self(DmaBlocks::new(windows, slots)?))
     }
 
