@@ -7,6 +7,7 @@
 extern crate alloc;
 
 pub mod acpi;
+pub mod alarm;
 pub mod arch;
 pub mod boot;
 pub mod devices;

@@ -6,11 +6,11 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
-use core::future::{Future, poll_fn};
+use core::future::poll_fn;
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
-use embassy_time::{Duration, Timer, with_timeout};
+use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
@@ -18,6 +18,7 @@ use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueE
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
+use crate::alarm::Alarm;
 use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
 use crate::interrupts::Interrupt;
@@ -307,24 +308,6 @@ impl Disk {
             self.wake_watcher();
         }
         Err(BlockError::Device)
-    }
-}
-
-/// Wakes a task by the earliest of the times that it was set to.
-#[derive(Default)]
-struct Alarm(Option<core::time::Duration>);
-
-impl Alarm {
-    fn set(&mut self, next: Option<core::time::Duration>, context: &mut Context<'_>) {
-        let now = time::now();
-        self.0 = self.0.filter(|&at| at > now);
-        let Some(next) = next.filter(|&next| self.0.is_none_or(|at| next < at)) else { return };
-        self.0 = Some(next);
-        // A timer wakes whoever polled it last, also after it was dropped.
-        let left = Duration::from_micros(next.saturating_sub(now).as_micros() as u64 + 1);
-        if pin!(Timer::after(left)).poll(context).is_ready() {
-            context.waker().wake_by_ref();
-        }
     }
 }
 
