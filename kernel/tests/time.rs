@@ -16,6 +16,7 @@ use core::task::{Context, Poll};
 
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_drivers::virtio::LOOK_AGAIN;
+use ringfence_kernel::alarm::Alarm;
 use ringfence_kernel::devices::second_look::SecondLook;
 use ringfence_kernel::{executor, interrupts, testing, time};
 use x86_64::instructions::port::Port;
@@ -125,6 +126,27 @@ fn a_second_look_follows_each_sleep() {
         // It begins anew.
         assert!(look.want());
         poll_fn(|context| if look.poll(context) { Poll::Ready(()) } else { Poll::Pending }).await;
+    })
+}
+
+/// An alarm rings by the earliest of its times, and one for the end of time keeps no other from it.
+#[test_case]
+fn an_alarm_is_set_again() {
+    run(async {
+        let at = |milliseconds| Some(time::now() + core::time::Duration::from_millis(milliseconds));
+        let most = core::time::Duration::from_secs(u64::MAX);
+        for far in [None, at(60_000), Some(most), Some(core::time::Duration::MAX)] {
+            let (mut alarm, near) = (Alarm::default(), at(20));
+            let mut times = [far, at(40), near, far, at(30), None].into_iter();
+            let mut wakes = 0;
+            poll_fn(|context| {
+                wakes += 1;
+                times.by_ref().for_each(|next| alarm.set(next, context));
+                if time::now() < near.expect("a time") { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            assert!(wakes > 1 && time::now() < near.expect("a time") + core::time::Duration::from_secs(1));
+        }
     })
 }
 
