@@ -1,6 +1,7 @@
 //! The one trait that a kernel implements to use the drivers.
 
 use alloc::boxed::Box;
+use core::mem;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
@@ -67,16 +68,20 @@ pub unsafe trait Platform: Sync {
 }
 
 /// Asks `poll`, without a pause (which costs an emulated processor far more than most looks that it delays),
-/// until it has an answer, or until `limit` has passed since the first time; at least once.
+/// until it has an answer, or until `limit` has passed since the first time; at least once. Of the time between
+/// two looks half of the limit counts at most: a host that stopped the machine has stopped the device, too.
 pub(crate) fn wait<T>(
     now: impl Fn() -> Duration,
     limit: Duration,
     mut poll: impl FnMut() -> Option<T>,
 ) -> Option<T> {
-    let start = now();
+    let most = limit.checked_div(2).unwrap_or(limit).max(Duration::from_nanos(1));
+    let (mut last, mut passed) = (now(), Duration::ZERO);
     loop {
         let answer = poll();
-        if answer.is_some() || now().saturating_sub(start) > limit {
+        let before = mem::replace(&mut last, now());
+        passed = passed.saturating_add(last.saturating_sub(before).min(most));
+        if answer.is_some() || passed > limit {
             return answer;
         }
     }

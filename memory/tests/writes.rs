@@ -122,3 +122,31 @@ fn a_reset_has_its_time() {
         assert_eq!(proof.err(), (!in_time).then_some(ResetError::Timeout), "{seconds} s");
     }
 }
+
+/// A host that stops the machine while a device is waited for has stopped the device, too: it has half of the
+/// limit left, and no more than that.
+#[test]
+fn a_stop_of_the_machine_is_half_of_the_limit() {
+    let card = Card::new();
+    let registers = Stepped::new(|registers, offset| {
+        if offset == common::DEVICE_STATUS && registers.get::<u8>(offset) == 0 {
+            registers.set(offset, 0x40_u8);
+        }
+    });
+    let virtio = VirtioPci::new(registers, card.config()).unwrap();
+    let windows = DmaWindows::new(registers, card.address.id()).unwrap();
+    // After 2 s of the limit there is a stop of a minute.
+    for (seconds, in_time) in [(1, true), (2, true), (3, false), (9, false)] {
+        let (mut now, mut looks) = (Duration::ZERO, 0);
+        *registers.clock.borrow_mut() = Box::new(move |registers| {
+            if looks == 3 + seconds {
+                registers.set(common::DEVICE_STATUS, 0_u8);
+            }
+            looks += 1;
+            now += Duration::from_secs(if looks == 4 { 60 } else { 1 });
+            now
+        });
+        let proof = virtio.common.reset(&windows, Duration::from_secs(8));
+        assert_eq!(proof.err(), (!in_time).then_some(ResetError::Timeout), "{seconds} s");
+    }
+}

@@ -288,7 +288,8 @@ impl DmaWindows {
     }
 
     /// Asks `poll` until it has an answer, or until `limit` has passed by the platform's clock; at least
-    /// once. For what is waited for seldom, and not in interrupt handlers.
+    /// once. A single stop of the machine counts as half of `limit`. For what is waited for seldom, and not
+    /// in interrupt handlers.
     pub fn wait<T>(&self, limit: Duration, poll: impl FnMut() -> Option<T>) -> Option<T> {
         wait(|| self.now(), limit, poll)
     }
