@@ -61,9 +61,9 @@ pub use allocator::{
 };
 pub use audit::{Audit, Finding, Report};
 pub use device::{
-    BAR_COUNT, Bar, BegunReset, Capability, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant, Ecam,
-    MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register,
-    SetQueueError, VirtioPci, VirtioPciError, common,
+    BAR_COUNT, Bar, BegunReset, Capability, ClaimError, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant,
+    Ecam, MmioClaims, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress,
+    Register, SetQueueError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
     DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,
@@ -71,8 +71,8 @@ pub use dma::{
     ResetError, RingFormat, Segment, Split,
 };
 pub use paging::{
-    AccessError, AddressSpace, ClaimError, Cpu, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private,
-    Protection, Stack, Stale, TablePool,
+    AccessError, AddressSpace, Cpu, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private, Protection,
+    Stack, Stale, TablePool,
 };
 pub use platform::{DeviceId, DmaMemory, MmioMemory, Platform, PlatformError};
 pub use range::{Frame, FrameRange, Page, PageRange, RangeError};

@@ -21,9 +21,8 @@ use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::bits;
 use crate::allocator::buddy::FreeUnits;
 use crate::allocator::frames::{Inner, Owner};
-use crate::paging::{
-    AddressSpace, Claims, ENTRIES, LOW_PAGES, Mapper, Protection, Pte, TOP, Table, Tag, leaf_pages,
-};
+use crate::device::Claims;
+use crate::paging::{AddressSpace, ENTRIES, LOW_PAGES, Mapper, Protection, Pte, TOP, Table, Tag, leaf_pages};
 use crate::range::{FrameRange, PageRange};
 use core::ops::Range;
 

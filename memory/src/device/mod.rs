@@ -7,6 +7,7 @@
 
 mod bar;
 mod capability;
+mod claims;
 mod common_config;
 mod config;
 mod mmio;
@@ -15,6 +16,8 @@ mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
 pub use capability::Capability;
+pub(crate) use claims::Claims;
+pub use claims::{ClaimError, MmioClaims};
 pub use common_config::{BegunReset, CommonConfig, SetQueueError, common};
 pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};

@@ -12,7 +12,6 @@ pub(crate) mod tlb;
 pub use borrowed::{
     BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutability, Mutable, PagesOwner,
 };
-pub use claims::ClaimError;
 pub use mapped_pages::{AccessError, Dma, Kind, MappedPages, Mmio, Private};
 pub use mapper::Mapper;
 pub use pool::TablePool;
@@ -20,7 +19,6 @@ pub use pte::Protection;
 pub use space::{AddressSpace, Stack};
 pub use tlb::{Cpu, Stale};
 
-pub(crate) use claims::Claims;
 pub(crate) use mapper::TOP;
 pub(crate) use pool::{ENTRIES, Table, Unlinked};
 pub(crate) use pte::{LOW_PAGES, Pte, Tag, leaf_pages};

@@ -1,6 +1,5 @@
 //! The kernel's address space: the one place where pages and frames become mappings.
 
-use super::claims::Claims;
 use super::mapped_pages::{Dma, Kind, MappedPages, Private};
 use super::{MapError, Mapper, Protection};
 use crate::DmaRegistry;
@@ -8,6 +7,7 @@ use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::AllocError;
 use crate::allocator::frames::{AllocatedFrames, FrameAllocator, FrameRequest};
 use crate::allocator::pages::{AllocatedPages, PageAllocator, PageRequest};
+use crate::device::Claims;
 use crate::lock::{Level, Lock};
 use crate::paging::tlb::{Cpu, Flush, Stale};
 use crate::range::{FrameRange, Page, PageRange};
