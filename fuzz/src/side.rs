@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::{
-    DeviceId, Dma, DmaMemory, DmaRegistry, FrameRange, FrameRequest, MappedPages, MmioMemory, PhysAddr,
-    Platform, PlatformError, VirtAddr,
+    DeviceId, Direction, Dma, DmaMemory, DmaRegistry, FrameRange, FrameRequest, MappedPages, MmioMemory,
+    PhysAddr, Platform, PlatformError, VirtAddr,
 };
 
 use crate::card::Card;
@@ -155,7 +155,12 @@ impl Side {
 // given out once until it is dropped; devices address it by adding `DEVICE_BASE`. Registers are
 // `HostPlatform`'s. The clock counts calls. The registry is the machine's own, and so is all memory.
 unsafe impl Platform for Side {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        _: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         let memory = self.system.space.allocate_dma(FrameRequest::new(pages.get()));
         let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
         let start = memory.physical_address().value();

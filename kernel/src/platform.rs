@@ -7,8 +7,8 @@ use core::ptr::NonNull;
 use core::time::Duration;
 
 use ringfence_memory::{
-    ClaimError, ConfigAccess, DeviceId, DmaMemory, DmaRegistry, FrameRange, FrameRequest, MmioMemory,
-    PciAddress, PhysAddr, Platform, PlatformError,
+    ClaimError, ConfigAccess, DeviceId, Direction, DmaMemory, DmaRegistry, FrameRange, FrameRequest,
+    MmioMemory, PciAddress, PhysAddr, Platform, PlatformError,
 };
 use spin::Mutex;
 use x86_64::instructions::port::Port;
@@ -33,7 +33,12 @@ pub static KERNEL: Kernel = Kernel;
 // - `registry` is that of the one address space, and `Kernel` has no state: all its values are the same
 //   platform.
 unsafe impl Platform for Kernel {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        _: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         let request = FrameRequest::new(pages.get());
         let memory = memory::space().allocate_dma(request).map_err(|_| PlatformError::OutOfMemory)?;
         let address = memory.physical_address().value();

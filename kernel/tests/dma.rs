@@ -20,8 +20,8 @@ use ringfence_kernel::memory::image;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_memory::{
-    Bytes, ClaimError, DeviceId, Dma, DmaPool, DmaWindows, FrameRange, FrameRequest, MappedPages, MmioRegion,
-    Owner, PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection, ResetError,
+    Bytes, ClaimError, DeviceId, Direction, Dma, DmaPool, DmaWindows, FrameRange, FrameRequest, MappedPages,
+    MmioRegion, Owner, PAGE_SIZE, PhysAddr, Platform, PlatformError, Protection, ResetError,
 };
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -166,7 +166,10 @@ fn regions_return_to_the_arena() {
     let region = windows.allocate(8192).expect("there is memory");
     assert_eq!(region.as_volatile_slice().read_obj::<[u8; 8192]>(0), Ok([0; 8192]));
     let too_much = NonZeroUsize::new(1 << 30).expect("not zero");
-    assert_eq!(KERNEL.dma_allocate(DEVICE, too_much).err(), Some(PlatformError::OutOfMemory));
+    assert_eq!(
+        KERNEL.dma_allocate(DEVICE, too_much, Direction::Both).err(),
+        Some(PlatformError::OutOfMemory)
+    );
     assert_sound();
 }
 

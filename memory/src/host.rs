@@ -14,7 +14,8 @@ use std::time::Instant;
 use spin::Mutex;
 
 use crate::{
-    DeviceId, DmaMemory, DmaRegistry, MmioMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError, VolatileSlice,
+    DeviceId, Direction, DmaMemory, DmaRegistry, MmioMemory, PAGE_SIZE, PhysAddr, Platform, PlatformError,
+    VolatileSlice,
 };
 
 pub use crate::lock::order::{interrupt, locks_held};
@@ -171,7 +172,12 @@ impl HostMemory {
 // clock is `Instant` plus a sum of positive steps. The registry is this platform's own, and so is all that it
 // lends.
 unsafe impl Platform for HostPlatform {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         let len = pages.get().checked_mul(PAGE_SIZE).ok_or(PlatformError::BadRange)?;
         let pages = self.take(len).ok_or(PlatformError::OutOfMemory)?;
         let lent = Arc::new(Lent { pages, idle: self.idle.clone() });

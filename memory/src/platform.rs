@@ -6,12 +6,23 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr, VolatileSlice};
+use crate::{
+    Direction, Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr, VolatileSlice,
+};
 
-/// Names a device to the memory system: its PCI requester id (segment, bus, device, function), which is also
-/// what an IOMMU sees.
+/// Names a device to the memory system. That of a PCI function is its segment (bits 16 to 31) and requester
+/// id (bus, device and function, bits 0 to 15), which is also what an IOMMU sees:
+/// [`PciAddress::id`](crate::PciAddress::id). Others begin at 2^32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DeviceId(pub u32);
+pub struct DeviceId(pub u64);
+
+impl DeviceId {
+    /// A device that is on no PCI bus, by a number that the kernel gives it: its place in a device tree, or
+    /// among the registers that a command line names.
+    pub const fn off_bus(number: u32) -> Self {
+        Self(1 << 32 | number as u64)
+    }
+}
 
 /// Why the platform could not provide memory. Nothing was allocated or mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,9 +58,14 @@ crate::error::messages! { PlatformError {
 /// - `registry` is always the same one, and the same for all platform values through which one device, or one
 ///   byte of memory, can be had.
 pub unsafe trait Platform: Sync {
-    /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach. The caller owns them until
-    /// drop.
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError>;
+    /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach, in `direction` at least: an
+    /// IOMMU need not let it do more. The caller owns them until drop.
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError>;
 
     /// Maps the registers at `start..start + len` (bytes; any alignment), which are those of `device`, or of
     /// no device with a name. The caller owns them until drop.
@@ -95,7 +111,22 @@ pub struct DmaMemory {
     pub(crate) device_address: u64,
     /// Where it is booked.
     frames: Option<&'static FrameAllocator>,
-    _owner: Box<dyn Send + Sync>,
+    owner: DmaOwner,
+}
+
+/// What gives the memory back.
+enum DmaOwner {
+    Dropped(#[expect(dead_code, reason = "only dropped")] Box<dyn Send + Sync>),
+    Freed(unsafe fn(NonNull<u8>, usize)),
+}
+
+impl Drop for DmaMemory {
+    fn drop(&mut self) {
+        if let DmaOwner::Freed(free) = self.owner {
+            // SAFETY: `from_raw`'s caller promised that this may be called once `self` is dropped.
+            unsafe { free(self.start, self.len) };
+        }
+    }
 }
 
 // SAFETY: `start` alone keeps it from being `Send`; the bytes are shared memory, which any thread may access.
@@ -117,7 +148,38 @@ impl DmaMemory {
         device_address: u64,
         owner: Box<dyn Send + Sync>,
     ) -> Self {
-        Self { start, len, device_address, frames: None, _owner: owner }
+        Self { start, len, device_address, frames: None, owner: DmaOwner::Dropped(owner) }
+    }
+
+    /// The same without a value that owns the memory: `free` is called with `start` and `len` instead.
+    ///
+    /// ```
+    /// use core::ptr::NonNull;
+    /// # use std::alloc::{Layout, alloc_zeroed};
+    /// use ringfence_memory::{DmaMemory, PlatformError};
+    ///
+    /// /// Goes back to the pages that devices get, never to the heap.
+    /// unsafe fn free(start: NonNull<u8>, len: usize) {
+    ///     // ...
+    /// }
+    ///
+    /// # let my_pages = || unsafe { alloc_zeroed(Layout::from_size_align(4096, 4096).unwrap()) };
+    /// let start = NonNull::new(my_pages()).ok_or(PlatformError::OutOfMemory)?;
+    /// let address = start.as_ptr().addr() as u64;   // where devices find it, in this kernel
+    /// // SAFETY: one zeroed page that only devices get, until `free` has it back.
+    /// let memory = unsafe { DmaMemory::from_raw(start, 4096, address, free) };
+    /// # Ok::<(), PlatformError>(())
+    /// ```
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new), until `free` is called, on any thread. `free` may be called then.
+    pub unsafe fn from_raw(
+        start: NonNull<u8>,
+        len: usize,
+        device_address: u64,
+        free: unsafe fn(NonNull<u8>, usize),
+    ) -> Self {
+        Self { start, len, device_address, frames: None, owner: DmaOwner::Freed(free) }
     }
 
     /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as
@@ -131,13 +193,12 @@ impl DmaMemory {
         // `MappedPages<Dma>` is never empty, and never at address 0.
         let start = NonNull::new(pages.as_ptr()).unwrap_or(NonNull::dangling());
         let len = pages.size_in_bytes() as usize;
-        Self { start, len, device_address, frames, _owner: Box::new(pages) }
+        Self { start, len, device_address, frames, owner: DmaOwner::Dropped(Box::new(pages)) }
     }
 
     #[inline]
     pub(crate) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: whoever made `self` promised the bytes, where they are, until `_owner` is dropped, which is
-        // with `self`, and that they hold no Rust object; nothing in this crate makes a reference.
+        // SAFETY: whoever made `self` promised the bytes, where they are, until `self` is dropped, and that they hold no Rust object; nothing in this crate makes a reference.
         unsafe { VolatileSlice::new(self.start, self.len) }
     }
 

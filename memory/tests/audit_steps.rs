@@ -333,7 +333,7 @@ fn an_audit_may_look_before_the_acknowledgements() {
 /// of all others.
 fn work(system: &System, platform: &'static SystemPlatform, thread: u32, turns: &AtomicUsize) {
     let (space, mut held) = (system.space, Vec::new());
-    let devices = [DeviceId(thread), DeviceId(100 - thread)]
+    let devices = [DeviceId(thread.into()), DeviceId((100 - thread).into())]
         .map(|id| (DmaWindows::new(platform, id).unwrap(), DmaWindows::for_model(platform, id).unwrap()));
     for turn in 0_usize.. {
         if turns.fetch_add(1, Relaxed) >= TURNS {

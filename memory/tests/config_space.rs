@@ -385,7 +385,7 @@ fn an_address_has_four_parts() {
         assert!(device <= 31 && function <= 7);
         let requester = u16::from(bus) * 256 + u16::from(device) * 8 + u16::from(function);
         assert_eq!(address.requester_id(), requester);
-        assert_eq!(address.id(), DeviceId(u32::from(segment) * 0x1_0000 + u32::from(requester)));
+        assert_eq!(address.id(), DeviceId(u64::from(segment) * 0x1_0000 + u64::from(requester)));
         let text = format!("{segment:04x}:{bus:02x}:{device:02x}.{function}");
         assert_eq!([address.to_string(), format!("{address:?}")], [&*text, &*text]);
     }
@@ -400,8 +400,13 @@ struct Careless {
 }
 
 unsafe impl Platform for Careless {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.host.dma_allocate(device, pages)
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
+        self.host.dma_allocate(device, pages, direction)
     }
 
     fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {

@@ -16,7 +16,7 @@ use ringfence_memory::*;
 const DEVICE: DeviceId = DeviceId(0x08);
 
 fn model(host: &'static HostPlatform, device: u32) -> DmaWindows {
-    DmaWindows::for_model(host, DeviceId(device)).unwrap()
+    DmaWindows::for_model(host, DeviceId(device.into())).unwrap()
 }
 
 #[test]
@@ -121,7 +121,12 @@ impl Wary {
 }
 
 unsafe impl Platform for Wary {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        _: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         look();
         let (len, flags) =
             (pages.get() * PAGE_SIZE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);

@@ -64,7 +64,12 @@ fn the_physical_map_has_the_runs_of_ram() {
 struct Scattered(&'static AddressSpace);
 
 unsafe impl Platform for Scattered {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        _: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         let pages = self.0.pages().allocate(PageRequest::new(pages.get())).unwrap();
         let (start, count) = (pages.start_address(), pages.size_in_pages());
         let (mut rest, mut mapped) = (pages, MappedPages::empty());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport};
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::{
-    Bytes, DeviceId, DmaGrant, DmaMemory, DmaRegistry, DmaWindows, MmioMemory, PhysAddr, Platform,
+    Bytes, DeviceId, Direction, DmaGrant, DmaMemory, DmaRegistry, DmaWindows, MmioMemory, PhysAddr, Platform,
     PlatformError, Quiet, ResetError,
 };
 // Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
@@ -37,8 +37,13 @@ pub struct Clocked<F>(pub &'static HostPlatform, pub F);
 
 // SAFETY: all but the time is the host's.
 unsafe impl<F: Fn() + Sync> Platform for Clocked<F> {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.0.dma_allocate(device, pages)
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
+        self.0.dma_allocate(device, pages, direction)
     }
 
     fn mmio_map(

@@ -469,7 +469,12 @@ pub struct SystemPlatform {
 }
 
 unsafe impl Platform for SystemPlatform {
-    fn dma_allocate(&self, _: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
+    fn dma_allocate(
+        &self,
+        _: DeviceId,
+        pages: NonZeroUsize,
+        _: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
         let memory = self.space.allocate_dma(FrameRequest::new(pages.get()));
         let memory = memory.map_err(|_| PlatformError::OutOfMemory)?;
         let address = memory.physical_address().value() + self.bus;

@@ -231,8 +231,13 @@ impl Clock {
 }
 
 unsafe impl Platform for Clock {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.platform.dma_allocate(device, pages)
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
+        self.platform.dma_allocate(device, pages, direction)
     }
 
     fn mmio_map(

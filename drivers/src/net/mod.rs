@@ -274,6 +274,6 @@ fn read_config<T: Transport>(offer: &Offer<T>, several: bool) -> Result<Config, 
 
 /// A locally administered address, different for each device.
 fn own_mac(device: DeviceId) -> [u8; 6] {
-    let [a, b, c, d] = device.0.to_be_bytes();
-    [0x02, 0x52, a, b, c, d]
+    let [.., off_bus, a, b, c, d] = device.0.to_be_bytes();
+    [0x02, 0x52 ^ off_bus, a, b, c, d]
 }

@@ -45,7 +45,7 @@ impl PciAddress {
 
     /// The requester id that names this function to the memory system.
     pub const fn id(self) -> DeviceId {
-        DeviceId((self.segment as u32) << 16 | self.requester_id() as u32)
+        DeviceId((self.segment as u64) << 16 | self.requester_id() as u64)
     }
 
     /// Bus, device and function as PCI packs them.

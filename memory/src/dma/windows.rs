@@ -204,7 +204,8 @@ impl DmaWindows {
     ) -> Result<Arc<Region>, DmaError> {
         let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
         let table = self.table();
-        let memory = table.platform.dma_allocate(table.device, pages).map_err(DmaError::Platform)?;
+        let memory =
+            table.platform.dma_allocate(table.device, pages, direction).map_err(DmaError::Platform)?;
         let memory = Arc::new(memory);
         let window = Window { memory: memory.clone(), direction, closed: None };
         with_room(
@@ -438,7 +439,7 @@ impl WindowTable {
 
     /// Its place in the registry.
     pub(crate) fn key(&self) -> u64 {
-        u64::from(self.device.0) << 1 | self.side as u64
+        self.device.0 << 1 | self.side as u64
     }
 
     /// Shows the windows from `device_address` on until `see` wants no more, and says how many regions and

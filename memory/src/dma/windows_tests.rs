@@ -31,8 +31,13 @@ struct Mixed(HostPlatform, AddressSpace);
 
 // SAFETY: as the two say.
 unsafe impl Platform for Mixed {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.0.dma_allocate(device, pages)
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
+        self.0.dma_allocate(device, pages, direction)
     }
     fn mmio_map(
         &self,

@@ -109,8 +109,13 @@ extern "C" fn trap(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) 
 
 // One block of registers, which is lent to whoever asks.
 unsafe impl Platform for Stepped {
-    fn dma_allocate(&self, device: DeviceId, pages: NonZeroUsize) -> Result<DmaMemory, PlatformError> {
-        self.host.dma_allocate(device, pages)
+    fn dma_allocate(
+        &self,
+        device: DeviceId,
+        pages: NonZeroUsize,
+        direction: Direction,
+    ) -> Result<DmaMemory, PlatformError> {
+        self.host.dma_allocate(device, pages, direction)
     }
 
     fn mmio_map(
