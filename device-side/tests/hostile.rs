@@ -390,7 +390,9 @@ proptest! {
                     prop_assert!(range.read_slice(&mut vec![0; range.len()], 0).is_ok());
                 }
                 prop_assert!(errors <= 1);
-                let Ok(mut output) = WritableChain::from_incomplete_readable(input, &writable) else { continue };
+                let Ok(mut output) = WritableChain::from_incomplete_readable(input, &writable) else {
+                    continue;
+                };
                 let room = output.remaining().unwrap();
                 let written = output.write(&[0x5a; 4096]);
                 prop_assert!(written.is_err() || written == Ok(room.bytes.min(4096)));

@@ -457,7 +457,8 @@ proptest! {
                         prop_assert_eq!(done.result, Ok(()));
                         let (from, to, write) = expected.remove(&done.ticket.index()).unwrap();
                         if !write {
-                            prop_assert_eq!(&bytes(done.buffer.as_ref().unwrap(), to - from), &array[from..to]);
+                            let read = bytes(done.buffer.as_ref().unwrap(), to - from);
+                            prop_assert_eq!(&read, &array[from..to]);
                         }
                     }
                     prop_assert!(expected.is_empty());
@@ -487,7 +488,9 @@ proptest! {
 
     /// Whatever status and length come back, in whatever order: an answer, and the buffer.
     #[test]
-    fn survives_any_answer(answers in prop::collection::vec((any::<u8>(), 0_u32..600, 0_u16..80, 0_u8..4), 1..100)) {
+    fn survives_any_answer(
+        answers in prop::collection::vec((any::<u8>(), 0_u32..600, 0_u16..80, 0_u8..4), 1..100),
+    ) {
         let mut bench = bench();
         let mut held = Vec::new();
         for (status, len, id, honest) in answers {
@@ -506,7 +509,7 @@ proptest! {
                 assert!(done.result.is_err() || status == 0 && len == 513);
             });
             prop_assert_eq!(result.is_err(), bench.block.is_broken());
-            prop_assert!(submitted.is_ok() || submitted == Err(RequestError::Broken) || submitted == Err(RequestError::Full));
+            prop_assert!(matches!(submitted, Ok(_) | Err(RequestError::Broken | RequestError::Full)));
             prop_assert_eq!(bench.pool.available() + bench.block.in_flight(), 64);
         }
     }

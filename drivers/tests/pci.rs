@@ -329,7 +329,8 @@ proptest! {
     /// Any 256 bytes: every question is answered and the number of reads is bounded.
     #[test]
     fn any_configuration_space(
-        words in prop::collection::vec(prop_oneof![any::<u32>(), 0x40_u32..0x100, Just(0), Just(u32::MAX)], 64),
+        words in
+            prop::collection::vec(prop_oneof![any::<u32>(), 0x40_u32..0x100, Just(0), Just(u32::MAX)], 64),
         masks in prop::collection::vec(prop_oneof![any::<u32>(), Just(0), Just(u32::MAX)], 64),
         virtio in any::<bool>(),
     ) {

@@ -416,14 +416,17 @@ proptest! {
     #[test]
     fn any_device(
         capabilities in prop::collection::vec(
-            (1_u8..6, 0_u8..8, prop_oneof![0_u32..0x5000, any::<u32>()], prop_oneof![0_u32..0x5000, any::<u32>()],
+            (1_u8..6, 0_u8..8,
+            prop_oneof![0_u32..0x5000, any::<u32>()], prop_oneof![0_u32..0x5000, any::<u32>()],
                 prop_oneof![Just(Some(4)), any::<Option<u32>>()]), 0..6),
         good in any::<bool>(),
         contents in prop::collection::vec((0_usize..0x40, any::<u8>()), 0..20),
     ) {
         let mut list: Vec<_> = capabilities
             .into_iter()
-            .map(|(kind, bar, offset, length, multiplier)| virtio_capability(kind, bar, offset, length, multiplier))
+            .map(|(kind, bar, offset, length, multiplier)| {
+                virtio_capability(kind, bar, offset, length, multiplier)
+            })
             .collect();
         list.truncate(3);
         let plain = good && list.is_empty() && contents.is_empty();
@@ -437,7 +440,8 @@ proptest! {
         }
         // Whether some capability of this kind describes `least` bytes that a memory BAR has.
         let is_there = |kind, least: u64| list.iter().any(|(id, body)| {
-            let field = |at: usize| body.get(at..at + 4).map(|bytes| u32::from_le_bytes(bytes.try_into().unwrap()));
+            let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+            let field = |at: usize| body.get(at..at + 4).map(word);
             let room = match body.get(2) {
                 Some(1) => 0x1000,
                 Some(4) => 0x4000,

@@ -322,7 +322,11 @@ proptest! {
     /// Whatever happens in which order: as long as the device goes on, and interrupts are all that wakes the
     /// server, every task comes to its end.
     #[test]
-    fn nobody_sleeps_for_ever(steps in prop::collection::vec(step(), 1..300), format in 0..8_usize, budget in 0..4_u32) {
+    fn nobody_sleeps_for_ever(
+        steps in prop::collection::vec(step(), 1..300),
+        format in 0..8_usize,
+        budget in 0..4_u32,
+    ) {
         let mut bench = Bench::new(formats().nth(format).unwrap(), 1, 16);
         let mut disk = bench.disk(0);
         let (pool, answered) = (bench.pool.clone(), Rc::new(RefCell::new(0)));

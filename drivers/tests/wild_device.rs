@@ -165,7 +165,8 @@ proptest! {
         let features: u64 = features.iter().sum();
         let has = |feature| features & feature != 0;
         let size = if has(RING_PACKED) { size } else { 1 << size.ilog2() };
-        let mut bench = Bench::with(Shape { features, size, chains, segments, longest: segments + longer, fixed: false });
+        let longest = segments + longer;
+        let mut bench = Bench::with(Shape { features, size, chains, segments, longest, fixed: false });
         let len = areas(&bench.fake, 0).iter().map(|area| area.1).sum::<usize>();
         // Names of chains that the device was told of; the oldest that is in flight; the device's idea of
         // where it is.
@@ -247,7 +248,8 @@ proptest! {
                             room.write(&[7; 60]).unwrap();
                         }
                     });
-                    assert!(sent.map_or_else(|error| error == QueueError::Broken, |sent| sent == written - left));
+                    let expected = |sent| sent == written - left;
+                    assert!(sent.map_or_else(|error| error == QueueError::Broken, expected));
                 }
                 Step::Kick => {
                     net.kick();

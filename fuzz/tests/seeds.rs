@@ -46,18 +46,23 @@ const SEEDS: &[Seed] = &[
     ("o6-next-life", &[&[128, 6, 0, 0, 0, 1]], &[("told beside", 1)]),
     // A table of the other side, in a queue and behind a descriptor; then its buffer in a descriptor.
     ("o7-two-platforms", &[&[128, 2, 0, 0, 23, 0, 1, 0, 1, 0]], &[]),
-    ("o7-two-platforms-segment", &[&[40, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0x27], TELL], &[("queue told", 1)]),
-    ("o8-old-queue", &[DEVICE, QUEUE, SHUT_DOWN, DROP_DEVICE, DEVICE, DRIVER_OK, RESET_QUEUE], &[("device begun", 2)]),
-    ("o8-old-proof", &[DEVICE, SHUT_DOWN, DROP_DEVICE, DEVICE, QUEUE, DRIVER_OK, START, SUBMIT, KICK, RECLAIM],
+    ("o7-two-platforms-segment", &[&[40, 14, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0x27], TELL],
+        &[("queue told", 1)]),
+    ("o8-old-queue", &[DEVICE, QUEUE, SHUT_DOWN, DROP_DEVICE, DEVICE, DRIVER_OK, RESET_QUEUE],
+        &[("device begun", 2)]),
+    ("o8-old-proof",
+        &[DEVICE, SHUT_DOWN, DROP_DEVICE, DEVICE, QUEUE, DRIVER_OK, START, SUBMIT, KICK, RECLAIM],
         &[("chain submitted", 1), ("doorbell rung", 1)]),
     ("o8-after-shut-down", &[DEVICE, QUEUE, DRIVER_OK, SHUT_DOWN, RESET_QUEUE], &[("queue set up", 1)]),
     ("o9-old-driver-ok", &[DEVICE, DRIVER_OK, SHUT_DOWN, DROP_DEVICE, DEVICE, QUEUE, SUBMIT, START, KICK],
         &[("chain submitted", 1), ("queue started", 1)]),
     // A transport that hands out a proof of another life.
-    ("o2-lying-transport", &[DEVICE, SHUT_DOWN, DROP_DEVICE, &[184, 0, 2, 0, 4, 1, 0, 0, 32]], &[("reset proved", 1)]),
+    ("o2-lying-transport", &[DEVICE, SHUT_DOWN, DROP_DEVICE, &[184, 0, 2, 0, 4, 1, 0, 0, 32]],
+        &[("reset proved", 1)]),
     // Numbers in a buffer, which a packed ring would take for an indirect table; an area that goes on behind
     // its region.
-    ("queue-format", &[&[40, 5, 0, 0, 0, 8, 8], &[40, 6, 0, 0, 0x34, 0x12, 0, 0, 0, 0], &[40, 6, 0, 1, 16, 0, 0, 0, 0, 0],
+    ("queue-format",
+        &[&[40, 5, 0, 0, 0, 8, 8], &[40, 6, 0, 0, 0x34, 0x12, 0, 0, 0, 0], &[40, 6, 0, 1, 16, 0, 0, 0, 0, 0],
         &[40, 14, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0], &[128, 2, 0, 0, 0, 2, 2, 0, 0, 2, 0, 0]],
         &[("wrong format", 1)]),
     ("queue-room", &[&[128, 2, 0, 0, 0, 0, 0, 0, 0xfe, 0x0f, 1, 0]], &[]),

@@ -46,7 +46,9 @@ const fn pages_fit(start: u64, end: u64) -> bool {
 }
 
 macro_rules! units {
-    ($unit:ident, $range:ident, $address:ident, $fits:ident, $from_bytes:ident, $size:ident, $what:literal) => {
+    (
+        $unit:ident, $range:ident, $address:ident, $fits:ident, $from_bytes:ident, $size:ident, $what:literal
+    ) => {
         #[doc = concat!("One 4 KiB ", $what, ", by number.")]
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $unit(u64);

@@ -349,7 +349,11 @@ static HEAP: Watched = Watched;
 proptest! {
     /// Buffers of a pool never overlap, none is lent twice, and dropping one makes it available again.
     #[test]
-    fn pool_buffers_are_disjoint(count in 1usize..40, len in 1usize..3000, steps in prop::collection::vec(any::<(bool, usize)>(), 0..200)) {
+    fn pool_buffers_are_disjoint(
+        count in 1usize..40,
+        len in 1usize..3000,
+        steps in prop::collection::vec(any::<(bool, usize)>(), 0..200),
+    ) {
         let windows = model(platform());
         let pool = DmaPool::new(&windows, count, len).unwrap();
         let mut lent: Vec<(DmaBuf, u8)> = Vec::new();
@@ -378,7 +382,12 @@ proptest! {
 
     /// Volatile copies at every offset, length and alignment agree with a plain array.
     #[test]
-    fn volatile_copies_agree_with_an_array(offset in 0usize..64, bytes in prop::collection::vec(any::<u8>(), 0..200), fill: u8, skew in 0usize..9) {
+    fn volatile_copies_agree_with_an_array(
+        offset in 0usize..64,
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        fill: u8,
+        skew in 0usize..9,
+    ) {
         let windows = model(platform());
         let region = windows.allocate(4096).unwrap();
         let mut model = vec![0; 4096];
@@ -392,6 +401,8 @@ proptest! {
         let mut all = vec![0; 4096 + skew];
         region.as_volatile_slice().read_slice(&mut all[skew..], 0).unwrap();
         prop_assert_eq!(&all[skew..], &model[..]);
-        prop_assert!(region.as_volatile_slice().read_slice(&mut vec![0; bytes.len().max(1)], 4097 - bytes.len().max(1)).is_err());
+        let mut read = vec![0; bytes.len().max(1)];
+        let beyond = 4097 - read.len();
+        prop_assert!(region.as_volatile_slice().read_slice(&mut read, beyond).is_err());
     }
 }

@@ -195,7 +195,9 @@ fn atomic_accesses_are_aligned_and_in_one_region() {
 proptest! {
     /// Copies and dirty pages, against a map of single bytes.
     #[test]
-    fn copies_like_a_map_of_bytes(steps in prop::collection::vec((0x0f80_u64..0x4900, 0..0x1200_usize, any::<u8>()), 1..20)) {
+    fn copies_like_a_map_of_bytes(
+        steps in prop::collection::vec((0x0f80_u64..0x4900, 0..0x1200_usize, any::<u8>()), 1..20),
+    ) {
         let guest = guest();
         let mut model = std::collections::BTreeMap::new();
         for region in guest.iter().take(3) {
@@ -219,8 +221,9 @@ proptest! {
         for region in guest.iter().take(3) {
             let slice = region.as_volatile_slice().unwrap();
             for offset in 0..region.len() {
-                prop_assert_eq!(slice.read_obj::<u8>(offset as usize).unwrap(), model[&(region.start_addr().0 + offset)]);
-                prop_assert_eq!(region.bitmap().dirty_at(offset as usize), dirty.contains(&((region.start_addr().0 + offset) / PAGE)));
+                let at = region.start_addr().0 + offset;
+                prop_assert_eq!(slice.read_obj::<u8>(offset as usize).unwrap(), model[&at]);
+                prop_assert_eq!(region.bitmap().dirty_at(offset as usize), dirty.contains(&(at / PAGE)));
             }
         }
     }

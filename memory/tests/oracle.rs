@@ -26,7 +26,13 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let count = prop_oneof![4 => 1..10usize, 2 => 1..600usize, 1 => 512..1600usize, 1 => Just(512usize), 1 => Just(1024usize)];
+    let count = prop_oneof![
+        4 => 1..10usize,
+        2 => 1..600usize,
+        1 => 512..1600usize,
+        1 => Just(512usize),
+        1 => Just(1024usize),
+    ];
     let index = any::<usize>;
     prop_oneof![
         6 => (count.clone(), any::<u8>()).prop_map(|(count, flags)| Step::Allocate(count, flags)),
@@ -231,11 +237,15 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn tables_say_what_was_asked_for(steps in prop::collection::vec(step(), 1..60), pool_frames in prop_oneof![Just(128usize), 8..24usize]) {
+    fn tables_say_what_was_asked_for(
+        steps in prop::collection::vec(step(), 1..60),
+        pool_frames in prop_oneof![Just(128usize), 8..24usize],
+    ) {
         let config = Config { ram_frames: 6000, window_pages: PAGES, pool_frames, ..Config::default() };
         let system = System::new(config);
         let before = system.state();
-        let mut world = World { system, private: Vec::new(), dma: Vec::new(), expected: BTreeMap::new(), stamp: 0 };
+        let (private, dma, expected) = (Vec::new(), Vec::new(), BTreeMap::new());
+        let mut world = World { system, private, dma, expected, stamp: 0 };
         for (index, step) in steps.into_iter().enumerate() {
             world.run(step);
             if index % 8 == 7 {

@@ -180,7 +180,9 @@ proptest! {
                 1 => part.write_slice(&bytes, offset).map_or(0, |()| len),
                 2 => part.store(1_u64, offset, core::sync::atomic::Ordering::Relaxed).map_or(0, |()| 8),
                 3 => part.subslice(offset, len).map_or(0, |part| part.fill(1).map(|()| len).unwrap()),
-                4 => part.get_array_ref::<u16>(offset, len / 2).map_or(0, |array| array.copy_from(&vec![1; len]).unwrap() * 2),
+                4 => part
+                    .get_array_ref::<u16>(offset, len / 2)
+                    .map_or(0, |array| array.copy_from(&vec![1; len]).unwrap() * 2),
                 _ => part.get_ref::<u32>(offset).and_then(|value| value.store(1)).map_or(0, |()| 4),
             };
             dirty.extend((at..at + done).map(|at| at / PAGE_SIZE));

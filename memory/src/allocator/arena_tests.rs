@@ -69,7 +69,10 @@ proptest! {
     /// largest use.
     #[test]
     fn the_arena_follows_the_largest_use(
-        steps in prop::collection::vec((any::<bool>(), prop_oneof![1..16usize, 1..300usize], any::<usize>()), 1..300),
+        steps in prop::collection::vec(
+            (any::<bool>(), prop_oneof![1..16usize, 1..300usize], any::<usize>()),
+            1..300,
+        ),
     ) {
         const FRAMES: usize = 1 << 13;
         let home = of(FRAMES as u64);

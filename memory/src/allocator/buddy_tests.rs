@@ -141,12 +141,14 @@ proptest! {
             match step {
                 Step::Allocate(request) => drop(model.allocate(&request)),
                 Step::Free(which) if !model.live.is_empty() => {
-                    let (start, count) = model.live.iter().nth(which % model.live.len()).map(|(a, b)| (*a, *b)).unwrap();
+                    let which = model.live.iter().nth(which % model.live.len());
+                    let (start, count) = which.map(|(a, b)| (*a, *b)).unwrap();
                     model.live.remove(&start);
                     model.give(start, count);
                 }
                 Step::FreePart(which, part) if !model.live.is_empty() => {
-                    let (start, count) = model.live.iter().nth(which % model.live.len()).map(|(a, b)| (*a, *b)).unwrap();
+                    let which = model.live.iter().nth(which % model.live.len());
+                    let (start, count) = which.map(|(a, b)| (*a, *b)).unwrap();
                     let keep = part % count;
                     model.live.remove(&start);
                     if keep > 0 {

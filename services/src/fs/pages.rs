@@ -122,7 +122,8 @@ mod tests {
                     1 => {
                         let found = place.map(|place| model.remove(place));
                         model.extend(found);
-                        prop_assert_eq!(pages.get(number).map(<[u8]>::to_vec), found.map(|(_, byte)| vec![byte]));
+                        let expected = found.map(|(_, byte)| vec![byte]);
+                        prop_assert_eq!(pages.get(number).map(<[u8]>::to_vec), expected);
                     }
                     _ => {
                         if !model.is_empty() {

@@ -40,7 +40,8 @@ fn random_reads() {
         let fs = block_on(FileSystem::open(MemDisk::new(image), 128 << 10)).unwrap();
         let read = (any::<prop::sample::Index>(), 0usize..100_000, any::<bool>());
         let config = ProptestConfig::with_cases(300);
-        proptest!(config, |(file in prop::sample::select(&FILES[..]), reads in prop::collection::vec(read, 1..8))| {
+        let reads = prop::collection::vec(read, 1..8);
+        proptest!(config, |(file in prop::sample::select(&FILES[..]), reads in reads)| {
             let source = File::open(folder.path().join(file)).unwrap();
             let size = source.metadata().unwrap().len();
             let node = block_on(fs.lookup(file.as_bytes())).unwrap();

@@ -315,9 +315,11 @@ proptest! {
                     }
                 }
                 Step::Kick => {
-                    let (before, seen) = (bench.fake.kicks(0), bench.theirs.avail_idx(&*bench.memory, Relaxed));
+                    let before = bench.fake.kicks(0);
+                    let seen = bench.theirs.avail_idx(&*bench.memory, Relaxed);
                     bench.queue.kick();
-                    let (old, new) = (seen.unwrap(), bench.theirs.avail_idx(&*bench.memory, Relaxed).unwrap());
+                    let old = seen.unwrap();
+                    let new = bench.theirs.avail_idx(&*bench.memory, Relaxed).unwrap();
                     let passed = event.wrapping_sub(old.0) < new.0.wrapping_sub(old.0);
                     let due = if bench.has(features::EVENT_IDX) { passed } else { wanted && old != new };
                     assert_eq!(bench.fake.kicks(0) - before, usize::from(due));
@@ -327,7 +329,8 @@ proptest! {
                 }
                 Step::Complete(which, written) if !bench.held.is_empty() => {
                     let which = which.index(bench.held.len());
-                    let most: u32 = bench.held[which].0.shape.iter().filter(|part| part.1).map(|part| part.0).sum();
+                    let shape = &bench.held[which].0.shape;
+                    let most: u32 = shape.iter().filter(|part| part.1).map(|part| part.0).sum();
                     bench.complete(which, written.index(most as usize + 1));
                 }
                 Step::Complete(..) => {}

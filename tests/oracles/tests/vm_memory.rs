@@ -357,7 +357,8 @@ proptest! {
         for Call { kind, index, edge, delta, len, value, claims } in calls {
             let index = index.index(pair.ranges.len());
             let (start, size) = pair.ranges[index];
-            let from = [start, start + size as u64 / 2, start.wrapping_add(size as u64), 0][usize::from(edge)];
+            let edges = [start, start + size as u64 / 2, start.wrapping_add(size as u64), 0];
+            let from = edges[usize::from(edge)];
             let at = from.wrapping_add_signed(delta);
             let some = len.min(10_000);
             match kind {
