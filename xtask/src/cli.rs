@@ -20,15 +20,17 @@ Options of run:
                       (default: an image made from the folder site/)
   --port N            port on 127.0.0.1 that leads to the guest's HTTP server (default: 8080)
   --memory MIB        the guest's memory in MiB (default: 128)
-  --queues N          request queues of a disk, and pairs of queues of a network card that has several (default: 1)
+  --queues N          request queues of a disk, and pairs of queues of a network card that has several
+                      (default: 1)
   --machine q35|pc    QEMU's machine type (default: q35)
   --accel tcg|kvm     run under emulation or hardware virtualisation (default: tcg)
   --uefi              boot through UEFI firmware instead of directly
   --headless          leave standard input alone
   -h, --help          print this
 
-The guest's serial port is standard output. Stop it with Ctrl-C. What comes after `--` goes to QEMU as it is and wins
-over the options above, e.g. `-- -cpu qemu64`. The first start installs what is missing, and says so.
+The guest's serial port is standard output. Stop it with Ctrl-C. What comes after `--` goes to QEMU as it is
+and wins over the options above, e.g. `-- -cpu qemu64`. The first start installs what is missing, and says
+so.
 ";
 
 /// One invocation.

@@ -327,16 +327,18 @@ mod tests {
         assert!(count > 15, "only {count} files with property tests were found");
     }
 
-    /// rustfmt sees to the width of code, but leaves comments as they are.
+    /// rustfmt sees to the width of code, but leaves comments as they are, and code in macros. Strings may be
+    /// wider.
     #[test]
-    fn comments_are_as_wide_as_code_at_most() {
+    fn lines_have_110_columns_at_most() {
         let mut wide = Vec::new();
         sources(root(), &mut |path, text| {
-            let lines = text.lines().enumerate();
-            let comments = lines.filter(|(_, line)| line.trim_start().starts_with("//"));
-            let too_wide = comments.filter(|(_, line)| line.chars().count() > 110);
+            let is_string = |line: &str| line.contains('"') || line.ends_with('\\');
+            let is_checked = |line: &str| line.trim_start().starts_with("//") || !is_string(line);
+            let lines = text.lines().enumerate().filter(|(_, line)| is_checked(line));
+            let too_wide = lines.filter(|(_, line)| line.chars().count() > 110);
             wide.extend(too_wide.map(|(number, _)| format!("{}:{}", path.display(), number + 1)));
         });
-        assert!(wide.is_empty(), "comments of more than 110 columns: {wide:#?}");
+        assert!(wide.is_empty(), "lines of more than 110 columns: {wide:#?}");
     }
 }

@@ -22,7 +22,8 @@ I/O scheduler, on the device as it is by default; **linux-stripped**, the same w
 EVENT_IDX, INDIRECT_DESC, request merging and RING_RESET.
 
 The device, `null-co`, answers at once, in a thread of its own that looks for requests for a while before it sleeps; where it \
-is called *sleeping*, it always sleeps and has to be woken. Guests poll; with *interrupts* they halt when nothing is ready.
+is called *sleeping*, it always sleeps and has to be woken. Guests poll; with *interrupts* they halt when \
+nothing is ready.
 
 All machines are started several times, in turns. A round is 20 ms for each guest, workload and depth (Linux: 500 ms), guests \
 one after the other. Figures are medians, ± half of the 95 % interval; ratios compare round with round.";
