@@ -7,11 +7,9 @@ use core::ptr::NonNull;
 use core::time::Duration;
 
 use ringfence_memory::{
-    ClaimError, ConfigAccess, DeviceId, Direction, DmaMemory, DmaRegistry, FrameRange, FrameRequest,
-    MmioMemory, PciAddress, PhysAddr, Platform, PlatformError,
+    ClaimError, ConfigPorts, DeviceId, Direction, DmaMemory, DmaRegistry, FrameRange, FrameRequest,
+    MmioMemory, PhysAddr, Platform, PlatformError,
 };
-use spin::Mutex;
-use x86_64::instructions::port::Port;
 
 use crate::{memory, time};
 
@@ -76,49 +74,6 @@ unsafe impl Platform for Kernel {
     }
 }
 
-/// Configuration space through the I/O ports 0xcf8 and 0xcfc: 256 bytes for each function of segment 0 (PCI
-/// Local Bus Specification 3.0, 3.2.2.3.2). What there is where ACPI names no memory-mapped configuration
-/// space.
-#[derive(Debug)]
-pub struct ConfigPorts {
-    ports: Mutex<(Port<u32>, Port<u32>)>,
-}
-
 /// The one pair of configuration ports.
-pub static CONFIG_PORTS: ConfigPorts =
-    ConfigPorts { ports: Mutex::new((Port::new(0xcf8), Port::new(0xcfc))) };
-
-impl ConfigPorts {
-    fn select(function: PciAddress, offset: u16) -> Option<u32> {
-        (function.segment == 0 && offset < 256)
-            .then(|| 1 << 31 | u32::from(function.requester_id()) << 8 | u32::from(offset & !3))
-    }
-}
-
-// SAFETY: the two ports reach nothing but the selected function's configuration space, and the lock keeps
-// selection and access together.
-unsafe impl ConfigAccess for ConfigPorts {
-    fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        let Some(address) = Self::select(function, offset) else { return u32::MAX };
-        let (select, data) = &mut *self.ports.lock();
-        // SAFETY: the ports are there on every PC and used only here.
-        unsafe {
-            select.write(address);
-            data.read()
-        }
-    }
-
-    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        let Some(address) = Self::select(function, offset) else { return };
-        let (select, data) = &mut *self.ports.lock();
-        // SAFETY: as in `read`; the caller answers for what the function then does.
-        unsafe {
-            select.write(address);
-            data.write(value);
-        }
-    }
-
-    fn last_bus(&self) -> u8 {
-        u8::MAX
-    }
-}
+// SAFETY: the ports are there on every PC, this kernel runs at level 0, and uses them only here.
+pub static CONFIG_PORTS: ConfigPorts = unsafe { ConfigPorts::new() };

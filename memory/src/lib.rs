@@ -60,6 +60,8 @@ pub use allocator::{
     PageRequest,
 };
 pub use audit::{Audit, Finding, Report};
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub use device::ConfigPorts;
 pub use device::{
     BAR_COUNT, Bar, BegunReset, Capability, ClaimError, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant,
     Ecam, MmioClaims, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress,

@@ -12,6 +12,8 @@ mod common_config;
 mod config;
 mod mmio;
 mod msix;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod ports;
 mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
@@ -22,4 +24,6 @@ pub use common_config::{BegunReset, CommonConfig, SetQueueError, common};
 pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+pub use ports::ConfigPorts;
 pub use virtio_pci::{Notifier, NotifyConfig, VirtioPci, VirtioPciError};
