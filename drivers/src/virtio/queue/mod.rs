@@ -359,13 +359,14 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if self.slots.broken {
             return;
         }
-        self.owed_kick |= with_ring!(&mut self.format, ring => ring.publish());
+        let (due, position) = with_ring!(&mut self.format, ring => (ring.publish(), ring.position()));
+        self.owed_kick |= due;
         self.slots.published = self.slots.submitted;
         // After a reset the device is not to be notified before the next DRIVER_OK (3.1.1).
         if self.owed_kick && self.started && self.life.is_present() {
             self.owed_kick = false;
             self.kicks = self.kicks.wrapping_add(1);
-            self.notifier.notify(with_ring!(&self.format, ring => ring.position()));
+            self.notifier.notify(position);
         }
     }
 
