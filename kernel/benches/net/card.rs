@@ -121,10 +121,16 @@ pub fn until<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
 
 /// Waits for `count` frames, and gives back at most `batch` buffers at a time.
 pub fn receive_all(card: &mut dyn Card, count: usize, batch: usize) {
+    receive_until(card, count, 0, batch);
+}
+
+/// The same until no more than `rest` of the `count` frames are missing; says how many are.
+pub fn receive_until(card: &mut dyn Card, count: usize, rest: usize, batch: usize) -> usize {
     let mut left = count;
-    while left > 0 {
+    while left > rest {
         left -= until(|| Some(card.receive(left.min(batch))).filter(|&received| received > 0));
     }
+    left
 }
 
 /// The Ethernet type for experiments (IEEE 802).

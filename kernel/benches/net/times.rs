@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use ringfence_kernel::println;
 use ringfence_kernel::time::{tsc, tsc_hz};
 
-use crate::card::{Place, frame, open, receive_all};
+use crate::card::{Place, frame, open, receive_all, receive_until};
 use crate::report_features;
 use crate::support::lines::Subject;
 use crate::support::options::Options;
@@ -50,22 +50,26 @@ pub fn measure(mut options: Options, cards: &[Place]) {
     }
 }
 
-/// From one card of the hub to the other: the next batch is sent when all of the last one has arrived.
+/// From one card of the hub to the other: the next batch is sent when all of the last one has arrived, or
+/// with two of them on their way.
 fn hub(plan: &Plan, one: &Place, two: &Place) {
     plan.for_each(|guest, length, batch| {
-        let (mut sender, mut receiver) = (open(guest, one), open(guest, two));
-        sender.load(&frame(length, 0, 0, 0));
-        let exchange = || {
-            sender.send(batch);
-            receive_all(&mut *receiver, batch, batch);
-            batch
-        };
-        let rate = plan.rate(exchange);
-        let workload = format!("{length} B, hub");
-        let subject = Subject { guest, workload: &workload, depth: batch };
-        rate.report(&subject);
-        if let (Some(one), Some(two)) = (sender.costs(), receiver.costs()) {
-            one.and(two).report(&subject, rate.before + rate.frames);
+        for (name, rest) in [("hub", 0), ("hub, two batches", batch)] {
+            let (mut sender, mut receiver) = (open(guest, one), open(guest, two));
+            sender.load(&frame(length, 0, 0, 0));
+            let mut missing = 0;
+            let rate = plan.rate(|| {
+                sender.send(batch);
+                missing = receive_until(&mut *receiver, missing + batch, rest, batch);
+                batch
+            });
+            receive_all(&mut *receiver, missing, batch);
+            let workload = format!("{length} B, {name}");
+            let subject = Subject { guest, workload: &workload, depth: batch };
+            rate.report(&subject);
+            if let (Some(one), Some(two)) = (sender.costs(), receiver.costs()) {
+                one.and(two).report(&subject, rate.before + rate.frames);
+            }
         }
     });
     for guest in &plan.guests {

@@ -125,7 +125,9 @@ pub fn self_check() -> Result<()> {
         let what = format!("time,guests={},rounds=1,millis=1,trips=8", setting.guests());
         found.measure(&setting.machine_with(&elf, &peer), &what, |guest| setting.name(guest))?;
         for guest in setting.guests().split('+').map(|guest| setting.name(guest)) {
-            for workload in ["60 B, hub", "1514 B, send to the host", "1514 B, receive from the host"] {
+            for workload in
+                ["60 B, hub, two batches", "1514 B, send to the host", "1514 B, receive from the host"]
+            {
                 let rounds = found.samples.get(&guest, workload, 32, "throughput");
                 ensure!(rounds.len() == 1 && rounds[0] > 0.0, "{guest}, {workload}: {rounds:?}");
             }
