@@ -16,23 +16,28 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use core::future::{Future, poll_fn};
 use core::pin::Pin;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use core::task::Poll;
 
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_drivers::net::Phy;
+use ringfence_drivers::pci::Function;
 use ringfence_drivers::probe::Driver;
 use ringfence_drivers::virtio::Counters;
 use ringfence_kernel::devices::disk::Disk;
 use ringfence_kernel::devices::nic::Nic;
-use ringfence_kernel::devices::{Devices, Started};
+use ringfence_kernel::devices::{Devices, Started, open_disk};
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
+use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts};
+use ringfence_memory::{ConfigAccess, ConfigSpace, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
 
 use support::{
-    Random, Task, assert_audit_clean, functions_for, numbered, run_with, start_card, start_disk, tables,
+    Random, Task, assert_audit_clean, config, functions_for, numbered, run_with, start_card, start_disk,
+    tables,
 };
 
 ringfence_kernel::entry!(main);
@@ -215,6 +220,79 @@ const SILENT: On = On("blk-silent,slow", &silent_disk_is_given_up);
 /// A device that no longer does as told is noticed by those who wait for it, and reset.
 #[test_case]
 const STOPPED: On = On("blk-numbered=500", &stopped_disk_is_given_up);
+
+/// Configuration space in which functions decode their memory only as long as [`LOOKS`] lasts.
+struct Fading;
+
+static LOOKS: AtomicUsize = AtomicUsize::new(usize::MAX);
+const COMMAND: u16 = 0x04;
+/// So many looks it takes to ask a device for a reset.
+const TO_ASK: usize = 4;
+
+// SAFETY: it is the kernel's own, but for reads of command registers, in which a test clears a bit.
+unsafe impl ConfigAccess for Fading {
+    fn read(&self, function: PciAddress, offset: u16) -> u32 {
+        let next = |left: usize| left.checked_sub(1);
+        let seen =
+            offset != COMMAND || LOOKS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
+        if seen { config().read(function, offset) } else { 0 }
+    }
+
+    unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
+        // SAFETY: the caller answers for it.
+        unsafe { config().write(function, offset, value) }
+    }
+
+    fn last_bus(&self) -> u8 {
+        config().last_bus()
+    }
+}
+
+fn readers_do_not_wait_for_a_reset() {
+    let address = functions_for(Driver::Block)[0].address();
+    let function = Function::read(ConfigSpace::new(&Fading, address)).expect("it is there");
+    let windows = DmaWindows::new(&KERNEL, address.id()).expect("nobody else has them");
+    let (block, interrupts) = open_disk(&windows, &function, 1).expect("the disk starts");
+    let disk = Disk::new(block, windows.clone(), address, &interrupts).expect("there is memory");
+    let mut tasks = disk.tasks(interrupts);
+    let ended = Rc::new(Cell::new(0));
+    for number in 0..READERS as u64 {
+        let ended = ended.clone();
+        tasks.push(Box::pin(async move {
+            let mut random = Random(number);
+            while read_some(disk, &mut random).await.is_ok() {}
+            ended.set(ended.get() + 1);
+        }));
+    }
+    run_with(tasks, async move {
+        Timer::after_millis(100).await;
+        let life = windows.life();
+        // QEMU stops a virtio device that may not master the bus.
+        function.config().disable_bus_master();
+        LOOKS.store(TO_ASK, Ordering::Relaxed);
+        while !disk.is_gone() {
+            Timer::after_millis(10).await;
+        }
+        let start = Instant::now();
+        while ended.get() < READERS {
+            Timer::after_millis(10).await;
+            assert!(start.elapsed() < Duration::from_secs(1), "{} readers still wait", READERS - ended.get());
+        }
+        assert!(
+            windows.life() == life && LOOKS.load(Ordering::Relaxed) == 0,
+            "the disk was not seen to reset"
+        );
+        // As soon as it is, what its queue held is free.
+        LOOKS.store(usize::MAX, Ordering::Relaxed);
+        Timer::after_millis(100).await;
+        assert!(windows.life() != life);
+        assert_audit_clean();
+    })
+}
+
+/// They have their errors while the device that was given up still resets.
+#[test_case]
+const RESETTING: On = On("blk-numbered=500", &readers_do_not_wait_for_a_reset);
 
 fn dropped_reads_free_their_buffers() {
     let (_devices, disks, _, mut tasks) = start();

@@ -172,7 +172,7 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
 
     /// Ends all requests with [`RequestError::Broken`], those in the ring without their buffers, and refuses
     /// more. With the proof that the device is `quiet` the buffers are free again; without, they stay with
-    /// the queue.
+    /// the queue, until it is called once more.
     pub fn close(&self, quiet: Option<&Quiet>) {
         self.with(|state| {
             state.closed = true;

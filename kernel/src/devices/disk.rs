@@ -15,7 +15,7 @@ use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
 use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError, RESET_LIMIT};
-use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress};
+use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress, Quiet};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
 use crate::alarm::Alarm;
@@ -226,17 +226,23 @@ impl Disk {
         self.give_up(error).await;
     }
 
-    /// Resets the device and ends all requests, if that did not happen yet.
+    /// Ends all requests and resets the device, if that did not happen yet.
     async fn give_up(&self, error: Error) {
         let Some(block) = self.control.borrow_mut().block.take() else { return };
         log::error!("disk {} given up: {error}", self.address);
+        self.close(None);
+        self.wake_waiting();
+        self.wake_watcher();
         let quiet = match block.begin_shut_down() {
             Ok(()) => time::look_for(RESET_LIMIT, || block.poll_shut_down()).await,
             Err(_) => None,
         };
-        self.queues.iter().for_each(|queue| queue.shared.close(quiet.as_ref()));
-        self.wake_waiting();
-        self.wake_watcher();
+        // What the device had is free then.
+        self.close(quiet.as_ref());
+    }
+
+    fn close(&self, quiet: Option<&Quiet>) {
+        self.queues.iter().for_each(|queue| queue.shared.close(quiet));
     }
 
     fn wake_waiting(&self) {
