@@ -133,8 +133,11 @@ fn a_stuck_device_is_waited_for_once() {
         fake.model().stuck = true;
         cases.push((fake, drops));
     };
-    add(fake(features::VERSION_1), &|fake| drops(begin(fake).unwrap()));
-    add(fake(features::VERSION_1), &|fake| drops(begin(fake).unwrap().negotiate(0).unwrap()));
+    add(fake(features::VERSION_1), &|fake| {
+        let mut device = begin(fake).unwrap().negotiate(0).unwrap();
+        device.driver_ok().unwrap();
+        drops(device)
+    });
     add(block(), &|fake| drops(disk(fake)));
     add(net(), &|fake| drops(card(fake)));
     add(block(), &|fake| {
@@ -156,6 +159,48 @@ fn a_stuck_device_is_waited_for_once() {
         assert!(once.contains(&spent), "case {number}: {spent:?}");
         let resets = |event: &&Event| **event == Event::Status(0);
         assert!(fake.model().events.iter().filter(resets).count() <= 3, "case {number}");
+    }
+}
+
+/// A device that was never started has nothing to finish: who fails to start it, or gives up before, does not
+/// wait until it has reset. What it was told of is free when it has, for the next one who asks.
+#[test]
+fn a_start_that_fails_is_not_waited_for() {
+    let options = QueueOptions { size: 8, chains: 8, segments: 1, longest: 1 };
+    let unused = |_: &Fake, offer: Offer<FakeTransport>| drop(offer);
+    let chosen = |fake: &Fake, offer: Offer<FakeTransport>| {
+        let device = offer.negotiate(0).unwrap();
+        fake.model().stuck = true;
+        drop(device);
+    };
+    let not_started = |fake: &Fake, offer: Offer<FakeTransport>| {
+        let mut device = offer.negotiate(0).unwrap();
+        let queue = device.queue::<BufferList>(0, &options, 1, no_controls).unwrap();
+        fake.model().stuck = true;
+        assert!(matches!(device.driver_ok().map(drop), Err(Error::StatusRefused(_))));
+        drop(queue);
+        drop(device);
+        assert!(fake.platform.dma_in_use() > 0, "it was told, and nobody knows whether it has reset");
+    };
+    let disk = |_: &Fake, offer: Offer<FakeTransport>| {
+        assert_eq!(Block::take(offer, &Default::default()).map(drop), Err(Error::FeaturesRefused));
+    };
+    type GiveUp<'a> = &'a dyn Fn(&Fake, Offer<FakeTransport>);
+    let cases: [(bool, GiveUp<'_>); 4] =
+        [(true, &unused), (false, &chosen), (false, &not_started), (true, &disk)];
+    for (number, (stuck, give_up)) in (0..).zip(cases) {
+        let (kind, grant) = (DeviceType::BLOCK, grant());
+        let fake = Fake::new(kind, features::VERSION_1, vec![1; 16], &[16]);
+        let start = fake.platform.now();
+        let starting = Device::begin_reset(fake.transport(), kind, &grant, fake.windows());
+        let offer = starting.map_err(drop).unwrap().poll().unwrap().unwrap();
+        fake.model().stuck = stuck;
+        give_up(&fake, offer);
+        assert!(fake.platform.now() - start < RESET_LIMIT / 10, "case {number}");
+        assert_eq!(fake.model().events.last(), Some(&Event::Status(128)), "FAILED");
+        fake.model().stuck = false;
+        drop(Device::begin(fake.transport(), kind, &grant, fake.windows()).unwrap());
+        assert_eq!(fake.platform.dma_in_use(), 0, "case {number}");
     }
 }
 

@@ -72,7 +72,8 @@ impl<T: Transport> Net<T> {
     /// Brings the device up with the default [`Options`].
     ///
     /// # Errors
-    /// Any; the device is left reset and marked as failed.
+    /// Any; the device is left asked to reset and marked as failed; see [`Device`] for how long that may
+    /// take.
     pub fn new(transport: T, grant: &DmaGrant, windows: DmaWindows) -> Result<Self, Error> {
         Self::with_options(transport, grant, windows, &Options::default())
     }
