@@ -3,6 +3,7 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::cell::RefCell;
+use core::mem;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::task::Waker;
 use core::time::Duration;
@@ -62,12 +63,16 @@ pub fn now() -> Duration {
     Duration::from_nanos(now_ns())
 }
 
-/// Calls `look` every millisecond until it finds something, or `limit` has passed.
+/// Calls `look` every millisecond until it finds something, or `limit` has passed. Of the time between two
+/// looks half of that counts at most: a host that stopped this machine has stopped what is looked at, too.
 pub async fn look_for<T>(limit: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = now() + limit;
+    let most = (limit / 2).max(Duration::from_nanos(1));
+    let (mut last, mut passed) = (now(), Duration::ZERO);
     loop {
         let found = look();
-        if found.is_some() || now() >= end {
+        let before = mem::replace(&mut last, now());
+        passed = passed.saturating_add(last.saturating_sub(before).min(most));
+        if found.is_some() || passed >= limit {
             return found;
         }
         Timer::after_millis(1).await;

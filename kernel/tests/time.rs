@@ -129,6 +129,27 @@ fn a_second_look_follows_each_sleep() {
     })
 }
 
+/// While a device is looked for, a stop of the machine for longer than the limit is half of it; two are all.
+#[test_case]
+fn what_is_looked_for_outlives_a_stop() {
+    run(async {
+        let limit = core::time::Duration::from_millis(100);
+        for (stops, found) in [(1, Some(())), (3, None)] {
+            let mut looks = 0;
+            let look = || {
+                looks += 1;
+                let start = time::now();
+                while looks <= stops && time::now() < start + 2 * limit {}
+                (looks > stops).then_some(())
+            };
+            assert_eq!(time::look_for(limit, look).await, found, "{stops} stops");
+        }
+        let none = || None::<()>;
+        assert_eq!(time::look_for(core::time::Duration::ZERO, none).await, None);
+        assert_eq!(time::look_for(core::time::Duration::from_nanos(1), none).await, None);
+    })
+}
+
 /// An alarm rings by the earliest of its times, and one for the end of time keeps no other from it.
 #[test_case]
 fn an_alarm_is_set_again() {
