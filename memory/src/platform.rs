@@ -1,6 +1,7 @@
 //! The one trait that a kernel implements to use the drivers.
 
 use alloc::boxed::Box;
+use core::fmt;
 use core::mem;
 use core::num::NonZeroUsize;
 use core::ptr::NonNull;
@@ -209,6 +210,12 @@ impl DmaMemory {
         if let Some(frames) = self.frames {
             frames.transfer(from, to, self.len / PAGE_SIZE);
         }
+    }
+}
+
+impl fmt::Debug for DmaMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaMemory({:?}, d:{:#x}, {} bytes)", self.start, self.device_address, self.len)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use alloc::sync::Arc;
 use core::fmt;
+use core::num::NonZeroUsize;
 use core::ops::Deref;
 
-use super::DmaAddr;
-use super::windows::{DmaWindows, WindowTable};
-use crate::{Direction, DmaMemory, VolatileSlice};
+use super::windows::{DmaWindows, TableState, Window, WindowTable, with_room};
+use super::{DmaAddr, DmaError};
+use crate::{Direction, DmaMemory, PAGE_SIZE, VolatileSlice};
 
 /// An open window to memory: what the owner of a [`DmaRegion`] and the parts that were cut from it have in
 /// common.
@@ -69,6 +70,91 @@ impl DmaRegion {
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
         self.0.as_volatile_slice()
+    }
+}
+
+impl DmaWindows {
+    /// A new region of at least `len` bytes (rounded up to pages), zeroed, owned by the caller, that the
+    /// device may read and write.
+    pub fn allocate(&self, len: usize) -> Result<DmaRegion, DmaError> {
+        self.allocate_for(len, Direction::Both)
+    }
+
+    /// The same, for one direction only.
+    pub fn allocate_for(&self, len: usize, direction: Direction) -> Result<DmaRegion, DmaError> {
+        self.open(len, direction, 0).map(DmaRegion)
+    }
+
+    /// Opens a window to new memory, of which the first `descriptors` bytes are for descriptors.
+    pub(super) fn open(
+        &self,
+        len: usize,
+        direction: Direction,
+        descriptors: usize,
+    ) -> Result<Arc<Region>, DmaError> {
+        let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
+        let table = self.table();
+        let memory =
+            table.platform.dma_allocate(table.device, pages, direction).map_err(DmaError::Platform)?;
+        self.open_to(memory, direction, descriptors).map_err(|(error, _)| error)
+    }
+
+    /// A region of memory that the kernel has already: pages of its cache, say, which the device fills or reads
+    /// without a copy. The memory is the device's in `direction` from here on. It goes back, by whatever
+    /// [`DmaMemory::new`] or [`DmaMemory::from_raw`] was told to give it back by, when the region, all that was
+    /// cut from it and the last snapshot are gone and the device is known to be quiet: then it may become
+    /// anything. For the drivers it is as any other; only, it need not be zeroed.
+    ///
+    /// # Errors
+    /// With the memory. [`DmaError::Claimed`] if the device has a window to some of these addresses, or a
+    /// closed one from which it has not been reset; [`DmaError::Platform`] if there is no room for the window.
+    pub fn adopt(&self, memory: DmaMemory, direction: Direction) -> Result<DmaRegion, (DmaError, DmaMemory)> {
+        self.open_to(memory, direction, 0).map(DmaRegion)
+    }
+
+    fn open_to(
+        &self,
+        memory: DmaMemory,
+        direction: Direction,
+        descriptors: usize,
+    ) -> Result<Arc<Region>, (DmaError, DmaMemory)> {
+        let (table, memory) = (self.table(), Arc::new(memory));
+        let window = Window { memory: memory.clone(), direction, closed: None };
+        let opened = with_room(&table.state, |state| &mut state.windows, |state| state.insert(window));
+        match opened.and_then(|opened| opened) {
+            Ok(()) => Ok(Arc::new(Region {
+                memory,
+                table: table.clone(),
+                _windows: self.clone(),
+                direction,
+                descriptors,
+            })),
+            // The window had the only other share, and is dropped.
+            Err(error) => match Arc::into_inner(memory) {
+                Some(memory) => Err((error, memory)),
+                None => unreachable!("nobody else has seen it"),
+            },
+        }
+    }
+}
+
+impl TableState {
+    /// Opens a window, if there is none to any of its addresses.
+    fn insert(&mut self, window: Window) -> Result<(), DmaError> {
+        let (start, end) = (window.device_address, window.device_address + window.len as u64);
+        let at = self.windows.partition_point(|other| other.device_address < start);
+        let before = at.checked_sub(1).is_some_and(|last| {
+            let last = &self.windows[last];
+            last.device_address + last.len as u64 > start
+        });
+        if before || self.windows.get(at).is_some_and(|next| next.device_address < end) {
+            return Err(DmaError::Claimed);
+        }
+        self.regions += 1;
+        self.open += window.len;
+        self.windows.insert(at, window);
+        self.generation += 1;
+        Ok(())
     }
 }
 

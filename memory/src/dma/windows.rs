@@ -3,18 +3,16 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
-use core::num::NonZeroUsize;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
-use super::region::Region;
 use super::registry::DmaRegistry;
-use super::{DmaAddr, DmaError, DmaRegion, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
+use super::{DmaAddr, DmaError, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::platform::wait;
 use crate::{
-    DeviceId, Direction, DmaMemory, PAGE_SIZE, Platform,
+    DeviceId, Direction, DmaMemory, Platform,
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
@@ -93,44 +91,44 @@ impl Drop for TableClaim {
 }
 
 pub(crate) struct WindowTable {
-    platform: &'static dyn Platform,
-    device: DeviceId,
+    pub(super) platform: &'static dyn Platform,
+    pub(super) device: DeviceId,
     side: Side,
     pub(super) claimed: AtomicBool,
     /// Counts the lives that have ended; changed while `state` is locked.
     life: AtomicU64,
     /// The same, but for [`LEAVING`] once the device was asked to reset.
     present: AtomicU64,
-    state: Lock<TableState>,
+    pub(super) state: Lock<TableState>,
 }
 
 /// No life.
 const LEAVING: u64 = u64::MAX;
 
-struct TableState {
+pub(super) struct TableState {
     /// Whether the device may have been told of memory in this life.
     told: bool,
     /// By rising address.
-    windows: Vec<Window>,
+    pub(super) windows: Vec<Window>,
     /// Live regions, counted where they are made and dropped.
-    regions: usize,
+    pub(super) regions: usize,
     /// Bytes of open windows.
-    open: usize,
+    pub(super) open: usize,
     /// How many others there are, and their bytes.
     closed: usize,
     quarantined: usize,
     /// Counts openings and closings of windows.
-    generation: u64,
+    pub(super) generation: u64,
     /// Shared with every snapshot for a model.
     snapshots: Arc<()>,
 }
 
 /// Memory that a device may reach, or may still access.
 pub(crate) struct Window {
-    memory: Arc<DmaMemory>,
-    direction: Direction,
+    pub(super) memory: Arc<DmaMemory>,
+    pub(super) direction: Direction,
     /// The life in which the region was dropped, after the device may have been told of it: in quarantine.
-    closed: Option<u64>,
+    pub(super) closed: Option<u64>,
 }
 
 impl Window {
@@ -182,44 +180,6 @@ impl DmaWindows {
     /// The life that the device is in.
     pub fn life(&self) -> Life {
         Life { table: self.table().clone(), number: self.table().life() }
-    }
-
-    /// A new region of at least `len` bytes (rounded up to pages), zeroed, owned by the caller, that the
-    /// device may read and write.
-    pub fn allocate(&self, len: usize) -> Result<DmaRegion, DmaError> {
-        self.allocate_for(len, Direction::Both)
-    }
-
-    /// The same, for one direction only.
-    pub fn allocate_for(&self, len: usize, direction: Direction) -> Result<DmaRegion, DmaError> {
-        self.open(len, direction, 0).map(DmaRegion)
-    }
-
-    /// Opens a window to new memory, of which the first `descriptors` bytes are for descriptors.
-    pub(super) fn open(
-        &self,
-        len: usize,
-        direction: Direction,
-        descriptors: usize,
-    ) -> Result<Arc<Region>, DmaError> {
-        let pages = NonZeroUsize::new(len.div_ceil(PAGE_SIZE)).ok_or(DmaError::BadLength)?;
-        let table = self.table();
-        let memory =
-            table.platform.dma_allocate(table.device, pages, direction).map_err(DmaError::Platform)?;
-        let memory = Arc::new(memory);
-        let window = Window { memory: memory.clone(), direction, closed: None };
-        with_room(
-            &table.state,
-            |state| &mut state.windows,
-            |state| {
-                let at = state.windows.partition_point(|other| other.device_address < window.device_address);
-                state.regions += 1;
-                state.open += window.len;
-                state.windows.insert(at, window);
-                state.generation += 1;
-            },
-        )?;
-        Ok(Arc::new(Region { memory, table: table.clone(), _windows: self.clone(), direction, descriptors }))
     }
 
     /// What the device may read now. Nothing can be written through it.

@@ -3,6 +3,8 @@
 use core::num::NonZero;
 use core::ptr::NonNull;
 
+use core::num::NonZeroUsize;
+
 use super::*;
 use crate::audit::Finding;
 use crate::host::HostPlatform;
@@ -10,6 +12,7 @@ use crate::paging::tlb::Flush;
 use crate::paging::{AddressSpace, Mapper, Protection, TablePool, Tag};
 use crate::range::{FrameRange, PageRange};
 use crate::{Cpu, FrameAllocator, MmioMemory, PageAllocator, PhysAddr, PlatformError, Stale, VirtAddr};
+use crate::{DmaRegion, PAGE_SIZE};
 
 use std::boxed::Box;
 use std::vec;
