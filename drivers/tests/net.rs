@@ -339,12 +339,18 @@ fn set_up_that_fails_frees_all() {
         let fake = Fake::new(DeviceType::NET, ALL, config(1, 1500), &[8, 8]);
         fake.model().refused_status = refused;
         assert!(Net::new(fake.transport(), &grant(), fake.windows()).is_err());
-        assert_eq!(fake.platform.dma_in_use(), 0);
+        assert_eq!((fake.platform.dma_in_use(), fake.model().status), (0, 128), "{refused} is refused");
     }
-    let fake = Fake::new(DeviceType::NET, ALL, config(1, 1500), &[8, 0]);
-    let result = Net::new(fake.transport(), &grant(), fake.windows());
-    assert_eq!(result.map(drop), Err(Error::QueueUnavailable(1)));
-    assert_eq!(fake.platform.dma_in_use(), 0);
+    const STATUS: u64 = features::VERSION_1 | features::net::STATUS;
+    for (offered, config, queues, expected) in [
+        (ALL, config(1, 1500), [8, 0], Error::QueueUnavailable(1)),
+        (STATUS, vec![0; 6], [8, 8], Error::BadConfig),
+    ] {
+        let fake = Fake::new(DeviceType::NET, offered, config, &queues);
+        let result = Net::new(fake.transport(), &grant(), fake.windows());
+        assert_eq!(result.map(drop), Err(expected));
+        assert_eq!((fake.platform.dma_in_use(), fake.model().status), (0, 128));
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -136,21 +136,17 @@ impl<T: Transport> Net<T> {
         let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;
         // After all pairs that there are, in use or not (5.1.2).
         let commands = (most > 1).then(|| most.wrapping_mul(2));
-        let control = NetControl::new(device, commands, mac, most_bytes)?;
+        let mut control = NetControl::new(device, commands, mac, most_bytes)?;
+        // Before it is a `Net`, which would only reset the device when it is dropped.
+        let started = control.start()?;
         let mut net = Self { control, first, others, asked: None };
-        net.start(pairs)?;
-        Ok(net)
-    }
-
-    fn start(&mut self, pairs: u16) -> Result<(), Error> {
-        let started = self.control.start()?;
-        self.first.start(&started);
-        if !self.others.is_empty() && self.control.ask_for_pairs(pairs)? {
-            self.asked = Some(started);
+        net.first.start(&started);
+        if !net.others.is_empty() && net.control.ask_for_pairs(pairs)? {
+            net.asked = Some(started);
         } else {
-            self.others.clear();
+            net.others.clear();
         }
-        Ok(())
+        Ok(net)
     }
 
     /// Whether it is known how many pairs are used.
