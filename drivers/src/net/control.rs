@@ -100,9 +100,9 @@ impl<T: Transport> NetControl<T> {
         Ok(true)
     }
 
-    /// Whether it does, if it has answered. If not it goes on with one.
+    /// Whether it does, if it was asked and has answered. If not it goes on with one.
     pub(super) fn answer(&mut self) -> Result<Option<bool>, Error> {
-        let Some(commands) = &mut self.commands else { return Ok(Some(false)) };
+        let Some(commands) = &mut self.commands else { return Ok(None) };
         let Some(completion) = commands.pop()? else { return Ok(None) };
         let answer = commands.context().status(completion.ticket);
         Ok(Some(completion.written.is_some() && answer == OK))

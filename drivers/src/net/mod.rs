@@ -122,7 +122,7 @@ impl<T: Transport> Net<T> {
         }
         let id = offer.device();
         let Config { mac, mtu, pairs: most } = read_config(&offer, options.pairs > 1)?;
-        let several = if most > 1 { SEVERAL } else { 0 };
+        let several = most.map_or(0, |_| SEVERAL);
         let with_mac = mac.map_or(0, |_| features::net::MAC);
         let with_mtu = mtu.map_or(0, |_| features::net::MTU);
         let wanted = features::net::STATUS | several | with_mac | with_mtu;
@@ -132,20 +132,16 @@ impl<T: Transport> Net<T> {
         let most_bytes = mtu.unwrap_or(DEFAULT_MTU);
         let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size, most_bytes);
         let first = set_up(0)?;
-        let pairs = options.pairs.min(most);
+        let pairs = options.pairs.min(most.unwrap_or_default());
         let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;
         // After all pairs that there are, in use or not (5.1.2).
-        let commands = (most > 1).then(|| most.wrapping_mul(2));
+        let commands = most.map(|most| most.wrapping_mul(2));
         let mut control = NetControl::new(device, commands, mac, most_bytes)?;
         // Before it is a `Net`, which would only reset the device when it is dropped.
         let started = control.start()?;
         let mut net = Self { control, first, others, asked: None };
         net.first.start(&started);
-        if !net.others.is_empty() && net.control.ask_for_pairs(pairs)? {
-            net.asked = Some(started);
-        } else {
-            net.others.clear();
-        }
+        net.asked = net.control.ask_for_pairs(pairs)?.then_some(started);
         Ok(net)
     }
 
@@ -243,8 +239,8 @@ struct Config {
     mac: Option<[u8; 6]>,
     /// An MTU that our buffers cannot carry must not be accepted (5.1.4.2).
     mtu: Option<u16>,
-    /// 1 if it says a number that cannot be.
-    pairs: u16,
+    /// How many pairs of queues there are, if several.
+    pairs: Option<u16>,
 }
 
 /// Reads what depends on features before they are chosen, and all of it at one moment; how many pairs there
@@ -259,12 +255,12 @@ fn read_config<T: Transport>(offer: &Offer<T>, several: bool) -> Result<Config, 
             *byte = offer.config(MAC.saturating_add(offset))?;
         }
         let mtu = offers(features::net::MTU).then(|| offer.config(MTU)).transpose()?;
-        let pairs = if several && offers(SEVERAL) { offer.config(MAX_PAIRS)? } else { 1 };
+        let pairs = (several && offers(SEVERAL)).then(|| offer.config(MAX_PAIRS)).transpose()?;
         Ok(Config {
             // Not the address of a group, as that of all is.
             mac: mac.filter(|mac| mac[0] & 1 == 0 && *mac != [0; 6]),
             mtu: mtu.filter(|mtu| (LEAST_MTU..=DEFAULT_MTU).contains(mtu)),
-            pairs: if (1..=MOST).contains(&pairs) { pairs } else { 1 },
+            pairs: pairs.filter(|pairs| (2..=MOST).contains(pairs)),
         })
     })
 }
