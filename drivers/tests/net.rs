@@ -8,7 +8,7 @@ use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_testkit::card::{
     ALL, Bench, FORMATS, HEADER, MAC, PLAIN, bench, bench_with, config, deliver, frame, sent,
 };
-use ringfence_testkit::{Fake, ID, grant};
+use ringfence_testkit::{Event, Fake, ID, grant};
 
 #[test]
 fn comes_up_with_a_full_receive_ring() {
@@ -475,5 +475,11 @@ fn a_shut_down_that_nobody_waits_for() {
     assert_eq!(control.begin_shut_down(), Ok(()));
     assert!(control.poll_shut_down().is_some_and(|quiet| quiet.ends(&life)));
     drop(net);
+    assert_eq!(fake.platform.dma_in_use(), 0);
+    // Who drops it then does not wait either, but takes what the card shows by then.
+    let Bench { fake, mut net, .. } = self::bench(4);
+    assert_eq!(net.split().0.begin_shut_down(), Ok(()));
+    drop(net);
+    assert_eq!(fake.model().events.last(), Some(&Event::Stopped));
     assert_eq!(fake.platform.dma_in_use(), 0);
 }

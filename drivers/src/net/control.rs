@@ -83,13 +83,10 @@ impl<T: Transport> NetControl<T> {
         Ok(started)
     }
 
-    /// Resets the device; what the control queue held is free then.
-    pub(super) fn shut_down(&mut self) -> Option<Quiet> {
-        let quiet = self.device.shut_down_at_last().ok()?;
-        if let Some(commands) = &mut self.commands {
-            commands.reclaim(&quiet).for_each(drop);
-        }
-        Some(quiet)
+    /// Resets the device for good. Nobody needs the proof: what is in the queues is from pools of their own,
+    /// which are dropped with them.
+    pub(super) fn shut_down(&mut self) {
+        let _ = self.device.shut_down_at_last();
     }
 
     /// Asks the device to use `pairs` pairs; `false` if it cannot be asked.

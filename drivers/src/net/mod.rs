@@ -218,9 +218,7 @@ impl<T: Transport> DerefMut for Net<T> {
 
 impl<T: Transport> Drop for Net<T> {
     fn drop(&mut self) {
-        if let Some(quiet) = self.control.shut_down() {
-            self.split().1.for_each(|pair| pair.reclaim(&quiet));
-        }
+        self.control.shut_down();
     }
 }
 

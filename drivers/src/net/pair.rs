@@ -7,7 +7,7 @@ use core::fmt;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Quiet, Segment, VolatileError};
+use ringfence_memory::{Bytes, Direction, DmaBuf, DmaPool, Segment, VolatileError};
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN};
 use crate::virtio::{
@@ -216,11 +216,6 @@ impl<N: Notify> NetPair<N> {
         self.transmit.disable_interrupts();
         self.refill();
         self.receive.kick();
-    }
-
-    pub(super) fn reclaim(&mut self, quiet: &Quiet) {
-        self.receive.reclaim(quiet).for_each(drop);
-        self.transmit.reclaim(quiet).for_each(drop);
     }
 
     /// Numbers of descriptors of the receive and the transmit queue.
