@@ -300,12 +300,6 @@ impl Buffers for InFlight {
         common.controls.prepare(slot, [u64::from(command.kind as u32), command.sector])
     }
 
-    #[inline]
-    fn least_written(&self) -> u32 {
-        // The status. Whether a read also needs its data depends on that.
-        1
-    }
-
     fn abandon(self) {
         if let Some(buffer) = self.0 {
             buffer.abandon();

@@ -107,10 +107,6 @@ impl Buffers for Received {
         self.0.as_ref()?.segment(HEADER_AT, BUFFER_LEN - HEADER_AT, true)
     }
 
-    fn least_written(&self) -> u32 {
-        LEAST_RECEIVED
-    }
-
     fn abandon(self) {
         if let Some(buffer) = self.0 {
             buffer.abandon();
@@ -153,10 +149,6 @@ impl Buffers for ToSend {
     #[inline(always)]
     fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
         self.buffer.as_ref()?.segment(HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN), false)
-    }
-
-    fn least_written(&self) -> u32 {
-        0
     }
 
     fn abandon(self) {

@@ -62,8 +62,11 @@ pub trait Buffers: sealed::Sealed + Default {
         Ok(None)
     }
 
-    /// The fewest bytes that the device must have written for a completion to be true.
-    fn least_written(&self) -> u32;
+    /// The fewest bytes that the device must have written for a completion to be true: for those queues whose
+    /// completions are judged by that alone.
+    fn least_written(&self) -> u32 {
+        0
+    }
 
     /// Gives up the buffers while the device may still use them:
     /// [`DmaBuf::abandon`](ringfence_memory::DmaBuf::abandon) for each.

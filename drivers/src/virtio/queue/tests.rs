@@ -79,10 +79,6 @@ impl Buffers for Odd {
         if self.1 == Kind::Unprepared { Err(QueueError::Broken) } else { Ok(None) }
     }
 
-    fn least_written(&self) -> u32 {
-        0
-    }
-
     fn abandon(self) {
         self.0.into_iter().for_each(DmaBuf::abandon);
     }
