@@ -355,8 +355,8 @@ impl<T: Transport> Drop for Block<T> {
     }
 }
 
-/// What the disk is like, and how many request queues there are, at one moment. A device that offers several
-/// queues and has none is taken to have one.
+/// What the disk is like, and how many request queues it says that there are, at one moment; 0 if it says
+/// nothing. The first is there in any case.
 fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Error> {
     let has = |feature| device.features() & feature != 0;
     let (mut geometry, queues) = device.consistent_config(|device| {
@@ -370,8 +370,8 @@ fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Erro
             segment_size: optional(features::block::SIZE_MAX, SIZE_MAX, u32::MAX)?,
             segments: optional(features::block::SEG_MAX, SEG_MAX, 1)?,
         };
-        let queues = if has(features::block::MQ) { device.config(NUM_QUEUES)? } else { 1 };
-        Ok((geometry, queues.max(1)))
+        let queues = has(features::block::MQ).then(|| device.config(NUM_QUEUES)).transpose()?;
+        Ok((geometry, queues.unwrap_or_default()))
     })?;
     let sane = geometry.block_size.is_power_of_two() && geometry.block_size as usize >= SECTOR_SIZE;
     if !sane || geometry.segment_size == 0 || !geometry.has_requests() {

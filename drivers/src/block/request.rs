@@ -243,14 +243,13 @@ impl Command {
             Kind::In | Kind::GetId | Kind::Flush => Direction::FromDevice,
         };
         let Some(buffer) = buffer else { return error.into() };
-        let is_transfer = matches!(kind, Kind::In | Kind::Out);
         if buffer.len() < len {
             RequestError::BufferTooShort
         } else if len as u64 > common.longest {
             RequestError::TooLong
-        } else if is_transfer && (len == 0 || !is_aligned(sector, len, common)) {
+        } else if kind != Kind::GetId && (len == 0 || !is_aligned(sector, len, common)) {
             RequestError::Misaligned
-        } else if is_transfer && !is_in_range(sector, len, common) {
+        } else if !is_in_range(sector, len, common) {
             RequestError::OutOfRange
         } else if buffer.direction() != Direction::Both && buffer.direction() != needs {
             RequestError::WrongDirection
