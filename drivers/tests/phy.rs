@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, Phy};
 use ringfence_drivers::virtio::QueueError;
-use ringfence_testkit::card::{
-    ALL, Bench, FORMATS, HEADER, PLAIN, bench, bench_with, config, deliver, frame, sent,
-};
-use smoltcp::phy::{Device as _, RxToken, TxToken};
+use smoltcp::phy::{Device as _, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 #[test]
@@ -15,7 +12,8 @@ fn as_a_device_of_smoltcp() {
     let Bench { fake, net, rx, tx } = bench(4);
     let mut phy = Phy::new(net);
     let now = Instant::ZERO;
-    assert_eq!(phy.capabilities().max_transmission_unit, 1414);
+    let capabilities = phy.capabilities();
+    assert_eq!((capabilities.medium, capabilities.max_transmission_unit), (Medium::Ethernet, 1414));
     assert!(phy.receive(now).is_none());
     let (mut rx, mut tx) = (rx, tx);
     phy.disable_interrupts();

@@ -68,7 +68,8 @@ impl<T: Transport> NetControl<T> {
     ) -> Result<Self, Error> {
         const WISH: QueueOptions = QueueOptions { size: 2, chains: 1, segments: 2, longest: 2 };
         let windows = device.windows().clone();
-        let commands = commands.map(|index| device.queue(index, &WISH, 2, |_| Controls::new(&windows, 1)));
+        let commands =
+            commands.map(|index| device.queue(index, &WISH, 2, |shape| Controls::new(&windows, shape.slots)));
         let mut control = Self { commands: commands.transpose()?, device, mac, mtu, link_up: true };
         control.read_link()?;
         Ok(control)

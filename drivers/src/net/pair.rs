@@ -41,7 +41,7 @@ impl RxFrame<'_> {
 
     /// Whether the frame has no bytes (it always has).
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        false
     }
 
     /// Copies the first bytes of the frame to `to`, as many as fit, and says how many.
@@ -133,9 +133,11 @@ impl ToSend {
     /// Lets `write` fill it; whether it did.
     #[inline(always)]
     fn fill(&mut self, most: usize, write: impl FnOnce(&mut TxFrame<'_>)) -> bool {
-        let Self { buffer: Some(buffer), len } = self else { return false };
+        let Self { buffer, len } = self;
         *len = 0;
-        write(&mut TxFrame { buffer, len, most });
+        if let Some(buffer) = buffer {
+            write(&mut TxFrame { buffer, len, most });
+        }
         *len > 0
     }
 }
@@ -300,12 +302,12 @@ impl<N: Notify> NetPair<N> {
             more = frame.fill(longest, &mut write);
             more
         })?;
+        // There are as many buffers as slots.
         while more
             && sent < most
-            && self.transmit.next_slot().is_some()
             && let Some(buffer) = self.tx_pool.take()
         {
-            let mut frame = ToSend { buffer: Some(buffer), len: 0 };
+            let mut frame = ToSend { buffer: Some(buffer), ..ToSend::default() };
             more = frame.fill(longest, &mut write);
             if more {
                 self.transmit.submit(frame).map_err(|(error, _)| error)?;

@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use core::time::Duration;
 
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
 use smoltcp::time::Instant;
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair, RxFrame};
@@ -132,7 +132,6 @@ impl<T: Transport> Device for Phy<T> {
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = usize::from(self.net.mtu()).saturating_add(ETHERNET_HEADER_LEN);
         capabilities
     }
