@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, Phy};
 use ringfence_drivers::virtio::QueueError;
+use ringfence_testkit::card::{
+    ALL, Bench, FORMATS, HEADER, PLAIN, bench, bench_with, config, deliver, frame, sent,
+};
 use smoltcp::phy::{Device as _, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
 
@@ -96,6 +99,23 @@ fn a_full_transmit_ring_is_slept_on() {
             phy.kick();
             assert_eq!(sent(&mut tx), Some(vec![1; 60]));
             assert!(!phy.enable_interrupts(), "with room and nothing to receive the guest sleeps");
+        }
+    }
+}
+
+/// Who finds no room goes to sleep; room that comes before interrupts are on keeps it awake, once.
+#[test]
+fn room_that_comes_before_the_guest_sleeps() {
+    for format in FORMATS {
+        let Bench { net, mut tx, .. } = bench_with(ALL | format, config(1, 1400), 4);
+        let (mut phy, now) = (Phy::new(net), Instant::ZERO);
+        for _ in 0..3 {
+            while let Some(room) = phy.transmit(now) {
+                room.consume(60, |bytes| bytes.fill(1));
+            }
+            phy.kick();
+            assert_eq!(sent(&mut tx), Some(vec![1; 60]));
+            assert_eq!([phy.enable_interrupts(), phy.enable_interrupts()], [true, false], "{format:#x}");
         }
     }
 }

@@ -178,6 +178,8 @@ pub struct NetPair<N> {
     tx_pool: DmaPool,
     /// The longest frame to send.
     most: usize,
+    /// Whether there was room to send when somebody last asked.
+    had_room: bool,
     /// While the card keeps frames to send.
     silence: Option<Silence>,
 }
@@ -200,7 +202,7 @@ impl<N: Notify> NetPair<N> {
         let rx_pool = pool(receive.depth(), Direction::FromDevice)?;
         let tx_pool = pool(transmit.depth(), Direction::ToDevice)?;
         let most = usize::from(mtu).saturating_add(ETHERNET_HEADER_LEN);
-        Ok(Self { receive, transmit, rx_pool, tx_pool, most, silence: None })
+        Ok(Self { receive, transmit, rx_pool, tx_pool, most, had_room: true, silence: None })
     }
 
     /// Fills the receive queue, once the device may use this pair.
@@ -324,7 +326,9 @@ impl<N: Notify> NetPair<N> {
 
     /// Whether there is room to send a frame.
     pub fn can_send(&mut self) -> bool {
-        self.transmit.next_slot().is_some() || matches!(self.transmit.has_used(), Ok(true))
+        let room = self.transmit.next_slot().is_some() || matches!(self.transmit.has_used(), Ok(true));
+        self.had_room = room;
+        room
     }
 
     /// Tells the device about frames to send and about buffers to fill: at most one notification each. Call
@@ -347,7 +351,8 @@ impl<N: Notify> NetPair<N> {
     }
 
     /// Asks for an interrupt at the next received frame and, only while the transmit ring is full, when
-    /// frames were sent. `true`: something is there already; go on instead of sleeping.
+    /// frames were sent. `true`: something is there already, or room that was not there when it was last
+    /// [asked for](Self::can_send); go on instead of sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         self.arm() != [false, false]
@@ -355,8 +360,9 @@ impl<N: Notify> NetPair<N> {
 
     /// The same; says whether there are received frames, and whether there is room again.
     pub(super) fn arm(&mut self) -> [bool; 2] {
-        let full = !self.can_send();
-        let room = full && self.transmit.enable_interrupts();
+        // Room that came since nobody would tell of.
+        let waits = !self.had_room;
+        let room = if self.can_send() { waits } else { self.transmit.enable_interrupts() };
         [self.receive.enable_interrupts(), room]
     }
 
