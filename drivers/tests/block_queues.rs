@@ -9,6 +9,7 @@ use ringfence_testkit::bench::FORMATS;
 use ringfence_testkit::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
 use ringfence_testkit::{
     Chain, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
+    RING_RESET,
 };
 
 const MQ: u64 = features::block::MQ;
@@ -256,6 +257,28 @@ fn a_broken_queue_and_its_neighbours() {
         drop(bench.pool);
         assert_eq!((platform.dma_in_use(), windows.usage()), (0, (0, 0)));
     }
+}
+
+/// Who cannot wait for a queue's reset asks, and looks now and then. The others go on meanwhile.
+#[test]
+fn a_queue_is_reset_while_its_neighbour_works() {
+    let options = Options { queues: 2, ..Options::default() };
+    let mut bench = Bench::new(MQ | RING_RESET, config_with(2), &[64; 2], &options).unwrap();
+    let mut buffers: Vec<_> = (0..20).map(|_| bench.pool.take().unwrap()).collect();
+    let read = bench.read(0, SECTOR);
+    let Bench { fake, block, .. } = &mut bench;
+    fake.model().stuck_queues = true;
+    let (control, mut queues) = block.split();
+    let [first, second] = [(); 2].map(|()| queues.next().unwrap());
+    assert_eq!(control.begin_reset_queue(second), Ok(()));
+    assert_eq!(control.poll_reset_queue(second), None);
+    assert_eq!(second.submit(read).unwrap_err().0, RequestError::Full);
+    work(first, &mut Disk::new(fake.ring(0)), &mut buffers);
+    fake.model().stuck_queues = false;
+    assert_eq!(control.poll_reset_queue(second), Some(Ok(())));
+    let resets = |event: &&Event| matches!(event, Event::QueueReset(_));
+    assert_eq!(fake.model().events.iter().filter(resets).collect::<Vec<_>>(), [&Event::QueueReset(1)]);
+    work(second, &mut Disk::new(fake.ring(1)), &mut buffers);
 }
 
 #[test]
