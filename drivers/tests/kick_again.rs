@@ -231,6 +231,20 @@ fn who_polls_for_long_notifies_again() {
     }
 }
 
+/// A disk that answers as soon as it is told of a request is told at once, and not when the call looks again.
+#[test]
+fn a_call_notifies_at_once() {
+    for ring in ringfence_testkit::tasks::formats() {
+        let mut bench = ringfence_testkit::tasks::Bench::new(ring, 1, 64);
+        let (mut disk, request) = (bench.disk(0), bench.read(5));
+        bench.fake.model().on_kick = Some(Box::new(move || {
+            assert_eq!(disk.take(), 1);
+            disk.finish(0);
+        }));
+        check(bench.block.call(request, Duration::ZERO).unwrap(), 5);
+    }
+}
+
 #[test]
 fn both_queues_of_a_card_are_looked_at() {
     for features in FORMATS {
