@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
@@ -36,28 +37,39 @@ pub struct DmaPool(NonNull<Slots>);
 /// else by the last buffer that comes home.
 struct Slots {
     region: DmaRegion,
-    /// The region's first byte and what the device calls it, for speed.
-    start: NonNull<u8>,
-    device_address: u64,
-    table: *const WindowTable,
-    direction: Direction,
     slot_len: usize,
     /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many
     /// were taken, so that a list is not mistaken for one that looked alike. [`CLOSED`] after the pool was
     /// dropped.
     head: AtomicU64,
-    /// The next free slot after each, in the same way.
-    next: Box<[AtomicU32]>,
+    /// Set once, before the first buffer is lent.
+    slots: Vec<Slot>,
     /// After the pool was dropped: buffers out. Before: less than 0 by each that will not come home.
     out: AtomicIsize,
+}
+
+/// One slot, with all that a request asks about its buffer: made once, for speed.
+struct Slot {
+    /// Its first byte, and what the device calls it.
+    start: NonNull<u8>,
+    address: u64,
+    len: usize,
+    /// How many of its bytes the device may read, and write: all or none.
+    allowed: [u32; 2],
+    /// Compared, never followed.
+    table: *const WindowTable,
+    pool: NonNull<Slots>,
+    /// Its own index, and the next free slot, as `head` has it.
+    index: u32,
+    next: AtomicU32,
 }
 
 /// The pool was dropped.
 const CLOSED: u64 = u64::MAX;
 
-// SAFETY: `table` and `start` alone keep it from being `Send` and `Sync`. The one is compared, never
-// followed; behind the other are `region`'s bytes, which are accessed as shared memory only, by whichever
-// thread.
+// SAFETY: the pointers in its slots alone keep it from being `Send` and `Sync`. `table` is compared, never
+// followed; behind `start` are `region`'s bytes, which are accessed as shared memory only, by whichever
+// thread; `pool` is the value itself.
 unsafe impl Send for Slots {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Slots {}
@@ -68,28 +80,26 @@ unsafe impl Send for DmaPool {}
 unsafe impl Sync for DmaPool {}
 
 impl Slots {
-    fn take(&self) -> Option<u32> {
+    fn take(&self) -> Option<&Slot> {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let index = (head as u32).checked_sub(1)?;
             // If somebody else takes this slot meanwhile, the exchange fails, whatever was read.
-            let next = self.next.get(index as usize)?.load(Ordering::Relaxed);
-            let new = (head >> 32).wrapping_add(1) << 32 | u64::from(next);
+            let slot = self.slots.get(index as usize)?;
+            let new = (head >> 32).wrapping_add(1) << 32 | u64::from(slot.next.load(Ordering::Relaxed));
             match self.head.compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire) {
-                Ok(_) => return Some(index),
+                Ok(_) => return Some(slot),
                 Err(now) => head = now,
             }
         }
     }
 
     /// Puts a slot back. `false` if the pool is gone.
-    fn give(&self, index: u32) -> bool {
+    fn give(&self, slot: &Slot) -> bool {
         let mut head = self.head.load(Ordering::Relaxed);
         while head != CLOSED {
-            if let Some(next) = self.next.get(index as usize) {
-                next.store(head as u32, Ordering::Relaxed);
-            }
-            let new = head & !u64::from(u32::MAX) | u64::from(index + 1);
+            slot.next.store(head as u32, Ordering::Relaxed);
+            let new = head & !u64::from(u32::MAX) | u64::from(slot.index + 1);
             // Release: whoever takes it next sees what its last user did.
             match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -101,10 +111,10 @@ impl Slots {
 
     /// Length of a list that begins with `head`; bounded, as it may change meanwhile.
     fn count(&self, head: u64) -> usize {
-        let follow = |at: &u32| at.checked_sub(1).and_then(|index| self.next.get(index as usize));
-        let after = |at: &u32| follow(at).map(|next| next.load(Ordering::Relaxed));
+        let follow = |at: &u32| at.checked_sub(1).and_then(|index| self.slots.get(index as usize));
+        let after = |at: &u32| follow(at).map(|slot| slot.next.load(Ordering::Relaxed));
         let list = core::iter::successors(Some(head as u32), after);
-        list.take(self.next.len()).filter(|&at| at != 0).count()
+        list.take(self.slots.len()).filter(|&at| at != 0).count()
     }
 
     /// Accounts for `change` buffers more out, the pool being gone or those never coming home; frees `this`
@@ -139,31 +149,33 @@ impl DmaPool {
     ) -> Result<Self, DmaError> {
         let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes <= LONGEST as usize);
         let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
-        // Taken from the beginning: the first buffer lent is the first of the region.
-        let mut next = super::list(count)?;
-        next.extend(
-            (1..=count).map(|index| AtomicU32::new(if index < count { index as u32 + 1 } else { 0 })),
-        );
-        let (device_address, table) = (region.0.device_address, Arc::as_ptr(&region.0.table));
-        let slots = Slots {
-            start: region.as_volatile_slice().as_ptr(),
-            region,
-            device_address,
-            table,
-            direction,
-            slot_len,
-            head: AtomicU64::new(1),
-            next: next.into_boxed_slice(),
-            out: AtomicIsize::new(0),
-        };
-        Ok(Self(NonNull::from(Box::leak(Box::new(slots)))))
+        let mut slots = super::list(count)?;
+        let head = AtomicU64::new(1);
+        let pool = Slots { region, slot_len, head, slots: Vec::new(), out: AtomicIsize::new(0) };
+        let mut pool = NonNull::from(Box::leak(Box::new(pool)));
+        // SAFETY: nobody else has it yet.
+        let shared = unsafe { pool.as_mut() };
+        let region = &shared.region;
+        let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(&region.0.table));
+        let allowed = [Direction::ToDevice, Direction::FromDevice]
+            .map(|way| if direction.allows(way) { slot_len as u32 } else { 0 });
+        slots.extend((0..count).map(|index| {
+            let offset = index.wrapping_mul(slot_len);
+            // SAFETY: `bytes` has room for `count` slots.
+            let start = unsafe { bytes.as_ptr().add(offset) };
+            let address = region.0.device_address.wrapping_add(offset as u64);
+            // Taken from the beginning: the first buffer lent is the first of the region.
+            let next = AtomicU32::new(if index + 1 < count { index as u32 + 2 } else { 0 });
+            Slot { start, address, len: slot_len, allowed, table, pool, index: index as u32, next }
+        }));
+        shared.slots = slots;
+        Ok(Self(pool))
     }
 
     /// A buffer, with whatever its last user left in it; `None` if all are lent. Takes no lock.
     #[inline]
     pub fn take(&self) -> Option<DmaBuf> {
-        let index = self.slots().take()? as usize;
-        Some(DmaBuf { slots: self.0, index })
+        self.slots().take().map(|slot| DmaBuf(NonNull::from(slot)))
     }
 
     /// How many buffers can be taken now: counted one by one, for checks.
@@ -186,7 +198,7 @@ impl Drop for DmaPool {
     fn drop(&mut self) {
         let slots = self.slots();
         let home = slots.count(slots.head.swap(CLOSED, Ordering::AcqRel));
-        let out = (slots.next.len() - home) as isize;
+        let out = (slots.slots.len() - home) as isize;
         // SAFETY: the pool is dropped; from here on buffers see that it is.
         unsafe { Slots::settle(self.0, out) }
     }
@@ -200,11 +212,9 @@ impl fmt::Debug for DmaPool {
 }
 
 /// One buffer of a [`DmaPool`]: the only value through which the CPU reaches these bytes.
-pub struct DmaBuf {
-    slots: NonNull<Slots>,
-    /// Below the number of slots. Two words in all: so it is passed in registers.
-    index: usize,
-}
+///
+/// One word: so it costs little to hand on.
+pub struct DmaBuf(NonNull<Slot>);
 
 // SAFETY: it is a share in `Slots`, which is `Send` and `Sync`.
 unsafe impl Send for DmaBuf {}
@@ -213,15 +223,21 @@ unsafe impl Sync for DmaBuf {}
 
 impl DmaBuf {
     #[inline]
-    fn slots(&self) -> &Slots {
-        // SAFETY: the buffer has a share in it until it is dropped or abandoned.
-        unsafe { self.slots.as_ref() }
+    fn slot(&self) -> &Slot {
+        // SAFETY: the buffer has a share in its pool's `Slots`, and so in this, until it is dropped or
+        // abandoned.
+        unsafe { self.0.as_ref() }
+    }
+
+    fn region(&self) -> &DmaRegion {
+        // SAFETY: as in `slot`.
+        &unsafe { self.slot().pool.as_ref() }.region
     }
 
     /// Length in bytes.
     #[inline]
     pub fn len(&self) -> usize {
-        self.slots().slot_len
+        self.slot().len
     }
 
     /// Whether the buffer has no bytes (it always has).
@@ -231,40 +247,39 @@ impl DmaBuf {
 
     /// Where the device finds the buffer's first byte.
     pub fn address(&self) -> DmaAddr<'_> {
-        let Slots { region, .. } = self.slots();
-        DmaAddr { value: self.device_address(), region: &region.0, life: region.0.table.life() }
+        let region = &self.region().0;
+        DmaAddr { value: self.device_address(), region, life: region.table.life() }
     }
 
     #[inline]
     pub(super) fn device_address(&self) -> u64 {
-        self.slots().device_address.wrapping_add(self.offset() as u64)
+        self.slot().address
     }
 
-    /// In the region: below its length.
+    /// How many of its bytes the device may write, if `writable`, or else read.
     #[inline]
-    fn offset(&self) -> usize {
-        self.index.wrapping_mul(self.slots().slot_len)
+    pub(super) fn allowed(&self, writable: bool) -> u32 {
+        let [readable, written] = self.slot().allowed;
+        if writable { written } else { readable }
     }
 
     #[inline]
     pub(super) fn table(&self) -> *const WindowTable {
-        self.slots().table
+        self.slot().table
     }
 
     /// Which way its bytes may go.
-    #[inline]
     pub fn direction(&self) -> Direction {
-        self.slots().direction
+        self.region().direction()
     }
 
     /// All of the buffer's bytes.
     #[inline]
     pub fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        let Slots { start, slot_len, .. } = self.slots();
-        // SAFETY: `index` is below the number of slots, which are all in the region that `Slots` keeps: for
-        // as long as the buffer has its share, so for as long as it is borrowed. They hold no Rust object, as
-        // `DmaRegion` says.
-        unsafe { VolatileSlice::new(start.add(self.offset()), *slot_len) }
+        let Slot { start, len, .. } = self.slot();
+        // SAFETY: all in the region that `Slots` keeps: for as long as the buffer has its share, so for as
+        // long as it is borrowed. They hold no Rust object, as `DmaRegion` says.
+        unsafe { VolatileSlice::new(*start, *len) }
     }
 
     /// Copies bytes out, from `offset` on.
@@ -284,16 +299,18 @@ impl DmaBuf {
     pub fn abandon(self) {
         let buffer = ManuallyDrop::new(self);
         // SAFETY: `buffer` is neither used again nor dropped.
-        unsafe { Slots::settle(buffer.slots, -1) }
+        unsafe { Slots::settle(buffer.slot().pool, -1) }
     }
 }
 
 impl Drop for DmaBuf {
     #[inline]
     fn drop(&mut self) {
-        if !self.slots().give(self.index as u32) {
+        let (slot, pool) = (self.slot(), self.slot().pool);
+        // SAFETY: as in `slot`.
+        if !unsafe { pool.as_ref() }.give(slot) {
             // SAFETY: the buffer is dropped, and is in no list.
-            unsafe { Slots::settle(self.slots, -1) }
+            unsafe { Slots::settle(pool, -1) }
         }
     }
 }

@@ -6,7 +6,6 @@ use core::marker::PhantomData;
 use super::DmaBuf;
 use super::region::Region;
 use super::windows::WindowTable;
-use crate::Direction;
 
 /// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction
 /// that it allows, not empty, and shorter than 4 GiB by at least 256 KiB.
@@ -59,22 +58,15 @@ impl fmt::Debug for Segment<'_> {
     }
 }
 
-/// What a device does with a segment.
-#[inline]
-fn direction(writable: bool) -> Direction {
-    if writable { Direction::FromDevice } else { Direction::ToDevice }
-}
-
 impl DmaBuf {
     /// `len` bytes from `offset` on, for the device to read or, if `writable`, to write. `None` if they are
     /// not all in the buffer, if there are none, or if the buffer is not for this direction.
     #[inline]
     pub fn segment(&self, offset: usize, len: usize, writable: bool) -> Option<Segment<'_>> {
         // No buffer is longer than `LONGEST`.
-        offset.checked_add(len).filter(|&end| end <= self.len() && len > 0)?;
+        let allowed = self.allowed(writable) as usize;
+        offset.checked_add(len).filter(|&end| end <= allowed && len > 0)?;
         let address = self.device_address().wrapping_add(offset as u64);
-        let (len, table) = (len as u32, self.table());
-        let segment = Segment { address, len, writable, table, owner: PhantomData };
-        self.direction().allows(direction(writable)).then_some(segment)
+        Some(Segment { address, len: len as u32, writable, table: self.table(), owner: PhantomData })
     }
 }
