@@ -80,6 +80,8 @@ pub type Ends<'a> = Result<Option<[Segment<'a>; 2]>, QueueError>;
 #[derive(Clone, Copy)]
 pub(super) struct Chain<'a> {
     pub(super) slot: u16,
+    /// How many chains were added before it.
+    pub(super) number: u64,
     /// How many segments it has between its ends, and each of them.
     pub(super) own: u16,
     pub(super) segment: &'a dyn Fn(u16) -> Option<Segment<'a>>,

@@ -94,7 +94,7 @@ impl<R: Sequential> Ring for InOrder<R> {
     fn add_one(
         &mut self,
         (): &mut (),
-        _: u16,
+        _: (u16, u64),
         _: &Segment<'_>,
         _: Option<[Segment<'_>; 2]>,
     ) -> Result<Added, QueueError> {
@@ -113,9 +113,9 @@ impl<R: Sequential> Ring for InOrder<R> {
         Ok(added)
     }
 
-    fn publish(&mut self) -> bool {
+    fn publish(&mut self, number: u64) -> bool {
         self.told = self.count;
-        self.ring.publish()
+        self.ring.publish(number)
     }
 
     fn is_kick_due(&self, chains: u16) -> bool {
@@ -126,13 +126,13 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.look(in_flight)
     }
 
-    fn used(&mut self, at: R::Used) -> Result<Option<Used>, Bad> {
+    fn used(&mut self, at: R::Used, number: u64) -> Result<Option<Used>, Bad> {
         if self.batch.is_some() {
             // One element for several chains; the index must cover them all.
-            if !self.ring.may_be_skipped(at) {
+            if !self.ring.may_be_skipped(at, number) {
                 return Err(Bad);
             }
-        } else if let Some(last) = self.ring.element(at)? {
+        } else if let Some(last) = self.ring.element(at, number)? {
             let left = self.ended(last).ok_or(Bad)?;
             self.batch = Some(Batch { last, left });
         }
@@ -149,8 +149,8 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.advance(at, count);
     }
 
-    fn set_used(&mut self, at: R::Used) {
-        self.ring.set_used(at);
+    fn set_used(&mut self, at: R::Used, number: u64) {
+        self.ring.set_used(at, number);
     }
 
     fn disable_interrupts(&mut self) {

@@ -119,10 +119,10 @@ macro_rules! with_ring {
 
 impl Format {
     #[inline(never)]
-    fn has_used(&mut self, in_flight: u16) -> Result<bool, QueueError> {
+    fn has_used(&mut self, in_flight: u16, completed: u64) -> Result<bool, QueueError> {
         with_ring!(self, ring => {
             let at = ring.look(in_flight)?;
-            Ok(ring.used(at)?.is_some())
+            Ok(ring.used(at, completed)?.is_some())
         })
     }
 }
@@ -309,9 +309,10 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
 
     /// What the queue has done.
     pub fn counters(&self) -> Counters {
-        let Slots { submitted, completed, given_up, late, rejected, .. } = self.slots;
+        let Slots { submitted, completed, skipped, given_up, late, rejected, .. } = self.slots;
         let Self { kicks, interrupts, .. } = *self;
-        Counters { submitted, kicks, interrupts, completions: completed, given_up, late, rejected }
+        let [submitted, completions] = [submitted, completed].map(|count| count.wrapping_sub(skipped));
+        Counters { submitted, kicks, interrupts, completions, given_up, late, rejected }
     }
 
     /// Reports `count` interrupts of this queue, for the counters.
@@ -359,7 +360,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if self.slots.broken {
             return;
         }
-        let (due, position) = with_ring!(&mut self.format, ring => (ring.publish(), ring.position()));
+        let submitted = self.slots.submitted;
+        let (due, position) =
+            with_ring!(&mut self.format, ring => (ring.publish(submitted), ring.position()));
         self.owed_kick |= due;
         self.slots.published = self.slots.submitted;
         // After a reset the device is not to be notified before the next DRIVER_OK (3.1.1).
@@ -477,7 +480,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if self.slots.broken {
             return Err(QueueError::Broken);
         }
-        let has_used = self.format.has_used(self.slots.in_flight());
+        let has_used = self.format.has_used(self.slots.in_flight(), self.slots.completed);
         has_used.map_err(|_| broken(&mut self.slots))
     }
 

@@ -250,7 +250,7 @@ impl Ring for PackedRing {
     fn add_one(
         &mut self,
         available: &mut Position,
-        slot: u16,
+        (slot, _): (u16, u64),
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Added, QueueError> {
@@ -267,7 +267,7 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
+    fn publish(&mut self, _: u64) -> bool {
         // Release: all else is written before the descriptor that leads the device to it (2.8.21.1).
         if !self.descriptors.store_held(Ordering::Release) {
             return false;
@@ -290,8 +290,8 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn used(&mut self, at: Position) -> Result<Option<Used>, Bad> {
-        self.element(at)
+    fn used(&mut self, at: Position, number: u64) -> Result<Option<Used>, Bad> {
+        self.element(at, number)
     }
 
     #[inline(always)]
@@ -300,7 +300,7 @@ impl Ring for PackedRing {
     }
 
     #[inline]
-    fn set_used(&mut self, at: Position) {
+    fn set_used(&mut self, at: Position, _: u64) {
         self.used = at;
     }
 
@@ -323,7 +323,7 @@ impl Sequential for PackedRing {
     }
 
     #[inline(always)]
-    fn element(&self, at: Position) -> Result<Option<Used>, Bad> {
+    fn element(&self, at: Position, _: u64) -> Result<Option<Used>, Bad> {
         // Acquire: buffers are read after the flags that cover them. The id and the length come with the
         // flags.
         let rest = self.descriptors.load_rest(at.index.into(), Ordering::Acquire);
@@ -336,7 +336,7 @@ impl Sequential for PackedRing {
         Ok(Some(Used { id: id.into(), len: Some(len) }))
     }
 
-    fn may_be_skipped(&self, _: Position) -> bool {
+    fn may_be_skipped(&self, _: Position, _: u64) -> bool {
         true
     }
 }

@@ -65,8 +65,8 @@ impl From<Bad> for QueueError {
 
 /// A virtqueue's memory, as the driver uses it.
 pub(super) trait Ring {
-    /// Where the next chain is made available, and where the next used element of a look is: by value, so
-    /// that they stay in registers.
+    /// Where the next chain is made available, and what a look has shown and where in it one is: by value, so
+    /// that they stay in registers. What the number of a chain says is not in them.
     type Available: Copy;
     type Used: Copy;
 
@@ -91,12 +91,12 @@ pub(super) trait Ring {
     /// The next chain goes there: behind those that were added from [`available`](Self::available) on.
     fn set_available(&mut self, available: Self::Available);
 
-    /// Writes a chain whose own segment is `segment`, between the ends of its slot; the device is not told.
-    /// On failure nothing is taken.
+    /// Writes a chain whose own segment is `segment`, between the ends of its slot; with the slot how many
+    /// chains were added before. The device is not told. On failure nothing is taken.
     fn add_one(
         &mut self,
         available: &mut Self::Available,
-        slot: u16,
+        slot: (u16, u64),
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Added, QueueError>;
@@ -104,15 +104,16 @@ pub(super) trait Ring {
     /// Makes the chain that was in `slot` last, and that nothing but its segment describes, available again
     /// as it is; the device is not told. `false` if it must be written anew.
     #[inline(always)]
-    fn add_again(&mut self, _available: &mut Self::Available, _slot: u16) -> bool {
+    fn add_again(&mut self, _available: &mut Self::Available, _: (u16, u64)) -> bool {
         false
     }
 
     /// Writes any chain; the device is not told. On failure nothing is taken.
     fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError>;
 
-    /// Tells the device of all that was added. `true` if it wants to be notified of it.
-    fn publish(&mut self) -> bool;
+    /// Tells the device of all that was added: `number` chains since the ring was new. `true` if it wants to
+    /// be notified of it.
+    fn publish(&mut self, number: u64) -> bool;
 
     /// Whether it wants to be notified, as it says now, of the last `chains` it was told of: those in flight.
     fn is_kick_due(&self, chains: u16) -> bool;
@@ -120,14 +121,15 @@ pub(super) trait Ring {
     /// Looks for used elements. There must be at most `in_flight`.
     fn look(&mut self, in_flight: u16) -> Result<Self::Used, QueueError>;
 
-    /// The next used element of those that the look showed; the same again until it advances.
-    fn used(&mut self, at: Self::Used) -> Result<Option<Used>, Bad>;
+    /// The next used element of those that the look showed, after `number` others; the same again until it
+    /// advances.
+    fn used(&mut self, at: Self::Used, number: u64) -> Result<Option<Used>, Bad>;
 
     /// Goes on by a chain of `count` descriptors, which are free now.
     fn advance(&mut self, at: &mut Self::Used, count: u16);
 
-    /// The next look goes on from here.
-    fn set_used(&mut self, at: Self::Used);
+    /// The next look goes on from here, `number` chains having come back.
+    fn set_used(&mut self, at: Self::Used, number: u64);
 
     /// The chain in `slot` came back, which took descriptors of no slot: those are free now.
     fn give_back(&mut self, _slot: u16) {}
@@ -146,8 +148,8 @@ pub(super) trait Sequential: Ring {
     fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError>;
 
     /// The used element that is due, whatever it names.
-    fn element(&self, at: Self::Used) -> Result<Option<Used>, Bad>;
+    fn element(&self, at: Self::Used, number: u64) -> Result<Option<Used>, Bad>;
 
     /// Whether the device may have used a chain without an element of its own.
-    fn may_be_skipped(&self, at: Self::Used) -> bool;
+    fn may_be_skipped(&self, at: Self::Used, number: u64) -> bool;
 }

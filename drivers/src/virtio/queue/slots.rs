@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::mem;
 
 use super::chain::{Added, Buffers, Chain};
-use super::ring::{Layout, Ring, Used};
+use super::ring::{Bad, Layout, Ring, Used};
 use super::{Completion, QueueError};
 
 /// What is in a slot.
@@ -69,10 +69,12 @@ pub(super) struct Slots<B: Buffers> {
     /// First of the free slots.
     free: u16,
     others: Others,
-    /// Chains added, those of them that the device was told of, and those that came back.
+    /// Chains added, those of them that the device was told of, and those that came back; with all that were
+    /// `skipped`, so that a ring's indices are the lower halves.
     pub(super) submitted: u64,
     pub(super) published: u64,
     pub(super) completed: u64,
+    pub(super) skipped: u64,
     /// Chains that were given up, and those of them that came back.
     pub(super) given_up: u64,
     pub(super) late: u64,
@@ -149,6 +151,7 @@ impl<B: Buffers> Slots<B> {
             submitted: 0,
             published: 0,
             completed: 0,
+            skipped: 0,
             given_up: 0,
             late: 0,
             rejected: 0,
@@ -215,7 +218,11 @@ impl<B: Buffers> Slots<B> {
         mem::replace(&mut self.free, NONE)
     }
 
+    /// Goes on with a ring that is as if new; nothing is in flight.
     pub(super) fn resume(&mut self, free: u16) {
+        let number = (self.submitted | u64::from(u16::MAX)).wrapping_add(1);
+        self.skipped = self.skipped.wrapping_add(number.wrapping_sub(self.submitted));
+        (self.submitted, self.published, self.completed) = (number, number, number);
         self.free = free;
     }
 
@@ -236,7 +243,7 @@ impl<B: Buffers> Slots<B> {
         buffers: B,
         request: impl Fn() -> B::Request,
     ) -> Result<u16, (QueueError, B)> {
-        let (index, mut available) = (self.free, ring.available());
+        let (index, number, mut available) = (self.free, self.submitted, ring.available());
         if let Some(slot) = self.slots.get_mut(usize::from(index))
             && ring.is_ready_for_one(available)
             && let Some(segment) = buffers.only(request(), &self.context)
@@ -245,12 +252,12 @@ impl<B: Buffers> Slots<B> {
                 Ok(ends) => ends,
                 Err(error) => return Err((error, buffers)),
             };
-            match ring.add_one(&mut available, index, &segment, ends) {
-                Ok(added) => self.free = slot.fill(buffers, added, self.submitted),
+            match ring.add_one(&mut available, (index, number), &segment, ends) {
+                Ok(added) => self.free = slot.fill(buffers, added, number),
                 Err(error) => return Err((error, buffers)),
             }
             ring.set_available(available);
-            self.submitted = self.submitted.wrapping_add(1);
+            self.submitted = number.wrapping_add(1);
             return Ok(index);
         }
         // By value: what is only moved there stays in registers here.
@@ -277,9 +284,10 @@ impl<B: Buffers> Slots<B> {
         };
         let own = buffers.count(request, context);
         let segment = &|number| buffers.segment(request, context, number);
-        match ring.add(Chain { slot: index, own, segment, ends, spare }) {
+        let number = self.submitted;
+        match ring.add(Chain { slot: index, number, own, segment, ends, spare }) {
             Ok(added) => {
-                let number = self.submitted | if self.others.take(added.count) { SPECIAL } else { 0 };
+                let number = number | if self.others.take(added.count) { SPECIAL } else { 0 };
                 self.free = slot.fill(buffers, added, number);
             }
             Err(error) => return Err((error, buffers)),
@@ -299,31 +307,37 @@ impl<B: Buffers> Slots<B> {
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
         let before = self.completed;
+        let mut number = before;
         loop {
-            let Self { slots, context, published, completed, rejected, .. } = self;
-            let marked = loop {
-                let Some(used) = ring.used(at)? else { break false };
-                let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
+            let Self { slots, context, published, rejected, .. } = self;
+            let end = loop {
+                let used = match ring.used(at, number) {
+                    Ok(Some(used)) => used,
+                    Ok(None) => break End::Reached,
+                    Err(Bad) => break End::Bad,
+                };
+                let Some(slot) = slots.get_mut(used.id as usize) else { break End::Bad };
                 if slot.number >= *published {
-                    break true;
+                    break End::Marked;
                 }
                 let chain = slot.came_back(ring, &mut at, used);
                 (slot.number, slot.next) = (FREE, mem::replace(&mut free, chain.ticket.slot));
-                *completed = completed.wrapping_add(1);
+                number = number.wrapping_add(1);
                 if !done(chain, mem::take(&mut slot.buffers), context, rejected) {
-                    break false;
+                    break End::Reached;
                 }
             };
-            self.free = free;
-            if !marked {
-                break;
+            (self.free, self.completed) = (free, number);
+            match end {
+                End::Reached => break,
+                End::Bad => return Err(QueueError::Broken),
+                End::Marked => at = self.take_marked(ring, at)?,
             }
-            at = self.take_marked(ring, at)?;
-            free = self.begin();
+            (free, number) = (self.begin(), self.completed);
         }
-        ring.set_used(at);
+        ring.set_used(at, number);
         self.broken = false;
-        Ok(self.completed.wrapping_sub(before) as usize)
+        Ok(number.wrapping_sub(before) as usize)
     }
 
     /// After a used element that names a chain with a mark in its number, or none: takes back what a special
@@ -331,7 +345,7 @@ impl<B: Buffers> Slots<B> {
     #[cold]
     #[inline(never)]
     fn take_marked<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
-        let Some(used) = ring.used(at)? else { return Ok(at) };
+        let Some(used) = ring.used(at, self.completed)? else { return Ok(at) };
         // The whole 32 bits: an id that only looks right after truncation is wrong.
         let slot = self.slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
         // Neither one that is free nor one that the device was not told of.
@@ -362,6 +376,14 @@ impl<B: Buffers> Slots<B> {
     }
 }
 
+/// Why chains are not taken one after the other any more.
+enum End {
+    Reached,
+    /// The next one has a mark in its number, or there is none.
+    Marked,
+    Bad,
+}
+
 impl<B: Buffers> Slot<B> {
     /// The ring goes on behind the chain, and its descriptors are free.
     #[inline(always)]
@@ -389,12 +411,12 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         mut renew: impl FnMut(&mut B, UsedChain, &mut u64) -> bool,
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
-        let (mut available, mut number) = (ring.available(), self.submitted);
+        let (mut available, mut number, mut back) = (ring.available(), self.submitted, self.completed);
         let end = number.wrapping_add(most as u64);
-        let Self { slots, context, published, completed, rejected, .. } = self;
+        let Self { slots, context, published, rejected, .. } = self;
         let mut result = Ok(());
         while number != end
-            && let Some(used) = ring.used(at)?
+            && let Some(used) = ring.used(at, back)?
         {
             let slot = slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
             // None is special, since it has one segment, or given up: the tickets stay with those who renew.
@@ -403,25 +425,24 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             }
             let chain = slot.came_back(ring, &mut at, used);
             let index = chain.ticket.slot;
+            back = back.wrapping_add(1);
             match renew(&mut slot.buffers, chain, rejected)
-                .then(|| slot.add_again(ring, &mut available, context, index))
+                .then(|| slot.add_again(ring, &mut available, context, (index, number)))
             {
                 Some(Ok(())) => slot.number = number,
                 refused => {
                     (slot.number, slot.next, slot.buffers) =
                         (FREE, mem::replace(&mut free, index), B::default());
-                    *completed = completed.wrapping_add(1);
                     result = refused.unwrap_or(Ok(()));
                     break;
                 }
             }
             number = number.wrapping_add(1);
         }
-        ring.set_used(at);
+        ring.set_used(at, back);
         ring.set_available(available);
         let renewed = number.wrapping_sub(mem::replace(&mut self.submitted, number));
-        self.completed = self.completed.wrapping_add(renewed);
-        (self.broken, self.free) = (false, free);
+        (self.completed, self.broken, self.free) = (back, false, free);
         result.map(|()| renewed as usize)
     }
 }
@@ -434,21 +455,21 @@ impl<B: Buffers<Request = ()>> Slot<B> {
         ring: &mut R,
         available: &mut R::Available,
         context: &B::Context,
-        index: u16,
+        (index, number): (u16, u64),
     ) -> Result<(), QueueError> {
-        if B::SAME_AGAIN && ring.add_again(available, index) {
+        if B::SAME_AGAIN && ring.add_again(available, (index, number)) {
             return Ok(());
         }
         let ends = self.buffers.prepare((), context, index)?;
         let added = match self.buffers.only((), context) {
             Some(segment) if ring.is_ready_for_one(*available) => {
-                ring.add_one(available, index, &segment, ends)?
+                ring.add_one(available, (index, number), &segment, ends)?
             }
             _ => {
                 ring.set_available(*available);
                 let buffers = &self.buffers;
                 let (own, segment) = (buffers.count((), context), &|at| buffers.segment((), context, at));
-                let added = ring.add(Chain { slot: index, own, segment, ends, spare: 0 });
+                let added = ring.add(Chain { slot: index, number, own, segment, ends, spare: 0 });
                 *available = ring.available();
                 added?
             }

@@ -63,11 +63,10 @@ pub(super) struct SplitRing {
     last: u16,
     event_index: bool,
     interrupts: bool,
-    /// Index of the next available element to write, and that which the device was told.
-    available: u16,
+    /// The available index that the device was told: the number of chains, modulo 65,536.
     published: u16,
-    /// Index of the next used element to read, the used index that was last seen, and the `used_event` that
-    /// was written.
+    /// The same of those that came back, which is the index of the next used element to read; the used index
+    /// that was last seen, and the `used_event` that was written.
     used: u16,
     seen: u16,
     used_event: u16,
@@ -99,7 +98,6 @@ impl SplitRing {
             last: layout.slots.wrapping_mul(layout.reserved.wrapping_sub(1)),
             event_index,
             interrupts: true,
-            available: 0,
             published: 0,
             used: 0,
             seen: 0,
@@ -132,12 +130,11 @@ impl SplitRing {
         })
     }
 
-    /// Writes the available element of the chain that begins at `head`, and says where the next one goes.
+    /// Writes the available element of the chain that begins at `head`, after `number` others.
     #[inline(always)]
-    fn add_available(&self, available: u16, head: u16) -> u16 {
+    fn add_available(&self, number: u64, head: u16) {
         let [_, _, ring, _] = &self.available_ring;
-        ring.store_wrapping(available.into(), head.to_le(), Ordering::Relaxed);
-        available.wrapping_add(1)
+        ring.store_wrapping(number as usize, head.to_le(), Ordering::Relaxed);
     }
 
     /// Says whether interrupts are wanted: by the flag or, since that must stay 0 then (2.7.7.1), by `event`.
@@ -152,16 +149,10 @@ impl SplitRing {
     }
 }
 
-/// A free-running index of a used element, and that behind the last one.
-#[derive(Clone, Copy)]
-pub(super) struct UsedRange {
-    next: u16,
-    end: u16,
-}
-
 impl Ring for SplitRing {
-    type Available = u16;
-    type Used = UsedRange;
+    type Available = ();
+    /// The used index.
+    type Used = u16;
 
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         let ([driver, ..], [device, ..]) = (&self.available_ring, &self.used_ring);
@@ -172,7 +163,7 @@ impl Ring for SplitRing {
     }
 
     fn rewind(&mut self) {
-        (self.available, self.published, self.used, self.seen) = (0, 0, 0, 0);
+        (self.published, self.used, self.seen) = (0, 0, 0);
         let [_, index, ..] = &self.available_ring;
         index.store_wrapping(0, 0, Ordering::Relaxed);
         self.used_ring.iter().for_each(|word| word.store_wrapping(0, 0, Ordering::Relaxed));
@@ -180,7 +171,7 @@ impl Ring for SplitRing {
     }
 
     fn position(&self) -> u16 {
-        self.available
+        self.published
     }
 
     fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
@@ -197,25 +188,21 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn is_ready_for_one(&self, _: u16) -> bool {
+    fn is_ready_for_one(&self, (): ()) -> bool {
         self.ready_for_one
     }
 
     #[inline(always)]
-    fn available(&self) -> u16 {
-        self.available
-    }
+    fn available(&self) {}
 
     #[inline(always)]
-    fn set_available(&mut self, available: u16) {
-        self.available = available;
-    }
+    fn set_available(&mut self, (): ()) {}
 
     #[inline(always)]
     fn add_one(
         &mut self,
-        available: &mut u16,
-        slot: u16,
+        (): &mut (),
+        (slot, number): (u16, u64),
         segment: &Segment<'_>,
         ends: Option<[Segment<'_>; 2]>,
     ) -> Result<Added, QueueError> {
@@ -223,7 +210,7 @@ impl Ring for SplitRing {
         let (at, next) =
             if ends.is_some() { (at.wrapping_add(self.second.into()), Some(end)) } else { (at, None) };
         self.descriptors.store_wrapping(at as usize, segment, link(next), Ordering::Relaxed)?;
-        *available = self.add_available(*available, slot);
+        self.add_available(number, slot);
         let own = if segment.is_writable() { segment.len() } else { 0 };
         let last = ends.map_or(0, |[_, last]| last.len());
         // No more than the slot's own.
@@ -231,14 +218,14 @@ impl Ring for SplitRing {
     }
 
     #[inline(always)]
-    fn add_again(&mut self, available: &mut u16, slot: u16) -> bool {
-        *available = self.add_available(*available, slot);
+    fn add_again(&mut self, (): &mut (), (slot, number): (u16, u64)) -> bool {
+        self.add_available(number, slot);
         true
     }
 
     #[inline(never)]
     fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
-        let slot = chain.slot;
+        let Chain { slot, number, .. } = chain;
         let added = match &mut self.tables {
             Some(tables) => {
                 let head = (&mut self.descriptors, slot, 0.into(), false);
@@ -246,13 +233,13 @@ impl Ring for SplitRing {
             }
             None => self.add_direct(chain)?,
         };
-        self.available = self.add_available(self.available, slot);
+        self.add_available(number, slot);
         Ok(added)
     }
 
     #[inline]
-    fn publish(&mut self) -> bool {
-        let (old, new) = (self.published, self.available);
+    fn publish(&mut self, number: u64) -> bool {
+        let (old, new) = (self.published, number as u16);
         if old == new {
             return false;
         }
@@ -276,7 +263,7 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn look(&mut self, in_flight: u16) -> Result<UsedRange, QueueError> {
+    fn look(&mut self, in_flight: u16) -> Result<u16, QueueError> {
         // Acquire: elements and buffers are read after the index that covers them.
         let [_, index, _] = &self.used_ring;
         let index = u16::from_le(index.load_wrapping(0, Ordering::Acquire));
@@ -291,22 +278,20 @@ impl Ring for SplitRing {
         if self.event_index && !self.interrupts && ahead < self.layout.size {
             self.disable_interrupts();
         }
-        Ok(UsedRange { next: self.used, end: index })
+        Ok(index)
     }
 
     #[inline(always)]
-    fn used(&mut self, at: UsedRange) -> Result<Option<Used>, Bad> {
-        self.element(at)
+    fn used(&mut self, end: u16, number: u64) -> Result<Option<Used>, Bad> {
+        self.element(end, number)
     }
 
     #[inline(always)]
-    fn advance(&mut self, at: &mut UsedRange, _: u16) {
-        at.next = at.next.wrapping_add(1);
-    }
+    fn advance(&mut self, _: &mut u16, _: u16) {}
 
     #[inline]
-    fn set_used(&mut self, at: UsedRange) {
-        self.used = at.next;
+    fn set_used(&mut self, _: u16, number: u64) {
+        self.used = number as u16;
     }
 
     #[cold]
@@ -340,21 +325,22 @@ impl Sequential for SplitRing {
                 store(descriptors, at, segment, more.then_some(at.wrapping_add(1) & mask))
             })?
         };
-        self.available = self.add_available(self.available, head);
+        self.add_available(chain.number, head);
         Ok((added, head))
     }
 
     #[inline(always)]
-    fn element(&self, UsedRange { next, end }: UsedRange) -> Result<Option<Used>, Bad> {
-        if next == end {
+    fn element(&self, end: u16, number: u64) -> Result<Option<Used>, Bad> {
+        if number as u16 == end {
             return Ok(None);
         }
-        let element = u64::from_le(self.used_elements.load_wrapping(next.into(), Ordering::Relaxed));
+        let element = self.used_elements.load_wrapping(number as usize, Ordering::Relaxed);
+        let element = u64::from_le(element);
         let UsedElement { id, len } = UsedElement::from_word(element);
         Ok(Some(Used { id, len: Some(len) }))
     }
 
-    fn may_be_skipped(&self, UsedRange { next, end }: UsedRange) -> bool {
-        next != end
+    fn may_be_skipped(&self, end: u16, number: u64) -> bool {
+        number as u16 != end
     }
 }
