@@ -68,6 +68,7 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
                 && let Some(block) = blocks.get(input.below(10))
             {
                 block.store::<2>(block.load::<0>(Ordering::Relaxed), Ordering::Relaxed);
+                let _ = blocks.get_wrapping(input.below(1000)).load::<1>(Ordering::Relaxed);
             }
         }
         7 => {

@@ -114,6 +114,9 @@ fn blocks_lie_one_after_the_other() {
         let (block, value) = (blocks.get(index).unwrap(), 10 * index as u64);
         let words = [block.load::<0>(Acquire), block.load::<1>(Relaxed), block.load::<2>(Relaxed)];
         assert_eq!(words, [value, value + 1, value + 2]);
+        for beyond in [index + 8, index + (usize::MAX & !7)] {
+            assert_eq!(blocks.get_wrapping(beyond).load::<0>(Relaxed), value, "there is room for eight");
+        }
         table.store(0, &block.segment::<0, 24>(false), 0, Relaxed).unwrap();
         table.store(1, &block.segment::<2, 1>(true), 0, Relaxed).unwrap();
         let [(whole, rest), (last, written)] = [0, 1].map(|at| descriptor(&windows, &table, at));
@@ -142,7 +145,7 @@ fn blocks_longer_than_memory() {
 
 #[test]
 fn one_block_and_more_than_a_page_of_them() {
-    for (count, pages) in [(1, 1), (170, 1), (171, 2), (341, 2), (342, 3)] {
+    for (count, pages) in [(1, 1), (128, 1), (129, 2), (256, 2), (257, 3)] {
         let windows = windows();
         let blocks = DmaBlocks::<3>::new(&windows, count).unwrap();
         assert_eq!((blocks.len(), blocks.is_empty()), (count, false));

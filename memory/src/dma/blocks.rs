@@ -29,11 +29,14 @@ const WORD: usize = size_of::<u64>();
 /// assert_eq!(block.load::<1>(Ordering::Relaxed), 7);
 /// assert_eq!(block.segment::<2, 1>(true).len(), 1);
 /// assert!(blocks.get(3).is_none());
+/// assert_eq!(blocks.get_wrapping(6).load::<1>(Ordering::Relaxed), 7, "there is room for four");
 /// # Ok::<(), ringfence_memory::DmaError>(())
 /// ```
 pub struct DmaBlocks<const N: usize> {
     start: NonNull<u64>,
     count: usize,
+    /// So many blocks there is room for, less 1.
+    last: usize,
     device_address: u64,
     /// The region's, for speed: compared, never followed.
     table: *const WindowTable,
@@ -48,17 +51,17 @@ unsafe impl<const N: usize> Send for DmaBlocks<N> {}
 unsafe impl<const N: usize> Sync for DmaBlocks<N> {}
 
 impl<const N: usize> DmaBlocks<N> {
-    /// `count` blocks in memory of their own.
+    /// `count` blocks in memory of their own, with room for a power of two of them.
     ///
     /// # Errors
     /// As for [`DmaWindows::allocate_for`].
     pub fn new(windows: &DmaWindows, count: usize) -> Result<Self, DmaError> {
-        let len =
-            N.checked_mul(WORD).and_then(|block| count.checked_mul(block)).ok_or(DmaError::BadLength)?;
+        let room = count.checked_next_power_of_two().filter(|_| count > 0).ok_or(DmaError::BadLength)?;
+        let len = N.checked_mul(WORD).and_then(|block| room.checked_mul(block)).ok_or(DmaError::BadLength)?;
         let region = windows.allocate_for(len, Direction::Both)?.0;
         let start = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast();
         let (device_address, table) = (region.device_address, Arc::as_ptr(&region.table));
-        Ok(Self { start, count, device_address, table, region })
+        Ok(Self { start, count, last: room.wrapping_sub(1), device_address, table, region })
     }
 
     /// Number of blocks.
@@ -68,26 +71,29 @@ impl<const N: usize> DmaBlocks<N> {
 
     /// Always false: there is at least one block.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.len() == 0
     }
 
     /// The block at `index`; `None` beyond the end.
-    #[inline(always)]
     pub fn get(&self, index: usize) -> Option<DmaBlock<'_, N>> {
-        if index >= self.count {
-            return None;
-        }
-        let first = index.wrapping_mul(N);
-        // SAFETY: `new` found `count * N` words from `start` on, and `index` is below `count`.
+        (index < self.count).then(|| self.get_wrapping(index))
+    }
+
+    /// The same, from the beginning again where the room for blocks ends: there is nothing to check.
+    #[inline(always)]
+    pub fn get_wrapping(&self, index: usize) -> DmaBlock<'_, N> {
+        let first = (index & self.last).wrapping_mul(N);
+        // SAFETY: `new` found room for `last + 1` blocks of `N` words from `start` on, and with no bits but
+        // those of `last` the index is not above it.
         let start = unsafe { self.start.add(first) };
         let device_address = self.device_address.wrapping_add(first.wrapping_mul(WORD) as u64);
-        Some(DmaBlock { start, device_address, table: self.table, owner: PhantomData })
+        DmaBlock { start, device_address, table: self.table, owner: PhantomData }
     }
 }
 
 impl<const N: usize> fmt::Debug for DmaBlocks<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaBlocks({} of {N} words, {} bytes)", self.count, self.region.len)
+        write!(f, "DmaBlocks({} of {N} words, {} bytes)", self.len(), self.region.len)
     }
 }
 

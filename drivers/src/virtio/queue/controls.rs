@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use ringfence_memory::{DmaBlock, DmaBlocks, DmaWindows, Segment};
 
-use super::{Ends, Error, QueueError, Ticket};
+use super::{Ends, Error, Ticket};
 
 /// A header of 16 bytes, a status byte, and what is left of 32 bytes, so that the address of a block is made
 /// by a shift.
@@ -63,7 +63,7 @@ impl<const LEN: u32> Controls<LEN> {
     /// The same, when the header was written, little-endian, and the status cleared.
     #[inline(always)]
     pub(crate) fn prepare(&self, slot: u16, [first, second]: [u64; 2]) -> Ends<'_> {
-        let block = self.0.get(slot.into()).ok_or(QueueError::Broken)?;
+        let block = self.0.get_wrapping(slot.into());
         block.store::<HEADER>(first.to_le(), Ordering::Relaxed);
         block.store::<{ HEADER + 1 }>(second.to_le(), Ordering::Relaxed);
         block.store::<STATUS>(u64::from(Self::NO_STATUS).to_le(), Ordering::Relaxed);
@@ -73,7 +73,6 @@ impl<const LEN: u32> Controls<LEN> {
     /// What the device wrote last to the status byte of a chain that came back.
     #[inline(always)]
     pub fn status(&self, ticket: Ticket) -> u8 {
-        let status = self.0.get(ticket.index()).map(|block| block.load::<STATUS>(Ordering::Relaxed));
-        status.map_or(Self::NO_STATUS, |status| u64::from_le(status) as u8)
+        u64::from_le(self.0.get_wrapping(ticket.index()).load::<STATUS>(Ordering::Relaxed)) as u8
     }
 }
