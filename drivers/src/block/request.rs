@@ -274,10 +274,13 @@ impl Buffers for InFlight {
         common.controls.ends(slot)
     }
 
+    fn longest(common: &Common) -> u32 {
+        common.one as u32
+    }
+
     #[inline(always)]
-    fn only<'a>(&'a self, command: Command, common: &'a Common) -> Option<Segment<'a>> {
-        let buffer = self.0.as_ref().filter(|_| command.len <= common.one)?;
-        buffer.segment(0, command.len, command.kind != Kind::Out)
+    fn only<'a>(&'a self, command: Command, _: &'a Common) -> Option<Segment<'a>> {
+        self.0.as_ref()?.segment(0, command.len, command.kind != Kind::Out)
     }
 
     fn count(&self, command: Command, common: &Common) -> u16 {

@@ -33,7 +33,12 @@ pub trait Buffers: sealed::Sealed + Default {
         None
     }
 
-    /// Its own segment, if there is exactly one.
+    /// How long a segment may be.
+    fn longest(_context: &Self::Context) -> u32 {
+        u32::MAX
+    }
+
+    /// Its own segment, if there is exactly one, though it may be too long.
     fn only<'a>(&'a self, request: Self::Request, context: &'a Self::Context) -> Option<Segment<'a>>;
 
     /// How many segments of its own it has. Asked if there is not exactly one.

@@ -79,12 +79,8 @@ impl<R: Sequential> Ring for InOrder<R> {
         self.ring.position()
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
-        self.ring.set_ends::<B>(context)
-    }
-
-    fn is_ready_for_one(&self, (): ()) -> bool {
-        false
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
+        self.ring.set_ends::<B>(context).map(|_| false)
     }
 
     fn available(&self) {}

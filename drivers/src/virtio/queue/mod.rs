@@ -222,9 +222,10 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if have_ends(0) && (!have_ends(layout.slots.saturating_sub(1)) || layout.longest < 2) {
             return Err(QueueError::BadChain);
         }
-        with_ring!(&mut format, ring => ring.set_ends::<B>(&context))?;
+        let is_ready = with_ring!(&mut format, ring => ring.set_ends::<B>(&context))?;
+        let longest = if is_ready { B::longest(&context) } else { 0 };
         Ok(Self {
-            slots: Slots::new(context, &layout)?,
+            slots: Slots::new(context, &layout, longest)?,
             format,
             layout,
             life,

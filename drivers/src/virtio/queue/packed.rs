@@ -91,9 +91,6 @@ pub(super) struct PackedRing {
     device_event: DmaArray<u32>,
     tables: Option<Tables<Packed>>,
     layout: Layout,
-    /// Before this index a chain of one own segment can be written as [`Ring::add_one`] does: it does not
-    /// wrap.
-    end_for_one: u16,
     event_index: bool,
     interrupts: bool,
     /// Where the next descriptor goes, where it did when the device was last told, and where the next used
@@ -116,7 +113,6 @@ impl PackedRing {
             device_event: device.array(0, 1)?,
             tables: Tables::new(windows, &layout)?,
             layout,
-            end_for_one: 0,
             event_index,
             interrupts: true,
             available: Position::start(),
@@ -224,16 +220,9 @@ impl Ring for PackedRing {
         self.available.told().to_word()
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
         let one = if B::ends(context, 0).is_some() { 3 } else { 1 };
-        let fits = self.tables.is_none() && one <= self.layout.reserved;
-        self.end_for_one = if fits { self.layout.size.wrapping_sub(one).wrapping_add(1) } else { 0 };
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn is_ready_for_one(&self, available: Position) -> bool {
-        available.index < self.end_for_one
+        Ok(self.tables.is_none() && one <= self.layout.reserved)
     }
 
     #[inline(always)]

@@ -70,6 +70,9 @@ pub(super) trait Ring {
     type Available: Copy;
     type Used: Copy;
 
+    /// Whether the next chain is as many descriptors further on as a chain has.
+    const COUNTS: bool = true;
+
     /// What the device is to know of it.
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error>;
 
@@ -79,11 +82,9 @@ pub(super) trait Ring {
     /// Where the driver is, as a notification says it (2.9).
     fn position(&self) -> u16;
 
-    /// Learns the [ends](Buffers::ends) of the slots. Called once, before anything is added.
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError>;
-
-    /// Whether a chain with one segment of its own can be written by [`add_one`](Self::add_one) there.
-    fn is_ready_for_one(&self, available: Self::Available) -> bool;
+    /// Learns the [ends](Buffers::ends) of the slots. Called once, before anything is added. Whether chains
+    /// with one segment of their own can be written by [`add_one`](Self::add_one).
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError>;
 
     /// Where the next chain goes.
     fn available(&self) -> Self::Available;
@@ -92,7 +93,8 @@ pub(super) trait Ring {
     fn set_available(&mut self, available: Self::Available);
 
     /// Writes a chain whose own segment is `segment`, between the ends of its slot; with the slot how many
-    /// chains were added before. The device is not told. On failure nothing is taken.
+    /// chains were added before. The device is not told. On failure nothing is taken, and [`add`](Self::add)
+    /// finds out why.
     fn add_one(
         &mut self,
         available: &mut Self::Available,

@@ -30,11 +30,20 @@ const SPECIAL: u64 = 1 << 62;
 impl<B: Buffers> Slot<B> {
     /// Takes a chain with its number. Returns the next free slot.
     #[inline(always)]
-    fn fill(&mut self, buffers: B, added: Added, number: u64) -> u16 {
-        (self.number, self.writable, self.count) = (number, added.writable, added.count);
+    fn fill<R: Ring>(&mut self, buffers: B, added: Added, number: u64) -> u16 {
+        (self.number, self.writable) = (number, added.writable);
+        self.set_count::<R>(added.count);
         // A free slot holds the default, which owns nothing.
         mem::forget(mem::replace(&mut self.buffers, buffers));
         self.next
+    }
+
+    /// Keeps the number of descriptors, where somebody asks for it.
+    #[inline(always)]
+    fn set_count<R: Ring>(&mut self, count: u16) {
+        if R::COUNTS || self.number & SPECIAL != 0 {
+            self.count = count;
+        }
     }
 }
 
@@ -66,6 +75,8 @@ const NONE: u16 = u16::MAX;
 pub(super) struct Slots<B: Buffers> {
     pub(super) context: B::Context,
     slots: Vec<Slot<B>>,
+    /// How long the own segment of a chain may be that the ring's `add_one` writes; 0 if it writes none.
+    longest: u32,
     /// First of the free slots.
     free: u16,
     others: Others,
@@ -132,7 +143,7 @@ impl<B: Buffers> Slots<B> {
     ///
     /// # Errors
     /// [`QueueError::OutOfMemory`].
-    pub(super) fn new(context: B::Context, layout: &Layout) -> Result<Self, QueueError> {
+    pub(super) fn new(context: B::Context, layout: &Layout, longest: u32) -> Result<Self, QueueError> {
         let count = layout.slots;
         let mut slots = Vec::new();
         slots.try_reserve_exact(count.into()).map_err(|_| QueueError::OutOfMemory)?;
@@ -146,6 +157,7 @@ impl<B: Buffers> Slots<B> {
         Ok(Self {
             context,
             slots,
+            longest,
             free: if count > 0 { 0 } else { NONE },
             others: Others { reserved: layout.reserved, free: layout.spare() },
             submitted: 0,
@@ -245,17 +257,12 @@ impl<B: Buffers> Slots<B> {
     ) -> Result<u16, (QueueError, B)> {
         let (index, number, mut available) = (self.free, self.submitted, ring.available());
         if let Some(slot) = self.slots.get_mut(usize::from(index))
-            && ring.is_ready_for_one(available)
             && let Some(segment) = buffers.only(request(), &self.context)
+            && segment.len() <= self.longest
+            && let Ok(ends) = buffers.prepare(request(), &self.context, index)
+            && let Ok(added) = ring.add_one(&mut available, (index, number), &segment, ends)
         {
-            let ends = match buffers.prepare(request(), &self.context, index) {
-                Ok(ends) => ends,
-                Err(error) => return Err((error, buffers)),
-            };
-            match ring.add_one(&mut available, (index, number), &segment, ends) {
-                Ok(added) => self.free = slot.fill(buffers, added, number),
-                Err(error) => return Err((error, buffers)),
-            }
+            self.free = slot.fill::<R>(buffers, added, number);
             ring.set_available(available);
             self.submitted = number.wrapping_add(1);
             return Ok(index);
@@ -288,7 +295,7 @@ impl<B: Buffers> Slots<B> {
         match ring.add(Chain { slot: index, number, own, segment, ends, spare }) {
             Ok(added) => {
                 let number = number | if self.others.take(added.count) { SPECIAL } else { 0 };
-                self.free = slot.fill(buffers, added, number);
+                self.free = slot.fill::<R>(buffers, added, number);
             }
             Err(error) => return Err((error, buffers)),
         }
@@ -413,7 +420,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         let mut free = self.begin();
         let (mut available, mut number, mut back) = (ring.available(), self.submitted, self.completed);
         let end = number.wrapping_add(most as u64);
-        let Self { slots, context, published, rejected, .. } = self;
+        let Self { slots, context, longest, published, rejected, .. } = self;
         let mut result = Ok(());
         while number != end
             && let Some(used) = ring.used(at, back)?
@@ -427,7 +434,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             let index = chain.ticket.slot;
             back = back.wrapping_add(1);
             match renew(&mut slot.buffers, chain, rejected)
-                .then(|| slot.add_again(ring, &mut available, context, (index, number)))
+                .then(|| slot.add_again(ring, &mut available, (context, *longest), (index, number)))
             {
                 Some(Ok(())) => slot.number = number,
                 refused => {
@@ -454,29 +461,42 @@ impl<B: Buffers<Request = ()>> Slot<B> {
         &mut self,
         ring: &mut R,
         available: &mut R::Available,
-        context: &B::Context,
+        (context, longest): (&B::Context, u32),
         (index, number): (u16, u64),
     ) -> Result<(), QueueError> {
         if B::SAME_AGAIN && ring.add_again(available, (index, number)) {
             return Ok(());
         }
-        let ends = self.buffers.prepare((), context, index)?;
-        let added = match self.buffers.only((), context) {
-            Some(segment) if ring.is_ready_for_one(*available) => {
-                ring.add_one(available, (index, number), &segment, ends)?
+        if let Some(segment) = self.buffers.only((), context)
+            && segment.len() <= longest
+            && let Ok(ends) = self.buffers.prepare((), context, index)
+            && let Ok(added) = ring.add_one(available, (index, number), &segment, ends)
+        {
+            if !B::SAME_AGAIN {
+                self.writable = added.writable;
+                self.set_count::<R>(added.count);
             }
-            _ => {
-                ring.set_available(*available);
-                let buffers = &self.buffers;
-                let (own, segment) = (buffers.count((), context), &|at| buffers.segment((), context, at));
-                let added = ring.add(Chain { slot: index, number, own, segment, ends, spare: 0 });
-                *available = ring.available();
-                added?
-            }
-        };
-        if !B::SAME_AGAIN {
-            (self.writable, self.count) = (added.writable, added.count);
+            return Ok(());
         }
+        ring.set_available(*available);
+        let result = self.add_any_again(ring, context, (index, number));
+        *available = ring.available();
+        result
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_any_again<R: Ring>(
+        &mut self,
+        ring: &mut R,
+        context: &B::Context,
+        (slot, number): (u16, u64),
+    ) -> Result<(), QueueError> {
+        let buffers = &self.buffers;
+        let ends = buffers.prepare((), context, slot)?;
+        let (own, segment) = (buffers.count((), context), &|at| buffers.segment((), context, at));
+        let added = ring.add(Chain { slot, number, own, segment, ends, spare: 0 })?;
+        (self.writable, self.count) = (added.writable, added.count);
         Ok(())
     }
 }

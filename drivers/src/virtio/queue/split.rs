@@ -154,6 +154,8 @@ impl Ring for SplitRing {
     /// The used index.
     type Used = u16;
 
+    const COUNTS: bool = false;
+
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
         let ([driver, ..], [device, ..]) = (&self.available_ring, &self.used_ring);
         let areas = driver.address(0).zip(device.address(0));
@@ -174,7 +176,7 @@ impl Ring for SplitRing {
         self.published
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<(), QueueError> {
+    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
         let Layout { slots, reserved, .. } = self.layout;
         let have_ends = B::ends(context, 0).is_some();
         self.ready_for_one = self.tables.is_none() && reserved >= if have_ends { 3 } else { 1 };
@@ -184,12 +186,7 @@ impl Ring for SplitRing {
             store(&mut self.descriptors, slot, &first, Some(second))?;
             store(&mut self.descriptors, end, &last, None)?;
         }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn is_ready_for_one(&self, (): ()) -> bool {
-        self.ready_for_one
+        Ok(self.ready_for_one)
     }
 
     #[inline(always)]
