@@ -62,7 +62,8 @@ impl fmt::Debug for RxFrame<'_> {
 /// Room for a frame to send. It is sent if it was written.
 pub struct TxFrame<'a> {
     buffer: &'a mut DmaBuf,
-    len: &'a mut u32,
+    /// Length of the frame in it; 0 before it is written.
+    len: u32,
     /// The longest frame.
     most: usize,
 }
@@ -78,7 +79,7 @@ impl TxFrame<'_> {
             return Err(VolatileError::OutOfBounds);
         }
         self.buffer.write_slice(frame, FRAME_AT)?;
-        *self.len = frame.len() as u32;
+        self.len = frame.len() as u32;
         Ok(())
     }
 }
@@ -101,6 +102,7 @@ impl Buffers for Received {
 
     // A buffer that goes again is only looked at in between.
     const SAME_AGAIN: bool = true;
+    const SAME_SHAPE: bool = true;
 
     #[inline(always)]
     fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
@@ -123,22 +125,15 @@ const VLAN_TAG_LEN: usize = 4;
 
 /// What is in a slot of the transmit queue. Only a free slot has no buffer.
 #[derive(Default)]
-struct ToSend {
-    buffer: Option<DmaBuf>,
-    /// Length of the frame.
-    len: u32,
-}
+struct ToSend(Option<DmaBuf>);
 
 impl ToSend {
-    /// Lets `write` fill it; whether it did.
+    /// Lets `write` fill it, and says how long the frame is; `None` if it did not.
     #[inline(always)]
-    fn fill(&mut self, most: usize, write: impl FnOnce(&mut TxFrame<'_>)) -> bool {
-        let Self { buffer, len } = self;
-        *len = 0;
-        if let Some(buffer) = buffer {
-            write(&mut TxFrame { buffer, len, most });
-        }
-        *len > 0
+    fn fill(&mut self, most: usize, write: impl FnOnce(&mut TxFrame<'_>)) -> Option<u32> {
+        let mut frame = TxFrame { buffer: self.0.as_mut()?, len: 0, most };
+        write(&mut frame);
+        Some(frame.len).filter(|&len| len > 0)
     }
 }
 
@@ -146,15 +141,18 @@ impl sealed::Sealed for ToSend {}
 
 impl Buffers for ToSend {
     type Context = ();
-    type Request = ();
+    /// Length of the frame.
+    type Request = u32;
+
+    const SAME_SHAPE: bool = true;
 
     #[inline(always)]
-    fn only<'a>(&'a self, (): (), (): &'a ()) -> Option<Segment<'a>> {
-        self.buffer.as_ref()?.segment(HEADER_AT, (self.len as usize).wrapping_add(HEADER_LEN), false)
+    fn only<'a>(&'a self, len: u32, (): &'a ()) -> Option<Segment<'a>> {
+        self.0.as_ref()?.segment(HEADER_AT, (len as usize).wrapping_add(HEADER_LEN), false)
     }
 
     fn abandon(self) {
-        if let Some(buffer) = self.buffer {
+        if let Some(buffer) = self.0 {
             buffer.abandon();
         }
     }
@@ -281,7 +279,7 @@ impl<N: Notify> NetPair<N> {
                 }
                 None => *rejected = rejected.wrapping_add(1),
             }
-            true
+            Some(())
         });
         let rejected = self.receive.counters().rejected.wrapping_sub(before);
         result.map(|count| count.saturating_sub(rejected as usize))
@@ -301,20 +299,19 @@ impl<N: Notify> NetPair<N> {
         // The buffers that come back go again; that is also kind to the caches.
         let (longest, mut more) = (self.most, true);
         let mut sent = self.transmit.renew(most, |frame, _, _| {
-            more = frame.fill(longest, &mut write);
-            more
+            let len = frame.fill(longest, &mut write);
+            more = len.is_some();
+            len
         })?;
         // There are as many buffers as slots.
         while more
             && sent < most
             && let Some(buffer) = self.tx_pool.take()
         {
-            let mut frame = ToSend { buffer: Some(buffer), ..ToSend::default() };
-            more = frame.fill(longest, &mut write);
-            if more {
-                self.transmit.submit(frame).map_err(|(error, _)| error)?;
-                sent = sent.wrapping_add(1);
-            }
+            let mut frame = ToSend(Some(buffer));
+            let Some(len) = frame.fill(longest, &mut write) else { break };
+            self.transmit.submit_for(frame, || len).map_err(|(error, _)| error)?;
+            sent = sent.wrapping_add(1);
         }
         Ok(sent)
     }

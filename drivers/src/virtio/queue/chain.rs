@@ -27,6 +27,10 @@ pub trait Buffers: sealed::Sealed + Default {
     /// told anew. Then its buffer must not be exchanged meanwhile.
     const SAME_AGAIN: bool = false;
 
+    /// Whether all values have one segment, in one direction and, where that is for the device to write, of
+    /// one length.
+    const SAME_SHAPE: bool = false;
+
     /// What each chain in `slot` begins with, for the device to read, and ends with, for it to write. All
     /// slots of a queue have such ends, always the same, or none has.
     fn ends(_context: &Self::Context, _slot: u16) -> Option<[Segment<'_>; 2]> {

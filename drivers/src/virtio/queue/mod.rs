@@ -443,7 +443,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 
     /// Shows `renew` up to `most` chains of one look at the ring, which it may change, and puts those for
-    /// which it says so into the ring again, in their slots. Says how many those were; the first other one is
+    /// which it has a request into the ring again, in their slots. Says how many those were; the first other one is
     /// dropped, and ends it. `renew` counts those that it rejects. Cheaper than taking chains out and
     /// submitting them.
     ///
@@ -454,11 +454,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     pub(crate) fn renew(
         &mut self,
         most: usize,
-        renew: impl FnMut(&mut B, UsedChain, &mut u64) -> bool,
-    ) -> Result<usize, QueueError>
-    where
-        B: Buffers<Request = ()>,
-    {
+        renew: impl FnMut(&mut B, UsedChain, &mut u64) -> Option<B::Request>,
+    ) -> Result<usize, QueueError> {
         let Self { format, slots, .. } = self;
         with_ring!(format, ring => look(ring, slots, |ring, slots, at| slots.renew(ring, at, most, renew)))
     }

@@ -28,22 +28,16 @@ const GIVEN_UP: u64 = 1 << 63;
 const SPECIAL: u64 = 1 << 62;
 
 impl<B: Buffers> Slot<B> {
-    /// Takes a chain with its number. Returns the next free slot.
+    /// Takes a chain with its number; its `count` if somebody asks for it. Returns the next free slot.
     #[inline(always)]
-    fn fill<R: Ring>(&mut self, buffers: B, added: Added, number: u64) -> u16 {
+    fn fill(&mut self, buffers: B, added: Added, number: u64, count: bool) -> u16 {
         (self.number, self.writable) = (number, added.writable);
-        self.set_count::<R>(added.count);
+        if count {
+            self.count = added.count;
+        }
         // A free slot holds the default, which owns nothing.
         mem::forget(mem::replace(&mut self.buffers, buffers));
         self.next
-    }
-
-    /// Keeps the number of descriptors, where somebody asks for it.
-    #[inline(always)]
-    fn set_count<R: Ring>(&mut self, count: u16) {
-        if R::COUNTS || self.number & SPECIAL != 0 {
-            self.count = count;
-        }
     }
 }
 
@@ -262,7 +256,7 @@ impl<B: Buffers> Slots<B> {
             && let Ok(ends) = buffers.prepare(request(), &self.context, index)
             && let Ok(added) = ring.add_one(&mut available, (index, number), &segment, ends)
         {
-            self.free = slot.fill::<R>(buffers, added, number);
+            self.free = slot.fill(buffers, added, number, R::COUNTS);
             ring.set_available(available);
             self.submitted = number.wrapping_add(1);
             return Ok(index);
@@ -295,7 +289,7 @@ impl<B: Buffers> Slots<B> {
         match ring.add(Chain { slot: index, number, own, segment, ends, spare }) {
             Ok(added) => {
                 let number = number | if self.others.take(added.count) { SPECIAL } else { 0 };
-                self.free = slot.fill::<R>(buffers, added, number);
+                self.free = slot.fill(buffers, added, number, true);
             }
             Err(error) => return Err((error, buffers)),
         }
@@ -402,9 +396,9 @@ impl<B: Buffers> Slot<B> {
     }
 }
 
-impl<B: Buffers<Request = ()>> Slots<B> {
+impl<B: Buffers> Slots<B> {
     /// Shows `renew` up to `most` chains that the device has used, from `at` on, and puts each for which
-    /// it says so into the ring again, in its slot. Says how many those were; the first other one is dropped,
+    /// it has a request into the ring again, in its slot. Says how many those were; the first other one is dropped,
     /// and ends it. It counts those that it rejects.
     ///
     /// # Errors
@@ -415,7 +409,7 @@ impl<B: Buffers<Request = ()>> Slots<B> {
         ring: &mut R,
         mut at: R::Used,
         most: usize,
-        mut renew: impl FnMut(&mut B, UsedChain, &mut u64) -> bool,
+        mut renew: impl FnMut(&mut B, UsedChain, &mut u64) -> Option<B::Request>,
     ) -> Result<usize, QueueError> {
         let mut free = self.begin();
         let (mut available, mut number, mut back) = (ring.available(), self.submitted, self.completed);
@@ -433,9 +427,10 @@ impl<B: Buffers<Request = ()>> Slots<B> {
             let chain = slot.came_back(ring, &mut at, used);
             let index = chain.ticket.slot;
             back = back.wrapping_add(1);
-            match renew(&mut slot.buffers, chain, rejected)
-                .then(|| slot.add_again(ring, &mut available, (context, *longest), (index, number)))
-            {
+            let request = renew(&mut slot.buffers, chain, rejected);
+            match request.map(|request| {
+                slot.add_again(ring, &mut available, request, (context, *longest), (index, number))
+            }) {
                 Some(Ok(())) => slot.number = number,
                 refused => {
                     (slot.number, slot.next, slot.buffers) =
@@ -454,32 +449,32 @@ impl<B: Buffers<Request = ()>> Slots<B> {
     }
 }
 
-impl<B: Buffers<Request = ()>> Slot<B> {
+impl<B: Buffers> Slot<B> {
     /// Writes what came back, which is slot `index`, to the ring again.
     #[inline(always)]
     fn add_again<R: Ring>(
         &mut self,
         ring: &mut R,
         available: &mut R::Available,
+        request: B::Request,
         (context, longest): (&B::Context, u32),
         (index, number): (u16, u64),
     ) -> Result<(), QueueError> {
         if B::SAME_AGAIN && ring.add_again(available, (index, number)) {
             return Ok(());
         }
-        if let Some(segment) = self.buffers.only((), context)
+        if let Some(segment) = self.buffers.only(request, context)
             && segment.len() <= longest
-            && let Ok(ends) = self.buffers.prepare((), context, index)
+            && let Ok(ends) = self.buffers.prepare(request, context, index)
             && let Ok(added) = ring.add_one(available, (index, number), &segment, ends)
         {
-            if !B::SAME_AGAIN {
-                self.writable = added.writable;
-                self.set_count::<R>(added.count);
+            if !B::SAME_SHAPE {
+                (self.writable, self.count) = (added.writable, added.count);
             }
             return Ok(());
         }
         ring.set_available(*available);
-        let result = self.add_any_again(ring, context, (index, number));
+        let result = self.add_any_again(ring, request, context, (index, number));
         *available = ring.available();
         result
     }
@@ -489,12 +484,14 @@ impl<B: Buffers<Request = ()>> Slot<B> {
     fn add_any_again<R: Ring>(
         &mut self,
         ring: &mut R,
+        request: B::Request,
         context: &B::Context,
         (slot, number): (u16, u64),
     ) -> Result<(), QueueError> {
         let buffers = &self.buffers;
-        let ends = buffers.prepare((), context, slot)?;
-        let (own, segment) = (buffers.count((), context), &|at| buffers.segment((), context, at));
+        let ends = buffers.prepare(request, context, slot)?;
+        let own = buffers.count(request, context);
+        let segment = &|at| buffers.segment(request, context, at);
         let added = ring.add(Chain { slot, number, own, segment, ends, spare: 0 })?;
         (self.writable, self.count) = (added.writable, added.count);
         Ok(())

@@ -218,7 +218,7 @@ fn what_goes_again_may_have_changed() {
         let mut next = kinds.into_iter();
         let renewed = rig.queue.renew(9, |odd, _, _| {
             odd.1 = next.next().unwrap();
-            true
+            Some(())
         });
         assert_eq!((renewed, rig.queue.in_flight()), (Ok(2), 2));
         rig.queue.kick();
@@ -253,7 +253,7 @@ fn what_cannot_go_again_is_said() {
         let mut kinds = [Kind::Two, kind].into_iter();
         let renewed = rig.queue.renew(9, |odd, _, _| {
             odd.1 = kinds.next().unwrap();
-            true
+            Some(())
         });
         assert_eq!(renewed, Err(error), "{format:#x}");
         assert_eq!((rig.queue.in_flight(), pool.available()), (2, 1), "{format:#x}");
