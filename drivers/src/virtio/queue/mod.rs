@@ -443,8 +443,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     }
 
     /// Shows `renew` up to `most` chains of one look at the ring, which it may change, and puts those for
-    /// which it has a request into the ring again, in their slots. Says how many those were; the first other one is
-    /// dropped, and ends it. `renew` counts those that it rejects. Cheaper than taking chains out and
+    /// which it has a request into the ring again, in their slots. Says how many those were; the first other
+    /// one is dropped, and ends it. `renew` counts those that it rejects. Cheaper than taking chains out and
     /// submitting them.
     ///
     /// # Errors

@@ -398,8 +398,8 @@ impl<B: Buffers> Slot<B> {
 
 impl<B: Buffers> Slots<B> {
     /// Shows `renew` up to `most` chains that the device has used, from `at` on, and puts each for which
-    /// it has a request into the ring again, in its slot. Says how many those were; the first other one is dropped,
-    /// and ends it. It counts those that it rejects.
+    /// it has a request into the ring again, in its slot. Says how many those were; the first other one is
+    /// dropped, and ends it. It counts those that it rejects.
     ///
     /// # Errors
     /// [`QueueError::Broken`], or what is wrong with a chain as `renew` left it, which is dropped.
