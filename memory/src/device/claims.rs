@@ -78,17 +78,28 @@ impl<T: Copy, const N: usize> Ranges<T, N> {
     }
 }
 
+/// A device or none, in half of the room that an `Option<DeviceId>` takes: boot stacks hold the table while it
+/// is made. The last number is no device's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Whose(u64);
+
+impl Whose {
+    fn of(device: Option<DeviceId>) -> Self {
+        Self(device.map_or(u64::MAX, |device| device.0))
+    }
+}
+
 /// The ranges that device registers may be claimed from, and the parts of them that somebody has.
 pub(crate) struct Claims {
     offered: Ranges<(), OFFERS>,
     /// The number of the first page that each is mapped at, and whose registers it has.
-    claimed: Ranges<(u64, Option<DeviceId>), CLAIMS>,
+    claimed: Ranges<(u64, Whose), CLAIMS>,
 }
 
 impl Claims {
     pub const fn new() -> Self {
         // A constant, or the boot stack would hold several of it.
-        const NONE: Claims = Claims { offered: Ranges::new(()), claimed: Ranges::new((0, None)) };
+        const NONE: Claims = Claims { offered: Ranges::new(()), claimed: Ranges::new((0, Whose(0))) };
         NONE
     }
 
@@ -112,7 +123,7 @@ impl Claims {
 
     /// After [`check`](Self::check): `frames` are mapped from page number `page` on.
     pub fn claim(&mut self, frames: FrameRange, page: u64, device: Option<DeviceId>) {
-        self.claimed.insert(frames, (page, device));
+        self.claimed.insert(frames, (page, Whose::of(device)));
     }
 
     /// Whether `frames` can be claimed for `device`.
@@ -122,7 +133,7 @@ impl Claims {
         let offer = offer.map(|(offer, ..)| offer).filter(inside).ok_or(ClaimError::NotOffered)?;
         // All that is claimed in one offer is one device's.
         let other = self.claimed.at(offer.first()).filter(|(found, ..)| found.first() < offer.past());
-        if other.is_some_and(|(_, (_, whose))| *whose != device) {
+        if other.is_some_and(|(_, (_, whose))| *whose != Whose::of(device)) {
             return Err(ClaimError::AlreadyClaimed);
         }
         self.claimed.check(frames, ClaimError::AlreadyClaimed)
