@@ -80,6 +80,13 @@ fn list<T>(count: usize) -> Result<Vec<T>, DmaError> {
     }
 }
 
+/// Adds to a list that may have no room.
+fn push<T>(list: &mut Vec<T>, value: T) -> Result<(), DmaError> {
+    list.try_reserve(1).map_err(|_| DmaError::Platform(PlatformError::OutOfMemory))?;
+    list.push(value);
+    Ok(())
+}
+
 /// An address as one device uses it, borrowed from the memory that is there: while it exists, the device's
 /// window to that memory is open.
 ///

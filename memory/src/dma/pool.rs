@@ -11,11 +11,12 @@ use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
 use super::segment::LONGEST;
 use super::windows::WindowTable;
 use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
-use crate::{Bytes, Direction, VolatileError, VolatileSlice};
+use crate::{Bytes, Direction, PAGE_SIZE, PlatformError, VolatileError, VolatileSlice};
 
-/// Equal buffers cut from one region, lent by value.
+/// Equal buffers, lent by value.
 ///
-/// The pool and its buffers keep the region alive together; a buffer goes back when it is dropped. Taking and
+/// They are cut from one region, or from several where memory is in pieces, which the pool and its buffers keep
+/// alive together; a buffer goes back when it is dropped. Taking and
 /// giving back takes no lock: interrupt handlers may do it while the pool exists. (After that, the last
 /// buffer to be dropped gives the memory back, which takes locks.)
 ///
@@ -36,7 +37,7 @@ pub struct DmaPool(NonNull<Slots>);
 /// What a pool and its buffers share. It is freed by the pool if all buffers are home when that is dropped,
 /// else by the last buffer that comes home.
 struct Slots {
-    region: DmaRegion,
+    regions: Vec<DmaRegion>,
     slot_len: usize,
     /// The list of free slots: in the lower half 1 + the index of the first, or 0; in the upper half how many
     /// were taken, so that a list is not mistaken for one that looked alike. [`CLOSED`] after the pool was
@@ -59,6 +60,8 @@ struct Slot {
     /// Compared, never followed.
     table: *const WindowTable,
     pool: NonNull<Slots>,
+    /// Which of the pool's regions it is in.
+    region: u32,
     /// Its own index, and the next free slot, as `head` has it.
     index: u32,
     next: AtomicU32,
@@ -68,7 +71,7 @@ struct Slot {
 const CLOSED: u64 = u64::MAX;
 
 // SAFETY: the pointers in its slots alone keep it from being `Send` and `Sync`. `table` is compared, never
-// followed; behind `start` are `region`'s bytes, which are accessed as shared memory only, by whichever
+// followed; behind `start` are the regions' bytes, which are accessed as shared memory only, by whichever
 // thread; `pool` is the value itself.
 unsafe impl Send for Slots {}
 // SAFETY: as for `Send`.
@@ -126,7 +129,7 @@ impl Slots {
         // SAFETY: the caller's share.
         let out = unsafe { this.as_ref() }.out.fetch_add(change, Ordering::AcqRel) + change;
         if out == 0 {
-            // SAFETY: made by `Box::leak` in `DmaPool::new`. The pool added those that were out, each of them
+            // SAFETY: made by `Box::leak` in `DmaPool::cut`. The pool added those that were out, each of them
             // took itself away, and only one of these calls makes the sum 0: nobody else has a share.
             drop(unsafe { Box::from_raw(this.as_ptr()) });
         }
@@ -147,27 +150,88 @@ impl DmaPool {
         slot_len: usize,
         direction: Direction,
     ) -> Result<Self, DmaError> {
-        let bytes = count.checked_mul(slot_len).filter(|&bytes| bytes <= LONGEST as usize);
-        let region = windows.allocate_for(bytes.ok_or(DmaError::BadLength)?, direction)?;
-        let mut slots = super::list(count)?;
+        let bytes = count.checked_mul(slot_len).filter(|&bytes| 0 < bytes && bytes <= LONGEST as usize);
+        bytes.ok_or(DmaError::BadLength)?;
+        let (mut regions, mut counts) = (super::list(1)?, super::list(1)?);
+        let (mut missing, mut together) = (count, count);
+        while missing > 0 {
+            match windows.allocate_for(together * slot_len, direction) {
+                Ok(region) => {
+                    super::push(&mut regions, region)?;
+                    super::push(&mut counts, together)?;
+                    missing -= together;
+                    together = together.min(missing);
+                }
+                // Physical memory is in pieces: smaller ones will do, down to a page or a buffer.
+                Err(DmaError::Platform(PlatformError::OutOfMemory))
+                    if together * slot_len > PAGE_SIZE && together > 1 =>
+                {
+                    together = together.div_ceil(2);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Self::cut(regions, &counts, slot_len).map_err(|(error, _)| error)
+    }
+
+    /// A pool of buffers of `slot_len` bytes, as many as fit into each of `regions`: memory that was
+    /// [adopted](DmaWindows::adopt), say.
+    ///
+    /// # Errors
+    /// With the regions: [`DmaError::BadLength`] if no buffer fits, [`DmaError::WrongDevice`] if the regions are
+    /// not of one device, or not of one direction.
+    pub fn of(regions: Vec<DmaRegion>, slot_len: usize) -> Result<Self, (DmaError, Vec<DmaRegion>)> {
+        let Some(first) = regions.first().filter(|_| slot_len > 0) else {
+            return Err((DmaError::BadLength, regions));
+        };
+        let alike = |other: &DmaRegion| {
+            Arc::ptr_eq(&other.0.table, &first.0.table) && other.direction() == first.direction()
+        };
+        if !regions.iter().all(alike) {
+            return Err((DmaError::WrongDevice, regions));
+        }
+        let mut counts = match super::list(regions.len()) {
+            Ok(counts) => counts,
+            Err(error) => return Err((error, regions)),
+        };
+        counts.extend(regions.iter().map(|region| region.len() / slot_len));
+        Self::cut(regions, &counts, slot_len)
+    }
+
+    /// Cuts so many slots out of each region, which have room for them.
+    fn cut(
+        regions: Vec<DmaRegion>,
+        counts: &[usize],
+        slot_len: usize,
+    ) -> Result<Self, (DmaError, Vec<DmaRegion>)> {
+        let count: usize = counts.iter().sum();
+        if count == 0 || slot_len > LONGEST as usize || count >= u32::MAX as usize {
+            return Err((DmaError::BadLength, regions));
+        }
+        let mut slots = match super::list(count) {
+            Ok(slots) => slots,
+            Err(error) => return Err((error, regions)),
+        };
         let head = AtomicU64::new(1);
-        let pool = Slots { region, slot_len, head, slots: Vec::new(), out: AtomicIsize::new(0) };
+        let pool = Slots { regions, slot_len, head, slots: Vec::new(), out: AtomicIsize::new(0) };
         let mut pool = NonNull::from(Box::leak(Box::new(pool)));
         // SAFETY: nobody else has it yet.
         let shared = unsafe { pool.as_mut() };
-        let region = &shared.region;
-        let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(&region.0.table));
-        let allowed = [Direction::ToDevice, Direction::FromDevice]
-            .map(|way| if direction.allows(way) { slot_len as u32 } else { 0 });
-        slots.extend((0..count).map(|index| {
-            let offset = index.wrapping_mul(slot_len);
-            // SAFETY: `bytes` has room for `count` slots.
-            let start = unsafe { bytes.as_ptr().add(offset) };
-            let address = region.0.device_address.wrapping_add(offset as u64);
-            // Taken from the beginning: the first buffer lent is the first of the region.
-            let next = AtomicU32::new(if index + 1 < count { index as u32 + 2 } else { 0 });
-            Slot { start, address, len: slot_len, allowed, table, pool, index: index as u32, next }
-        }));
+        for (at, (region, &in_it)) in shared.regions.iter().zip(counts).enumerate() {
+            let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(&region.0.table));
+            let allowed = [Direction::ToDevice, Direction::FromDevice]
+                .map(|way| if region.direction().allows(way) { slot_len as u32 } else { 0 });
+            for offset in (0..in_it).map(|index| index.wrapping_mul(slot_len)) {
+                // SAFETY: `bytes` has room for `in_it` slots.
+                let start = unsafe { bytes.as_ptr().add(offset) };
+                let address = region.0.device_address.wrapping_add(offset as u64);
+                let index = slots.len() as u32;
+                // Taken from the beginning: the first buffer lent is the first of the first region.
+                let next = AtomicU32::new(if index as usize + 1 < count { index + 2 } else { 0 });
+                let (len, region) = (slot_len, at as u32);
+                slots.push(Slot { start, address, len, allowed, table, pool, region, index, next });
+            }
+        }
         shared.slots = slots;
         Ok(Self(pool))
     }
@@ -206,8 +270,8 @@ impl Drop for DmaPool {
 
 impl fmt::Debug for DmaPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Slots { slot_len, region, .. } = self.slots();
-        write!(f, "DmaPool({slot_len} bytes each, {} free, in {region:?})", self.available())
+        let Slots { slot_len, regions, .. } = self.slots();
+        write!(f, "DmaPool({slot_len} bytes each, {} free, in {regions:?})", self.available())
     }
 }
 
@@ -231,7 +295,8 @@ impl DmaBuf {
 
     fn region(&self) -> &DmaRegion {
         // SAFETY: as in `slot`.
-        &unsafe { self.slot().pool.as_ref() }.region
+        let Slots { regions, .. } = unsafe { self.slot().pool.as_ref() };
+        &regions[self.slot().region as usize]
     }
 
     /// Length in bytes.
@@ -292,6 +357,26 @@ impl DmaBuf {
     #[inline]
     pub fn write_slice(&mut self, from: &[u8], offset: usize) -> Result<(), VolatileError> {
         self.as_volatile_slice().write_slice(from, offset)
+    }
+
+    /// A buffer that is a whole region: a page that was [adopted](DmaWindows::adopt), say, which goes where it
+    /// came from when the buffer is dropped and the device is quiet.
+    ///
+    /// # Errors
+    /// With the region: [`DmaError::BadLength`] for 4 GiB and more, [`DmaError::Platform`] without memory.
+    pub fn from_region(region: DmaRegion) -> Result<Self, (DmaError, DmaRegion)> {
+        let len = region.len();
+        let mut regions = match super::list(1) {
+            Ok(regions) => regions,
+            Err(error) => return Err((error, region)),
+        };
+        regions.push(region);
+        match DmaPool::of(regions, len) {
+            Ok(pool) => Ok(pool.take().unwrap_or_else(|| unreachable!("it has one"))),
+            Err((error, regions)) => {
+                Err((error, regions.into_iter().next().unwrap_or_else(|| unreachable!("there is one"))))
+            }
+        }
     }
 
     /// Drops a buffer that the device may still use: the pool has one less from now on. Its memory is
