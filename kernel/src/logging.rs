@@ -2,8 +2,9 @@
 
 use core::fmt::{self, Write};
 
+use heapless::Vec;
 use log::{Level, LevelFilter, Metadata, Record};
-use spin::Mutex;
+use spin::{Mutex, Once};
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
 use x86_64::instructions::interrupts::without_interrupts;
@@ -25,12 +26,62 @@ static SERIAL: Mutex<Option<Serial>> = Mutex::new(None);
 
 struct Logger;
 
+/// What is logged; `None` while that is all that the level of the `log` crate lets through.
+static FILTER: Once<Filter> = Once::new();
+
+/// A level for everything, and others for modules.
+struct Filter {
+    level: LevelFilter,
+    modules: Vec<(&'static str, LevelFilter), MAX_MODULES>,
+}
+
+/// Modules that can have levels of their own.
+const MAX_MODULES: usize = 16;
+
+impl Filter {
+    /// Reads levels and `MODULE=LEVEL`s with commas between. What it does not know is reported.
+    fn parse(text: &'static str) -> Self {
+        let mut filter = Self { level: LevelFilter::Info, modules: Vec::new() };
+        for part in text.split(',').map(str::trim) {
+            let (module, level) = part.rsplit_once('=').unwrap_or(("", part));
+            match level.parse() {
+                Ok(level) if module.is_empty() => filter.level = level,
+                Ok(level) if filter.modules.push((module, level)).is_ok() => {}
+                Ok(_) => log::warn!("log: {module} is left out, {MAX_MODULES} modules at most"),
+                Err(_) => {
+                    log::warn!("log: unknown level {level:?}: use off, error, warn, info, debug or trace");
+                }
+            }
+        }
+        filter
+    }
+
+    /// The level of a module: that of the longest name given for it or for a module around it. Those of our
+    /// own crates may be without `ringfence_`.
+    fn level(&self, module: &str) -> LevelFilter {
+        let short = module.strip_prefix("ringfence_").unwrap_or(module);
+        let is_in = |name: &str, path: &str| {
+            path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        };
+        let fits = self.modules.iter().filter(|(name, _)| is_in(name, module) || is_in(name, short));
+        fits.max_by_key(|(name, _)| name.len()).map_or(self.level, |(_, level)| *level)
+    }
+
+    /// The most that any module logs.
+    fn most(&self) -> LevelFilter {
+        self.modules.iter().fold(self.level, |most, (_, level)| most.max(*level))
+    }
+}
+
 impl log::Log for Logger {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        FILTER.get().is_none_or(|filter| metadata.level() <= filter.level(metadata.target()))
     }
 
     fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
         match record.level() {
             Level::Error => print(format_args!("error: {}\n", record.args())),
             Level::Warn => print(format_args!("warning: {}\n", record.args())),
@@ -55,12 +106,11 @@ pub fn init() {
     log::set_max_level(LevelFilter::Info);
 }
 
-/// Sets the level by name, as given in the option `opt/org.ringfence/log`; an unknown name is reported.
-pub fn set_level(name: &str) {
-    match name.parse() {
-        Ok(level) => log::set_max_level(level),
-        Err(_) => log::warn!("unknown log level {name:?}: use off, error, warn, info, debug or trace"),
-    }
+/// Sets what is logged, as given in the option `opt/org.ringfence/log`: a level, levels for modules, or both,
+/// as in `warn,smoltcp=trace`. The first call counts.
+pub fn set_filter(text: &'static str) {
+    let filter = FILTER.call_once(|| Filter::parse(text));
+    log::set_max_level(filter.most());
 }
 
 /// Prints without any decoration: for [`println!`](crate::println).

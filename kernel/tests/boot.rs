@@ -10,6 +10,7 @@ extern crate alloc;
 use alloc::vec::Vec;
 use core::hint::black_box;
 
+use log::{Level, log_enabled};
 use ringfence_kernel::arch::cpu::{self, Protections};
 use ringfence_kernel::testing::{On, expect_fault};
 use x86_64::registers::control::{Cr4, Cr4Flags};
@@ -113,3 +114,29 @@ fn paging_does_not_depend_on_uefi() {
 /// The same where UEFI firmware has set the processor up.
 #[test_case]
 const AFTER_UEFI: On = On("uefi", &paging_does_not_depend_on_uefi);
+
+fn each_module_has_its_level() {
+    let most = |module: &str| {
+        let levels = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+        levels.into_iter().rfind(|&level| log_enabled!(target: module, level))
+    };
+    let expected = [
+        ("ringfence_services", Some(Level::Warn)),
+        ("ringfence_services::net", Some(Level::Debug)),
+        ("ringfence_services::net::pool", Some(Level::Debug)),
+        ("ringfence_services::net::ingress", Some(Level::Trace)),
+        ("ringfence_services::network", Some(Level::Warn)),
+        ("smoltcp::iface", None),
+        ("net", Some(Level::Warn)),
+    ];
+    for (module, level) in expected {
+        assert_eq!(most(module), level, "{module}");
+    }
+}
+
+/// The longest name that fits counts, wherever it stands; what is not understood changes nothing.
+#[test_case]
+const LOG: On = On(
+    "log=services::net::ingress=trace+services::net=debug+warn+smoltcp=off+a=loud",
+    &each_module_has_its_level,
+);

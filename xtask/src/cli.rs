@@ -25,6 +25,8 @@ Options of run:
   --machine q35|pc    QEMU's machine type (default: q35)
   --accel tcg|kvm     run under emulation or hardware virtualisation (default: tcg)
   --uefi              boot through UEFI firmware instead of directly
+  --log FILTER        what the guest logs: a level (off, error, warn, info, debug, trace), MODULE=LEVEL, or
+                      several with commas between, e.g. warn,smoltcp=trace (default: info)
   --headless          leave standard input alone
   -h, --help          print this
 
@@ -57,6 +59,8 @@ pub struct RunOptions {
     pub machine: String,
     pub kvm: bool,
     pub uefi: bool,
+    /// See the kernel's `logging::set_filter`.
+    pub log: Option<String>,
     pub headless: bool,
     pub qemu_arguments: Vec<OsString>,
 }
@@ -79,6 +83,7 @@ impl Default for RunOptions {
             machine: "q35".into(),
             kvm: false,
             uefi: false,
+            log: None,
             headless: false,
             qemu_arguments: Vec::new(),
         }
@@ -116,6 +121,7 @@ fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
             Long("machine") => options.machine = choice(&mut parser, "--machine", ["q35", "pc"])?,
             Long("accel") => options.kvm = choice(&mut parser, "--accel", ["tcg", "kvm"])? == "kvm",
             Long("uefi") => options.uefi = true,
+            Long("log") => options.log = Some(parser.value()?.string()?),
             Long("headless") => options.headless = true,
             other => bail!("{} (see --help)", other.unexpected()),
         }
@@ -186,7 +192,8 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let line = "run --disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi --headless -- -cpu qemu64 --help";
+        let line = "run --disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi --log warn,a=debug \
+             --headless -- -cpu qemu64 --help";
         let expected = RunOptions {
             disk: Disk::Image("a.img".into()),
             port: 81,
@@ -195,6 +202,7 @@ mod tests {
             machine: "pc".into(),
             kvm: true,
             uefi: true,
+            log: Some("warn,a=debug".into()),
             headless: true,
             qemu_arguments: vec!["-cpu".into(), "qemu64".into(), "--help".into()],
         };
@@ -222,6 +230,7 @@ mod tests {
             ("--uefi=yes", "--uefi"),
             ("test one two", "two"),
             ("test --fast", "--fast"),
+            ("--log", "--log"),
             ("bench memry", "memry"),
             ("bench memory twice", "twice"),
         ];

@@ -37,7 +37,7 @@ pub fn run(options: &RunOptions) -> Result<u8> {
         memory: options.memory,
         disk: if options.disk == Disk::Site { Some(image::site()?) } else { given_disk },
         port: Some(options.port),
-        options: Vec::new(),
+        options: options.log.iter().map(|filter| ("log".into(), filter.clone())).collect(),
         extra: Vec::new(),
     };
     if options.queues > 1 {

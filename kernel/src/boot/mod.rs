@@ -149,8 +149,8 @@ fn prepare(info: &'static mut BootInfo) -> (Boot, PhysWindow) {
     cpu::protect();
     time::start();
     init_early_heap();
-    if let Some(level) = fw_cfg::option("log") {
-        logging::set_level(&level);
+    if let Some(filter) = fw_cfg::option("log") {
+        logging::set_filter(filter.leak());
     }
     let memory_map = keep(&info.memory_regions);
     let window = PhysWindow::new(info.physical_memory_offset.into_option(), memory_map);

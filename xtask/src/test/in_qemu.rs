@@ -242,8 +242,9 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
                 "-object iothread,id=io0 -blockdev driver=null-co,node-name=null,size=1073741824,read-zeroes=off \
                  -device virtio-blk-pci,drive=null,iothread=io0,num-queues={queues}"
             )),
-            // What the kernel's option says.
+            // What the kernel's options say; `+` stands for a comma.
             ("queues", count) => machine.options.push(("queues".into(), count.into())),
+            ("log", filter) => machine.options.push(("log".into(), filter.replace('+', ","))),
             // See `variants`.
             ("formats" | "rings", "") => {}
             // So many numbered disks, read-only, eight to a PCI device, which is to an interrupt line.
