@@ -13,6 +13,7 @@ Ringfence: a memory-safe virtio driver subsystem, and the small kernel that prov
 Usage:
   ./run-qemu.sh [run] [OPTIONS] [-- QEMU ARGS...]   build the kernel and boot it; it serves files over HTTP
   ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
+  ./run-qemu.sh test NAME --gdb                     boot one test of the kernel's (kernel::…), waiting for gdb
   ./run-qemu.sh bench [blk|net|memory]              run one benchmark, or all; results go to target/bench/
 
 Options of run:
@@ -27,6 +28,7 @@ Options of run:
   --uefi              boot through UEFI firmware instead of directly
   --log FILTER        what the guest logs: a level (off, error, warn, info, debug, trace), MODULE=LEVEL, or
                       several with commas between, e.g. warn,smoltcp=trace (default: info)
+  --gdb               wait for gdb before the first instruction, and print how to attach it
   --headless          leave standard input alone
   -h, --help          print this
 
@@ -44,6 +46,8 @@ pub enum Command {
     Run(RunOptions),
     /// Run the tests whose name contains the string.
     Test(String),
+    /// Boot the kernel's test of this name, waiting for gdb.
+    DebugTest(String),
     /// Run the benchmark of this name, or all.
     Bench(Option<String>),
 }
@@ -61,6 +65,7 @@ pub struct RunOptions {
     pub uefi: bool,
     /// See the kernel's `logging::set_filter`.
     pub log: Option<String>,
+    pub gdb: bool,
     pub headless: bool,
     pub qemu_arguments: Vec<OsString>,
 }
@@ -84,6 +89,7 @@ impl Default for RunOptions {
             kvm: false,
             uefi: false,
             log: None,
+            gdb: false,
             headless: false,
             qemu_arguments: Vec::new(),
         }
@@ -122,6 +128,7 @@ fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
             Long("accel") => options.kvm = choice(&mut parser, "--accel", ["tcg", "kvm"])? == "kvm",
             Long("uefi") => options.uefi = true,
             Long("log") => options.log = Some(parser.value()?.string()?),
+            Long("gdb") => options.gdb = true,
             Long("headless") => options.headless = true,
             other => bail!("{} (see --help)", other.unexpected()),
         }
@@ -130,16 +137,21 @@ fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
 }
 
 fn parse_test(arguments: Vec<OsString>) -> Result<Command> {
-    let mut filter = None;
+    let (mut filter, mut gdb) = (None, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
             Short('h') | Long("help") => return Ok(Command::Help),
+            Long("gdb") => gdb = true,
             Value(value) if filter.is_none() => filter = Some(value.string()?),
             other => bail!("{} (see --help)", other.unexpected()),
         }
     }
-    Ok(Command::Test(filter.unwrap_or_default()))
+    match filter {
+        Some(name) if gdb => Ok(Command::DebugTest(name)),
+        None if gdb => bail!("test --gdb: of which test? It takes one whole name, kernel::FILE::TEST"),
+        filter => Ok(Command::Test(filter.unwrap_or_default())),
+    }
 }
 
 fn parse_bench(arguments: Vec<OsString>) -> Result<Command> {
@@ -193,7 +205,7 @@ mod tests {
     #[test]
     fn every_option() {
         let line = "run --disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi --log warn,a=debug \
-             --headless -- -cpu qemu64 --help";
+             --gdb --headless -- -cpu qemu64 --help";
         let expected = RunOptions {
             disk: Disk::Image("a.img".into()),
             port: 81,
@@ -203,12 +215,14 @@ mod tests {
             kvm: true,
             uefi: true,
             log: Some("warn,a=debug".into()),
+            gdb: true,
             headless: true,
             qemu_arguments: vec!["-cpu".into(), "qemu64".into(), "--help".into()],
         };
         assert_eq!(parsed(line).unwrap(), Command::Run(expected));
         assert_eq!(parsed("--disk none --help").unwrap(), Command::Help);
         assert_eq!(parsed("bench memory").unwrap(), Command::Bench(Some("memory".into())));
+        assert_eq!(parsed("test kernel::a::b --gdb").unwrap(), Command::DebugTest("kernel::a::b".into()));
     }
 
     #[test]
@@ -230,6 +244,7 @@ mod tests {
             ("--uefi=yes", "--uefi"),
             ("test one two", "two"),
             ("test --fast", "--fast"),
+            ("test --gdb", "which"),
             ("--log", "--log"),
             ("bench memry", "memry"),
             ("bench memory twice", "twice"),

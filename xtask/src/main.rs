@@ -3,6 +3,7 @@
 
 mod bench;
 mod cli;
+mod gdb;
 mod guest;
 mod image;
 mod kernel;
@@ -39,6 +40,7 @@ fn dispatch() -> Result<u8> {
         }
         Command::Run(options) => run::run(&options),
         Command::Test(filter) => test::test(&filter),
+        Command::DebugTest(name) => test::debug(&name),
         Command::Bench(name) => bench::bench(name.as_deref()),
     }
 }

@@ -12,9 +12,9 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::{Disk, RunOptions};
 use crate::image::{self, Image};
-use crate::kernel;
 use crate::qemu::{Boot, Machine, exit, probe_kvm};
 use crate::setup::{self, Need, Toolchain};
+use crate::{gdb, kernel};
 
 /// How long QEMU may take to end by itself after a signal.
 const GRACE: Duration = Duration::from_millis(500);
@@ -31,7 +31,7 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
     let elf = kernel::build(&toolchain)?;
     let mut machine = Machine {
-        boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf) },
+        boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf.clone()) },
         kind: options.machine.clone(),
         kvm: options.kvm,
         memory: options.memory,
@@ -48,10 +48,18 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     if machine.kvm {
         probe_kvm(&machine)?;
     }
+    if options.gdb {
+        gdb::wait_for(&mut machine, &elf)?;
+    }
+    boot(&machine, options.headless)
+}
+
+/// Starts `machine` on this terminal and stays until it ends; returns the exit code for this program.
+pub fn boot(machine: &Machine, headless: bool) -> Result<u8> {
     // Before QEMU starts, so that no signal can come in between and leave it running.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCHLD])?;
     let mut command = machine.command()?;
-    if options.headless {
+    if headless {
         command.stdin(Stdio::null());
     }
     let mut qemu = command.spawn().context("cannot start QEMU")?;

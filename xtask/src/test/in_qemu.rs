@@ -9,11 +9,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Test;
 use super::judge::{self, Verdict};
 use crate::guest::Guest;
-use crate::kernel;
 use crate::qemu::{Boot, Machine, exit};
-use crate::run::uefi;
+use crate::run::{self, uefi};
 use crate::setup::Toolchain;
-use crate::work_folder;
+use crate::{gdb, kernel, work_folder};
 
 /// How long one test may take: many times what it takes, since a loaded machine must not make it red.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -32,18 +31,47 @@ pub fn tests(toolchain: &Toolchain) -> Result<Vec<Test>> {
         tests.push(Test::new("kernel::build", || bail!("not every file in kernel/tests/ builds")));
     }
     for (file, elf) in files {
-        for (name, key) in
-            list(&elf).with_context(|| format!("listing the tests of kernel/tests/{file}.rs"))?
-        {
-            if file == MUST_FAIL {
-                let elf = elf.clone();
-                tests.push(Test::new(format!("kernel::{file}::{name}"), move || must_fail(elf, &name)));
-            } else {
-                tests.extend(in_each_variant(toolchain, &file, &elf, &name, &key));
-            }
-        }
+        tests.extend(of_image(toolchain, &file, &elf)?);
     }
     Ok(tests)
+}
+
+/// The tests of one file in kernel/tests/, built as `elf`.
+fn of_image(toolchain: &Toolchain, file: &str, elf: &Path) -> Result<Vec<Test>> {
+    let listed = list(elf).with_context(|| format!("listing the tests of kernel/tests/{file}.rs"))?;
+    let test = |(name, key): (String, String)| {
+        let elf = elf.to_owned();
+        if file == MUST_FAIL {
+            vec![Test::new(format!("kernel::{file}::{name}"), move || must_fail(elf, &name))]
+        } else {
+            in_each_variant(toolchain, file, &elf, &name, &key)
+        }
+    };
+    Ok(listed.into_iter().flat_map(test).collect())
+}
+
+/// Boots the test called `kernel::FILE::TEST` on this terminal, waiting for gdb; returns the exit code for
+/// this program.
+pub fn debug(toolchain: &Toolchain, name: &str) -> Result<u8> {
+    let (file, test) = name
+        .strip_prefix("kernel::")
+        .and_then(|rest| rest.split_once("::"))
+        .with_context(|| format!("{name:?} is no test that runs in the kernel: kernel::FILE::TEST"))?;
+    let (files, _) = kernel::build_tests(toolchain)?;
+    let (_, elf) = files
+        .into_iter()
+        .find(|(found, _)| found == file)
+        .with_context(|| format!("there is no kernel/tests/{file}.rs"))?;
+    let (_, key) = list(&elf)?
+        .into_iter()
+        .find(|(found, _)| found == test)
+        .with_context(|| format!("there is no test {test:?} in kernel/tests/{file}.rs"))?;
+    let mut scratch = Scratch::default();
+    let mut machine = machine(toolchain, elf.clone(), &key, &mut scratch)?;
+    DEFAULT_RINGS.apply(&mut machine);
+    machine.options.push(("test".into(), test.into()));
+    gdb::wait_for(&mut machine, &elf)?;
+    run::boot(&machine, false)
 }
 
 /// The names of the tests in `elf`, and the key of the machine each needs.

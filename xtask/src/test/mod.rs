@@ -90,6 +90,11 @@ pub fn test(filter: &str) -> Result<u8> {
     Ok(report.close())
 }
 
+/// Boots the kernel's test called `name`, waiting for gdb; returns the exit code for this program.
+pub fn debug(name: &str) -> Result<u8> {
+    in_qemu::debug(&setup::ensure(Need::Uefi)?, name)
+}
+
 /// Whether tests of `section` may be meant: `host::x` is about no other section's tests.
 fn is_section(filter: &str, section: &str) -> bool {
     let named = ["check", "host", "kernel", "system"]

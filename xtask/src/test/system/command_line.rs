@@ -1,6 +1,7 @@
 //! `run-qemu.sh` as a person uses it.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -25,6 +26,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("command_line::sigkill_ends_qemu", |_| signal_ends_qemu(Signal::KILL)),
     ("command_line::errors_are_one_line", errors_are_one_line),
     ("command_line::busy_port", busy_port),
+    ("command_line::gdb_attaches", gdb_attaches),
     ("command_line::help", help),
     ("command_line::kvm_works_or_says_why_not", kvm_works_or_says_why_not),
     ("command_line::kvm_of_every_kind", kvm_of_every_kind),
@@ -183,6 +185,48 @@ fn busy_port(_: &Kernel) -> Result<()> {
     let busy = TcpListener::bind(("127.0.0.1", 0))?;
     let port = busy.local_addr()?.port().to_string();
     names(&refused(&["--headless", "--port", &port])?, &port)
+}
+
+/// Nothing runs before a debugger says so. This one only asks why the guest stands still, and detaches.
+fn gdb_attaches(_: &Kernel) -> Result<()> {
+    let port = free_port()?.to_string();
+    let mut guest = Guest::start(run_qemu(&["--headless", "--gdb", "--port", &port])?)?;
+    let said = guest.wait_until(Duration::from_secs(60), |log| log.contains("-ex continue"))?;
+    let address = said.split("target remote ").nth(1).and_then(|rest| rest.split('\'').next());
+    let mut gdb = connect(address.context("it does not say where to attach")?)?;
+    gdb.write_all(b"$?#3f")?;
+    let mut reply = Vec::new();
+    while !reply.contains(&b'#') {
+        let mut piece = [0; 64];
+        let count = gdb.read(&mut piece)?;
+        ensure!(count > 0, "the stub hangs up");
+        reply.extend_from_slice(&piece[..count]);
+    }
+    // Acknowledged, and stopped by signal 5.
+    let reply = String::from_utf8_lossy(&reply);
+    ensure!(reply.starts_with("+$T05") || reply.starts_with("+$S05"), "{reply:?}");
+    ensure!(!guest.output().contains("protections"), "the guest did not wait");
+    gdb.write_all(b"+$D#44")?;
+    let url = format!("http://127.0.0.1:{port}/");
+    guest.wait_until(Duration::from_secs(30), |log| log.contains(&url)).context("it does not go on")?;
+    stop(guest)
+}
+
+/// QEMU may need a moment to listen.
+fn connect(address: &str) -> Result<TcpStream> {
+    let start = Instant::now();
+    loop {
+        match TcpStream::connect(address) {
+            Ok(stream) => {
+                stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+                return Ok(stream);
+            }
+            Err(error) if start.elapsed() > Duration::from_secs(10) => {
+                return Err(error).context("no gdb stub");
+            }
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
 }
 
 fn help(_: &Kernel) -> Result<()> {
