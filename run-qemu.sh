@@ -31,6 +31,12 @@ set_up_compiler() {
     hash -r
 }
 
+# Cargo calls this to boot what it has built in kernel/, in an environment that names the kernel's compiler.
+if [ "${1:-}" = boot ]; then
+    [ -n "${RINGFENCE_XTASK:-}" ] && exec "$RINGFENCE_XTASK" "$@"
+    unset RUSTC RUSTC_BOOTSTRAP RUSTUP_TOOLCHAIN
+fi
+
 quiet=--quiet
 if [ ! -x "$xtask" ]; then
     set_up_compiler

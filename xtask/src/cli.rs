@@ -15,6 +15,7 @@ Usage:
   ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
   ./run-qemu.sh test NAME --gdb                     boot one test of the kernel's (kernel::…), waiting for gdb
   ./run-qemu.sh bench [blk|net|memory]              run one benchmark, or all; results go to target/bench/
+  ./run-qemu.sh cargo ARGS...                       run cargo in kernel/ with the compiler that builds the kernel
 
 Options of run:
   --disk IMAGE|none   disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only
@@ -50,6 +51,19 @@ pub enum Command {
     DebugTest(String),
     /// Run the benchmark of this name, or all.
     Bench(Option<String>),
+    /// Run the kernel's cargo with these arguments.
+    Cargo(Vec<OsString>),
+    /// Boot what cargo has built: it calls this, see kernel/.cargo/config.toml.
+    Boot(Built),
+}
+
+/// An ELF for the guest.
+#[derive(Debug, PartialEq)]
+pub enum Built {
+    /// The kernel.
+    Kernel(PathBuf, RunOptions),
+    /// Tests of the kernel's, those whose name contains the string.
+    Tests(PathBuf, String),
 }
 
 /// Options of `run`.
@@ -107,7 +121,9 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
         Some("run") => parse_run(arguments),
         Some("test") => parse_test(arguments),
         Some("bench") => parse_bench(arguments),
-        _ => bail!("unknown command {command:?}: run, test or bench (see --help)"),
+        Some("cargo") => Ok(Command::Cargo(arguments)),
+        Some("boot") => parse_boot(arguments),
+        _ => bail!("unknown command {command:?}: run, test, bench or cargo (see --help)"),
     }
 }
 
@@ -152,6 +168,26 @@ fn parse_test(arguments: Vec<OsString>) -> Result<Command> {
         None if gdb => bail!("test --gdb: of which test? It takes one whole name, kernel::FILE::TEST"),
         filter => Ok(Command::Test(filter.unwrap_or_default())),
     }
+}
+
+/// Arguments after the ELF are options of `run` for the kernel, and a filter for tests.
+fn parse_boot(mut arguments: Vec<OsString>) -> Result<Command> {
+    let mut words = arguments.drain(..);
+    let elf = PathBuf::from(words.next().context("boot: of what?")?);
+    let rest = words.collect();
+    let built = if elf.file_name().is_some_and(|name| name == "ringfence-kernel") {
+        match parse_run(rest)? {
+            Command::Run(options) => Built::Kernel(elf, options),
+            other => return Ok(other),
+        }
+    } else {
+        match parse_test(rest)? {
+            Command::Test(filter) => Built::Tests(elf, filter),
+            Command::DebugTest(_) => bail!("--gdb is for ./run-qemu.sh test kernel::FILE::TEST"),
+            other => return Ok(other),
+        }
+    };
+    Ok(Command::Boot(built))
 }
 
 fn parse_bench(arguments: Vec<OsString>) -> Result<Command> {
@@ -223,6 +259,19 @@ mod tests {
         assert_eq!(parsed("--disk none --help").unwrap(), Command::Help);
         assert_eq!(parsed("bench memory").unwrap(), Command::Bench(Some("memory".into())));
         assert_eq!(parsed("test kernel::a::b --gdb").unwrap(), Command::DebugTest("kernel::a::b".into()));
+        assert_eq!(
+            parsed("cargo test --help").unwrap(),
+            Command::Cargo(vec!["test".into(), "--help".into()])
+        );
+    }
+
+    #[test]
+    fn what_cargo_has_built() {
+        let tests = Command::Boot(Built::Tests("deps/time-0123".into(), "alarm".into()));
+        assert_eq!(parsed("boot deps/time-0123 alarm").unwrap(), tests);
+        let options = RunOptions { port: 81, ..Default::default() };
+        let kernel = Command::Boot(Built::Kernel("x/ringfence-kernel".into(), options));
+        assert_eq!(parsed("boot x/ringfence-kernel --port 81").unwrap(), kernel);
     }
 
     #[test]
@@ -245,6 +294,8 @@ mod tests {
             ("test one two", "two"),
             ("test --fast", "--fast"),
             ("test --gdb", "which"),
+            ("boot", "boot"),
+            ("boot deps/time-0123 one two", "two"),
             ("--log", "--log"),
             ("bench memry", "memry"),
             ("bench memory twice", "twice"),

@@ -1,5 +1,6 @@
 //! Builds the kernel, its tests and benchmarks, and the UEFI image, with the toolchain that set-up found.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -21,6 +22,16 @@ pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
 /// Builds the kernel's tests; returns the name and ELF of each that builds, and whether all do.
 pub fn build_tests(toolchain: &Toolchain) -> Result<(Vec<(String, PathBuf)>, bool)> {
     build_executables(toolchain, "test", &["build", "--release", "--test", "*", "--keep-going"])
+}
+
+/// Runs cargo in kernel/ as it builds the kernel; returns its exit code.
+pub fn run_cargo(toolchain: &Toolchain, arguments: &[OsString]) -> Result<u8> {
+    let mut command = cargo(toolchain, &root().join("kernel"));
+    // What the tests have built, whatever CARGO_TARGET_DIR is; and for the runner this program as it is.
+    command.arg("--config").arg(format!("build.target-dir={:?}", target()?.join("kernel")));
+    command.env("RINGFENCE_XTASK", std::env::current_exe()?);
+    let status = command.args(arguments).status().context("cannot start cargo")?;
+    Ok(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1))
 }
 
 /// Builds the benchmark called `name`; returns its ELF.

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use cli::Command;
+use cli::{Built, Command};
+use setup::Need;
 
 fn main() -> ExitCode {
     match dispatch() {
@@ -38,10 +39,13 @@ fn dispatch() -> Result<u8> {
             print!("{}", cli::HELP);
             Ok(0)
         }
-        Command::Run(options) => run::run(&options),
+        Command::Run(options) => run::run(&options, None),
         Command::Test(filter) => test::test(&filter),
         Command::DebugTest(name) => test::debug(&name),
         Command::Bench(name) => bench::bench(name.as_deref()),
+        Command::Cargo(arguments) => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
+        Command::Boot(Built::Kernel(elf, options)) => run::run(&options, Some(elf)),
+        Command::Boot(Built::Tests(elf, filter)) => test::test_image(&elf, &filter),
     }
 }
 

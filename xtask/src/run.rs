@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,8 @@ use crate::{gdb, kernel};
 /// How long QEMU may take to end by itself after a signal.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Boots the kernel; returns the exit code for this program.
-pub fn run(options: &RunOptions) -> Result<u8> {
+/// Boots the kernel, `elf` if there is one already; returns the exit code for this program.
+pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
     // What the person got wrong is said before anything is installed or built.
     let given_disk = match &options.disk {
         Disk::Image(path) => Some(Image::open(path)?),
@@ -29,7 +30,7 @@ pub fn run(options: &RunOptions) -> Result<u8> {
     TcpListener::bind(("127.0.0.1", options.port))
         .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
     let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
-    let elf = kernel::build(&toolchain)?;
+    let elf = elf.map_or_else(|| kernel::build(&toolchain), Ok)?;
     let mut machine = Machine {
         boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf.clone()) },
         kind: options.machine.clone(),

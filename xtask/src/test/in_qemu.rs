@@ -37,7 +37,7 @@ pub fn tests(toolchain: &Toolchain) -> Result<Vec<Test>> {
 }
 
 /// The tests of one file in kernel/tests/, built as `elf`.
-fn of_image(toolchain: &Toolchain, file: &str, elf: &Path) -> Result<Vec<Test>> {
+pub fn of_image(toolchain: &Toolchain, file: &str, elf: &Path) -> Result<Vec<Test>> {
     let listed = list(elf).with_context(|| format!("listing the tests of kernel/tests/{file}.rs"))?;
     let test = |(name, key): (String, String)| {
         let elf = elf.to_owned();

@@ -12,7 +12,7 @@ mod system;
 
 use std::collections::HashSet;
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -93,6 +93,19 @@ pub fn test(filter: &str) -> Result<u8> {
 /// Boots the kernel's test called `name`, waiting for gdb; returns the exit code for this program.
 pub fn debug(name: &str) -> Result<u8> {
     in_qemu::debug(&setup::ensure(Need::Uefi)?, name)
+}
+
+/// Runs the tests of an image that cargo has built in kernel/, those whose name contains `filter`; returns
+/// the exit code for this program.
+pub fn test_image(elf: &Path, filter: &str) -> Result<u8> {
+    let file = elf.file_stem().unwrap_or_default().to_string_lossy();
+    // Cargo adds `-HASH`.
+    let file = file.rsplit_once('-').map_or(&*file, |(file, _)| file);
+    let mut tests = in_qemu::of_image(&setup::ensure(Need::Uefi)?, file, elf)?;
+    tests.retain(|test| test.name.contains(filter));
+    let report = Report::default();
+    report.run(tests, WORKERS);
+    Ok(report.close())
 }
 
 /// Whether tests of `section` may be meant: `host::x` is about no other section's tests.
