@@ -31,10 +31,12 @@ set_up_compiler() {
     hash -r
 }
 
-# Cargo calls this to boot what it has built in kernel/, in an environment that names the kernel's compiler.
+# Cargo calls this to boot what it has built in kernel/, in an environment that names the kernel's compiler. An
+# xtask that is there does: that compiler would build it, and all that it needs, once more.
 if [ "${1:-}" = boot ]; then
-    [ -n "${RINGFENCE_XTASK:-}" ] && exec "$RINGFENCE_XTASK" "$@"
     unset RUSTC RUSTC_BOOTSTRAP RUSTUP_TOOLCHAIN
+    xtask=${RINGFENCE_XTASK:-$xtask}
+    [ -x "$xtask" ] && exec "$xtask" "$@"
 fi
 
 quiet=--quiet
