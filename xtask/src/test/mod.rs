@@ -3,6 +3,7 @@
 //! outside).
 
 mod client;
+mod documents;
 mod fuzz;
 mod host;
 mod in_qemu;
@@ -60,6 +61,7 @@ pub fn test(filter: &str) -> Result<u8> {
     if is_section("check") {
         tests.extend(host::checks(&report, filter));
         tests.extend(fuzz::checks(&report, filter));
+        tests.push(Test::new(documents::NAME, documents::check));
     }
     let mut cases = if is_section("host") { host::list(&report) } else { Vec::new() };
     if is_section("kernel") {
