@@ -1,5 +1,6 @@
 //! Steps with DMA memory, and with device models.
 
+use std::num::NonZeroUsize;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
@@ -81,7 +82,27 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
             let Some((who, windows)) = world.windows.pick(input) else { return };
             world.serve(*who);
             let (who, count, len) = (*who, input.below(9), usize::from(input.word()) % 1500);
-            let pool = DmaPool::new_for(windows, count, len, direction(input));
+            let direction = direction(input);
+            let region = |len| match len % 2 {
+                0 => windows.allocate_for(len, direction),
+                _ => {
+                    let pages = NonZeroUsize::new(len.div_ceil(4096)).ok_or(DmaError::BadLength)?;
+                    let memory = world.sides[who.side].dma_allocate(windows.device(), pages, direction);
+                    windows.adopt(memory.map_err(DmaError::Platform)?, direction).map_err(|(error, _)| error)
+                }
+            };
+            let pool = match len % 4 {
+                1 => {
+                    region(count * len).and_then(|it| DmaPool::of(vec![it], len).map_err(|(error, _)| error))
+                }
+                2 => {
+                    let buffer =
+                        region(len).and_then(|it| DmaBuf::from_region(it).map_err(|(error, _)| error));
+                    buffer.into_iter().for_each(|buffer| world.buffers.put((who, buffer)));
+                    return;
+                }
+                _ => DmaPool::new_for(windows, count, len, direction),
+            };
             pool.into_iter().for_each(|pool| world.pools.put((who, pool)));
         }
         9 => {
