@@ -43,7 +43,7 @@ const LINUX: [(&str, &str, &str); 2] = [
 const CEILING_SHARE: f64 = 0.95;
 /// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`: medians of
 /// target/bench/blk.json.
-const BASELINE: &str = include_str!("../blk_baseline.json");
+const BASELINE: &str = include_str!("baseline.json");
 
 /// A device, and how its guest waits.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -22,7 +22,7 @@ const TURNS: u64 = 6;
 /// RAM of every guest in MiB.
 const MEMORY: u32 = 128;
 /// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`.
-const BASELINE: &str = include_str!("../net_baseline.json");
+const BASELINE: &str = include_str!("baseline.json");
 
 /// What the devices offer.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -38,7 +38,7 @@ const STEP: &str = "longest step";
 const TIMED: [(u32, u64); 4] = [(4096, 10), (4096, 100_000), (16384, 10), (16384, 100_000)];
 const COUNTED: (u32, u64) = (4096, 10_000);
 /// Figures of the smallest guest, by what they are of, as measured when they were last looked at.
-const BASELINE: &str = include_str!("memory_baseline.json");
+const BASELINE: &str = include_str!("baseline.json");
 
 const WHAT: &str = "\
 An operation is done by the kernel's ordinary interface, among so many live mappings of 4 KiB each, which a `Vec` owns; a \
