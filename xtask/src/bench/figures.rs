@@ -21,6 +21,26 @@ pub struct Key {
     pub unit: String,
 }
 
+impl Key {
+    /// Whether it was counted, not timed.
+    pub fn is_counted(&self) -> bool {
+        self.guest.ends_with(COUNTED)
+    }
+
+    /// Its guest, and what was measured there.
+    pub fn counted(&self) -> String {
+        format!("{}, {}: {}", plain(&self.guest), self.workload, self.metric)
+    }
+}
+
+/// Ends the name of a guest that counts.
+pub const COUNTED: &str = ", counted";
+
+/// A guest's name without what says that it was counting, on a device that sleeps.
+pub fn plain(guest: &str) -> &str {
+    guest.strip_suffix(COUNTED).map_or(guest, |guest| guest.trim_end_matches(", sleeping"))
+}
+
 /// Several rounds of one measurement in short.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
@@ -68,6 +88,12 @@ impl Estimate {
         }
     }
 
+    /// The same in another unit, of which one is `1 / factor` of this.
+    pub fn scaled(self, factor: f64) -> Self {
+        let [median, low, high] = [self.median, self.low, self.high].map(|value| value * factor);
+        Self { median, low, high, ..self }
+    }
+
     /// Width of the interval.
     pub fn spread(&self) -> f64 {
         self.high - self.low
@@ -109,6 +135,22 @@ impl Samples {
         found.map_or(&[], |(_, rounds)| rounds)
     }
 
+    /// What one measurement comes to.
+    pub fn estimate(&self, guest: &str, workload: &str, depth: u64, metric: &str) -> Option<Estimate> {
+        let rounds = self.get(guest, workload, depth, metric);
+        (!rounds.is_empty()).then(|| Estimate::of(rounds))
+    }
+
+    /// What `guest` measured of `metric`, by depth.
+    pub fn by_depth(&self, guest: &str, workload: &str, metric: &str) -> Vec<(u64, Estimate)> {
+        let wanted = |key: &Key| (&*key.guest, &*key.workload, &*key.metric) == (guest, workload, metric);
+        let found = self.0.iter().filter(|(key, _)| wanted(key));
+        let mut points: Vec<_> =
+            found.filter_map(|(key, rounds)| Some((key.depth?, Estimate::of(rounds)))).collect();
+        points.sort_unstable_by_key(|(depth, _)| *depth);
+        points
+    }
+
     /// What all of it comes to.
     pub fn rows(&self) -> Vec<Row> {
         let row = |(key, rounds): &(Key, Vec<f64>)| Row { key: key.clone(), value: Estimate::of(rounds) };
@@ -116,27 +158,32 @@ impl Samples {
     }
 }
 
-/// Makes sure that all of `baseline`, values by `GUEST|WORKLOAD|DEPTH|METRIC`, was measured, and is within a
-/// tenth.
-pub fn compare(samples: &Samples, baseline: &BTreeMap<String, f64>) -> Result<()> {
+/// Makes sure that `find` finds all that `baseline` has, values by name in JSON, and that it is the same
+/// within a tenth, or `least` where that is more.
+pub fn compare(baseline: &str, least: f64, find: impl Fn(&str) -> Result<Option<Estimate>>) -> Result<()> {
     let mut wrong = Vec::new();
-    for (name, expected) in baseline {
-        let parts: Vec<&str> = name.split('|').collect();
-        let [guest, workload, depth, metric] = parts[..] else {
-            bail!("{name} in the baseline: not 4 parts")
-        };
-        match samples.get(guest, workload, depth.parse()?, metric) {
-            [] => wrong.push(format!("{name} was not measured")),
-            rounds => {
-                let found = Estimate::of(rounds).median;
-                if (found - expected).abs() > expected / 10.0 {
-                    wrong.push(format!("{name} is {found}; recorded is {expected}"));
-                }
+    for (name, expected) in serde_json::from_str::<BTreeMap<String, f64>>(baseline)? {
+        match find(&name)?.map(|found| found.median) {
+            None => wrong.push(format!("{name} was not measured")),
+            Some(found) if (found - expected).abs() > (expected / 10.0).max(least) => {
+                wrong.push(format!("{name} is {found}; recorded is {expected}"));
             }
+            Some(_) => {}
         }
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(())
+}
+
+/// [`compare`] for a baseline whose names are `GUEST|WORKLOAD|DEPTH|METRIC`.
+pub fn compare_samples(baseline: &str, samples: &Samples) -> Result<()> {
+    compare(baseline, 0.0, |name| {
+        let parts: Vec<&str> = name.split('|').collect();
+        let [guest, workload, depth, metric] = parts[..] else {
+            bail!("{name} in the baseline: not 4 parts")
+        };
+        Ok(samples.estimate(guest, workload, depth.parse()?, metric))
+    })
 }
 
 /// Reads a sample: `GUEST|WORKLOAD|DEPTH|METRIC|UNIT|VALUE`.
@@ -216,12 +263,12 @@ mod tests {
             let mut samples = Samples::default();
             samples.add(key("g", "w", Some(4), "m", "u"), value);
             samples.add(key("g", "w", Some(4), "allocations", "u"), 0.0);
-            let baseline = [("g|w|4|m", 100.0), ("g|w|4|allocations", 0.0)];
-            compare(&samples, &baseline.map(|(name, value)| (name.to_owned(), value)).into()).is_ok()
+            compare_samples(r#"{ "g|w|4|m": 100, "g|w|4|allocations": 0 }"#, &samples).is_ok()
         };
         assert_eq!([89.0, 90.0, 110.0, 111.0].map(checked), [false, true, true, false]);
-        let missing = BTreeMap::from([("g|w|4|m".to_owned(), 1.0)]);
-        assert!(compare(&Samples::default(), &missing).is_err());
+        assert!(compare_samples(r#"{ "g|w|4|m": 1 }"#, &Samples::default()).is_err());
+        let few = |found| compare(r#"{ "x": 5 }"#, 1.0, |_| Ok(Some(Estimate::of(&[found])))).is_ok();
+        assert_eq!([3.0, 4.0, 6.0, 7.0].map(few), [false, true, true, false]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::figures::Estimate;
+use super::figures::{Estimate, plain};
 use super::report::{figure, thousands};
 
 /// Margins of a panel, in pixels.
@@ -26,10 +26,18 @@ pub struct Style {
     pub mark: usize,
 }
 
+/// What is shown, and how it looks.
+pub type Shown = Vec<(String, Style)>;
+
+/// A style for each name: the number of a colour, then that of a mark.
+pub fn styled(names: impl IntoIterator<Item = (String, usize, usize)>) -> Shown {
+    names.into_iter().map(|(name, colour, mark)| (name, Style { colour, mark })).collect()
+}
+
 /// A figure of several panels.
 pub struct Chart {
     pub title: String,
-    pub legend: Vec<(Style, String)>,
+    pub legend: Shown,
     /// Size of each panel in pixels, and how many are side by side.
     pub size: (f64, f64),
     pub across: usize,
@@ -55,7 +63,36 @@ pub struct Series {
     pub points: Vec<(u64, Estimate)>,
 }
 
+impl Panel {
+    /// A panel of what `points` says of each of `shown`; logarithmic unless it has limits.
+    pub fn new<'a>(
+        title: impl Into<String>,
+        shown: &'a Shown,
+        limits: &[(f64, String)],
+        points: impl Fn(&'a str) -> Vec<(u64, Estimate)>,
+    ) -> Self {
+        let middle = (shown.len() as f64 - 1.0) / 2.0;
+        let series = shown.iter().enumerate().map(|(number, (name, style))| Series {
+            style: *style,
+            shift: 4.0 * (number as f64 - middle),
+            points: points(name),
+        });
+        Self {
+            title: title.into(),
+            logarithmic: limits.is_empty(),
+            series: series.collect(),
+            limits: limits.into(),
+        }
+    }
+}
+
 impl Chart {
+    /// A chart of large panels, two side by side.
+    pub fn new(title: &str, depth: &str, shown: &Shown, panels: Vec<Panel>) -> Self {
+        let legend = shown.iter().map(|(name, style)| (plain(name).to_owned(), *style)).collect();
+        Self { title: title.into(), legend, size: (560.0, 330.0), across: 2, depth: depth.into(), panels }
+    }
+
     /// Draws it.
     pub fn svg(&self) -> String {
         let rows = self.panels.len().div_ceil(self.across);
@@ -80,7 +117,7 @@ impl Chart {
     /// The legend, in as many lines as it needs, and its height.
     fn legend(&self, width: f64) -> (String, f64) {
         let (mut svg, mut x, mut y) = (String::new(), 20.0, TITLE + 4.0);
-        for (style, name) in &self.legend {
+        for (name, style) in &self.legend {
             let end = x + 30.0 + CHARACTER * name.len() as f64;
             if end > width && x > 20.0 {
                 (x, y) = (20.0, y + LEGEND);

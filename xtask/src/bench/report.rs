@@ -1,13 +1,76 @@
-//! Rows as tables and as JSON.
+//! What a benchmark found: a page for people, rows for programs.
 
-use std::fmt::Display;
+use std::collections::BTreeSet;
+use std::fmt::{self, Display, Formatter};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::figures::{Estimate, Row};
-use super::with_task;
+use super::figures::{Estimate, Key, Row};
+use super::plot::Chart;
+use super::{with_task, write};
 use crate::qemu::Machine;
+
+/// From here on a page is not for the terminal.
+const REST: &str = "## All figures\n";
+
+/// What is published of one benchmark.
+pub struct Report<'a> {
+    /// Names its files.
+    pub name: &'static str,
+    /// The page in Markdown, with `{NAME}` where a part belongs.
+    pub page: &'static str,
+    pub parts: Vec<(&'static str, String)>,
+    /// By the names of their files.
+    pub charts: Vec<(&'static str, Chart)>,
+    pub rows: &'a [Row],
+}
+
+impl Report<'_> {
+    /// Prints the page, and writes everything to files.
+    pub fn publish(&self) -> Result<()> {
+        let page = self.page()?;
+        println!("\n{}", page.split(REST).next().unwrap_or_default());
+        write(&format!("{}.json", self.name), &json(self.rows)?)?;
+        write(&format!("{}.md", self.name), &page)?;
+        self.charts.iter().try_for_each(|(name, chart)| write(&format!("{name}.svg"), &chart.svg()))
+    }
+
+    fn page(&self) -> Result<String> {
+        let mut page = self.page.to_owned();
+        for (name, text) in &self.parts {
+            let place = format!("{{{name}}}");
+            ensure!(page.contains(&place), "the page of {} has no place for {name}", self.name);
+            page = page.replace(&place, text);
+        }
+        Ok(page)
+    }
+}
+
+/// Things that were measured, with their estimates by column.
+pub type Lines<L> = Vec<(L, Vec<Option<Estimate>>)>;
+
+/// The estimates of `rows` by column: a line for each thing that `line` says they are about, in the order in
+/// which these first come.
+pub fn grid<'a, L: PartialEq, C: PartialEq>(
+    rows: impl Iterator<Item = &'a Row>,
+    columns: &[C],
+    line: impl Fn(&'a Key) -> L,
+    column: impl Fn(&'a Key) -> C,
+) -> Lines<L> {
+    let mut lines: Lines<L> = Vec::new();
+    for Row { key, value } in rows {
+        let name = line(key);
+        let number = lines.iter().position(|(other, _)| *other == name).unwrap_or(lines.len());
+        if number == lines.len() {
+            lines.push((name, vec![None; columns.len()]));
+        }
+        if let Some(place) = columns.iter().position(|other| *other == column(key)) {
+            lines[number].1[place] = Some(*value);
+        }
+    }
+    lines
+}
 
 /// A table for people: its first column is text, the others are figures.
 pub struct Table {
@@ -16,57 +79,65 @@ pub struct Table {
 }
 
 impl Table {
-    /// A table whose lines are the guests and workloads of `rows`, and its columns their depths.
-    pub fn by_depth(corner: &str, rows: &[&Row], name: impl Fn(&Row) -> String) -> Self {
-        let mut depths: Vec<u64> = rows.iter().filter_map(|row| row.key.depth).collect();
-        depths.sort_unstable();
-        depths.dedup();
-        let mut names: Vec<String> = Vec::new();
-        rows.iter().map(|row| name(row)).for_each(|name| {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        });
-        let cell = |line: &str, depth: u64| {
-            let found = rows.iter().find(|row| row.key.depth == Some(depth) && name(row) == line);
-            found.map_or("-".into(), |row| estimate(&row.value))
-        };
-        let line = |name: &String| {
-            [name.clone()].into_iter().chain(depths.iter().map(|depth| cell(name, *depth))).collect()
-        };
+    /// A table whose lines are what `line` says that `rows` are about, and its columns their depths.
+    pub fn by_depth<'a>(
+        corner: &str,
+        rows: impl Iterator<Item = &'a Row> + Clone,
+        line: impl Fn(&Key) -> String,
+    ) -> Self {
+        let depths: BTreeSet<u64> = rows.clone().filter_map(|row| row.key.depth).collect();
+        let columns: Vec<_> = depths.iter().copied().map(Some).collect();
+        let cell = |value: Option<Estimate>| value.as_ref().map_or("-".into(), estimate);
+        let lines = grid(rows, &columns, line, |key| key.depth).into_iter();
         Self {
-            lines: names.iter().map(line).collect(),
             heading: [corner.to_owned()].into_iter().chain(depths.iter().map(u64::to_string)).collect(),
+            lines: lines
+                .map(|(name, values)| [name].into_iter().chain(values.into_iter().map(cell)).collect())
+                .collect(),
         }
     }
+}
 
-    /// For a terminal.
-    pub fn text(&self) -> String {
-        let mut text = String::new();
-        for line in self.all() {
-            for (column, cell) in line.iter().enumerate() {
-                let width = self.all().map(|line| line[column].chars().count()).max().unwrap_or(0);
-                text += &if column == 0 { format!("{cell:<width$}") } else { format!("  {cell:>width$}") };
-            }
-            text.push('\n');
-        }
-        text
-    }
-
-    /// For a page.
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        for (number, line) in self.all().enumerate() {
-            text += &format!("| {} |\n", line.join(" | "));
+/// As Markdown, with columns that are as wide as on a terminal they must be.
+impl Display for Table {
+    fn fmt(&self, out: &mut Formatter) -> fmt::Result {
+        let all = || [&self.heading].into_iter().chain(&self.lines);
+        let width = |column: usize| all().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..self.heading.len()).map(width).collect();
+        for (number, line) in all().enumerate() {
+            write!(out, "| {:<1$} |", line[0], widths[0])?;
+            line.iter()
+                .zip(&widths)
+                .skip(1)
+                .try_for_each(|(cell, width)| write!(out, " {cell:>width$} |"))?;
+            writeln!(out)?;
             if number == 0 {
-                text += &format!("|---|{}\n", "---:|".repeat(line.len() - 1));
+                write!(out, "|-{:-<1$}-|", "", widths[0])?;
+                widths.iter().skip(1).try_for_each(|width| write!(out, "-{:->width$}:|", ""))?;
+                writeln!(out)?;
             }
         }
-        text
+        Ok(())
+    }
+}
+
+/// Tables by depth, one after the other, each under a heading.
+pub struct Tables<'a> {
+    corner: &'static str,
+    rows: &'a [Row],
+    pub text: String,
+}
+
+impl<'a> Tables<'a> {
+    /// Those of `rows`, whose depth is called `corner`.
+    pub fn new(corner: &'static str, rows: &'a [Row]) -> Self {
+        Self { corner, rows, text: String::new() }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Vec<String>> {
-        [&self.heading].into_iter().chain(&self.lines)
+    /// Adds a table of the rows that are `chosen`.
+    pub fn add(&mut self, title: &str, chosen: impl Fn(&Key) -> bool, line: impl Fn(&Key) -> String) {
+        let table = Table::by_depth(self.corner, self.rows.iter().filter(|row| chosen(&row.key)), line);
+        self.text += &format!("### {title}\n\n{table}\n");
     }
 }
 
@@ -180,11 +251,21 @@ mod tests {
             samples.add(key, value);
         }
         let rows = samples.rows();
-        let chosen: Vec<&Row> = rows.iter().filter(|row| row.key.guest != "c").collect();
-        let table = Table::by_depth("m", &chosen, |row| row.key.guest.clone());
-        let expected = "| m | 1 | 32 |\n|---|---:|---:|\n| a | 20 ±50% | 200 |\n| b | - | 7 |\n";
-        assert_eq!(table.markdown(), expected);
-        assert_eq!(table.text(), "m        1   32\na  20 ±50%  200\nb        -    7\n");
+        let mut tables = Tables::new("m", &rows);
+        tables.add("t", |key| key.guest != "c", |key| key.guest.clone());
+        let expected =
+            "| m |       1 |  32 |\n|---|--------:|----:|\n| a | 20 ±50% | 200 |\n| b |       - |   7 |\n";
+        assert_eq!(tables.text, format!("### t\n\n{expected}\n"));
+    }
+
+    #[test]
+    fn parts_go_where_the_page_says() {
+        let report = |parts| {
+            let rows = &[];
+            Report { name: "n", page: "a {x}\n{y}", parts, charts: Vec::new(), rows }.page()
+        };
+        assert_eq!(report(vec![("x", "1".into()), ("y", "{2}".into())]).unwrap(), "a 1\n{2}");
+        assert!(report(vec![("z", "1".into())]).is_err());
     }
 
     #[test]

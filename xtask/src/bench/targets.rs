@@ -26,15 +26,27 @@ impl Target {
         Self { what: what.into(), bound, found }
     }
 
-    /// `met`, or by how much it was missed.
-    fn verdict(&self) -> String {
-        let Some(found) = self.found.map(|found| found.median) else { return "not measured".into() };
-        let missed = match self.bound {
+    /// By what share of its bound it was missed; `None`: it was not measured.
+    fn missed(&self) -> Option<f64> {
+        let found = self.found?.median;
+        Some(match self.bound {
             Bound::AtLeast(least) | Bound::Within(least, _) if found < least => 1.0 - found / least,
             Bound::AtMost(most) | Bound::Within(_, most) if found > most => found / most - 1.0,
-            _ => return "met".into(),
-        };
-        format!("missed by {:.1} %", 100.0 * missed)
+            _ => 0.0,
+        })
+    }
+
+    /// Whether it was measured, and met.
+    pub fn is_met(&self) -> bool {
+        self.missed() == Some(0.0)
+    }
+
+    fn verdict(&self) -> String {
+        match self.missed() {
+            None => "not measured".into(),
+            Some(0.0) => "met".into(),
+            Some(missed) => format!("missed by {:.1} %", 100.0 * missed),
+        }
     }
 }
 

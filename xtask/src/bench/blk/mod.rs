@@ -4,13 +4,12 @@
 mod charts;
 mod results;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
-use super::figures::compare;
+use super::figures::{COUNTED, compare_samples};
 use super::{Found, linux, machine, report, versions};
 use crate::kernel;
 use crate::qemu::Machine;
@@ -93,7 +92,7 @@ impl Setting {
 
     /// The same for what was counted.
     fn counted(self, guest: &str) -> String {
-        format!("{}, counted", self.name(guest))
+        self.name(guest) + COUNTED
     }
 
     /// Most instructions that a read of 4 KiB may take at `depth`.
@@ -226,7 +225,7 @@ pub fn self_check() -> Result<()> {
     for (setting, machine, what) in counting(&elf) {
         found.measure(&machine, &what, |guest| setting.counted(guest))?;
     }
-    compare(&found.samples, &serde_json::from_str::<BTreeMap<String, f64>>(BASELINE)?)
+    compare_samples(BASELINE, &found.samples)
 }
 
 /// What waits for interrupts comes to an end though QEMU leaves out its fences, as where there can be only

@@ -3,10 +3,10 @@
 use anyhow::Result;
 
 use super::{CEILING_SHARE, PACKED, SPLIT, Setting, WORKLOADS, charts};
-use crate::bench::figures::{Estimate, Row, Samples, ratio};
-use crate::bench::report::{self, Table};
+use crate::bench::Found;
+use crate::bench::figures::{Key, Row, Samples, ratio};
+use crate::bench::report::{self, Report, Tables};
 use crate::bench::targets::{self, Bound, Target};
-use crate::bench::{Found, write};
 
 /// What the first measurements on the target machine gave for `virtio-drivers` in units of the ceiling,
 /// cycles per request at depth 1: 9,600 to 10,300 against 4,880. The ceiling here may be off by a tenth.
@@ -14,118 +14,61 @@ const CEILING: Bound = Bound::Within(0.9 * 9600.0 / 4880.0, 1.1 * 10_300.0 / 488
 /// Depths of `virtio-drivers`, of which the best counts.
 const THEIR_DEPTHS: [u64; 3] = [1, 4, 16];
 
-const WHAT: &str = "\
-Guests: **ours**, the public interface of the drivers; **ceiling**, the smallest ring loop there can be, with prebuilt \
-descriptors and no features but its ring format; **virtio-drivers**, that crate in our kernel, by its blocking call at \
-depth 1 and by its other calls, with indirect descriptors, up to depth 16; **linux**, Debian's kernel with fio and io_uring, no \
-I/O scheduler, on the device as it is by default; **linux-stripped**, the same with `mitigations=off` on a device without \
-EVENT_IDX, INDIRECT_DESC, request merging and RING_RESET.
-
-The device, `null-co`, answers at once, in a thread of its own that looks for requests for a while before it sleeps; where it \
-is called *sleeping*, it always sleeps and has to be woken. Guests poll; with *interrupts* they halt when \
-nothing is ready.
-
-All machines are started several times, in turns. A round is 20 ms for each guest, workload and depth (Linux: 500 ms), guests \
-one after the other. Figures are medians, ± half of the 95 % interval; ratios compare round with round.";
-
-const COUNTS: &str = "\
-From runs of their own under `-icount`, with a sleeping device. Instructions are the guest's, for submitting and completing a \
-request; waiting for the device is not in them.";
-
 /// Prints the most important of it, and writes all to files.
 pub fn publish(setup: &[String], found: &Found) -> Result<()> {
     let rows = found.samples.rows();
-    let targets = targets::table(&targets(&found.samples));
-    println!("\n{WHAT}\n\nFeatures that were negotiated");
-    found.info.iter().for_each(|line| println!("{line}"));
-    println!();
-    for (title, table) in summary(&rows) {
-        println!("{title}\n{}", table.text());
-    }
-    println!("Targets\n{}", targets.text());
-
-    let mut page = format!(
-        "# Block benchmark\n\n{WHAT}\n\n## Targets\n\n{}\n![Throughput](blk-throughput.svg)\n![Latency](blk-latency.svg)\n\
-         ![Instructions](blk-instructions.svg)\n\n",
-        targets.markdown()
-    );
-    for (title, table) in tables(&rows) {
-        page += &format!("## {title}\n\n{}\n", table.markdown());
-    }
-    page += &format!(
-        "{COUNTS}\n\n## Features and machines\n\n{}\n{}",
-        report::verbatim(&found.info),
-        report::verbatim(setup)
-    );
-    write("blk.json", &report::json(&rows)?)?;
-    write("blk.md", &page)?;
-    for (name, chart) in charts::all(&found.samples) {
-        write(name, &chart.svg())?;
-    }
-    Ok(())
+    let parts = vec![
+        ("targets", targets::table(&targets(&found.samples)).to_string()),
+        ("summary", summary(&rows)),
+        ("features", report::verbatim(&found.info)),
+        ("setup", report::verbatim(setup)),
+        ("tables", tables(&rows)),
+    ];
+    let (page, charts) = (include_str!("page.md"), charts::all(&found.samples));
+    Report { name: "blk", page, parts, charts, rows: &rows }.publish()
 }
 
 /// What a person wants to know first.
-fn summary(rows: &[Row]) -> Vec<(&'static str, Table)> {
-    let main: Vec<String> = charts::timed().into_iter().map(|(guest, _)| guest).collect();
-    let main = |row: &Row| main.contains(&row.key.guest);
-    let read = |row: &Row, metric| row.key.metric == metric && row.key.workload == "read4k";
-    let variant = |row: &Row| {
-        read(row, "throughput")
-            && row.key.guest.starts_with("ours")
-            && [1, 32, 64].map(Some).contains(&row.key.depth)
+fn summary(rows: &[Row]) -> String {
+    let timed = charts::timed();
+    let main = |key: &Key| timed.iter().any(|(guest, _)| *guest == key.guest);
+    let read = |key: &Key, metric| key.metric == metric && key.workload == "read4k";
+    let variant = |key: &Key| {
+        let depth = [1, 32, 64].map(Some).contains(&key.depth);
+        depth && read(key, "throughput") && key.guest.starts_with("ours")
     };
-    vec![
-        ("4 KiB random read, requests/s", table(rows, |row| main(row) && read(row, "throughput"), guest)),
-        (
-            "4 KiB random read, mean latency in ns",
-            table(rows, |row| main(row) && read(row, "latency"), guest),
-        ),
-        ("4 KiB random read, requests/s on every machine", table(rows, variant, guest)),
-        (
-            "4 KiB random read, counts per request",
-            table(rows, |row| is_counted(row) && row.key.workload == "read4k", counted),
-        ),
-    ]
+    let mut tables = Tables::new("in flight", rows);
+    tables.add("4 KiB random read, requests/s", |key| main(key) && read(key, "throughput"), guest);
+    tables.add("4 KiB random read, mean latency in ns", |key| main(key) && read(key, "latency"), guest);
+    tables.add("4 KiB random read, requests/s on every machine", variant, guest);
+    let counted = |key: &Key| key.is_counted() && key.workload == "read4k";
+    tables.add("4 KiB random read, counts per request", counted, Key::counted);
+    tables.text
 }
 
 /// All of it.
-fn tables(rows: &[Row]) -> Vec<(String, Table)> {
-    let mut tables = Vec::new();
+fn tables(rows: &[Row]) -> String {
+    let mut tables = Tables::new("in flight", rows);
     for (workload, title) in WORKLOADS {
         for (metric, unit) in [
             ("throughput", "requests/s"),
             ("latency", "mean latency in ns"),
             ("latency p99", "99th percentile of latency in ns"),
         ] {
-            let chosen = |row: &Row| row.key.metric == metric && row.key.workload == workload;
-            tables.push((format!("{title}, {unit}"), table(rows, chosen, guest)));
+            let chosen = |key: &Key| key.metric == metric && key.workload == workload;
+            tables.add(&format!("{title}, {unit}"), chosen, guest);
         }
     }
     for metric in ["kicks", "interrupts", "halts"] {
-        let chosen = |row: &Row| row.key.metric == metric && row.key.workload == "read4k" && !is_counted(row);
-        tables.push((format!("4 KiB random read, {metric} per request"), table(rows, chosen, guest)));
+        let chosen = |key: &Key| key.metric == metric && key.workload == "read4k" && !key.is_counted();
+        tables.add(&format!("4 KiB random read, {metric} per request"), chosen, guest);
     }
-    tables.push(("Counts per request".into(), table(rows, is_counted, counted)));
-    tables
+    tables.add("Counts per request", Key::is_counted, Key::counted);
+    tables.text
 }
 
-fn table(rows: &[Row], chosen: impl Fn(&Row) -> bool, name: impl Fn(&Row) -> String) -> Table {
-    let rows: Vec<&Row> = rows.iter().filter(|row| chosen(row)).collect();
-    Table::by_depth("in flight", &rows, name)
-}
-
-fn guest(row: &Row) -> String {
-    row.key.guest.clone()
-}
-
-/// The guest of a row that was counted, and what was counted.
-fn counted(row: &Row) -> String {
-    format!("{}, {}: {}", charts::without_count(&row.key.guest), row.key.workload, row.key.metric)
-}
-
-fn is_counted(row: &Row) -> bool {
-    row.key.guest.ends_with("counted")
+fn guest(key: &Key) -> String {
+    key.guest.clone()
 }
 
 /// The targets, and what was found of them.
@@ -135,8 +78,7 @@ fn targets(samples: &Samples) -> Vec<Target> {
         ratio(throughput(guest, depth), throughput(other, other_depth))
     };
     let median = |guest: &str, depth| {
-        let rounds = throughput(guest, depth);
-        if rounds.is_empty() { 0.0 } else { Estimate::of(rounds).median }
+        samples.estimate(guest, "read4k", depth, "throughput").map_or(0.0, |found| found.median)
     };
     let theirs = SPLIT.name("virtio-drivers");
     let best = THEIR_DEPTHS
@@ -186,8 +128,7 @@ fn targets(samples: &Samples) -> Vec<Target> {
             ("instructions", 1, setting.most_instructions(1)),
             ("allocations", 32, 0.0),
         ] {
-            let rounds = samples.get(&counted, "read4k", depth, metric);
-            let found = (!rounds.is_empty()).then(|| Estimate::of(rounds));
+            let found = samples.estimate(&counted, "read4k", depth, metric);
             add(format!("{ours}, depth {depth}, {metric} per request"), Bound::AtMost(most), found);
         }
     }
@@ -222,11 +163,13 @@ mod tests {
             let (key, value) = parse_sample(&line).unwrap();
             samples.add(key, value);
         }
-        let text = targets::table(&targets(&samples)).text();
+        let text = targets::table(&targets(&samples)).to_string();
         let verdict = |what: &str| {
-            let line =
-                text.lines().find(|line| line.starts_with(what)).unwrap_or_else(|| panic!("{what}: {text}"));
-            line.split("  ").last().unwrap().trim().to_owned()
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(&format!("| {what}")))
+                .unwrap_or_else(|| panic!("{what}: {text}"));
+            line.trim_end_matches([' ', '|']).rsplit('|').next().unwrap().trim().to_owned()
         };
         assert_eq!(verdict("the ceiling is right"), "met");
         assert_eq!(verdict("ours, split, depth 1 / ceiling"), "met");

@@ -4,14 +4,13 @@
 mod peer;
 mod results;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
 use self::peer::Peer;
-use super::figures::compare;
+use super::figures::{COUNTED, compare_samples};
 use super::{Found, machine, report, versions};
 use crate::kernel;
 use crate::qemu::Machine;
@@ -46,7 +45,7 @@ impl Setting {
 
     /// The same for what was counted.
     fn counted(self, guest: &str) -> String {
-        format!("{}, counted", self.name(guest))
+        self.name(guest) + COUNTED
     }
 
     /// The guests that can use it.
@@ -136,7 +135,7 @@ pub fn self_check() -> Result<()> {
         let what = format!("{what},lengths=60,batches=32");
         found.measure(&machine, &what, |guest| setting.counted(guest))?;
     }
-    compare(&found.samples, &serde_json::from_str::<BTreeMap<String, f64>>(BASELINE)?)
+    compare_samples(BASELINE, &found.samples)
 }
 
 #[cfg(test)]

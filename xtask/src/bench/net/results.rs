@@ -3,11 +3,11 @@
 use anyhow::Result;
 
 use super::{PACKED, SPLIT, Setting};
-use crate::bench::figures::{Estimate, Row, Samples, ratio};
-use crate::bench::plot::{Chart, Panel, Series, Style};
-use crate::bench::report::{self, Table};
+use crate::bench::Found;
+use crate::bench::figures::{Estimate, Key, Row, Samples, ratio};
+use crate::bench::plot::{Chart, Panel, styled};
+use crate::bench::report::{self, Report, Tables};
 use crate::bench::targets::{self, Bound, Target};
-use crate::bench::{Found, write};
 
 /// Most instructions that a frame of 60 bytes may take, sent and received, in batches of 32.
 const INSTRUCTIONS: [(Setting, f64); 2] = [(SPLIT, 75.0), (PACKED, 110.0)];
@@ -31,91 +31,38 @@ const WORKLOADS: [&str; 8] = [
 const TRIPS: [&str; 2] = ["60 B, hub, there and back", "60 B, host, there and back"];
 const LATENCIES: [&str; 2] = ["latency, median", "latency, 99th percentile"];
 
-const WHAT: &str = "\
-Guests: **ours**, the public interface of the drivers, which writes each frame into the buffer that it sends and, as a stack \
-that parses in place would, does not copy what it receives; **ceiling**, the smallest ring loop there can be: buffers go \
-round, descriptors and frames are written beforehand, no feature but the ring format is used; **virtio-drivers**, that crate in our kernel, with frames written \
-beforehand, split rings only.
-
-*Hub*: two network cards of one guest on one hub in QEMU, no process of the host in the way. A batch is sent by the one \
-card, then received by the other, whose buffers are given back as a batch, before the next one is sent. QEMU's thread has \
-nothing to do then: whether it goes to sleep, and has to be woken for the next batch, depends on a few microseconds. *Two \
-batches*: as many are on their way, so that it always has work; the next one is sent when the first of them has arrived. \
-*Host*: a card on a unix datagram socket, whose other end takes frames and, when asked to, sends some. Guests poll.
-
-All machines are started several times, in turns. A round is 5 ms for each guest, workload and batch, guests one after the \
-other, the device reset in between. Figures are medians, ± half of the 95 % interval; ratios compare round with round.";
-
-const COUNTS: &str = "\
-From runs of their own under `-icount`. Instructions are the guest's, for sending a frame and receiving it; waiting is not in \
-them. Copying is not, but in the line *with both copies*, where each frame is copied when it is sent and again when it is \
-received. A kick is one write to a register, and the only access to one. Counting begins when each buffer was used once; \
-before that QEMU interrupts once for each queue with EVENT_IDX, at its first completion, whatever the driver asks for.";
-
 /// Prints everything and writes it to files.
 pub fn publish(setup: &[String], found: &Found) -> Result<()> {
     let rows = found.samples.rows();
-    let targets = targets::table(&targets(&found.samples));
-    let tables = tables(&rows);
-
-    println!("\n{WHAT}\n");
-    tables.iter().for_each(|(title, table)| println!("{title}\n{}", table.text()));
-    println!("Targets\n{}", targets.text());
-
-    let mut page = format!(
-        "# Network benchmark\n\n{WHAT}\n\n## Targets\n\n{}\n![Throughput](net-throughput.svg)\n\
-         ![Latency](net-latency.svg)\n![Instructions](net-instructions.svg)\n\n",
-        targets.markdown()
-    );
-    for (title, table) in &tables {
-        page += &format!("## {title}\n\n{}\n", table.markdown());
-    }
-    page += &format!(
-        "{COUNTS}\n\n## Features and machines\n\n{}\n{}",
-        report::verbatim(&found.info),
-        report::verbatim(setup)
-    );
-    write("net.json", &report::json(&rows)?)?;
-    write("net.md", &page)?;
-    write("net-throughput.svg", &throughput(&rows).svg())?;
-    write("net-latency.svg", &latency(&rows).svg())?;
-    write("net-instructions.svg", &instructions(&rows).svg())
+    let parts = vec![
+        ("targets", targets::table(&targets(&found.samples)).to_string()),
+        ("tables", tables(&rows)),
+        ("features", report::verbatim(&found.info)),
+        ("setup", report::verbatim(setup)),
+    ];
+    let (page, charts) = (include_str!("page.md"), charts(&found.samples));
+    Report { name: "net", page, parts, charts, rows: &rows }.publish()
 }
 
-fn is_counted(row: &Row) -> bool {
-    row.key.guest.ends_with("counted")
-}
-
-/// Titles and tables.
-fn tables(rows: &[Row]) -> Vec<(String, Table)> {
-    let table = |title: String, chosen: &dyn Fn(&Row) -> bool, name: &dyn Fn(&Row) -> String| {
-        let rows: Vec<&Row> = rows.iter().filter(|row| chosen(row)).collect();
-        (title, Table::by_depth("batch", &rows, name))
-    };
-    let guest = |row: &Row| row.key.guest.clone();
-    let mut tables = Vec::new();
+fn tables(rows: &[Row]) -> String {
+    let guest = |key: &Key| key.guest.clone();
+    let mut tables = Tables::new("batch", rows);
     for workload in WORKLOADS {
         for (metric, unit) in [("throughput", "frames/s"), ("cycles", "cycles per frame")] {
-            let chosen = |row: &Row| row.key.metric == metric && row.key.workload == workload;
-            tables.push(table(format!("{workload}, {unit}"), &chosen, &guest));
+            let chosen = |key: &Key| key.metric == metric && key.workload == workload;
+            tables.add(&format!("{workload}, {unit}"), chosen, guest);
         }
     }
     for trip in TRIPS {
-        let chosen = |row: &Row| row.key.workload == trip;
-        let name = |row: &Row| format!("{}: {}", row.key.guest, row.key.metric);
-        tables.push(table(format!("{trip}, ns"), &chosen, &name));
+        let name = |key: &Key| format!("{}: {}", key.guest, key.metric);
+        tables.add(&format!("{trip}, ns"), |key| key.workload == trip, name);
     }
     for metric in ["kicks", "receive interrupts", "transmit interrupts"] {
-        let chosen =
-            |row: &Row| row.key.metric == metric && row.key.workload == WORKLOADS[0] && !is_counted(row);
-        tables.push(table(format!("{}, {metric} per frame", WORKLOADS[0]), &chosen, &guest));
+        let chosen = |key: &Key| key.metric == metric && key.workload == WORKLOADS[0] && !key.is_counted();
+        tables.add(&format!("{}, {metric} per frame", WORKLOADS[0]), chosen, guest);
     }
-    let name = |row: &Row| {
-        let guest = row.key.guest.trim_end_matches(", counted");
-        format!("{guest}, {}: {}", row.key.workload, row.key.metric)
-    };
-    tables.push(table("Counts per frame".into(), &is_counted, &name));
-    tables
+    tables.add("Counts per frame", Key::is_counted, Key::counted);
+    tables.text
 }
 
 /// The targets, and what was found of them.
@@ -133,8 +80,7 @@ fn targets(samples: &Samples) -> Vec<Target> {
         for (metric, most) in
             [("instructions", instructions), ("transmit interrupts", 0.0), ("allocations", 0.0)]
         {
-            let rounds = samples.get(&setting.counted("ours"), WORKLOADS[0], 32, metric);
-            let found = (!rounds.is_empty()).then(|| Estimate::of(rounds));
+            let found = samples.estimate(&setting.counted("ours"), WORKLOADS[0], 32, metric);
             let what = format!("{ours}, 60 B, batches of 32: {metric} per frame");
             targets.push(Target::new(what, Bound::AtMost(most), found));
         }
@@ -156,76 +102,39 @@ fn copying(samples: &Samples, setting: Setting, length: u32) -> Option<Estimate>
     (!each.is_empty()).then(|| Estimate::of(&each))
 }
 
-/// The guests that charts show, and how.
-fn guests() -> [(String, Style); 5] {
-    [
-        (SPLIT.name("ours"), 0, 0),
-        (PACKED.name("ours"), 6, 1),
-        (SPLIT.name("ceiling"), 3, 2),
-        (PACKED.name("ceiling"), 7, 2),
-        (SPLIT.name("virtio-drivers"), 1, 3),
-    ]
-    .map(|(guest, colour, mark)| (guest, Style { colour, mark }))
-}
-
-/// A chart with a panel for each workload and metric in `panels`.
-fn chart(
-    rows: &[Row],
-    title: &str,
-    panels: &[(&str, &str)],
-    suffix: &str,
-    limits: &[(f64, String)],
-) -> Chart {
-    let guests = guests();
-    let panel = |(workload, metric): &(&str, &str)| {
-        let series = |(number, (guest, style)): (usize, &(String, Style))| {
-            let guest = format!("{guest}{suffix}");
-            let key = (guest.as_str(), *workload, *metric);
-            let chosen = rows.iter().filter(|row| {
-                (row.key.guest.as_str(), row.key.workload.as_str(), row.key.metric.as_str()) == key
-            });
-            Series {
-                style: *style,
-                shift: 4.0 * (number as f64 - 2.0),
-                points: chosen.filter_map(|row| Some((row.key.depth?, row.value))).collect(),
-            }
-        };
-        Panel {
-            title: if metric.starts_with("latency") {
-                format!("{workload}, {}", metric.trim_start_matches("latency, "))
-            } else {
-                (*workload).into()
-            },
-            logarithmic: limits.is_empty(),
-            series: guests.iter().enumerate().map(series).collect(),
-            limits: limits.into(),
-        }
+/// Names of files and plots.
+fn charts(samples: &Samples) -> Vec<(&'static str, Chart)> {
+    let guests = |name: fn(Setting, &str) -> String| {
+        styled([
+            (name(SPLIT, "ours"), 0, 0),
+            (name(PACKED, "ours"), 6, 1),
+            (name(SPLIT, "ceiling"), 3, 2),
+            (name(PACKED, "ceiling"), 7, 2),
+            (name(SPLIT, "virtio-drivers"), 1, 3),
+        ])
     };
-    Chart {
-        title: title.into(),
-        legend: guests.iter().map(|(guest, style)| (*style, guest.clone())).collect(),
-        size: (560.0, 340.0),
-        across: 2,
-        depth: "frames in a batch".into(),
-        panels: panels.iter().map(panel).collect(),
-    }
-}
-
-fn throughput(rows: &[Row]) -> Chart {
-    chart(rows, "Frames per second", &WORKLOADS.map(|workload| (workload, "throughput")), "", &[])
-}
-
-fn latency(rows: &[Row]) -> Chart {
-    let panels: Vec<_> = TRIPS.iter().flat_map(|trip| LATENCIES.map(|metric| (*trip, metric))).collect();
-    chart(rows, "Time for an answer in ns", &panels, "", &[])
-}
-
-fn instructions(rows: &[Row]) -> Chart {
-    let panels = [(WORKLOADS[0], "instructions"), (WORKLOADS[1], "instructions")];
+    let (timed, counted) = (guests(Setting::name), guests(Setting::counted));
+    let chart = |title, shown, panels| Chart::new(title, "frames in a batch", shown, panels);
+    let throughput = WORKLOADS.map(|workload| {
+        Panel::new(workload, &timed, &[], |guest| samples.by_depth(guest, workload, "throughput"))
+    });
+    let latency = TRIPS.iter().flat_map(|trip| LATENCIES.map(|metric| (*trip, metric)));
+    let latency = latency.map(|(trip, metric)| {
+        let title = format!("{trip}, {}", metric.trim_start_matches("latency, "));
+        Panel::new(title, &timed, &[], |guest| samples.by_depth(guest, trip, metric))
+    });
     let limits = INSTRUCTIONS.map(|(setting, most)| {
         (most, format!("target for {}, 60 B, batches of 32: {most}", setting.name("ours")))
     });
-    chart(rows, "Guest instructions per frame, sent and received", &panels, ", counted", &limits)
+    let instructions = WORKLOADS[..2].iter().map(|workload| {
+        Panel::new(*workload, &counted, &limits, |guest| samples.by_depth(guest, workload, "instructions"))
+    });
+    let title = "Guest instructions per frame, sent and received";
+    vec![
+        ("net-throughput", chart("Frames per second", &timed, throughput.into())),
+        ("net-latency", chart("Time for an answer in ns", &timed, latency.collect())),
+        ("net-instructions", chart(title, &counted, instructions.collect())),
+    ]
 }
 
 #[cfg(test)]
@@ -269,24 +178,27 @@ mod tests {
     #[test]
     fn targets_are_judged() {
         let missed = |share: f64| {
-            let text = targets::table(&targets(&samples(share))).text();
+            let text = targets::table(&targets(&samples(share))).to_string();
             assert!(!text.contains("not measured"), "{text}");
             text.matches("missed").count()
         };
         // At a half both formats miss four shares, the instructions, and both lengths' copies.
         assert_eq!((missed(0.92), missed(0.5)), (0, 14));
-        assert_eq!(targets::table(&targets(&Samples::default())).text().matches("not measured").count(), 18);
+        assert_eq!(
+            targets::table(&targets(&Samples::default())).to_string().matches("not measured").count(),
+            18
+        );
     }
 
     #[test]
     fn everything_measured_is_shown() {
         let rows = samples(1.0).rows();
-        let lines: usize = tables(&rows).iter().map(|(_, table)| table.lines.len()).sum();
+        let tables = tables(&rows);
+        let lines = tables.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| batch"));
         // 8 guests on 3 machines: 8 workloads, 2 latencies, 2 counts and 2 of either length.
-        assert_eq!(lines, 8 * (8 + 2 + 2 + 2 * 2));
-        for chart in [throughput(&rows), instructions(&rows)] {
-            assert!(chart.panels[0].series.iter().all(|series| series.points.len() == 3));
+        assert_eq!(lines.count(), 8 * (8 + 2 + 2 + 2 * 2));
+        for ((name, chart), points) in charts(&samples(1.0)).iter().zip([3, 1, 3]) {
+            assert!(chart.panels[0].series.iter().all(|series| series.points.len() == points), "{name}");
         }
-        assert!(latency(&rows).panels[0].series.iter().all(|series| series.points.len() == 1));
     }
 }
