@@ -1,6 +1,7 @@
 //! `kernel::` tests: each test of kernel/tests/ is a boot of its own, once on the newest CPU that QEMU knows
 //! and once on an old one; those that ask for it also with other ring features offered.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -196,6 +197,75 @@ fn must_fail(elf: PathBuf, name: &str) -> Result<()> {
 /// Takes MSI-X away from the virtio devices: INTx interrupts.
 pub const INTX: &str = "-global virtio-blk-pci.vectors=0 -global virtio-net-pci.vectors=0";
 
+/// A disk: its name, what its file holds, and more properties of QEMU's drive and device.
+macro_rules! disk {
+    ($name:literal, $file:literal, $drive:literal, $device:literal) => {
+        concat!(
+            concat!("-drive if=none,format=raw,id=", $name, ",file=", $file, $drive),
+            concat!(" -device virtio-blk-pci,drive=", $name, ",serial=", $name, $device)
+        )
+    };
+}
+
+/// A disk that fails to read: one sector, or all of them.
+macro_rules! bad_disk {
+    ($sector:literal) => {
+        concat!(
+            "-drive if=none,id=bad,driver=blkdebug,image.driver=raw,image.file.driver=file,",
+            "image.file.filename={numbers},inject-error.0.event=none,inject-error.0.iotype=read,",
+            concat!("inject-error.0.errno=5", $sector, " -device virtio-blk-pci,drive=bad,serial=bad")
+        )
+    };
+}
+
+/// What a word of a test's key adds to QEMU's arguments. `{}` is what follows the word's `=`; `{zeros}` is a
+/// file of 16 MiB for this one test, `{numbers}` the same, each 8 bytes their own byte offset.
+const WORDS: &[(&str, &str)] = &[
+    ("blk", disk!("scratch", "{zeros}", "", "")),
+    ("blk-queue", disk!("queue", "{zeros}", "", ",queue-size={}")),
+    ("blk-legacy", disk!("legacy", "{zeros}", "", ",disable-modern=on,disable-legacy=off")),
+    ("blk-mq", disk!("scratch", "{zeros}", "", ",num-queues={}")),
+    ("blk-mq-numbered", disk!("numbered", "{numbers}", "", ",num-queues={}")),
+    // 1 GiB of nothing, at once, in a thread of its own, with so many queues.
+    (
+        "blk-null",
+        "-object iothread,id=io0 -blockdev driver=null-co,node-name=null,size=1073741824,read-zeroes=off \
+         -device virtio-blk-pci,drive=null,iothread=io0,num-queues={}",
+    ),
+    ("blk-numbered", disk!("numbered", "{numbers}", "", "")),
+    ("blk-numbered", disk!("numbered", "{numbers}", ",throttling.iops-total={}", "")),
+    // After the first one it answers a request in an hour.
+    ("blk-silent", disk!("numbered", "{numbers}", ",throttling.bps-total=1", "")),
+    ("blk-ro", disk!("ro", "{numbers}", ",read-only=on", "")),
+    ("blk-4k", disk!("large", "{numbers}", "", ",logical_block_size=4096,physical_block_size=4096")),
+    (
+        "root-port",
+        concat!("-device pcie-root-port,id=root,chassis=1 ", disk!("behind", "{numbers}", "", ",bus=root")),
+    ),
+    // To be left with all bits inverted.
+    (INVERTED, disk!("inverted", "{numbers}", "", "")),
+    ("blk-eio", bad_disk!("")),
+    ("blk-eio", bad_disk!(",inject-error.0.sector={}")),
+    // A network with QEMU's DHCP server.
+    ("net", "-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="),
+    ("net-2", "-netdev user,id=net2 -device virtio-net-pci,netdev=net2,romfile="),
+    // Two network devices on one cable.
+    (
+        "net-pair",
+        "-netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0 \
+         -device virtio-net-pci,netdev=one,mac=52:54:00:00:00:01,romfile= \
+         -device virtio-net-pci,netdev=two,mac=52:54:00:00:00:02,romfile=",
+    ),
+    ("rng", "-device virtio-rng-pci"),
+    // A device with only the legacy interface.
+    ("legacy", "-device virtio-balloon-pci,disable-modern=on,disable-legacy=off"),
+    ("intx", INTX),
+    ("vectors", "-global virtio-blk-pci.vectors={} -global virtio-net-pci.vectors={}"),
+    ("cpu", "-cpu {}"),
+    ("mem", "-m {}M"),
+];
+const INVERTED: &str = "blk-inverted";
+
 /// Files that a test's guest writes to; removed with the test.
 #[derive(Default)]
 struct Scratch {
@@ -208,17 +278,24 @@ struct Scratch {
 const DISK: u64 = 16 << 20;
 
 impl Scratch {
-    fn disk(&mut self, contents: &[u8]) -> Result<PathBuf> {
+    /// A new disk that starts with `contents`, as QEMU wants its name.
+    fn disk(&mut self, contents: &[u8]) -> Result<String> {
         let file = work_folder("scratch")?.join(format!("{}.raw", fastrand::u64(..)));
         self.files.push(file.clone());
         std::fs::write(&file, contents)?;
         std::fs::File::options().write(true).open(&file)?.set_len(DISK)?;
-        Ok(file)
+        Ok(file.to_string_lossy().replace(',', ",,"))
     }
 
-    /// A disk in which each 8 bytes are their own byte offset.
-    fn numbered(&mut self) -> Result<PathBuf> {
-        self.disk(&numbers())
+    /// An argument of [`WORDS`] with everything in its place.
+    fn fill(&mut self, argument: &str, value: &str) -> Result<OsString> {
+        let mut argument = argument.replace("{}", value);
+        if argument.contains("{zeros}") {
+            argument = argument.replace("{zeros}", &self.disk(&[])?);
+        } else if argument.contains("{numbers}") {
+            argument = argument.replace("{numbers}", &self.disk(&numbers())?);
+        }
+        Ok(argument.into())
     }
 
     /// Whether the guest left what it should.
@@ -245,117 +322,69 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
     let mut machine = Machine::new(Boot::Pvh(elf.clone()));
     for word in key.split(',').filter(|word| !word.is_empty()) {
         match word.split_once('=').unwrap_or((word, "")) {
-            // A writable virtio disk, 16 MiB of zeros, serial number `scratch`; with a queue of so many
-            // descriptors; with only the legacy interface.
-            ("blk", "") => add_disk(&mut machine, "scratch", &scratch.disk(&[])?, "", ""),
-            ("blk-queue", size) => {
-                add_disk(&mut machine, "queue", &scratch.disk(&[])?, "", &format!("queue-size={size}"))
-            }
-            ("blk-legacy", "") => add_disk(
-                &mut machine,
-                "legacy",
-                &scratch.disk(&[])?,
-                "",
-                "disable-modern=on,disable-legacy=off",
-            ),
-            // With so many queues; and numbered.
-            ("blk-mq", queues) => {
-                add_disk(&mut machine, "scratch", &scratch.disk(&[])?, "", &format!("num-queues={queues}"))
-            }
-            ("blk-mq-numbered", queues) => {
-                add_disk(&mut machine, "numbered", &scratch.numbered()?, "", &format!("num-queues={queues}"))
-            }
-            // 1 GiB of nothing, at once, in a thread of its own, with so many queues.
-            ("blk-null", queues) => machine.add(&format!(
-                "-object iothread,id=io0 -blockdev driver=null-co,node-name=null,size=1073741824,read-zeroes=off \
-                 -device virtio-blk-pci,drive=null,iothread=io0,num-queues={queues}"
-            )),
             // What the kernel's options say; `+` stands for a comma.
             ("queues", count) => machine.options.push(("queues".into(), count.into())),
             ("log", filter) => machine.options.push(("log".into(), filter.replace('+', ","))),
-            // See `variants`.
-            ("formats" | "rings", "") => {}
-            // So many numbered disks, read-only, eight to a PCI device, which is to an interrupt line.
-            ("disks", count) => {
-                let file = scratch.numbered()?;
-                for number in 0..count.parse()? {
-                    let place = format!("multifunction=on,addr={:x}.{}", 8 + number / 8, number % 8);
-                    add_disk(&mut machine, &format!("disk{number}"), &file, ",read-only=on", &place);
-                }
-            }
-            // Each 8 bytes are their own byte offset: answering so many requests per second; read-only; with
-            // blocks of 4 KiB; behind a PCI Express root port; to be left with all bits inverted; failing to
-            // read one sector, or all of them.
-            ("blk-numbered", "") => add_disk(&mut machine, "numbered", &scratch.numbered()?, "", ""),
-            ("blk-numbered", iops) => {
-                let throttle = format!(",throttling.iops-total={iops}");
-                add_disk(&mut machine, "numbered", &scratch.numbered()?, &throttle, "")
-            }
-            // After the first one it answers a request in an hour.
-            ("blk-silent", "") => {
-                add_disk(&mut machine, "numbered", &scratch.numbered()?, ",throttling.bps-total=1", "")
-            }
-            ("blk-ro", "") => add_disk(&mut machine, "ro", &scratch.numbered()?, ",read-only=on", ""),
-            ("blk-4k", "") => {
-                let blocks = "logical_block_size=4096,physical_block_size=4096";
-                add_disk(&mut machine, "large", &scratch.numbered()?, "", blocks)
-            }
-            ("root-port", "") => {
-                machine.add("-device pcie-root-port,id=root,chassis=1");
-                add_disk(&mut machine, "behind", &scratch.numbered()?, "", "bus=root")
-            }
-            ("blk-inverted", "") => {
-                let file = scratch.numbered()?;
-                add_disk(&mut machine, "inverted", &file, "", "");
-                scratch.inverted = Some(file);
-            }
-            ("blk-eio", sector) => add_bad_disk(&mut machine, &scratch.numbered()?, sector),
-            // A network with QEMU's DHCP server.
-            ("net", "") => machine.add("-netdev user,id=net -device virtio-net-pci,netdev=net,romfile="),
-            ("net-2", "") => machine.add("-netdev user,id=net2 -device virtio-net-pci,netdev=net2,romfile="),
-            // Two network devices on one cable.
-            ("net-pair", "") => machine.add(
-                "-netdev hubport,id=one,hubid=0 -netdev hubport,id=two,hubid=0 \
-                 -device virtio-net-pci,netdev=one,mac=52:54:00:00:00:01,romfile= \
-                 -device virtio-net-pci,netdev=two,mac=52:54:00:00:00:02,romfile=",
-            ),
-            ("rng", "") => machine.add("-device virtio-rng-pci"),
-            // A device with only the legacy interface.
-            ("legacy", "") => machine.add("-device virtio-balloon-pci,disable-modern=on,disable-legacy=off"),
-            ("intx", "") => machine.add(INTX),
-            ("vectors", count) => machine.add(&format!(
-                "-global virtio-blk-pci.vectors={count} -global virtio-net-pci.vectors={count}"
-            )),
             ("pc", "") => machine.kind = "pc".into(),
             // Booted by UEFI firmware.
             ("uefi", "") => machine.boot = uefi(toolchain, &elf)?,
-            // Nothing of the machine's: it takes longer than others.
-            ("slow", "") => {}
-            ("cpu", cpu) => machine.add(&format!("-cpu {cpu}")),
-            ("mem", mebibytes) => machine.memory = mebibytes.parse()?,
-            _ => bail!("xtask knows no machine called {word:?}"),
+            // Nothing of the machine's: see `variants` and `in_each_variant`.
+            ("formats" | "rings" | "slow", "") => {}
+            ("disks", count) => add_disks(&mut machine, count.parse()?, scratch)?,
+            (word, value) => {
+                let is_it = |(name, arguments): &&(&str, &str)| {
+                    *name == word && arguments.contains("{}") != value.is_empty()
+                };
+                let found = WORDS.iter().find(is_it);
+                let (_, arguments) =
+                    found.with_context(|| format!("xtask knows no machine called {word:?}"))?;
+                for argument in arguments.split_whitespace() {
+                    machine.extra.push(scratch.fill(argument, value)?);
+                }
+                if word == INVERTED {
+                    scratch.inverted = scratch.files.last().cloned();
+                }
+            }
         }
     }
     Ok(machine)
 }
 
-fn add_disk(machine: &mut Machine, name: &str, file: &Path, drive: &str, device: &str) {
-    let file = file.to_string_lossy().replace(',', ",,");
-    machine
-        .extra
-        .extend(["-drive".into(), format!("if=none,id={name},format=raw,file={file}{drive}").into()]);
-    let device = if device.is_empty() { String::new() } else { format!(",{device}") };
-    machine.add(&format!("-device virtio-blk-pci,drive={name},serial={name}{device}"));
+/// Adds `count` numbered disks, read-only, eight to a PCI device, which is to an interrupt line.
+fn add_disks(machine: &mut Machine, count: u32, scratch: &mut Scratch) -> Result<()> {
+    let file = scratch.disk(&numbers())?;
+    for number in 0..count {
+        let drive = format!("if=none,id=disk{number},format=raw,file={file},read-only=on");
+        machine.extra.extend(["-drive".into(), drive.into()]);
+        let place = format!("multifunction=on,addr={:x}.{}", 8 + number / 8, number % 8);
+        machine.add(&format!("-device virtio-blk-pci,drive=disk{number},serial=disk{number},{place}"));
+    }
+    Ok(())
 }
 
-/// A disk on which reading `sector` fails, or reading anything if it is empty.
-fn add_bad_disk(machine: &mut Machine, file: &Path, sector: &str) {
-    let file = file.to_string_lossy().replace(',', ",,");
-    let sector = if sector.is_empty() { String::new() } else { format!(",inject-error.0.sector={sector}") };
-    let drive = format!(
-        "if=none,id=bad,driver=blkdebug,image.driver=raw,image.file.driver=file,image.file.filename={file},\
-         inject-error.0.event=none,inject-error.0.iotype=read,inject-error.0.errno=5{sector}"
-    );
-    machine.extra.extend(["-drive".into(), drive.into()]);
-    machine.add("-device virtio-blk-pci,drive=bad,serial=bad");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_become_arguments() {
+        let toolchain = Toolchain { cargo: "c".into(), rustc: "r".into(), linker_folder: None };
+        let mut scratch = Scratch::default();
+        let mut added = |key| {
+            let machine = machine(&toolchain, "k".into(), key, &mut scratch)?;
+            let words: Vec<_> =
+                machine.extra.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            anyhow::Ok(words.join(" "))
+        };
+        assert_eq!(added("cpu=max,slow,mem=24").unwrap(), "-cpu max -m 24M");
+        let queue = added("blk-queue=4,formats").unwrap();
+        assert!(queue.starts_with("-drive if=none,format=raw,id=queue,file=/") && !queue.contains('{'));
+        assert!(queue.ends_with(".raw -device virtio-blk-pci,drive=queue,serial=queue,queue-size=4"));
+        assert!(!added("blk-numbered").unwrap().contains("iops"));
+        assert!(added("blk-numbered=7").unwrap().contains(",throttling.iops-total=7 "));
+        assert_eq!(added("disks=9").unwrap().matches("serial=disk").count(), 9);
+        for wrong in ["blk=1", "blk-queue", "floppy", "disks=many"] {
+            assert!(added(wrong).is_err(), "{wrong}");
+        }
+    }
 }
