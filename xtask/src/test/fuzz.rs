@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use super::host::{Build, run_cargo};
-use super::{Report, Test};
+use super::{Skipped, Test};
 use crate::{qemu, root, setup, target};
 
 /// What the compiler adds to the code for libFuzzer to see where an input leads. Stable compilers know it.
@@ -19,25 +19,18 @@ pub const RUSTFLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-cover
 const SECONDS: u32 = 60;
 const LIMIT: &str = "180";
 
-/// One test for each target, if there is a C++ compiler for libFuzzer.
-pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
-    let name = "check::fuzz_adversary";
-    if !name.contains(filter) {
-        return Vec::new();
-    }
-    if let Err(error) = setup::ensure_cxx() {
-        report.skip(name, format!("{error:#}"));
-        return Vec::new();
-    }
-    vec![Test::new(name, || fuzz("adversary"))]
+/// One test for each target.
+pub fn checks() -> Vec<Test> {
+    vec![Test::new("check::fuzz_adversary", || fuzz("adversary"))]
 }
 
 fn fuzz(name: &str) -> Result<()> {
+    setup::ensure_cxx().map_err(|error| Skipped(format!("{error:#}")))?;
     let (host, folder) =
         (setup::host_triple().context("rustc does not name its host")?, target()?.join("fuzz"));
     let package = ["build", "--package", "ringfence-fuzz", "--features", "libfuzzer"];
     // With a target, build scripts do not get the flags.
-    run_cargo(Build::Fuzz, &[&package[..], &["--bin", name, "--target", &host]].concat(), |_| ())?;
+    run_cargo(Build::Fuzz, &[&package[..], &["--bin", name, "--target", &host]].concat())?;
 
     let (corpus, found) = (folder.join("corpus").join(name), folder.join("found").join(name));
     let seeds = root().join("fuzz/seeds").join(name);

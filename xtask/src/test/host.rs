@@ -1,18 +1,20 @@
 //! `check::` and `host::` tests: what cargo can tell without the guest.
 
-use std::collections::HashSet;
-use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
-use super::{Report, Test, fuzz};
+use super::{Skipped, Test, fuzz};
+use crate::guest::Guest;
 use crate::{qemu, root, setup, target};
 
-/// How long cargo may take, in seconds: a first build of everything, or all host tests.
-const LIMIT: &str = "1800";
+/// How long cargo may take, in seconds: a first build of everything, or all tests of one kind.
+const LIMIT: u64 = 1800;
 
 /// How cargo builds.
 #[derive(Clone, Copy)]
@@ -31,40 +33,34 @@ const TSAN_FLAGS: &str = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitiz
 const TSAN: &str = "check::thread_sanitizer";
 const TSAN_CRATES: [&str; 2] = ["memory", "drivers"];
 
-const LOOM: &str = "loom";
-const LOOM_TESTS: [&str; 6] = ["test", "--no-fail-fast", "--package", "ringfence-oracles", "--test", LOOM];
+const LOOM_TESTS: [&str; 5] = ["test", "--package", "ringfence-oracles", "--test", "loom"];
 
-/// Formatting, lints and documentation. What the machine has no program for is skipped, and said to be.
-pub fn checks(report: &Report, filter: &str) -> Vec<Test> {
+/// Formatting, lints and documentation.
+pub fn checks() -> Vec<Test> {
     let checks = [
-        ("check::fmt", "fmt", "fmt --all --check -- --color never"),
-        (
-            "check::fmt_uefi_image",
-            "fmt",
-            "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never",
-        ),
-        ("check::clippy", "clippy", "clippy --all-targets"),
-        ("check::doc", "doc", "doc --no-deps"),
+        ("check::fmt", "fmt --all --check -- --color never"),
+        ("check::fmt_uefi_image", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never"),
+        ("check::clippy", "clippy --all-targets"),
+        ("check::doc", "doc --no-deps"),
     ];
-    let (runnable, rest): (Vec<_>, Vec<_>) = checks
-        .into_iter()
-        .partition(|(_, subcommand, _)| *subcommand == "doc" || setup::has_subcommand(subcommand));
-    for (name, subcommand, _) in rest.iter().filter(|(name, ..)| name.contains(filter)) {
-        report.skip(name, format!("cargo {subcommand} is not installed here"));
+    let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(line)));
+    checks.chain([Test::new(TSAN, thread_sanitizer)]).collect()
+}
+
+fn check(line: &str) -> Result<()> {
+    let arguments: Vec<&str> = line.split(' ').collect();
+    if arguments[0] != "doc" && !setup::has_subcommand(arguments[0]) {
+        bail!(Skipped(format!("cargo {} is not installed here", arguments[0])));
     }
-    let mut tests: Vec<_> =
-        runnable.into_iter().map(|(name, _, line)| Test::new(name, move || check(line))).collect();
-    if setup::thread_sanitizer().is_some() {
-        tests.push(Test::new(TSAN, thread_sanitizer));
-    } else if TSAN.contains(filter) {
-        report.skip(TSAN, "left out: no nightly here has the sanitizer's runtime");
-    }
-    tests
+    run_cargo(Build::Plain, &arguments).map(drop)
 }
 
 /// ThreadSanitizer over the test programs of [`TSAN_CRATES`] that start threads: others have nobody to race
 /// with.
 fn thread_sanitizer() -> Result<()> {
+    if setup::thread_sanitizer().is_none() {
+        bail!(Skipped("no nightly here has the sanitizer's runtime".into()));
+    }
     let mut arguments: Vec<String> =
         ["test", "--no-fail-fast", "--target", setup::TSAN_TARGET].map(str::to_owned).into();
     for name in TSAN_CRATES {
@@ -78,144 +74,105 @@ fn thread_sanitizer() -> Result<()> {
         }
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    run_cargo(Build::ThreadSanitizer, &arguments, |_| ()).map(drop)
+    run_cargo(Build::ThreadSanitizer, &arguments).map(drop)
 }
 
-fn check(line: &str) -> Result<()> {
-    let arguments: Vec<&str> = line.split(' ').collect();
-    run_cargo(Build::Plain, &arguments, |_| ()).map(drop)
+/// A test program.
+struct Program {
+    /// A crate, or a file of tests.
+    name: String,
+    file: PathBuf,
+    /// Its package, where its tests run.
+    folder: PathBuf,
 }
 
-/// One test of one crate.
-pub struct Case {
-    /// The test program: a crate, a test file, or `doc` and a crate.
-    program: String,
-    test: String,
+/// The tests of the programs that cargo builds. Each test is a run of its own: what it comes to is how the
+/// program ends.
+pub fn tests(build: Build) -> Result<Vec<Test>> {
+    let all = if matches!(build, Build::Loom) { &LOOM_TESTS[..] } else { &["test"] };
+    let line = [all, &["--no-run", "--message-format=json-render-diagnostics"]].concat();
+    let mut tests = Vec::new();
+    for line in run_cargo(build, &line)?.lines() {
+        let Some(program) = serde_json::from_str(line).ok().and_then(|message| Program::of(&message)) else {
+            continue;
+        };
+        let program = Arc::new(program);
+        let listed = program.run(build, &["--list", "--format", "terse"])?;
+        tests.extend(listed.lines().filter_map(|line| line.strip_suffix(": test")).map(|test| {
+            let (program, test) = (program.clone(), test.to_owned());
+            let name = format!("host::{}::{test}", program.name);
+            Test::new(name, move || judge(&program.run(build, &["--exact", &test])?))
+        }));
+    }
+    Ok(tests)
 }
 
-impl Case {
-    /// Its name among all tests.
-    pub fn name(&self) -> String {
-        format!("host::{}::{}", self.program, self.test)
+impl Program {
+    /// What cargo's message is about, if it built a test program.
+    fn of(message: &Value) -> Option<Self> {
+        let file = PathBuf::from(message["executable"].as_str()?);
+        let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+        let name = file.file_name()?.to_str()?.rsplit_once('-')?.0.to_owned();
+        message["profile"]["test"].as_bool()?.then_some(Self { name, file, folder })
+    }
+
+    fn run(&self, build: Build, arguments: &[&str]) -> Result<String> {
+        let mut command = command(build, self.file.as_os_str(), arguments)?;
+        command.current_dir(&self.folder).env("CARGO_MANIFEST_DIR", &self.folder);
+        finish(command)
     }
 }
 
-/// Builds the host tests and lists them. That this does not work is a failed test.
-pub fn list(report: &Report) -> Vec<Case> {
-    let (start, mut program, mut cases) = (Instant::now(), String::new(), Vec::new());
-    let format = ["--", "--list", "--format", "terse"];
-    let loom = [&LOOM_TESTS[..], &format].concat();
-    for (build, arguments) in [(Build::Plain, &[&["test"], &format[..]].concat()), (Build::Loom, &loom)] {
-        let listed = run_cargo(build, arguments, |line| {
-            if let Some(started) = started_program(line) {
-                program = started;
-            } else if let Some(test) = line.strip_suffix(": test") {
-                cases.push(Case { program: program.clone(), test: test.to_owned() });
-            }
-        });
-        if let Err(error) = listed {
-            report.add("host::build", start.elapsed(), Err(error));
+/// What a program that ended well says about its one test. That may be that it cannot run here, in the line
+/// `test-skipped: NAME: WHY`.
+fn judge(output: &str) -> Result<()> {
+    let skipped = output.lines().find_map(|line| line.strip_prefix("test-skipped: ")?.split_once(": "));
+    if let Some((_, why)) = skipped {
+        bail!(Skipped(why.into()));
+    } else if output.contains("; 1 ignored;") {
+        bail!(Skipped("marked #[ignore]".into()));
+    }
+    ensure!(output.contains("test result: ok. 1 passed;"), "it did not run:\n{output}");
+    Ok(())
+}
+
+/// The tests in documentation. All of them run with the first, as rustdoc cannot be told the name of one.
+pub fn doc_tests() -> Result<Vec<Test>> {
+    let output = Arc::new(OnceLock::new());
+    let (mut name, mut tests) = (String::new(), Vec::new());
+    for line in run_cargo(Build::Plain, &["test", "--doc", "--", "--list", "--format", "terse"])?.lines() {
+        if let Some(of) = line.trim_start().strip_prefix("Doc-tests ") {
+            name = format!("host::doc {of}");
+        } else if let Some(test) = line.strip_suffix(": test") {
+            let (output, test) = (output.clone(), test.to_owned());
+            tests.push(Test::new(format!("{name}::{test}"), move || {
+                let run = || match run_cargo(Build::Plain, &["test", "--no-fail-fast", "--doc"]) {
+                    Ok(output) => output,
+                    Err(error) => format!("{error:#}"),
+                };
+                judge_doc(output.get_or_init(run), &test)
+            }));
         }
     }
-    cases
+    Ok(tests)
 }
 
-/// Runs `cases`. One that cargo says nothing about has failed.
-pub fn run(report: &Report, cases: &[Case]) {
-    let (docs, others): (Vec<&Case>, Vec<_>) =
-        cases.iter().partition(|case| case.program.starts_with("doc "));
-    let (loom, others): (Vec<&Case>, Vec<_>) = others.into_iter().partition(|case| case.program == LOOM);
-    for (build, cases, line) in [
-        (Build::Plain, others, &["test", "--no-fail-fast", "--all-targets"][..]),
-        (Build::Loom, loom, &LOOM_TESTS),
-    ] {
-        let names = cases.iter().map(|case| case.test.as_str());
-        let line: Vec<&str> = line.iter().copied().chain(["--", "--exact"]).chain(names).collect();
-        run_cases(report, build, &cases, &line);
-    }
-    // All of them, as rustdoc cannot be told a name with a space in it.
-    run_cases(report, Build::Plain, &docs, &["test", "--no-fail-fast", "--doc"]);
+/// Whether rustdoc's `output` has the line in which `test` is well.
+fn judge_doc(output: &str, test: &str) -> Result<()> {
+    let is_about = |line: &str| line.strip_prefix("test ").is_some_and(|rest| rest.starts_with(test));
+    ensure!(output.lines().any(|line| is_about(line) && line.ends_with(" ... ok")), "it failed:\n{output}");
+    Ok(())
 }
 
-/// Runs cargo with `arguments` and reports those of its tests that are in `cases`.
-fn run_cases(report: &Report, build: Build, cases: &[&Case], arguments: &[&str]) {
-    if cases.is_empty() {
-        return;
-    }
-    let mut waiting: HashSet<String> = cases.iter().map(|case| case.name()).collect();
-    let (mut program, mut last) = (String::new(), Instant::now());
-    let outcome = run_cargo(build, arguments, |line| {
-        if let Some(started) = started_program(line) {
-            program = started;
-        } else if let Some((test, why)) = skipped_test(line) {
-            let name = format!("host::{program}::{test}");
-            if waiting.remove(&name) {
-                report.skip(&name, why);
-            }
-        } else if let Some((test, result)) = finished_test(line)
-            && let name = format!("host::{program}::{test}")
-            && waiting.remove(&name)
-        {
-            match result {
-                Outcome::Ignored => report.skip(&name, "marked #[ignore]"),
-                // Tests run side by side: the time is that since the one before.
-                Outcome::Ok => report.add(&name, last.elapsed(), Ok(())),
-                Outcome::Failed => report.add(&name, last.elapsed(), Err(anyhow!("see below"))),
-            }
-            last = Instant::now();
-        }
-    });
-    let mut unfinished: Vec<String> = waiting.into_iter().collect();
-    unfinished.sort();
-    for name in unfinished {
-        report.add(&name, Duration::ZERO, Err(anyhow!("it did not finish, see below")));
-    }
-    if let Err(error) = outcome {
-        println!("{error:#}");
-    }
+/// Runs stock cargo at the root on the host's crates; returns all that it prints.
+pub fn run_cargo(build: Build, arguments: &[&str]) -> Result<String> {
+    finish(command(build, OsStr::new("cargo"), arguments)?).with_context(|| format!("cargo {}", arguments[0]))
 }
 
-enum Outcome {
-    Ok,
-    Failed,
-    Ignored,
-}
-
-/// The name in cargo's line about a test program: `Running … (…/NAME-HASH)` or `Doc-tests NAME`.
-fn started_program(line: &str) -> Option<String> {
-    let line = line.trim_start();
-    if let Some(name) = line.strip_prefix("Doc-tests ") {
-        return Some(format!("doc {name}"));
-    }
-    let (_, file) = line.strip_prefix("Running ")?.strip_suffix(')')?.rsplit_once('/')?;
-    Some(file.rsplit_once('-')?.0.to_owned())
-}
-
-/// The test and its outcome in libtest's line `test NAME - KIND ... OUTCOME`.
-fn finished_test(line: &str) -> Option<(&str, Outcome)> {
-    let (test, outcome) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
-    let outcome = match outcome.split([',', ' ']).next()? {
-        "ok" => Outcome::Ok,
-        "FAILED" => Outcome::Failed,
-        "ignored" => Outcome::Ignored,
-        _ => return None,
-    };
-    let kinds = [" - should panic", " - compile fail", " - compile"];
-    Some((kinds.iter().find_map(|kind| test.strip_suffix(kind)).unwrap_or(test), outcome))
-}
-
-/// The test and the reason in the line `test-skipped: NAME: WHY`, by which a test says that it cannot run
-/// here before it ends. libtest calls it passed.
-fn skipped_test(line: &str) -> Option<(&str, &str)> {
-    line.strip_prefix("test-skipped: ")?.split_once(": ")
-}
-
-/// Runs stock cargo at the root on the host's crates, `each` seeing every line. An error carries the end of
-/// its output.
-pub fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -> Result<()> {
-    let limited = ["-k", "5", LIMIT, "cargo"].iter().chain(arguments).map(OsString::from).collect();
-    let mut command = qemu::tethered("timeout", limited)?;
-    let (reader, writer) = std::io::pipe()?;
+/// A command that ends with this program, and in time.
+fn command(build: Build, program: &OsStr, arguments: &[&str]) -> Result<Command> {
+    let limited = ["-k", "5", &LIMIT.to_string()].map(OsString::from).into_iter().chain([program.to_owned()]);
+    let mut command = qemu::tethered("timeout", limited.chain(arguments.iter().map(Into::into)).collect())?;
     command.current_dir(root()).env("CARGO_TARGET_DIR", target()?).env("CARGO_TERM_COLOR", "never");
     command.env("RUSTDOCFLAGS", "-D warnings");
     match build {
@@ -224,7 +181,7 @@ pub fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -
             command.env("RUSTFLAGS", fuzz::RUSTFLAGS).env("CARGO_TARGET_DIR", target()?.join("fuzz"));
         }
         Build::Loom => {
-            command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join(LOOM));
+            command.env("RUSTFLAGS", "--cfg ringfence_loom").env("CARGO_TARGET_DIR", target()?.join("loom"));
         }
         Build::ThreadSanitizer => {
             let rustc = setup::thread_sanitizer().context("no compiler with ThreadSanitizer")?;
@@ -234,73 +191,61 @@ pub fn run_cargo(build: Build, arguments: &[&str], mut each: impl FnMut(&str)) -
             command.env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
         }
     }
-    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-    let mut child = command.spawn().context("cannot start cargo")?;
-    drop(command); // and with it our ends of the pipe
-    let mut output = Vec::new();
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).into_owned();
-        each(&line);
-        output.push(line);
-    }
-    let status = child.wait()?;
+    Ok(command)
+}
+
+/// What `command` prints until it ends. An error, with the last of it, if it fails.
+fn finish(command: Command) -> Result<String> {
+    let mut child = Guest::start(command)?;
+    let status = child.wait_exit(Duration::from_secs(2 * LIMIT))?.context("it does not end")?;
+    let output = child.kill();
     if status.success() {
-        return Ok(());
+        return Ok(output);
     }
-    let kept = output.len().saturating_sub(100);
-    bail!("cargo {} ended with {status}:\n{}", arguments[0], output[kept..].join("\n"))
+    let lines: Vec<&str> = output.lines().filter(|line| !line.starts_with('{')).collect();
+    bail!("it ended with {status}:\n{}", lines[lines.len().saturating_sub(100)..].join("\n"))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use serde_json::json;
 
     use super::*;
 
     #[test]
+    fn only_a_test_that_ran_has_passed() {
+        let judged = |output| judge(output).map_err(|error| (error.is::<Skipped>(), error.to_string()));
+        assert_eq!(
+            judged("test a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 9 measured"),
+            Ok(())
+        );
+        let nothing = "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out";
+        assert!(judged(nothing).is_err_and(|(skipped, _)| !skipped));
+        assert!(
+            judged("test result: ok. 0 passed; 0 failed; 1 ignored; 0").is_err_and(|(skipped, _)| skipped)
+        );
+        let said = "\ntest-skipped: a::b: no curl: none\ntest result: ok. 1 passed; 0 failed";
+        assert_eq!(judged(said), Err((true, "no curl: none".into())));
+    }
+
+    #[test]
+    fn documentation_is_judged_line_by_line() {
+        let output = "test a.rs - A (line 3) ... ok\ntest a.rs - B (line 3) - compile fail ... ok\n\
+                      test a.rs - C (line 3) ... FAILED\ntest result: FAILED. 2 passed; 1 failed";
+        let is_ok = |test| judge_doc(output, test).is_ok();
+        let tests = ["a.rs - A (line 3)", "a.rs - B (line 3)", "a.rs - C (line 3)", "a.rs - D (line 3)"];
+        assert_eq!(tests.map(is_ok), [true, true, false, false]);
+    }
+
+    #[test]
     fn cargo_names_the_programs() {
-        let cases = [
-            (
-                "     Running unittests src/lib.rs (target/debug/deps/ringfence_memory-0123abcd)",
-                Some("ringfence_memory"),
-            ),
-            ("     Running tests/model.rs (/x/target/debug/deps/model-0123)", Some("model")),
-            ("   Doc-tests ringfence_drivers", Some("doc ringfence_drivers")),
-            ("running 3 tests", None),
-            ("test a ... ok", None),
-        ];
-        for (line, name) in cases {
-            assert_eq!(started_program(line).as_deref(), name, "{line}");
-        }
-    }
-
-    #[test]
-    fn a_test_says_itself_that_it_was_skipped() {
-        assert_eq!(skipped_test("test-skipped: a::b: no curl: none"), Some(("a::b", "no curl: none")));
-        for line in ["test a ... ok", "test-skipped: a", " test-skipped: a: b"] {
-            assert_eq!(skipped_test(line), None, "{line}");
-        }
-    }
-
-    #[test]
-    fn libtest_names_the_outcomes() {
-        let cases = [
-            ("test a::b ... ok", Some(("a::b", "ok"))),
-            ("test a ... FAILED", Some(("a", "FAILED"))),
-            ("test a ... ignored, slow", Some(("a", "ignored"))),
-            ("test a - should panic ... ok", Some(("a", "ok"))),
-            ("test x.rs - C (line 3) - compile fail ... ok", Some(("x.rs - C (line 3)", "ok"))),
-            ("test result: ok. 3 passed; 0 failed", None),
-            ("testing ... ok", None),
-        ];
-        for (line, expected) in cases {
-            let found = finished_test(line).map(|(test, outcome)| match outcome {
-                Outcome::Ok => (test, "ok"),
-                Outcome::Failed => (test, "FAILED"),
-                Outcome::Ignored => (test, "ignored"),
-            });
-            assert_eq!(found, expected, "{line}");
-        }
+        let message = |test| {
+            json!({ "executable": "/t/deps/ringfence_memory-0123abcd", "manifest_path": "/r/memory/Cargo.toml",
+                    "profile": { "test": test } })
+        };
+        let program = Program::of(&message(true)).unwrap();
+        assert_eq!((program.name.as_str(), program.folder.to_str()), ("ringfence_memory", Some("/r/memory")));
+        assert!(Program::of(&message(false)).is_none() && Program::of(&json!({})).is_none());
     }
 
     fn sources(folder: &Path, visit: &mut impl FnMut(&Path, &str)) {

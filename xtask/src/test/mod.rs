@@ -12,7 +12,7 @@ mod promises;
 mod system;
 
 use std::collections::HashSet;
-use std::fmt::Display;
+use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use self::host::Build;
 use crate::kernel;
 use crate::qemu::Boot;
 use crate::root;
@@ -41,7 +42,24 @@ impl Test {
     fn new(name: impl Into<String>, run: impl FnOnce() -> Result<()> + Send + 'static) -> Self {
         Self { name: name.into(), alone: false, run: Box::new(run) }
     }
+
+    /// The program that it is a run of, if it is one.
+    fn program(&self) -> Option<&str> {
+        self.name.strip_prefix("host::")?.split("::").next()
+    }
 }
+
+/// Why a test could not run here. As its error, it has not failed.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl Display for Skipped {
+    fn fmt(&self, out: &mut Formatter) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
 
 /// What the tests boot.
 #[derive(Clone, Debug)]
@@ -59,28 +77,29 @@ pub fn test(filter: &str) -> Result<u8> {
     let is_section = |section| promises || is_section(filter, section);
     let mut tests = Vec::new();
     if is_section("check") {
-        tests.extend(host::checks(&report, filter));
-        tests.extend(fuzz::checks(&report, filter));
+        tests.extend(host::checks());
+        tests.extend(fuzz::checks());
         tests.push(Test::new(documents::NAME, documents::check));
     }
-    let mut cases = if is_section("host") { host::list(&report) } else { Vec::new() };
+    if is_section("host") {
+        report.prepare("host::build", || host::tests(Build::Plain), &mut tests);
+        report.prepare("host::build", || host::tests(Build::Loom), &mut tests);
+        report.prepare("host::build", host::doc_tests, &mut tests);
+    }
     if is_section("kernel") {
         report.prepare("kernel::build", || in_qemu::tests(&toolchain), &mut tests);
     }
     if is_section("system") {
         report.prepare("system::build", || Ok(system::tests(&build(&toolchain)?)), &mut tests);
     }
-    let known: HashSet<String> =
-        tests.iter().map(|test| test.name.clone()).chain(cases.iter().map(host::Case::name)).collect();
+    let known: HashSet<String> = tests.iter().map(|test| test.name.clone()).collect();
     tests.retain(|test| test.name.contains(filter));
-    cases.retain(|case| case.name().contains(filter));
-    if tests.is_empty() && cases.is_empty() && !promises && report.is_clean() {
+    if tests.is_empty() && !promises && report.is_clean() {
         bail!("no test's name contains {filter:?}");
     }
     let (checks, tests): (Vec<_>, _) = tests.into_iter().partition(|test| test.name.starts_with("check::"));
     let (alone, together): (Vec<_>, _) = tests.into_iter().partition(|test| test.alone);
     report.run(checks, 1);
-    host::run(&report, &cases);
     report.run(together, WORKERS);
     report.run(alone, 1);
     if promises {
@@ -132,23 +151,29 @@ pub struct Report {
 }
 
 impl Report {
-    /// Runs the tests, up to `workers` of them at once.
+    /// Runs the tests, up to `workers` of them at once, and those of one program one after the other.
     fn run(&self, tests: Vec<Test>, workers: usize) {
-        let queue = Mutex::new(tests.into_iter());
-        let next = || queue.lock().expect("no test runs under the lock").next();
+        let queue = Mutex::new(tests.into_iter().peekable());
+        let next = || {
+            let mut queue = queue.lock().expect("no test runs under the lock");
+            let first = queue.next()?;
+            let program = first.program().map(str::to_owned);
+            let same = |test: &Test| program.is_some() && test.program() == program.as_deref();
+            let others: Vec<Test> = std::iter::from_fn(|| queue.next_if(same)).collect();
+            Some([first].into_iter().chain(others))
+        };
         std::thread::scope(|scope| {
             for _ in 0..workers {
-                scope.spawn(|| {
-                    while let Some(test) = next() {
-                        let start = Instant::now();
-                        let run = std::panic::AssertUnwindSafe(test.run);
-                        let result = std::panic::catch_unwind(run)
-                            .unwrap_or_else(|_| bail!("the test itself panicked"));
-                        self.add(&test.name, start.elapsed(), result);
-                    }
-                });
+                scope.spawn(|| std::iter::from_fn(next).flatten().for_each(|test| self.run_one(test)));
             }
         });
+    }
+
+    fn run_one(&self, test: Test) {
+        let start = Instant::now();
+        let run = std::panic::AssertUnwindSafe(test.run);
+        let result = std::panic::catch_unwind(run).unwrap_or_else(|_| bail!("the test itself panicked"));
+        self.add(&test.name, start.elapsed(), result);
     }
 
     /// Adds the tests that `make` finds; that it cannot find them is a failed test called `name`.
@@ -168,17 +193,15 @@ impl Report {
                 println!("ok     {seconds:7.2} s  {name}");
                 self.passed.lock().expect("printing does not panic").push(name.to_owned());
             }
+            Err(error) if error.is::<Skipped>() => {
+                println!("skip              {name}: {error}");
+                self.skipped.fetch_add(1, Ordering::Relaxed);
+            }
             Err(error) => {
                 println!("FAILED {seconds:7.2} s  {name}: {error:#}");
                 self.failed.lock().expect("printing does not panic").push(name.to_owned());
             }
         }
-    }
-
-    /// Prints that a test cannot run here.
-    pub fn skip(&self, name: &str, why: impl Display) {
-        println!("skip              {name}: {why}");
-        self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The tests that ran, however they ended.
@@ -217,8 +240,8 @@ mod tests {
     fn the_closing_line_counts_what_was_skipped() {
         let report = Report::default();
         report.add("a", Duration::ZERO, Ok(()));
-        report.skip("b", "no program");
-        report.skip("c", "no program");
+        report.add("b", Duration::ZERO, Err(Skipped("no program".into()).into()));
+        report.add("c", Duration::ZERO, Err(Skipped("no program".into()).into()));
         let passed = report.passed.lock().unwrap().len();
         let counts = (passed, report.skipped.load(Ordering::Relaxed));
         assert_eq!(closing_line(counts.0, 0, counts.1), "1 passed, 0 failed, 2 skipped");
