@@ -18,41 +18,11 @@ pub const APPEND: &str = "console=ttyS0 quiet panic=-1";
 
 /// Process 1 of the guest. It prints what the host reads, and ends QEMU as our own guests do: by a byte to
 /// port 0xf4.
-const INIT: &str = r#"#!/bin/busybox sh
-busybox mount -t devtmpfs dev /dev
-busybox mount -t proc proc /proc
-busybox mount -t sysfs sys /sys
-exec >/dev/ttyS0 2>&1
-for module in MODULES; do busybox insmod /$module.ko; done
-echo none >/sys/block/vda/queue/scheduler
-echo "bench-info: Linux $(busybox uname -r), features $(busybox cat /sys/bus/virtio/devices/virtio0/features)"
-fio --output-format=terse --terse-version=3 /jobs.fio | busybox awk -F ';' '
-    $5 != 0 { print "fio: " $0; next }
-    {
-        split($3, job, "-")
-        write = job[1] ~ /^write/ ? 41 : 0
-        sample = "bench-sample: linux|" job[1] "|" job[2] "|"
-        print sample "throughput|requests/s|" $(8 + write)
-        printf "%slatency|ns|%.0f\n", sample, 1000 * $(40 + write)
-    }'
-echo bench-done
-busybox printf '\020' | busybox dd of=/dev/port bs=1 seek=244 2>/dev/null
-"#;
+const INIT: &str = include_str!("init.sh");
 
 /// What fio's jobs have in common. No random map: null-co has no data, and picking blocks without one is
 /// quicker.
-const JOBS: &str = "\
-[global]
-filename=/dev/vda
-size=1g
-ioengine=io_uring
-direct=1
-thread=1
-norandommap=1
-time_based=1
-runtime=500ms
-stonewall=1
-";
+const JOBS: &str = include_str!("jobs.fio");
 
 /// A kernel with an initial file system, ready to boot.
 pub struct Linux {
@@ -164,32 +134,14 @@ pub fn readable(line: &str) -> String {
 }
 
 fn features(digits: &str) -> String {
-    const NAMES: [(usize, &str); 20] = [
-        (1, "SIZE_MAX"),
-        (2, "SEG_MAX"),
-        (4, "GEOMETRY"),
-        (5, "RO"),
-        (6, "BLK_SIZE"),
-        (9, "FLUSH"),
-        (10, "TOPOLOGY"),
-        (11, "CONFIG_WCE"),
-        (12, "MQ"),
-        (13, "DISCARD"),
-        (14, "WRITE_ZEROES"),
-        (16, "SECURE_ERASE"),
-        (28, "INDIRECT_DESC"),
-        (29, "EVENT_IDX"),
-        (32, "VERSION_1"),
-        (33, "ACCESS_PLATFORM"),
-        (34, "RING_PACKED"),
-        (35, "IN_ORDER"),
-        (38, "NOTIFICATION_DATA"),
-        (40, "RING_RESET"),
-    ];
+    // From bit 0 on; one without a name has none here.
+    const NAMES: &str = "- SIZE_MAX SEG_MAX - GEOMETRY RO BLK_SIZE - - FLUSH TOPOLOGY CONFIG_WCE MQ DISCARD WRITE_ZEROES - \
+        SECURE_ERASE - - - - - - - - - - - INDIRECT_DESC EVENT_IDX - - VERSION_1 ACCESS_PLATFORM RING_PACKED IN_ORDER \
+        - - NOTIFICATION_DATA - RING_RESET";
     let set = digits.chars().enumerate().filter(|(_, digit)| *digit == '1');
-    let name = |(bit, _)| match NAMES.iter().find(|(number, _)| *number == bit) {
-        Some((_, name)) => (*name).to_owned(),
-        None => format!("bit {bit}"),
+    let name = |(bit, _)| match NAMES.split(' ').nth(bit) {
+        None | Some("-") => format!("bit {bit}"),
+        Some(name) => name.to_owned(),
     };
     set.map(name).collect::<Vec<_>>().join(" ")
 }
