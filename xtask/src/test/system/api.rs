@@ -87,7 +87,7 @@ fn devices(kernel: &Kernel) -> Result<()> {
     with_more.add("-device virtio-rng-pci -device virtio-balloon-pci -device pci-testdev");
     for (machine, msix) in [(with_more.clone(), true), (with_intx(with_more), false)] {
         let server = Server::start(machine)?;
-        let list: Value = serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+        let list = server.json("/api/devices")?;
         let list = list.as_array().context("not a list")?;
         for device in list {
             for (field, is_right) in [
@@ -130,7 +130,7 @@ fn memory(kernel: &Kernel) -> Result<()> {
     for mebibytes in [64, 4096] {
         let server =
             Server::start(Machine { disk: files_disk()?, memory: mebibytes, ..machine(&kernel.pvh) })?;
-        let memory: Value = serde_json::from_slice(&server.get("/api/memory", &[])?.expect(200)?.body)?;
+        let memory = server.json("/api/memory")?;
         ensure!(
             memory["audit"]["ok"] == true && memory["audit"]["findings"] == serde_json::json!([]),
             "{memory}"

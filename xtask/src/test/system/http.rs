@@ -289,8 +289,7 @@ fn oversized(kernel: &Kernel) -> Result<()> {
 
 /// Bytes of the guest's heap in use.
 fn heap(server: &Server) -> Result<u64> {
-    let memory: serde_json::Value =
-        serde_json::from_slice(&server.get("/api/memory", &[])?.expect(200)?.body)?;
+    let memory = server.json("/api/memory")?;
     memory["heap"]["used"].as_u64().context("/api/memory tells no heap.used")
 }
 

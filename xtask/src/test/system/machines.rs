@@ -131,8 +131,7 @@ fn other_root(mut machine: Machine) -> Result<()> {
     machine.add("-device virtio-blk-pci,drive=disk,bus=far");
     let server = Server::start(machine)?;
     compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
-    let devices: serde_json::Value =
-        serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+    let devices = server.json("/api/devices")?;
     let addresses = devices.as_array().context("not a list")?.iter().map(|device| device["address"].as_str());
     let addresses: Vec<_> = addresses.collect::<Option<_>>().context("a device without an address")?;
     let far = addresses.iter().filter(|address| **address >= "0000:80").count();
@@ -146,8 +145,7 @@ fn legacy_devices(kernel: &Kernel) -> Result<()> {
     machine.add("-device virtio-rng-pci,disable-modern=on,disable-legacy=off -device virtio-balloon-pci");
     machine.add("-blockdev driver=null-co,node-name=old,size=1048576 -device virtio-blk-pci,drive=old,disable-modern=on,disable-legacy=off");
     let server = Server::start(machine)?;
-    let devices: serde_json::Value =
-        serde_json::from_slice(&server.get("/api/devices", &[])?.expect(200)?.body)?;
+    let devices = server.json("/api/devices")?;
     let disks = devices.as_array().context("not a list")?.iter().filter(|device| device["id"] == "1af4:1001");
     let without_driver = disks.filter(|device| device["driver"].is_null()).count();
     ensure!(without_driver == 1, "the legacy-only disk should have no driver: {devices}");

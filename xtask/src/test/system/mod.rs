@@ -15,6 +15,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::client::{self, Reply};
 use super::{Kernel, Test};
@@ -72,6 +73,11 @@ impl Server {
         client::get(&self.url(path), arguments)
     }
 
+    /// The JSON that is served at `path`.
+    pub fn json(&self, path: &str) -> Result<Value> {
+        Ok(serde_json::from_slice(&self.get(path, &[])?.expect(200)?.body)?)
+    }
+
     /// What comes back for `request` as it is.
     pub fn raw(&self, request: &[u8]) -> Result<Vec<u8>> {
         client::raw(self.port, request, Duration::from_secs(15))
@@ -91,12 +97,11 @@ impl Server {
 
     /// Ends a test: the guest must be well, answer, and have a clean audit.
     pub fn finish(self) -> Result<()> {
-        let memory = self.get("/api/memory", &[]).and_then(|reply| reply.expect(200)).context("at the end");
+        let memory = self.json("/api/memory").context("at the end");
         let log = self.log();
         let panic = log.lines().find(|line| line.to_lowercase().contains("panic"));
         ensure!(panic.is_none(), "the guest panicked: {}", panic.unwrap_or_default());
         let memory = memory.with_context(|| format!("the guest's last line: {}", last_line(&log)))?;
-        let memory: serde_json::Value = serde_json::from_slice(&memory.body)?;
         ensure!(memory["audit"]["ok"] == true, "the audit found {}", memory["audit"]["findings"]);
         Ok(())
     }
