@@ -4,274 +4,195 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use lexopt::prelude::*;
+use clap::{Args, Parser, Subcommand, value_parser};
 
-/// What `--help` prints.
-pub const HELP: &str = "\
-Ringfence: a memory-safe virtio driver subsystem, and the small kernel that proves it.
-
-Usage:
-  ./run-qemu.sh [run] [OPTIONS] [-- QEMU ARGS...]   build the kernel and boot it; it serves files over HTTP
-  ./run-qemu.sh test [FILTER]                       run every test whose name contains FILTER (default: all)
-  ./run-qemu.sh test NAME --gdb                     boot one test of the kernel's (kernel::…), waiting for gdb
-  ./run-qemu.sh bench [blk|net|memory]              run one benchmark, or all; results go to target/bench/
-  ./run-qemu.sh cargo ARGS...                       run cargo in kernel/ with the compiler that builds the kernel
-
-Options of run:
-  --disk IMAGE|none   disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only
-                      (default: an image made from the folder site/)
-  --port N            port on 127.0.0.1 that leads to the guest's HTTP server (default: 8080)
-  --memory MIB        the guest's memory in MiB (default: 128)
-  --queues N          request queues of a disk, and pairs of queues of a network card that has several
-                      (default: 1)
-  --machine q35|pc    QEMU's machine type (default: q35)
-  --accel tcg|kvm     run under emulation or hardware virtualisation (default: tcg)
-  --uefi              boot through UEFI firmware instead of directly
-  --log FILTER        what the guest logs: a level (off, error, warn, info, debug, trace), MODULE=LEVEL, or
-                      several with commas between, e.g. warn,smoltcp=trace (default: info)
-  --gdb               wait for gdb before the first instruction, and print how to attach it
-  --headless          leave standard input alone
-  -h, --help          print this
-
-The guest's serial port is standard output. Stop it with Ctrl-C. What comes after `--` goes to QEMU as it is
-and wins over the options above, e.g. `-- -cpu qemu64`. The first start installs what is missing, and says
-so.
-";
-
-/// One invocation.
-#[derive(Debug, PartialEq)]
-pub enum Command {
-    /// `--help`.
-    Help,
-    /// Boot the kernel.
-    Run(RunOptions),
-    /// Run the tests whose name contains the string.
-    Test(String),
-    /// Boot the kernel's test of this name, waiting for gdb.
-    DebugTest(String),
-    /// Run the benchmark of this name, or all.
-    Bench(Option<String>),
-    /// Run the kernel's cargo with these arguments.
-    Cargo(Vec<OsString>),
-    /// Boot what cargo has built: it calls this, see kernel/.cargo/config.toml.
-    Boot(Built),
+/// Ringfence: a memory-safe virtio driver subsystem, and the small kernel that proves it.
+///
+/// The guest's serial port is standard output. Stop it with Ctrl-C. The first start installs what is missing,
+/// and says so.
+#[derive(Parser)]
+#[command(name = "./run-qemu.sh", args_conflicts_with_subcommands = true)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunOptions,
 }
 
-/// An ELF for the guest.
-#[derive(Debug, PartialEq)]
-pub enum Built {
-    /// The kernel.
-    Kernel(PathBuf, RunOptions),
-    /// Tests of the kernel's, those whose name contains the string.
-    Tests(PathBuf, String),
+/// One invocation.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build the kernel and boot it: what is done without a command. It serves files over HTTP
+    Run(RunOptions),
+    /// Run every test whose name contains FILTER
+    Test {
+        #[arg(default_value = "", hide_default_value = true)]
+        filter: String,
+        /// Boot one test of the kernel's on this terminal, waiting for gdb; FILTER is its whole name,
+        /// kernel::FILE::TEST
+        #[arg(long, requires = "filter")]
+        gdb: bool,
+    },
+    /// Run one benchmark, or all; results go to target/bench/
+    Bench {
+        #[arg(value_parser = crate::bench::NAMES)]
+        name: Option<String>,
+    },
+    /// Run cargo in kernel/ with the compiler that builds the kernel
+    #[command(disable_help_flag = true)]
+    Cargo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        arguments: Vec<OsString>,
+    },
+    /// Boot what cargo has built: it calls this, see kernel/.cargo/config.toml
+    #[command(hide = true, disable_help_flag = true)]
+    Boot {
+        /// The ELF, then for the kernel options of `run`, for tests a filter
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "ELF")]
+        built: Vec<OsString>,
+    },
 }
 
 /// Options of `run`.
-#[derive(Debug, PartialEq)]
+#[derive(Args, Debug)]
 pub struct RunOptions {
-    pub disk: Disk,
+    /// Disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only; by default one made from
+    /// the folder site/
+    #[arg(long, value_name = "IMAGE|none")]
+    pub disk: Option<PathBuf>,
+    /// Port on 127.0.0.1 that leads to the guest's HTTP server
+    #[arg(long, value_name = "N", default_value = "8080", value_parser = value_parser!(u16).range(1..))]
     pub port: u16,
-    /// In MiB.
+    /// The guest's memory in MiB
+    #[arg(long, value_name = "MIB", default_value = "128", value_parser = value_parser!(u32).range(1..=1 << 20))]
     pub memory: u32,
+    /// Request queues of a disk, and pairs of queues of a network card that has several
+    #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u32).range(1..=16))]
     pub queues: u32,
+    /// QEMU's machine type
+    #[arg(long, default_value = "q35", value_parser = ["q35", "pc"])]
     pub machine: String,
-    pub kvm: bool,
+    /// Run under emulation or hardware virtualisation
+    #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
+    pub accel: String,
+    /// Boot through UEFI firmware instead of directly
+    #[arg(long)]
     pub uefi: bool,
-    /// See the kernel's `logging::set_filter`.
+    /// What the guest logs: a level (off, error, warn, info, debug, trace), MODULE=LEVEL, or several with
+    /// commas between, e.g. warn,smoltcp=trace; by default info
+    #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
+    /// Wait for gdb before the first instruction, and print how to attach it
+    #[arg(long)]
     pub gdb: bool,
+    /// Leave standard input alone
+    #[arg(long)]
     pub headless: bool,
+    /// Go to QEMU as they are and win over the options above, e.g. `-- -cpu qemu64`
+    #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_arguments: Vec<OsString>,
 }
 
-/// Which disk the guest gets.
-#[derive(Debug, PartialEq)]
-pub enum Disk {
-    Site,
-    Image(PathBuf),
-    None,
-}
-
-impl Default for RunOptions {
-    fn default() -> Self {
-        Self {
-            disk: Disk::Site,
-            port: 8080,
-            memory: 128,
-            queues: 1,
-            machine: "q35".into(),
-            kvm: false,
-            uefi: false,
-            log: None,
-            gdb: false,
-            headless: false,
-            qemu_arguments: Vec::new(),
-        }
-    }
-}
-
-/// Parses the arguments that follow the program's name.
+/// Parses the arguments that follow the program's name. An error is one line; `--help` does not return.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
-    let mut arguments: Vec<OsString> = arguments.into_iter().collect();
-    let command = match arguments.first().and_then(|first| first.to_str()) {
-        Some(word) if !word.starts_with('-') => arguments.remove(0),
-        _ => "run".into(),
-    };
-    match command.to_str() {
-        Some("run") => parse_run(arguments),
-        Some("test") => parse_test(arguments),
-        Some("bench") => parse_bench(arguments),
-        Some("cargo") => Ok(Command::Cargo(arguments)),
-        Some("boot") => parse_boot(arguments),
-        _ => bail!("unknown command {command:?}: run, test, bench or cargo (see --help)"),
-    }
-}
-
-fn parse_run(mut arguments: Vec<OsString>) -> Result<Command> {
-    let mut options = RunOptions::default();
-    if let Some(end) = arguments.iter().position(|argument| argument == "--") {
-        options.qemu_arguments = arguments.split_off(end).split_off(1);
-    }
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Long("disk") => options.disk = disk(parser.value()?),
-            Long("port") => options.port = number(&mut parser, "--port", 1, 65535)? as u16,
-            Long("memory") => options.memory = number(&mut parser, "--memory", 1, 1 << 20)?,
-            Long("queues") => options.queues = number(&mut parser, "--queues", 1, 16)?,
-            Long("machine") => options.machine = choice(&mut parser, "--machine", ["q35", "pc"])?,
-            Long("accel") => options.kvm = choice(&mut parser, "--accel", ["tcg", "kvm"])? == "kvm",
-            Long("uefi") => options.uefi = true,
-            Long("log") => options.log = Some(parser.value()?.string()?),
-            Long("gdb") => options.gdb = true,
-            Long("headless") => options.headless = true,
-            other => bail!("{} (see --help)", other.unexpected()),
+    match CommandLine::try_parse_from(["./run-qemu.sh".into()].into_iter().chain(arguments)) {
+        Ok(line) => Ok(line.command.unwrap_or(Command::Run(line.run))),
+        Err(help) if !help.use_stderr() => help.exit(),
+        Err(error) => {
+            let text = error.to_string();
+            let cause: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            bail!("{} (see --help)", cause.join(" ").trim_start_matches("error: "))
         }
     }
-    Ok(Command::Run(options))
 }
 
-fn parse_test(arguments: Vec<OsString>) -> Result<Command> {
-    let (mut filter, mut gdb) = (None, false);
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Long("gdb") => gdb = true,
-            Value(value) if filter.is_none() => filter = Some(value.string()?),
-            other => bail!("{} (see --help)", other.unexpected()),
-        }
-    }
-    match filter {
-        Some(name) if gdb => Ok(Command::DebugTest(name)),
-        None if gdb => bail!("test --gdb: of which test? It takes one whole name, kernel::FILE::TEST"),
-        filter => Ok(Command::Test(filter.unwrap_or_default())),
-    }
-}
-
-/// Arguments after the ELF are options of `run` for the kernel, and a filter for tests.
-fn parse_boot(mut arguments: Vec<OsString>) -> Result<Command> {
-    let mut words = arguments.drain(..);
-    let elf = PathBuf::from(words.next().context("boot: of what?")?);
-    let rest = words.collect();
-    let built = if elf.file_name().is_some_and(|name| name == "ringfence-kernel") {
-        match parse_run(rest)? {
-            Command::Run(options) => Built::Kernel(elf, options),
-            other => return Ok(other),
-        }
-    } else {
-        match parse_test(rest)? {
-            Command::Test(filter) => Built::Tests(elf, filter),
-            Command::DebugTest(_) => bail!("--gdb is for ./run-qemu.sh test kernel::FILE::TEST"),
-            other => return Ok(other),
-        }
-    };
-    Ok(Command::Boot(built))
-}
-
-fn parse_bench(arguments: Vec<OsString>) -> Result<Command> {
-    let mut name = None;
-    let mut parser = lexopt::Parser::from_args(arguments);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Short('h') | Long("help") => return Ok(Command::Help),
-            Value(value) if name.is_none() => name = Some(value.string()?),
-            other => bail!("{} (see --help)", other.unexpected()),
-        }
-    }
-    match name.as_deref().filter(|name| !crate::bench::NAMES.contains(name)) {
-        Some(other) => bail!("unknown benchmark {other:?}: {}", crate::bench::NAMES.join(", ")),
-        None => Ok(Command::Bench(name)),
-    }
-}
-
-fn disk(value: OsString) -> Disk {
-    if value == "none" { Disk::None } else { Disk::Image(value.into()) }
-}
-
-fn number(parser: &mut lexopt::Parser, option: &str, least: u32, most: u32) -> Result<u32> {
-    let value = parser.value()?;
-    let number = value.to_str().and_then(|text| text.parse().ok()).filter(|n| (least..=most).contains(n));
-    number.with_context(|| format!("{option} {value:?}: not a number from {least} to {most}"))
-}
-
-fn choice(parser: &mut lexopt::Parser, option: &str, allowed: [&str; 2]) -> Result<String> {
-    let value = parser.value()?;
-    let found = allowed.into_iter().find(|allowed| value == *allowed);
-    found.map(String::from).with_context(|| format!("{option} {value:?}: not {}", allowed.join(" or ")))
+/// Parses the words that follow `boot`: the ELF, and how it is to be booted.
+pub fn parse_built(words: &[OsString]) -> Result<(PathBuf, Command)> {
+    let (elf, rest) = words.split_first().context("boot: of what?")?;
+    let elf = PathBuf::from(elf);
+    let is_kernel = elf.file_name().is_some_and(|name| name == "ringfence-kernel");
+    let command = OsString::from(if is_kernel { "run" } else { "test" });
+    Ok((elf, parse([command].into_iter().chain(rest.iter().cloned()))?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn parsed(line: &str) -> Result<Command> {
         parse(line.split_whitespace().map(OsString::from))
     }
 
+    fn run(line: &str) -> RunOptions {
+        match parsed(line).unwrap() {
+            Command::Run(options) => options,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
     #[test]
     fn defaults() {
-        assert_eq!(parsed("").unwrap(), Command::Run(RunOptions::default()));
-        assert_eq!(parsed("run").unwrap(), Command::Run(RunOptions::default()));
-        assert_eq!(parsed("test").unwrap(), Command::Test(String::new()));
-        assert_eq!(parsed("bench").unwrap(), Command::Bench(None));
+        for line in ["", "run"] {
+            let options = run(line);
+            assert_eq!((options.disk, options.port, options.memory, options.queues), (None, 8080, 128, 1));
+            assert_eq!((options.machine.as_str(), options.accel.as_str()), ("q35", "tcg"));
+            assert!(!options.uefi && !options.gdb && !options.headless);
+            assert!(options.log.is_none() && options.qemu_arguments.is_empty());
+        }
+        assert!(matches!(parsed("test").unwrap(), Command::Test { filter, gdb: false } if filter.is_empty()));
+        assert!(matches!(parsed("bench").unwrap(), Command::Bench { name: None }));
     }
 
     #[test]
     fn every_option() {
-        let line = "run --disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi --log warn,a=debug \
-             --gdb --headless -- -cpu qemu64 --help";
-        let expected = RunOptions {
-            disk: Disk::Image("a.img".into()),
-            port: 81,
-            memory: 64,
-            queues: 4,
-            machine: "pc".into(),
-            kvm: true,
-            uefi: true,
-            log: Some("warn,a=debug".into()),
-            gdb: true,
-            headless: true,
-            qemu_arguments: vec!["-cpu".into(), "qemu64".into(), "--help".into()],
-        };
-        assert_eq!(parsed(line).unwrap(), Command::Run(expected));
-        assert_eq!(parsed("--disk none --help").unwrap(), Command::Help);
-        assert_eq!(parsed("bench memory").unwrap(), Command::Bench(Some("memory".into())));
-        assert_eq!(parsed("test kernel::a::b --gdb").unwrap(), Command::DebugTest("kernel::a::b".into()));
-        assert_eq!(
-            parsed("cargo test --help").unwrap(),
-            Command::Cargo(vec!["test".into(), "--help".into()])
+        let options = "--disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi \
+                       --log warn,a=debug --gdb --headless";
+        for command in ["", "run "] {
+            let options = run(&format!("{command}{options} -- -cpu qemu64 --help"));
+            assert_eq!(options.disk, Some("a.img".into()));
+            assert_eq!((options.port, options.memory, options.queues), (81, 64, 4));
+            assert_eq!((options.machine.as_str(), options.accel.as_str()), ("pc", "kvm"));
+            assert_eq!(options.log.as_deref(), Some("warn,a=debug"));
+            assert!(options.uefi && options.gdb && options.headless);
+            assert_eq!(options.qemu_arguments, ["-cpu", "qemu64", "--help"]);
+        }
+        for (line, debug) in [("test a::b", false), ("test a::b --gdb", true), ("test --gdb a::b", true)] {
+            let parsed = parsed(line).unwrap();
+            assert!(matches!(parsed, Command::Test { filter, gdb } if filter == "a::b" && gdb == debug));
+        }
+        assert!(
+            matches!(parsed("bench net").unwrap(), Command::Bench { name } if name.as_deref() == Some("net"))
         );
     }
 
     #[test]
+    fn cargo_gets_its_arguments_as_they_are() {
+        for line in ["", "--help", "test --help", "test --test time -- alarm --gdb", "-V"] {
+            let Command::Cargo { arguments } = parsed(&format!("cargo {line}")).unwrap() else {
+                panic!("{line}")
+            };
+            assert_eq!(arguments, line.split_whitespace().collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
     fn what_cargo_has_built() {
-        let tests = Command::Boot(Built::Tests("deps/time-0123".into(), "alarm".into()));
-        assert_eq!(parsed("boot deps/time-0123 alarm").unwrap(), tests);
-        let options = RunOptions { port: 81, ..Default::default() };
-        let kernel = Command::Boot(Built::Kernel("x/ringfence-kernel".into(), options));
-        assert_eq!(parsed("boot x/ringfence-kernel --port 81").unwrap(), kernel);
+        let built = |line: &str| match parsed(line)? {
+            Command::Boot { built } => parse_built(&built),
+            other => panic!("{line}: {other:?}"),
+        };
+        let (elf, tests) = built("boot deps/time-0123 alarm").unwrap();
+        assert_eq!(elf, Path::new("deps/time-0123"));
+        assert!(matches!(tests, Command::Test { filter, gdb: false } if filter == "alarm"));
+        let (elf, kernel) = built("boot x/ringfence-kernel --port 81 -- -cpu x").unwrap();
+        assert_eq!(elf, Path::new("x/ringfence-kernel"));
+        assert!(matches!(kernel, Command::Run(options)
+            if options.port == 81 && options.qemu_arguments == ["-cpu", "x"]));
+        let (_, kernel) = built("boot x/ringfence-kernel -- -S").unwrap();
+        assert!(matches!(kernel, Command::Run(options) if options.qemu_arguments == ["-S"]));
+        assert!(built("boot deps/time-0123 one two").unwrap_err().to_string().contains("two"));
     }
 
     #[test]
@@ -293,11 +214,10 @@ mod tests {
             ("--uefi=yes", "--uefi"),
             ("test one two", "two"),
             ("test --fast", "--fast"),
-            ("test --gdb", "which"),
-            ("boot", "boot"),
-            ("boot deps/time-0123 one two", "two"),
+            ("test --gdb", "FILTER"),
+            ("boot", "ELF"),
             ("--log", "--log"),
-            ("bench memry", "memry"),
+            ("bench memry", "memory"),
             ("bench memory twice", "twice"),
         ];
         for (line, cause) in cases {

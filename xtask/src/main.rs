@@ -15,8 +15,8 @@ mod test;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use cli::{Built, Command};
+use anyhow::{Context, Result, bail};
+use cli::Command;
 use setup::Need;
 
 fn main() -> ExitCode {
@@ -35,17 +35,16 @@ fn dispatch() -> Result<u8> {
         return Err(qemu::exec_tethered(arguments.skip(1)));
     }
     match cli::parse(&mut arguments)? {
-        Command::Help => {
-            print!("{}", cli::HELP);
-            Ok(0)
-        }
         Command::Run(options) => run::run(&options, None),
-        Command::Test(filter) => test::test(&filter),
-        Command::DebugTest(name) => test::debug(&name),
-        Command::Bench(name) => bench::bench(name.as_deref()),
-        Command::Cargo(arguments) => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
-        Command::Boot(Built::Kernel(elf, options)) => run::run(&options, Some(elf)),
-        Command::Boot(Built::Tests(elf, filter)) => test::test_image(&elf, &filter),
+        Command::Test { filter, gdb: false } => test::test(&filter),
+        Command::Test { filter, gdb: true } => test::debug(&filter),
+        Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Cargo { arguments } => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
+        Command::Boot { built } => match cli::parse_built(&built)? {
+            (elf, Command::Run(options)) => run::run(&options, Some(elf)),
+            (elf, Command::Test { filter, gdb: false }) => test::test_image(&elf, &filter),
+            _ => bail!("--gdb is for ./run-qemu.sh test kernel::FILE::TEST"),
+        },
     }
 }
 

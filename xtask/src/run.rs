@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Disk, RunOptions};
+use crate::cli::RunOptions;
 use crate::image::{self, Image};
 use crate::qemu::{Boot, Machine, exit, probe_kvm};
 use crate::setup::{self, Need, Toolchain};
@@ -23,10 +23,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Boots the kernel, `elf` if there is one already; returns the exit code for this program.
 pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
     // What the person got wrong is said before anything is installed or built.
-    let given_disk = match &options.disk {
-        Disk::Image(path) => Some(Image::open(path)?),
-        Disk::Site | Disk::None => None,
-    };
+    let image = options.disk.as_deref().filter(|disk| *disk != Path::new("none"));
+    let given_disk = image.map(Image::open).transpose()?;
     TcpListener::bind(("127.0.0.1", options.port))
         .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
     let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
@@ -34,9 +32,9 @@ pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
     let mut machine = Machine {
         boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf.clone()) },
         kind: options.machine.clone(),
-        kvm: options.kvm,
+        kvm: options.accel == "kvm",
         memory: options.memory,
-        disk: if options.disk == Disk::Site { Some(image::site()?) } else { given_disk },
+        disk: if options.disk.is_none() { Some(image::site()?) } else { given_disk },
         port: Some(options.port),
         options: options.log.iter().map(|filter| ("log".into(), filter.clone())).collect(),
         extra: Vec::new(),
@@ -76,7 +74,7 @@ pub fn boot(machine: &Machine, headless: bool) -> Result<u8> {
 }
 
 /// Makes the image that UEFI boots `elf` from.
-pub fn uefi(toolchain: &Toolchain, elf: &std::path::Path) -> Result<Boot> {
+pub fn uefi(toolchain: &Toolchain, elf: &Path) -> Result<Boot> {
     let firmware = setup::firmware().context("UEFI firmware is missing")?;
     Ok(Boot::Uefi { image: kernel::build_uefi_image(toolchain, elf)?, firmware })
 }

@@ -230,10 +230,17 @@ fn connect(address: &str) -> Result<TcpStream> {
 }
 
 fn help(_: &Kernel) -> Result<()> {
-    for arguments in [&["--help"][..], &["run", "--help"], &["test", "--help"], &["-h"]] {
+    let cases: [(&[&str], &str); 5] = [
+        (&["--help"], "--disk <IMAGE|none>"),
+        (&["run", "--help"], "--disk <IMAGE|none>"),
+        (&["test", "--help"], "[FILTER]"),
+        (&["bench", "--help"], "blk, net, memory"),
+        (&["-h"], "--disk <IMAGE|none>"),
+    ];
+    for (arguments, part) in cases {
         let output = run_qemu(arguments)?.output()?;
         let text = String::from_utf8(output.stdout)?;
-        ensure!(output.status.success() && text.contains("--disk IMAGE|none"), "{arguments:?}: {text}");
+        ensure!(output.status.success() && text.contains(part), "{arguments:?}: {text}");
     }
     Ok(())
 }
