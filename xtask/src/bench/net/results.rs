@@ -13,9 +13,9 @@ use crate::bench::targets::{self, Bound, Target};
 const INSTRUCTIONS: [(Setting, f64); 2] = [(SPLIT, 75.0), (PACKED, 110.0)];
 /// Lengths of frames, and most instructions that copying one may take for a byte.
 const COPYING: [(u32, f64); 2] = [(60, 1.0), (1514, 0.3)];
-/// The least share of the ceiling's frames. With one batch on its way QEMU's thread runs out of work after each;
-/// whether it falls asleep before the next one comes decides the figure, by a factor of 2, and that hangs on a
-/// few microseconds: what the rings cost is seen with two.
+/// The least share of the ceiling's frames. With one batch on its way QEMU's thread runs out of work after
+/// each; whether it falls asleep before the next one comes decides the figure, by a factor of 2, and that
+/// hangs on a few microseconds: what the rings cost is seen with two.
 const SHARE: f64 = 0.92;
 const SHARED: &str = "60 B, hub, two batches";
 const WORKLOADS: [&str; 8] = [
