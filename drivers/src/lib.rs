@@ -17,6 +17,10 @@
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
+    not(all(feature = "blk", feature = "net")),
+    allow(dead_code, unused_imports, reason = "the core has what either driver needs")
+)]
+#![cfg_attr(
     not(test),
     deny(
         clippy::unwrap_used,
@@ -29,8 +33,10 @@
 
 extern crate alloc;
 
+#[cfg(feature = "blk")]
 pub mod block;
 mod names;
+#[cfg(feature = "net")]
 pub mod net;
 pub mod pci;
 pub mod probe;

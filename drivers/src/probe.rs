@@ -6,9 +6,11 @@ use crate::virtio::{DeviceType, is_modern};
 /// The driver for a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// [`block::Block`](crate::block::Block).
+    /// `block::Block`.
+    #[cfg(feature = "blk")]
     Block,
-    /// [`net::Net`](crate::net::Net).
+    /// `net::Net`.
+    #[cfg(feature = "net")]
     Net,
 }
 
@@ -16,7 +18,9 @@ impl Driver {
     /// The driver's name.
     pub const fn name(self) -> &'static str {
         match self {
+            #[cfg(feature = "blk")]
             Self::Block => "virtio-blk",
+            #[cfg(feature = "net")]
             Self::Net => "virtio-net",
         }
     }
@@ -36,10 +40,16 @@ pub enum Match {
 /// Finds the driver for `function`. Only its configuration space is read.
 pub fn probe(function: &Function) -> Match {
     let driver = match DeviceType::of(function) {
-        Some(DeviceType::BLOCK) => Driver::Block,
-        Some(DeviceType::NET) => Driver::Net,
-        Some(_) if !is_modern(function) => return Match::LegacyOnly,
-        _ => return Match::Unknown,
+        #[cfg(feature = "blk")]
+        Some(DeviceType::BLOCK) => Some(Driver::Block),
+        #[cfg(feature = "net")]
+        Some(DeviceType::NET) => Some(Driver::Net),
+        Some(_) => None,
+        None => return Match::Unknown,
     };
-    if is_modern(function) { Match::Driver(driver) } else { Match::LegacyOnly }
+    match driver {
+        _ if !is_modern(function) => Match::LegacyOnly,
+        Some(driver) => Match::Driver(driver),
+        None => Match::Unknown,
+    }
 }

@@ -2,6 +2,7 @@
 
 mod control;
 mod pair;
+#[cfg(feature = "smoltcp")]
 mod phy;
 
 use alloc::vec::Vec;
@@ -15,6 +16,7 @@ use crate::virtio::{Device, DeviceType, DriverOk, Error, Offer, Transport, featu
 use control::COMMAND_LIMIT;
 pub use control::NetControl;
 pub use pair::{NetPair, RxFrame, TxFrame};
+#[cfg(feature = "smoltcp")]
 pub use phy::Phy;
 
 /// What several pairs need.

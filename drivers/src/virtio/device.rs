@@ -194,7 +194,7 @@ impl<T: Transport> Offer<T> {
     /// Any; the device is left asked to reset and marked as failed.
     pub fn negotiate(self, implemented: u64) -> Result<Device<T>, Error> {
         let Self(mut device) = self;
-        let implemented = implemented | features::VERSION_1 | features::ACCESS_PLATFORM;
+        let implemented = implemented & features::POSSIBLE | features::VERSION_1 | features::ACCESS_PLATFORM;
         let features = features::select(device.offered, implemented);
         if features & features::VERSION_1 == 0 {
             return Err(Error::MissingFeature(features::VERSION_1));

@@ -5,6 +5,7 @@ mod chain;
 mod controls;
 mod in_order;
 mod indirect;
+#[cfg(feature = "packed")]
 mod packed;
 mod poll_policy;
 mod ring;
@@ -16,6 +17,7 @@ use ringfence_memory::{DmaWindows, Life, Quiet};
 
 use super::{DriverOk, Error, Notify, QueueSetup, QueueShape, features};
 use in_order::InOrder;
+#[cfg(feature = "packed")]
 use packed::PackedRing;
 use ring::{Layout, Ring};
 use slots::Slots;
@@ -100,8 +102,10 @@ pub struct QueueOptions {
 #[repr(u8)] // A tag of its own: which of the first two it is costs one comparison.
 enum Format {
     Split(SplitRing),
+    #[cfg(feature = "packed")]
     Packed(PackedRing),
     SplitInOrder(InOrder<SplitRing>),
+    #[cfg(feature = "packed")]
     PackedInOrder(InOrder<PackedRing>),
 }
 
@@ -110,8 +114,10 @@ macro_rules! with_ring {
     ($format:expr, $ring:ident => $do:expr) => {
         match $format {
             Format::Split($ring) => $do,
+            #[cfg(feature = "packed")]
             Format::Packed($ring) => $do,
             Format::SplitInOrder($ring) => $do,
+            #[cfg(feature = "packed")]
             Format::PackedInOrder($ring) => $do,
         }
     };
@@ -190,12 +196,15 @@ impl NewQueue {
         let layout = Layout::new(size, options, has(features::INDIRECT_DESC));
         let event_index = has(features::EVENT_IDX);
         let split = || SplitRing::new(windows, layout, event_index);
+        #[cfg(feature = "packed")]
         let packed = || PackedRing::new(windows, layout, event_index);
         let format = match (has(features::RING_PACKED), has(features::IN_ORDER)) {
-            (false, false) => Format::Split(split()?),
+            #[cfg(feature = "packed")]
             (true, false) => Format::Packed(packed()?),
-            (false, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
+            #[cfg(feature = "packed")]
             (true, true) => Format::PackedInOrder(InOrder::new(packed()?, &layout)?),
+            (_, false) => Format::Split(split()?),
+            (_, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
         };
         Ok(Self { format, layout })
     }
@@ -348,8 +357,10 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         let number = self.slots.submitted;
         let slot = match &mut self.format {
             Format::Split(ring) => self.slots.submit(ring, buffers, request),
+            #[cfg(feature = "packed")]
             Format::Packed(ring) => self.slots.submit(ring, buffers, request),
             Format::SplitInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
+            #[cfg(feature = "packed")]
             Format::PackedInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
         };
         slot.map(|slot| Ticket::new(slot, number))
