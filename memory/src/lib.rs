@@ -8,19 +8,22 @@
 //! ```
 //!
 //! A kernel that only wants the drivers implements [`Platform`]; one that also wants the allocators and the
-//! mapper implements [`Cpu`] as well.
+//! mapper takes the feature `mapper`, and implements `Cpu` as well.
 //!
 //! Names that stand here are what kernels and drivers use. What only the systems ask for from which the
 //! design comes is in [`theseus`], [`rust_vmm`] and [`fuchsia`] (how a device model finds memory);
 //! [`seed_systems`] says what differs.
 #![no_std]
+#![cfg_attr(not(feature = "mapper"), allow(dead_code, reason = "the mapper looks more closely at the rest"))]
 
 extern crate alloc;
 #[cfg(any(test, feature = "host", ringfence_loom))]
 extern crate std;
 
 mod address;
+#[cfg(feature = "mapper")]
 mod allocator;
+#[cfg(feature = "mapper")]
 mod audit;
 mod device;
 mod dma;
@@ -28,6 +31,7 @@ mod error;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod lock;
+#[cfg(feature = "mapper")]
 mod paging;
 mod platform;
 mod range;
@@ -35,6 +39,7 @@ pub mod rust_vmm;
 #[doc = include_str!("seed_systems.md")]
 pub mod seed_systems {}
 mod shared;
+#[cfg(feature = "mapper")]
 mod token;
 pub mod virtqueue;
 
@@ -45,6 +50,7 @@ pub mod fuchsia {
     pub use crate::shared::{DeviceRange, DriverMem, DriverRange};
 }
 
+#[cfg(feature = "mapper")]
 pub mod theseus {
     //! Views of [`MappedPages`](crate::MappedPages) that own them, in the names of Theseus. Whoever need not
     //! move the mapping with the view takes [`as_type`](crate::MappedPages::as_type) and its like.
@@ -55,10 +61,12 @@ pub mod theseus {
 }
 
 pub use address::{PAGE_SHIFT, PAGE_SIZE, PHYS_END, PhysAddr, VirtAddr};
+#[cfg(feature = "mapper")]
 pub use allocator::{
     AllocError, AllocatedFrames, AllocatedPages, FrameAllocator, FrameRequest, Owner, PageAllocator,
     PageRequest,
 };
+#[cfg(feature = "mapper")]
 pub use audit::{Audit, Finding, Report};
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub use device::ConfigPorts;
@@ -72,6 +80,7 @@ pub use dma::{
     DmaRegion, DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet,
     ResetError, RingFormat, Segment, Split,
 };
+#[cfg(feature = "mapper")]
 pub use paging::{
     AccessError, AddressSpace, Cpu, Dma, Kind, MapError, MappedPages, Mapper, Mmio, Private, Protection,
     Stack, Stale, TablePool,

@@ -7,9 +7,9 @@ use core::num::NonZeroUsize;
 use core::ptr::NonNull;
 use core::time::Duration;
 
-use crate::{
-    Direction, Dma, DmaRegistry, FrameAllocator, MappedPages, Owner, PAGE_SIZE, PhysAddr, VolatileSlice,
-};
+use crate::{Direction, DmaRegistry, PhysAddr, VolatileSlice};
+#[cfg(feature = "mapper")]
+use crate::{Dma, FrameAllocator, MappedPages, Owner, PAGE_SIZE};
 
 /// Names a device to the memory system. That of a PCI function is its segment (bits 16 to 31) and requester
 /// id (bus, device and function, bits 0 to 15), which is also what an IOMMU sees:
@@ -111,6 +111,7 @@ pub struct DmaMemory {
     pub(crate) len: usize,
     pub(crate) device_address: u64,
     /// Where it is booked.
+    #[cfg(feature = "mapper")]
     frames: Option<&'static FrameAllocator>,
     owner: DmaOwner,
 }
@@ -149,7 +150,7 @@ impl DmaMemory {
         device_address: u64,
         owner: Box<dyn Send + Sync>,
     ) -> Self {
-        Self { start, len, device_address, frames: None, owner: DmaOwner::Dropped(owner) }
+        Self::owned_by(start, len, device_address, DmaOwner::Dropped(owner))
     }
 
     /// The same without a value that owns the memory: `free` is called with `start` and `len` instead.
@@ -180,7 +181,18 @@ impl DmaMemory {
         device_address: u64,
         free: unsafe fn(NonNull<u8>, usize),
     ) -> Self {
-        Self { start, len, device_address, frames: None, owner: DmaOwner::Freed(free) }
+        Self::owned_by(start, len, device_address, DmaOwner::Freed(free))
+    }
+
+    fn owned_by(start: NonNull<u8>, len: usize, device_address: u64, owner: DmaOwner) -> Self {
+        Self {
+            start,
+            len,
+            device_address,
+            #[cfg(feature = "mapper")]
+            frames: None,
+            owner,
+        }
     }
 
     /// The memory of a mapping, which nobody has touched since it was zeroed for it. It is booked as
@@ -189,6 +201,7 @@ impl DmaMemory {
     /// # Safety
     /// As for [`new`](Self::new): to the device the memory begins at `device_address`, which without an IOMMU
     /// is its [physical address](MappedPages::physical_address).
+    #[cfg(feature = "mapper")]
     pub unsafe fn from_pages(pages: MappedPages<Dma>, device_address: u64) -> Self {
         let frames = pages.frame_allocator();
         // `MappedPages<Dma>` is never empty, and never at address 0.
@@ -203,7 +216,12 @@ impl DmaMemory {
         unsafe { VolatileSlice::new(self.start, self.len) }
     }
 
+    /// Without the allocators there are no books.
+    #[cfg(not(feature = "mapper"))]
+    pub(crate) fn book(&self, _quarantined: bool) {}
+
     /// Books the memory as being in quarantine, or not any more.
+    #[cfg(feature = "mapper")]
     pub(crate) fn book(&self, quarantined: bool) {
         let (from, to) =
             if quarantined { (Owner::Dma, Owner::Quarantined) } else { (Owner::Quarantined, Owner::Dma) };

@@ -38,6 +38,7 @@ pub use crate::shared::{
     AtomicBitmap, BS, Bitmap, BitmapSlice, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryHeap,
     GuestMemoryRegion, GuestMemoryRegionBytes, GuestMemoryResult, GuestMemorySliceIterator,
     GuestRegionCollection, GuestRegionCollectionError, GuestRegionHeap, MS, MemoryRegionAddress, NewBitmap,
-    PhysMap, PhysRegion, RefSlice, RegionSlice, VolatileArrayRef, VolatileRef, WithBitmapSlice,
-    region_offset,
+    RefSlice, RegionSlice, VolatileArrayRef, VolatileRef, WithBitmapSlice, region_offset,
 };
+#[cfg(feature = "mapper")]
+pub use crate::shared::{PhysMap, PhysRegion};

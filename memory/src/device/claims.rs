@@ -5,8 +5,10 @@ use core::fmt;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 
+#[cfg(feature = "mapper")]
+use crate::MapError;
 use crate::lock::{Level, Lock};
-use crate::{DeviceId, FrameRange, MapError, MmioMemory, PhysAddr, PlatformError};
+use crate::{DeviceId, FrameRange, MmioMemory, PhysAddr, PlatformError};
 
 /// How many ranges can be offered, and how many parts of them be claimed at a time.
 const OFFERS: usize = 128;
@@ -28,6 +30,7 @@ pub enum ClaimError {
     /// Somebody has a page of it, or another device one of the range that was offered.
     AlreadyClaimed,
     /// It could not be mapped.
+    #[cfg(feature = "mapper")]
     Map(MapError),
 }
 
@@ -104,6 +107,7 @@ impl Claims {
     }
 
     /// Whether a claim maps page number `page` to frame number `frame`.
+    #[cfg(feature = "mapper")]
     pub fn maps(&self, page: u64, frame: u64) -> bool {
         self.claimed.at(frame).is_some_and(|(frames, (first, _))| {
             let offset = page.checked_sub(*first);

@@ -18,6 +18,7 @@ mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
 pub use capability::Capability;
+#[cfg(feature = "mapper")]
 pub(crate) use claims::Claims;
 pub use claims::{ClaimError, MmioClaims};
 pub use common_config::{BegunReset, CommonConfig, SetQueueError, common};

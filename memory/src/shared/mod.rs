@@ -7,6 +7,7 @@ mod collection;
 mod copy;
 mod driver_mem;
 mod guest_memory;
+#[cfg(feature = "mapper")]
 mod phys_map;
 #[cfg(ringfence_loom)]
 pub mod shadow;
@@ -21,6 +22,7 @@ pub use guest_memory::{
     GuestMemorySliceIterator, MS, MemoryRegionAddress, RegionSlice, Result as GuestMemoryResult,
     region_offset,
 };
+#[cfg(feature = "mapper")]
 pub use phys_map::{PhysMap, PhysRegion};
 pub use volatile::{
     AtomicAccess, Direction, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
