@@ -17,6 +17,7 @@ use super::rings::{walk, writable};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ChainError {
     /// The chain, or a table that it refers to, breaks off.
     Desc(DescError),
@@ -41,11 +42,18 @@ pub enum ChainError {
     Overwritten,
 }
 
-impl From<DescError> for ChainError {
-    fn from(error: DescError) -> Self {
-        Self::Desc(error)
-    }
-}
+ringfence_memory::messages! { ChainError {
+    Desc(error: DescError) => "{error}",
+    ReadableAfterWritable => "a buffer to read follows one to write",
+    TranslateFailed => "not in memory that the device may use so",
+    InvalidNestedIndirectChain => "a table of descriptors refers to a table",
+    InvalidIndirect => "a table of descriptors where none may be",
+    InvalidTableLength(bytes) => "a table of descriptors of {bytes} bytes",
+    Empty => "an empty buffer",
+    TooLong => "more than 4 GiB",
+    ReadableRemaining => "buffers to read where none are expected",
+    Overwritten => "more is said to be written than was handed out",
+} }
 
 /// Why a chain was not complete when it was returned. It was returned all the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +65,12 @@ pub enum ChainCompleteError {
     /// The chain has an error.
     Chain(ChainError),
 }
+
+ringfence_memory::messages! { ChainCompleteError {
+    ReadableRemaining => "buffers to read are left",
+    WritableRemaining => "buffers to write are left",
+    Chain(error) => "the chain is bad: {error}",
+} }
 
 /// What is left of the readable or writable part of a chain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

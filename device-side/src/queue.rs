@@ -53,6 +53,7 @@ impl Position {
 
 /// The driver broke the rules of the ring. No more chains can be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum QueueError {
     /// More was made available than there is room for: an index that jumped, went back, or a chain without
     /// end.
@@ -63,8 +64,15 @@ pub enum QueueError {
     InvalidNotification(u16),
 }
 
+ringfence_memory::messages! { QueueError {
+    Overrun => "more was made available than there is room for",
+    InvalidHead(index) => "a chain begins at descriptor {index}, which is not there",
+    InvalidNotification(position) => "a notification of chains up to {position}, which are not there",
+} }
+
 /// Why a chain has no further descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DescError {
     /// It goes on beyond the descriptor table, at this index.
     InvalidIndex(u16),
@@ -73,6 +81,12 @@ pub enum DescError {
     /// A buffer of this address and length would end beyond the address space.
     BadRange(u64, u32),
 }
+
+ringfence_memory::messages! { DescError {
+    InvalidIndex(index) => "a chain goes on at descriptor {index}, which is not there",
+    Endless => "a chain runs in a circle",
+    BadRange(address, len) => "a buffer of {len} bytes at {address:#x} is beyond the address space",
+} }
 
 struct State<'a> {
     rings: Rings<'a>,

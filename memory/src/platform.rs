@@ -27,6 +27,7 @@ impl DeviceId {
 
 /// Why the platform could not provide memory. Nothing was allocated or mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum PlatformError {
     /// No run of free frames, page-table pages or address space is large enough.
     OutOfMemory,

@@ -30,6 +30,11 @@ pub enum RangeError {
     OutOfSpace,
 }
 
+crate::error::messages! { RangeError {
+    Misaligned => "not at a multiple of 4 KiB",
+    OutOfSpace => "outside the address space",
+} }
+
 /// One past the highest unit number of physical space.
 const FRAMES_END: u64 = PHYS_END >> PAGE_SHIFT;
 /// One past the highest unit number of virtual space (numbers keep the sign-extension bits).

@@ -40,6 +40,7 @@ pub enum Request {
 
 /// Why a request was not accepted, or not carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RequestError {
     /// The ring or the supply of control blocks is used up for now.
     Full,
@@ -71,6 +72,30 @@ pub enum RequestError {
     TimedOut,
     /// The device broke the rules of the ring. Drop the driver.
     Broken,
+}
+
+ringfence_memory::messages! { RequestError {
+    Full => "the queue is full",
+    OutOfMemory => "out of memory",
+    OutOfRange => "beyond the end of the disk",
+    Misaligned => "not whole blocks",
+    BufferTooShort => "the buffer is shorter than the data",
+    TooLong => "more than one request may have",
+    ReadOnly => "the disk is read-only",
+    WrongDevice => "a buffer of another device",
+    WrongDirection => "a buffer for the other direction",
+    Unsupported => "the disk has no such command",
+    Io => "the disk reports an error",
+    BadStatus(status) => "the disk reports status {status}, which there is not",
+    BadLength => "the disk says that it wrote an impossible number of bytes",
+    TimedOut => "no answer in time",
+    Broken => "the disk broke the rules of the queue",
+} }
+
+impl<B> From<(Self, B)> for RequestError {
+    fn from((error, _): (Self, B)) -> Self {
+        error
+    }
 }
 
 impl From<QueueError> for RequestError {

@@ -9,6 +9,9 @@ use core::fmt;
 
 use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
 
+#[cfg(feature = "blk")]
+use crate::block::{Request, RequestError};
+
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT, Starting};
 pub use queue::{
     BufferList, Buffers, Completion, Controls, Counters, Ends, Hybrid, LOOK_AGAIN, Queue, QueueError,
@@ -62,6 +65,7 @@ impl fmt::Debug for DeviceType {
 
 /// Why a device could not be brought up, or is of no more use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Error {
     /// Not a virtio device, or of another type than the driver is for.
     WrongType,
@@ -100,6 +104,9 @@ pub enum Error {
     NoVector,
     /// A queue was found broken.
     Queue(QueueError),
+    /// The disk refused a request, or did not carry it out.
+    #[cfg(feature = "blk")]
+    Request(RequestError),
     /// Nothing came back in time.
     Timeout,
     /// Requests are in flight.
@@ -109,15 +116,32 @@ pub enum Error {
     WrongState,
 }
 
-macro_rules! from {
-    ($($variant:ident: $source:ty),*) => {$(
-        impl From<$source> for Error {
-            fn from(error: $source) -> Self {
-                Self::$variant(error)
-            }
-        }
-    )*};
-}
+ringfence_memory::messages! { Error {
+    WrongType => "not the device that the driver is for",
+    LegacyOnly => "legacy interface only",
+    MissingCapability(kind) => "virtio structure {kind} is missing or malformed",
+    Platform(error: PlatformError) => "its registers cannot be claimed: {error}",
+    Mmio(error: MmioError) => "a register is not where the device says: {error}",
+    Dma(error: DmaError) => "no DMA memory: {error}",
+    ResetTimeout => "does not reset in time",
+    Gone => "unplugged",
+    NeedsReset => "failed and needs a reset",
+    StatusRefused(bit) => "refuses status bit {bit:#04x}",
+    MissingFeature(bits) => "lacks feature {bits:#x}",
+    FeaturesRefused => "refuses features that it offered",
+    ConfigUnstable => "its configuration never holds still",
+    BadConfig => "its configuration makes no sense",
+    QueueUnavailable(index) => "queue {index} is not available",
+    QueueRefused(index) => "queue {index} does not keep its settings",
+    NoVector => "cannot assign an interrupt vector",
+    Queue(error: QueueError) => "a queue failed: {error}",
+    #[cfg(feature = "blk")]
+    Request(error) => "a request failed: {error}",
+    Timeout => "no answer in time",
+    Busy => "requests are in flight",
+    WrongState => "not in this state of the device",
+} }
+
 impl From<ResetError> for Error {
     fn from(error: ResetError) -> Self {
         match error {
@@ -137,34 +161,23 @@ impl From<VirtioPciError> for Error {
     }
 }
 
-from!(Platform: PlatformError, Mmio: MmioError, Dma: DmaError, Queue: QueueError);
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WrongType => f.write_str("not the device that the driver is for"),
-            Self::LegacyOnly => f.write_str("legacy interface only"),
-            Self::MissingCapability(kind) => write!(f, "virtio structure {kind} is missing or malformed"),
-            Self::Platform(error) => write!(f, "its registers cannot be claimed: {error}"),
-            Self::Mmio(error) => write!(f, "a register is not where the device says: {error}"),
-            Self::Dma(error) => write!(f, "no DMA memory: {error}"),
-            Self::ResetTimeout => f.write_str("does not reset in time"),
-            Self::Gone => f.write_str("unplugged"),
-            Self::NeedsReset => f.write_str("failed and needs a reset"),
-            Self::StatusRefused(bit) => write!(f, "refuses status bit {bit:#04x}"),
-            Self::MissingFeature(bits) => write!(f, "lacks feature {bits:#x}"),
-            Self::FeaturesRefused => f.write_str("refuses features that it offered"),
-            Self::ConfigUnstable => f.write_str("its configuration never holds still"),
-            Self::BadConfig => f.write_str("its configuration makes no sense"),
-            Self::QueueUnavailable(index) => write!(f, "queue {index} is not available"),
-            Self::QueueRefused(index) => write!(f, "queue {index} does not keep its settings"),
-            Self::NoVector => f.write_str("cannot assign an interrupt vector"),
-            Self::Queue(error) => write!(f, "a queue failed: {error:?}"),
-            Self::Timeout => f.write_str("no answer in time"),
-            Self::Busy => f.write_str("requests are in flight"),
-            Self::WrongState => f.write_str("not in this state of the device"),
-        }
+/// So that `?` works where what was refused is not needed any more.
+impl<B> From<(QueueError, B)> for Error {
+    fn from((error, _): (QueueError, B)) -> Self {
+        Self::Queue(error)
     }
 }
 
-impl core::error::Error for Error {}
+#[cfg(feature = "blk")]
+impl From<RequestError> for Error {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
+}
+
+#[cfg(feature = "blk")]
+impl From<(RequestError, Request)> for Error {
+    fn from((error, _): (RequestError, Request)) -> Self {
+        Self::Request(error)
+    }
+}

@@ -33,6 +33,15 @@ pub enum AllocError {
     StorageTooSmall,
 }
 
+crate::error::messages! { AllocError {
+    ZeroLength => "nothing to allocate",
+    BadAlignment => "not an alignment that there is",
+    Misaligned => "a fixed address that is misaligned",
+    OutOfRange => "outside what there is to allocate",
+    OutOfMemory => "out of memory",
+    StorageTooSmall => "too little storage for the books",
+} }
+
 /// What to look for, in units.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {

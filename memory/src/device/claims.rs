@@ -16,6 +16,7 @@ const CLAIMS: usize = 256;
 
 /// Why a range of registers was not offered or claimed. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ClaimError {
     /// No bytes at all.
     ZeroLength,
@@ -33,6 +34,17 @@ pub enum ClaimError {
     #[cfg(feature = "mapper")]
     Map(MapError),
 }
+
+crate::error::messages! { ClaimError {
+    ZeroLength => "no registers",
+    Ram => "RAM, not registers",
+    Overlap => "shares a page with registers that were offered before",
+    Full => "too many ranges of registers",
+    NotOffered => "not among the registers that were offered",
+    AlreadyClaimed => "somebody holds them already",
+    #[cfg(feature = "mapper")]
+    Map(error) => "cannot be mapped: {error}",
+} }
 
 /// Ranges of frames by rising address, no two of which overlap, and what there is to say of each.
 struct Ranges<T, const N: usize> {

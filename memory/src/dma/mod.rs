@@ -47,6 +47,7 @@ pub(crate) use windows::Side;
 
 /// Why a DMA call was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DmaError {
     /// The platform has no memory for it.
     Platform(PlatformError),
@@ -68,7 +69,7 @@ crate::error::messages! { DmaError {
     BadLength => "no bytes, or too many",
     WrongDevice => "memory of another device, or a grant for another",
     WrongLife => "the device was reset since",
-    Access(error: VolatileError) => "outside the memory: {error:?}",
+    Access(error: VolatileError) => "outside the memory: {error}",
 } }
 
 /// An empty list with room for `count`.

@@ -121,6 +121,12 @@ pub enum AccessError {
     NotWritable,
 }
 
+crate::error::messages! { AccessError {
+    OutOfBounds => "beyond the end of the mapping",
+    Misaligned => "misaligned",
+    NotWritable => "the mapping is not writable",
+} }
+
 impl<K: Kind> MappedPages<K> {
     pub(super) const fn new(
         pages: AllocatedPages,

@@ -27,6 +27,7 @@ use crate::allocator::AllocError;
 
 /// Why nothing was mapped. Nothing has changed then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MapError {
     /// Nothing was asked for.
     ZeroLength,
@@ -45,3 +46,14 @@ pub enum MapError {
     /// No such pages.
     Pages(AllocError),
 }
+
+crate::error::messages! { MapError {
+    ZeroLength => "nothing to map",
+    SizeMismatch => "not as many pages as frames",
+    WrongAllocator => "pages or frames of another allocator",
+    AlreadyMapped => "a page is mapped already",
+    NoTables => "out of page tables",
+    TooManyBootMappings => "too many mappings made at boot",
+    Frames(error) => "no frames: {error}",
+    Pages(error) => "no pages: {error}",
+} }

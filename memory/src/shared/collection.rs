@@ -27,6 +27,14 @@ pub enum GuestRegionCollectionError {
     OutOfMemory,
 }
 
+crate::error::messages! { GuestRegionCollectionError {
+    NoMemoryRegion => "no regions",
+    MemoryRegionOverlap => "two regions share an address",
+    UnsortedMemoryRegions => "regions out of order",
+    InvalidGuestRegion => "a region that is empty or too long",
+    OutOfMemory => "out of memory",
+} }
+
 /// A [`GuestMemory`] of any regions that do not overlap, by rising address.
 #[derive(Clone, Debug)]
 pub struct GuestRegionCollection<R> {

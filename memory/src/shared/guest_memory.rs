@@ -38,6 +38,12 @@ macro_rules! address {
                 self.0.checked_sub(base.0)
             }
         }
+
+        impl core::fmt::LowerHex for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                core::fmt::LowerHex::fmt(&self.0, f)
+            }
+        }
     };
 }
 address!(
@@ -68,6 +74,15 @@ pub enum GuestMemoryError {
     /// The slice refused: misaligned, or not in this direction.
     Access(VolatileError),
 }
+
+crate::error::messages! { GuestMemoryError {
+    InvalidGuestAddress(address) => "no memory at {address:#x}",
+    InvalidRegionAddress(address) => "offset {address:#x} is beyond its region",
+    HostAddressNotAvailable => "memory that is not shared",
+    PartialBuffer { expected, completed } => "memory ended after {completed} of {expected} bytes",
+    CallbackOutOfRange => "more bytes are said to be done than there were",
+    Access(error) => "the memory cannot be accessed so: {error}",
+} }
 
 impl From<VolatileError> for GuestMemoryError {
     fn from(error: VolatileError) -> Self {

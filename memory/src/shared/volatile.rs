@@ -27,6 +27,12 @@ pub enum VolatileError {
     NotPermitted,
 }
 
+crate::error::messages! { VolatileError {
+    OutOfBounds => "beyond the end of the memory",
+    Misaligned => "misaligned",
+    NotPermitted => "not in the direction that the memory is lent for",
+} }
+
 /// Which way bytes go between a driver and its device. The driver's side may always read and write; what is
 /// given to the device, or to who plays one, serves its direction alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,7 @@ pub(crate) use slots::UsedChain;
 
 /// Why a queue refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum QueueError {
     /// As many chains are in flight as can be, or so long ones that this one does not fit; some come back
     /// with the next completions. Or the queue is [being reset](super::Device::begin_reset_queue).
@@ -50,6 +51,21 @@ pub enum QueueError {
     /// The device has kept requests, or frames to send, to itself for longer than one has patience:
     /// [`Patience`](crate::block::Patience), [`NetPair::check`](crate::net::NetPair::check).
     Unresponsive,
+}
+
+ringfence_memory::messages! { QueueError {
+    Full => "full",
+    BadChain => "not buffers that can be told to a device",
+    WrongDevice => "a buffer of another device",
+    OutOfMemory => "out of memory",
+    Broken => "the device broke the rules of the ring",
+    Unresponsive => "the device does not answer any more",
+} }
+
+impl<B> From<(Self, B)> for QueueError {
+    fn from((error, _): (Self, B)) -> Self {
+        error
+    }
 }
 
 /// What comes back from a queue.
