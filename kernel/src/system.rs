@@ -99,7 +99,7 @@ async fn open_disk(server: &'static HttpServer, disks: Vec<&'static Disk>, opene
         // A few MiB of buffers where there is plenty of RAM, a few hundred KiB where there is not.
         let buffers = (ram >> 24).clamp(2, 16) as usize;
         if let Err(error) = disk.enlarge(buffers) {
-            log::warn!("no memory for disk buffers, reads are slower: {error:?}");
+            log::warn!("no memory for disk buffers, reads are slower: {error}");
         }
     }
     let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;

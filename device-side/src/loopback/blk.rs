@@ -138,7 +138,7 @@ impl Model for RamDisk {
             }
             for chain in chains {
                 if let Err(error) = self.request(chain, view) {
-                    log::debug!("loopback disk: a request was returned: {error:?}");
+                    log::debug!("loopback disk: a request was returned: {error}");
                 }
             }
         })

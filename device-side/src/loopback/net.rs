@@ -117,7 +117,7 @@ fn receive<N: DriverNotify>(
 
 fn log(result: Result<(), ChainError>) {
     if let Err(error) = result {
-        log::debug!("loopback network card: a buffer was returned: {error:?}");
+        log::debug!("loopback network card: a buffer was returned: {error}");
     }
 }
 

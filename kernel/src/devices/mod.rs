@@ -221,7 +221,7 @@ fn offer(start: PhysAddr, len: u64) {
         // SAFETY: firmware says that these are the registers of a function or the configuration space, and
         // drivers reach memory through them only by the tokens of `memory`.
         if let Err(error) = unsafe { memory::space().offer_mmio(frames) } {
-            log::debug!("{frames:?} is not offered: {error:?}");
+            log::debug!("{frames:?} is not offered: {error}");
         }
     }
 }

@@ -66,10 +66,15 @@ impl fmt::Display for InitError {
                     bytes >> 10
                 )
             }
-            other => write!(f, "cannot set up memory: {other:?}"),
+            Self::ImageNotMapped => f.write_str("the loader has not mapped all of the kernel"),
+            Self::BadRange => f.write_str("memory outside the address space"),
+            Self::Map(error) => write!(f, "memory cannot be mapped: {error}"),
+            Self::Alloc(error) => write!(f, "memory cannot be had: {error}"),
         }
     }
 }
+
+impl core::error::Error for InitError {}
 
 impl From<MapError> for InitError {
     fn from(error: MapError) -> Self {
@@ -175,7 +180,7 @@ pub fn claim_local_apic(address: u64) -> x86_64::VirtAddr {
     let offered = unsafe { space().offer_mmio(frames) };
     match offered.and_then(|()| space().claim_mmio(frames, None)) {
         Ok(pages) => x86_64::VirtAddr::from_ptr(REGISTERS.call_once(|| pages).as_ptr()),
-        Err(error) => panic!("the local APIC's registers at {address:#x} cannot be mapped: {error:?}"),
+        Err(error) => panic!("the local APIC's registers at {address:#x} cannot be mapped: {error}"),
     }
 }
 

@@ -61,6 +61,8 @@ impl fmt::Display for FileError {
     }
 }
 
+impl core::error::Error for FileError {}
+
 impl From<NoMemory> for FileError {
     fn from(_: NoMemory) -> Self {
         Self::OutOfMemory

@@ -1,7 +1,7 @@
 //! Paths: from a request target to a path on the disk and back, and text safe inside HTML.
 
 use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use crate::text::NoMemory;
 
@@ -13,6 +13,17 @@ pub enum PathError {
     /// There is no memory for the path.
     NoMemory,
 }
+
+impl fmt::Display for PathError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "not a path",
+            Self::NoMemory => "no memory",
+        })
+    }
+}
+
+impl core::error::Error for PathError {}
 
 impl From<NoMemory> for PathError {
     fn from(_: NoMemory) -> Self {
