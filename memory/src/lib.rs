@@ -17,7 +17,7 @@
 #![cfg_attr(not(feature = "mapper"), allow(dead_code, reason = "the mapper looks more closely at the rest"))]
 
 extern crate alloc;
-#[cfg(any(test, feature = "host", ringfence_loom))]
+#[cfg(any(test, feature = "host"))]
 extern crate std;
 
 mod address;

@@ -15,6 +15,8 @@ pub mod registers;
 #[cfg(not(ringfence_loom))]
 pub mod rig;
 pub mod ring;
+#[cfg(ringfence_loom)]
+pub mod shadow;
 pub mod tasks;
 
 pub use fake::*;

@@ -10,15 +10,14 @@
 //!
 //! What is accessed once as an integer is that integer's place: an access of another size, or a copy, panics.
 
-use alloc::rc::Rc;
-use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
-use core::sync::atomic::Ordering;
-use std::thread_local;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
-use loom::sync::atomic::AtomicU16;
+use loom::sync::atomic::{AtomicU16, fence};
 
-use crate::VolatileSlice;
+use ringfence_memory::VolatileSlice;
+use ringfence_memory::shadow::{Shadow, install};
 
 /// Bytes of an event suppression structure: a position, and flags.
 const PAIR: usize = 4;
@@ -56,6 +55,7 @@ pub fn cover(slices: &[VolatileSlice<'_>]) -> Cover {
     units.sort_by_key(|unit| unit.0);
     PLACES.with(|places| places.replace(units.iter().map(|_| Cell::default()).collect()));
     UNITS.with(|all| all.replace(units));
+    install(&Loom);
     Cover(())
 }
 
@@ -87,43 +87,61 @@ fn unit(at: usize) -> Option<Unit> {
     })
 }
 
-/// Loads an integer from `at`, if it is covered.
-pub(crate) fn load<const LEN: usize>(at: *const u8, order: Ordering) -> Option<[u8; LEN]> {
-    let mut bytes = [0; LEN];
-    check(at.addr(), LEN, Some((at.addr(), LEN)));
-    if LEN == 1 || LEN == 8 && order == Ordering::Relaxed {
-        return unordered_read(at, &mut bytes).then_some(bytes);
+struct Loom;
+
+impl Shadow for Loom {
+    fn load(&self, at: *const u8, bytes: &mut [u8], order: Ordering) -> bool {
+        check(at.addr(), bytes.len(), Some((at.addr(), bytes.len())));
+        if bytes.len() == 1 || bytes.len() == 8 && order == Ordering::Relaxed {
+            return unordered_read(at, bytes);
+        }
+        load(at.addr(), bytes, order).is_some()
     }
-    let (lower, [.., low, high]) = bytes.split_at_mut(LEN - 2) else { return None };
-    let order = if LEN == PAIR { Ordering::Acquire } else { order };
-    [*low, *high] = unit(at.addr() + LEN - 2)?.borrow().load(order).to_ne_bytes();
-    for (at, bytes) in (at.addr()..).step_by(2).zip(lower.chunks_exact_mut(2)) {
+
+    fn store(&self, at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
+        check(at.addr(), bytes.len(), Some((at.addr(), bytes.len())));
+        if bytes.len() == 1 || bytes.len() == 8 && order == Ordering::Relaxed {
+            return unordered_write(at, bytes);
+        }
+        store(at.addr(), bytes, order).is_some()
+    }
+
+    fn read(&self, at: *const u8, bytes: &mut [u8]) -> bool {
+        check(at.addr(), bytes.len(), None);
+        unordered_read(at, bytes)
+    }
+
+    fn write(&self, at: *mut u8, bytes: &[u8]) -> bool {
+        check(at.addr(), bytes.len(), None);
+        unordered_write(at, bytes)
+    }
+
+    fn fence(&self, order: Ordering) -> bool {
+        fence(order);
+        true
+    }
+}
+
+/// Loads an integer from `at`, if it is covered: its last unit in `order`.
+fn load(at: usize, bytes: &mut [u8], order: Ordering) -> Option<()> {
+    let order = if bytes.len() == PAIR { Ordering::Acquire } else { order };
+    let (lower, last) = bytes.split_last_chunk_mut()?;
+    *last = unit(at + lower.len())?.borrow().load(order).to_ne_bytes();
+    for (at, bytes) in (at..).step_by(2).zip(lower.chunks_exact_mut(2)) {
         bytes.copy_from_slice(&unit(at)?.borrow().load(Ordering::Relaxed).to_ne_bytes());
     }
-    Some(bytes)
+    Some(())
 }
 
 /// Stores an integer to `at`, if it is covered.
-pub(crate) fn store(at: *mut u8, bytes: &[u8], order: Ordering) -> bool {
-    check(at.addr(), bytes.len(), Some((at.addr(), bytes.len())));
-    let Some((lower, [low, high])) = bytes.split_last_chunk() else { return unordered_write(at, bytes) };
-    if bytes.len() == 8 && order == Ordering::Relaxed {
-        return unordered_write(at, bytes);
-    }
-    for (at, pair) in (at.addr()..).step_by(2).zip(lower.chunks_exact(2)) {
-        let Some(unit) = unit(at) else { return false };
-        unit.borrow().store(u16::from_ne_bytes([pair[0], pair[1]]), Ordering::Relaxed);
-    }
-    let Some(unit) = unit(at.addr() + lower.len()) else { return false };
+fn store(at: usize, bytes: &[u8], order: Ordering) -> Option<()> {
     let order = if bytes.len() == PAIR { Ordering::Release } else { order };
-    unit.borrow().store(u16::from_ne_bytes([*low, *high]), order);
-    true
-}
-
-/// Copies to `bytes` from `at`, if all of it is covered.
-pub(crate) fn read(at: *const u8, bytes: &mut [u8]) -> bool {
-    check(at.addr(), bytes.len(), None);
-    unordered_read(at, bytes)
+    let (lower, last) = bytes.split_last_chunk()?;
+    for (at, pair) in (at..).step_by(2).zip(lower.chunks_exact(2)) {
+        unit(at)?.borrow().store(u16::from_ne_bytes([pair[0], pair[1]]), Ordering::Relaxed);
+    }
+    unit(at + lower.len())?.borrow().store(u16::from_ne_bytes(*last), order);
+    Some(())
 }
 
 fn unordered_read(at: *const u8, bytes: &mut [u8]) -> bool {
@@ -133,12 +151,6 @@ fn unordered_read(at: *const u8, bytes: &mut [u8]) -> bool {
         *byte = unsafe { unit.borrow().unsync_load() }.to_ne_bytes()[at & 1];
     }
     true
-}
-
-/// Copies `bytes` to `at`, if all of it is covered.
-pub(crate) fn write(at: *mut u8, bytes: &[u8]) -> bool {
-    check(at.addr(), bytes.len(), None);
-    unordered_write(at, bytes)
 }
 
 fn unordered_write(at: *mut u8, bytes: &[u8]) -> bool {

@@ -296,7 +296,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
         let to = self.accessible(offset, buf.len(), Direction::ToDevice)?;
         #[cfg(ringfence_loom)]
-        if crate::shared::shadow::write(to.as_ptr(), buf) {
+        if crate::shared::shadow::ask(|shadow| shadow.write(to.as_ptr(), buf)) {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
@@ -309,7 +309,7 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
         let from = self.accessible(offset, buf.len(), Direction::FromDevice)?;
         #[cfg(ringfence_loom)]
-        if crate::shared::shadow::read(from.as_ptr(), buf) {
+        if crate::shared::shadow::ask(|shadow| shadow.read(from.as_ptr(), buf)) {
             return Ok(());
         }
         // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
@@ -419,10 +419,11 @@ impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileArrayRef<
 /// The fence for protocols over shared memory.
 #[inline]
 pub fn fence(order: Ordering) {
-    #[cfg(not(ringfence_loom))]
-    core::sync::atomic::fence(order);
     #[cfg(ringfence_loom)]
-    loom::sync::atomic::fence(order);
+    if crate::shared::shadow::ask(|shadow| shadow.fence(order)) {
+        return;
+    }
+    core::sync::atomic::fence(order);
 }
 
 mod sealed {
@@ -448,8 +449,11 @@ macro_rules! atomic_access {
             #[inline(always)]
             unsafe fn load(at: NonNull<Self>, order: Ordering) -> Self {
                 #[cfg(ringfence_loom)]
-                if let Some(bytes) = crate::shared::shadow::load(at.as_ptr().cast(), order) {
-                    return Self::from_ne_bytes(bytes);
+                {
+                    let mut bytes = [0; size_of::<Self>()];
+                    if crate::shared::shadow::ask(|shadow| shadow.load(at.as_ptr().cast(), &mut bytes, order)) {
+                        return Self::from_ne_bytes(bytes);
+                    }
                 }
                 // SAFETY: aligned and valid by this function's contract; no access to shared memory is plain
                 // (for races of different sizes see `VolatileSlice`).
@@ -458,8 +462,11 @@ macro_rules! atomic_access {
             #[inline(always)]
             unsafe fn store(at: NonNull<Self>, value: Self, order: Ordering) {
                 #[cfg(ringfence_loom)]
-                if crate::shared::shadow::store(at.as_ptr().cast(), &value.to_ne_bytes(), order) {
-                    return;
+                {
+                    let (at, bytes) = (at.as_ptr().cast(), value.to_ne_bytes());
+                    if crate::shared::shadow::ask(|shadow| shadow.store(at, &bytes, order)) {
+                        return;
+                    }
                 }
                 // SAFETY: as in `load`.
                 unsafe { <$atomic>::from_ptr(at.as_ptr()) }.store(value, order)

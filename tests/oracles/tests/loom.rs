@@ -13,9 +13,9 @@ use ringfence_device_side::chain::{ReadableChain, WritableChain};
 use ringfence_device_side::queue::{Position, RingMemory};
 use ringfence_drivers::virtio::features::{EVENT_IDX, IN_ORDER, RING_PACKED, VERSION_1};
 use ringfence_drivers::virtio::{BufferList, Device, DeviceType, Queue, QueueOptions};
-use ringfence_memory::shadow::{Cover, cover};
 use ringfence_memory::{DmaBuf, DmaPool, DmaSnapshot, DmaWindows, fuchsia::DeviceRange};
 use ringfence_testkit::bench::no_controls;
+use ringfence_testkit::shadow::{Cover, cover};
 use ringfence_testkit::{Fake, FakeNotifier, FakeTransport, grant};
 
 /// Bytes of a question and of its answer.
