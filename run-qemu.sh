@@ -19,7 +19,7 @@ set_up_compiler() {
     [ ${#packages[@]} -eq 0 ] && return
     local install="apt-get install -y --no-install-recommends ${packages[*]}"
     if ! command -v apt-get >/dev/null; then
-        echo "run-qemu.sh: needs Rust 1.90 or newer and a C compiler: install rustup (https://rustup.rs) and gcc" >&2
+        echo "run-qemu.sh: needs Rust 1.91 or newer and a C compiler: install rustup (https://rustup.rs) and gcc" >&2
         exit 1
     elif [ "$(id -u)" -ne 0 ]; then
         echo "run-qemu.sh: a compiler is missing and only root may install it. Run: sudo apt-get update && sudo $install" >&2

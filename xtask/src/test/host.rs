@@ -40,7 +40,7 @@ pub fn checks() -> Vec<Test> {
     let checks = [
         ("check::fmt", "fmt --all --check -- --color never"),
         ("check::fmt_uefi_image", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never"),
-        ("check::clippy", "clippy --all-targets"),
+        ("check::clippy", "clippy --all-targets -- -D warnings"),
         ("check::doc", "doc --no-deps"),
     ];
     let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(line)));
