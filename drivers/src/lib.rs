@@ -17,8 +17,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 #![cfg_attr(
-    not(all(feature = "blk", feature = "net")),
-    allow(dead_code, unused_imports, reason = "the core has what either driver needs")
+    not(all(feature = "blk", feature = "net", feature = "packed", feature = "in-order")),
+    allow(dead_code, unused_imports, reason = "the rest has what these need")
 )]
 #![cfg_attr(
     not(test),

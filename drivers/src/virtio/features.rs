@@ -23,11 +23,12 @@ pub const NOTIFICATION_DATA: u64 = 1 << 38;
 pub const RING_RESET: u64 = 1 << 40;
 
 /// What queues are made of: accepted whatever the device is, if its driver's user wants it.
-pub const QUEUES: u64 = INDIRECT_DESC | EVENT_IDX | PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET;
-/// [`RING_PACKED`], if there are such rings here.
-const PACKED: u64 = if cfg!(feature = "packed") { RING_PACKED } else { 0 };
-/// What can be accepted whoever wants it.
-pub(super) const POSSIBLE: u64 = !RING_PACKED | PACKED;
+pub const QUEUES: u64 =
+    (INDIRECT_DESC | EVENT_IDX | RING_PACKED | IN_ORDER | NOTIFICATION_DATA | RING_RESET) & POSSIBLE;
+
+/// All bits but those of the rings that are left out.
+pub(super) const POSSIBLE: u64 = !(if cfg!(feature = "packed") { 0 } else { RING_PACKED }
+    | if cfg!(feature = "in-order") { 0 } else { IN_ORDER });
 
 /// Of a block device (5.2.3).
 pub mod block {

@@ -3,6 +3,7 @@
 mod buffer_list;
 mod chain;
 mod controls;
+#[cfg(feature = "in-order")]
 mod in_order;
 mod indirect;
 #[cfg(feature = "packed")]
@@ -16,6 +17,7 @@ mod split;
 use ringfence_memory::{DmaWindows, Life, Quiet};
 
 use super::{DriverOk, Error, Notify, QueueSetup, QueueShape, features};
+#[cfg(feature = "in-order")]
 use in_order::InOrder;
 #[cfg(feature = "packed")]
 use packed::PackedRing;
@@ -120,8 +122,9 @@ enum Format {
     Split(SplitRing),
     #[cfg(feature = "packed")]
     Packed(PackedRing),
+    #[cfg(feature = "in-order")]
     SplitInOrder(InOrder<SplitRing>),
-    #[cfg(feature = "packed")]
+    #[cfg(all(feature = "packed", feature = "in-order"))]
     PackedInOrder(InOrder<PackedRing>),
 }
 
@@ -132,8 +135,9 @@ macro_rules! with_ring {
             Format::Split($ring) => $do,
             #[cfg(feature = "packed")]
             Format::Packed($ring) => $do,
+            #[cfg(feature = "in-order")]
             Format::SplitInOrder($ring) => $do,
-            #[cfg(feature = "packed")]
+            #[cfg(all(feature = "packed", feature = "in-order"))]
             Format::PackedInOrder($ring) => $do,
         }
     };
@@ -215,12 +219,13 @@ impl NewQueue {
         #[cfg(feature = "packed")]
         let packed = || PackedRing::new(windows, layout, event_index);
         let format = match (has(features::RING_PACKED), has(features::IN_ORDER)) {
-            #[cfg(feature = "packed")]
-            (true, false) => Format::Packed(packed()?),
-            #[cfg(feature = "packed")]
+            #[cfg(all(feature = "packed", feature = "in-order"))]
             (true, true) => Format::PackedInOrder(InOrder::new(packed()?, &layout)?),
-            (_, false) => Format::Split(split()?),
-            (_, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
+            #[cfg(feature = "in-order")]
+            (false, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
+            #[cfg(feature = "packed")]
+            (true, _) => Format::Packed(packed()?),
+            _ => Format::Split(split()?),
         };
         Ok(Self { format, layout })
     }
@@ -375,8 +380,9 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             Format::Split(ring) => self.slots.submit(ring, buffers, request),
             #[cfg(feature = "packed")]
             Format::Packed(ring) => self.slots.submit(ring, buffers, request),
+            #[cfg(feature = "in-order")]
             Format::SplitInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
-            #[cfg(feature = "packed")]
+            #[cfg(all(feature = "packed", feature = "in-order"))]
             Format::PackedInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
         };
         slot.map(|slot| Ticket::new(slot, number))
