@@ -4,6 +4,12 @@ mod calls;
 mod queue;
 mod request;
 mod shared;
+#[cfg(any(
+    feature = "embedded-storage",
+    feature = "embedded-storage-async",
+    feature = "block-device-driver"
+))]
+mod storage;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -22,6 +28,10 @@ pub use crate::virtio::Ticket;
 pub use queue::BlockQueue;
 pub use request::{Request, RequestError};
 pub use shared::{Patience, SharedQueue, Transfer};
+#[cfg(any(feature = "embedded-storage-async", feature = "block-device-driver"))]
+pub use storage::SharedStorage;
+#[cfg(feature = "embedded-storage")]
+pub use storage::Storage;
 
 /// Bytes in a sector: the unit of [`Request`]'s `sector` and of the capacity, whatever the block size.
 pub const SECTOR_SIZE: usize = 512;

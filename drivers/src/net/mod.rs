@@ -1,8 +1,10 @@
 //! Virtio network devices (section 5.1): whole frames, no offloads, one pair of queues or several.
 
 mod control;
+#[cfg(feature = "embassy-net-driver")]
+mod embassy;
 mod pair;
-#[cfg(feature = "smoltcp")]
+#[cfg(any(feature = "smoltcp", feature = "embassy-net-driver"))]
 mod phy;
 
 use alloc::vec::Vec;
@@ -15,8 +17,10 @@ use crate::virtio::{Device, DeviceType, DriverOk, Error, Offer, Transport, featu
 
 use control::COMMAND_LIMIT;
 pub use control::NetControl;
+#[cfg(feature = "embassy-net-driver")]
+pub use embassy::EmbassyNet;
 pub use pair::{NetPair, RxFrame, TxFrame};
-#[cfg(feature = "smoltcp")]
+#[cfg(any(feature = "smoltcp", feature = "embassy-net-driver"))]
 pub use phy::Phy;
 
 /// What several pairs need.

@@ -1,19 +1,23 @@
-//! The network driver as a device of smoltcp.
+//! The network driver for stacks that work on slices: a device of smoltcp, and what
+//! the driver of embassy-net is made of.
 //!
-//! smoltcp works on slices, and no reference to DMA memory may exist: frames are copied once in each
+//! They work on slices, and no reference to DMA memory may exist: frames are copied once in each
 //! direction, through private buffers.
 
 use alloc::boxed::Box;
 use alloc::vec;
 use core::time::Duration;
 
-use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
-use smoltcp::time::Instant;
+#[cfg(feature = "smoltcp")]
+use smoltcp::{
+    phy::{Device, DeviceCapabilities, RxToken, TxToken},
+    time::Instant,
+};
 
 use super::{ETHERNET_HEADER_LEN, MAX_FRAME_LEN, Net, NetPair, RxFrame};
 use crate::virtio::{Notify, QueueError, Transport};
 
-/// A network driver with buffers for the frame that smoltcp looks at, and the one that it writes.
+/// A network driver with buffers for the frame that the stack looks at, and the one that it writes.
 ///
 /// It takes frames from all pairs in turn, and answers through the pair that a frame came from. Call
 /// [`kick`](Self::kick) after each `Interface::poll`: that is when frames go out.
@@ -103,8 +107,30 @@ impl<T: Transport> Phy<T> {
         }
         len.map(|len| (number, len))
     }
+
+    /// The next frame, and room for an answer. `None` also while nothing can be sent, since the stack may want
+    /// to answer. A broken ring looks like silence: [`is_broken`](Self::is_broken) tells the difference.
+    pub(super) fn next_frame(&mut self) -> Option<(Received<'_>, Transmit<'_, T::Notifier>)> {
+        let (number, len) = (0..self.net.pairs()).find_map(|ahead| self.receive_from(ahead))?;
+        self.next = number.wrapping_add(1);
+        let frame = self.received.get_mut(..len)?;
+        let pair = self.net.split().1.nth(number)?;
+        Some((Received(frame), Transmit { pair, buffer: &mut self.to_send }))
+    }
+
+    /// Room for a frame.
+    pub(super) fn room(&mut self) -> Option<Transmit<'_, T::Notifier>> {
+        let pair = self.net.split().1.find_map(|pair| pair.can_send().then_some(pair))?;
+        Some(Transmit { pair, buffer: &mut self.to_send })
+    }
+
+    /// The longest frame to send, in bytes.
+    pub(super) fn longest(&self) -> usize {
+        usize::from(self.net.mtu()).saturating_add(ETHERNET_HEADER_LEN)
+    }
 }
 
+#[cfg(feature = "smoltcp")]
 impl<T: Transport> Device for Phy<T> {
     type RxToken<'a>
         = Received<'a>
@@ -118,28 +144,24 @@ impl<T: Transport> Device for Phy<T> {
     /// `None` also while nothing can be sent, since smoltcp may want to answer. A broken ring looks like
     /// silence: [`NetPair::receive`] tells the difference.
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Transmit<'_, T::Notifier>)> {
-        let (number, len) = (0..self.net.pairs()).find_map(|ahead| self.receive_from(ahead))?;
-        self.next = number.wrapping_add(1);
-        let frame = self.received.get(..len)?;
-        let pair = self.net.split().1.nth(number)?;
-        Some((Received(frame), Transmit { pair, buffer: &mut self.to_send }))
+        self.next_frame()
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Transmit<'_, T::Notifier>> {
-        let pair = self.net.split().1.find_map(|pair| pair.can_send().then_some(pair))?;
-        Some(Transmit { pair, buffer: &mut self.to_send })
+        self.room()
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
-        capabilities.max_transmission_unit = usize::from(self.net.mtu()).saturating_add(ETHERNET_HEADER_LEN);
+        capabilities.max_transmission_unit = self.longest();
         capabilities
     }
 }
 
 /// A frame that was received.
-pub struct Received<'a>(&'a [u8]);
+pub struct Received<'a>(pub(super) &'a mut [u8]);
 
+#[cfg(feature = "smoltcp")]
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
         read(self.0)
@@ -152,15 +174,24 @@ pub struct Transmit<'a, N> {
     buffer: &'a mut [u8],
 }
 
-impl<N: Notify> TxToken for Transmit<'_, N> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
+impl<'a, N: Notify> Transmit<'a, N> {
+    /// Sends the frame of `len` bytes that `write` writes. The device learns of it with the next kick, for
+    /// which the pair is.
+    pub(super) fn send<R>(self, len: usize, write: impl FnOnce(&mut [u8]) -> R) -> (R, &'a mut NetPair<N>) {
         let Some(frame) = self.buffer.get_mut(..len) else {
             // Longer than the capabilities allow: it cannot be sent.
-            return write(&mut vec![0; len]);
+            return (write(&mut vec![0; len]), self.pair);
         };
         let result = write(frame);
         send(self.pair, frame);
-        result
+        (result, self.pair)
+    }
+}
+
+#[cfg(feature = "smoltcp")]
+impl<N: Notify> TxToken for Transmit<'_, N> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
+        self.send(len, write).0
     }
 }
 
