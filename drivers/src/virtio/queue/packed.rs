@@ -26,6 +26,10 @@ const DISABLE: u32 = (Event::DISABLE as u32) << Event::FLAGS;
 const DESC: u32 = (Event::DESC as u32) << Event::FLAGS;
 const EVENT_FLAGS: u32 = u32::MAX << Event::FLAGS;
 
+/// Event suppression structures in a cache line. Each of the two has a line of its own, behind the
+/// descriptors: what the device might write over the driver's, it alone reads.
+const LINE: usize = 16;
+
 /// A position in the ring: an index, and the wrap counter there (2.8.1).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Position {
@@ -104,13 +108,13 @@ impl PackedRing {
     /// A ring of `layout.size` descriptors.
     pub(super) fn new(windows: &DmaWindows, layout: Layout, event_index: bool) -> Result<Self, Error> {
         let size = usize::from(layout.size);
-        let descriptors = DescriptorTable::new(windows, size, 0, Direction::Both)?;
-        let driver = windows.allocate_for(size_of::<u32>(), Direction::ToDevice)?;
-        let device = windows.allocate_for(size_of::<u32>(), Direction::FromDevice)?;
+        let descriptors = DescriptorTable::new(windows, size, 8 * LINE, Direction::Both)?;
+        let events = descriptors.array_after(2 * LINE)?;
+        let event = |at| events.part(at, 1).ok_or(Error::BadConfig);
         Ok(Self {
             descriptors,
-            driver_event: driver.array(0, 1)?,
-            device_event: device.array(0, 1)?,
+            driver_event: event(0)?,
+            device_event: event(LINE)?,
             tables: Tables::new(windows, &layout)?,
             layout,
             event_index,
