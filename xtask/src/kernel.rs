@@ -41,6 +41,14 @@ pub fn build_bench(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
     built.into_iter().next().map(|(_, file)| file).context("cargo built no benchmark")
 }
 
+/// Builds the kernel that is nothing but a user of the drivers, with `features` of its own; returns its ELF.
+pub fn build_small(toolchain: &Toolchain, features: &str) -> Result<PathBuf> {
+    let package = ["build", "--profile", "small", "--package", "ringfence-sizes", "--features", features];
+    let (built, complete) = build_executables(toolchain, "bin", &package)?;
+    ensure!(complete, "the kernel with {features:?} did not build");
+    built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-sizes")
+}
+
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
 pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf> {
     // Tests ask for images side by side, and two of them may want the same.

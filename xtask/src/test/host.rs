@@ -41,7 +41,10 @@ pub fn checks() -> Vec<Test> {
         ("check::fmt", "fmt --all --check -- --color never"),
         ("check::fmt_uefi_image", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never"),
         ("check::clippy", "clippy --all-targets -- -D warnings"),
-        ("check::doc", "doc --no-deps"),
+        (
+            "check::doc",
+            "doc --no-deps --features ringfence-drivers/smoltcp,ringfence-drivers/embedded-storage",
+        ),
     ];
     let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(line)));
     checks.chain([Test::new(TSAN, thread_sanitizer)]).collect()

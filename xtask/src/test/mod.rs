@@ -3,6 +3,7 @@
 //! outside).
 
 mod client;
+mod crates;
 mod documents;
 mod fuzz;
 mod host;
@@ -79,6 +80,7 @@ pub fn test(filter: &str) -> Result<u8> {
     if is_section("check") {
         tests.extend(host::checks());
         tests.extend(fuzz::checks());
+        tests.extend(crates::checks(&toolchain));
         tests.push(Test::new(documents::NAME, documents::check));
     }
     if is_section("host") {

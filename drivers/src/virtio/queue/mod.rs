@@ -117,6 +117,7 @@ pub struct QueueOptions {
 
 /// A queue's memory, in the format that was negotiated.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one for each queue")]
 #[repr(u8)] // A tag of its own: which of the first two it is costs one comparison.
 enum Format {
     Split(SplitRing),
