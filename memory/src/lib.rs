@@ -23,6 +23,7 @@ extern crate std;
 mod address;
 #[cfg(feature = "mapper")]
 mod allocator;
+mod atomic;
 #[cfg(feature = "mapper")]
 mod audit;
 mod device;
@@ -66,6 +67,7 @@ pub use allocator::{
     AllocError, AllocatedFrames, AllocatedPages, FrameAllocator, FrameRequest, Owner, PageAllocator,
     PageRequest,
 };
+pub use atomic::AtomicU64;
 #[cfg(feature = "mapper")]
 pub use audit::{Audit, Finding, Report};
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

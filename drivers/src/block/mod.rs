@@ -15,10 +15,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::iter;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use ringfence_memory::{DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
+use ringfence_memory::{AtomicU64, DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
 use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, Offer, QueueOptions, Transport, features};
 

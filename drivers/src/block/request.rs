@@ -1,9 +1,9 @@
 //! Block requests: what they are checked for, how they lie in the ring, and how they end.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
-use ringfence_memory::{Direction, DmaBuf, DmaWindows, Segment};
+use ringfence_memory::{AtomicU64, Direction, DmaBuf, DmaWindows, Segment};
 
 use super::{Geometry, ID_LEN, SECTOR_SIZE};
 use crate::virtio::{Buffers, Controls, Ends, Error, QueueError, UsedChain, sealed};

@@ -6,12 +6,12 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
 
 use super::segment::LONGEST;
 use super::windows::WindowTable;
 use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
-use crate::{Bytes, Direction, PAGE_SIZE, PlatformError, VolatileError, VolatileSlice};
+use crate::{AtomicU64, Bytes, Direction, PAGE_SIZE, PlatformError, VolatileError, VolatileSlice};
 
 /// Equal buffers, lent by value.
 ///

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use super::registry::DmaRegistry;
@@ -12,7 +12,7 @@ use super::{DmaAddr, DmaError, DmaSnapshot, DmaWindow, Life, Quiet, ResetError};
 use crate::lock::{Guard, Level, Lock};
 use crate::platform::wait;
 use crate::{
-    DeviceId, Direction, DmaMemory, Platform,
+    AtomicU64, DeviceId, Direction, DmaMemory, Platform,
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 

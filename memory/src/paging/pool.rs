@@ -1,13 +1,11 @@
 //! The frames that page tables live in.
 
 use core::ops::Range;
-use core::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Release},
-};
+use core::sync::atomic::Ordering::{Acquire, Release};
 
 use super::MapError;
 use super::pte::{LOW_PAGES, Pte};
+use crate::AtomicU64;
 use crate::address::PAGE_SIZE;
 use crate::paging::tlb::Flushed;
 use crate::range::FrameRange;

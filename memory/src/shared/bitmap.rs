@@ -3,9 +3,9 @@
 
 use alloc::vec::Vec;
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
-use crate::PAGE_SIZE;
+use crate::{AtomicU64, PAGE_SIZE};
 
 /// Records writes by byte offset.
 pub trait Bitmap {

@@ -4,13 +4,12 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU64;
 
 use super::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes,
     GuestMemoryResult, MemoryRegionAddress, NewBitmap, RegionSlice, region_offset,
 };
-use crate::VolatileSlice;
+use crate::{AtomicU64, VolatileSlice};
 
 /// Why regions make no collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,8 @@ mod collection;
 mod copy;
 mod driver_mem;
 mod guest_memory;
+#[cfg(any(test, not(target_has_atomic = "64")))]
+mod halves;
 #[cfg(feature = "mapper")]
 mod phys_map;
 #[cfg(ringfence_loom)]
