@@ -49,6 +49,29 @@ pub fn build_small(toolchain: &Toolchain, features: &str) -> Result<PathBuf> {
     built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-sizes")
 }
 
+/// What the library crates are checked for besides the host: processors of 64 and 32 bits, of both byte orders.
+const TARGETS: [&str; 6] = [
+    "aarch64-unknown-none",
+    "aarch64_be-unknown-none-softfloat",
+    "riscv32imac-unknown-none-elf",
+    "riscv64gc-unknown-none-elf",
+    "thumbv7em-none-eabi",
+    "x86_64-unknown-none",
+];
+const LIBRARIES: [&str; 3] = ["ringfence-memory", "ringfence-drivers", "ringfence-device-side"];
+
+/// Checks the library crates for each of [`TARGETS`]. None of them need be installed.
+pub fn check_targets(toolchain: &Toolchain) -> Result<()> {
+    let mut command = cargo(toolchain, root());
+    command.args(["check", "--quiet", "-Zbuild-std=core,alloc", "--target-dir"]);
+    command.arg(target()?.join("targets"));
+    command.args(TARGETS.iter().flat_map(|target| ["--target", target]));
+    command.args(LIBRARIES.iter().flat_map(|name| ["--package", name]));
+    let output = command.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 /// Wraps `kernel` in a disk image that UEFI firmware boots. Made anew only if the kernel is newer.
 pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf> {
     // Tests ask for images side by side, and two of them may want the same.

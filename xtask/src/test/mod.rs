@@ -81,6 +81,8 @@ pub fn test(filter: &str) -> Result<u8> {
         tests.extend(host::checks());
         tests.extend(fuzz::checks());
         tests.extend(crates::checks(&toolchain));
+        let for_targets = toolchain.clone();
+        tests.push(Test::new("check::targets", move || kernel::check_targets(&for_targets)));
         tests.push(Test::new(documents::NAME, documents::check));
     }
     if is_section("host") {
