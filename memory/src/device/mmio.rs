@@ -1,5 +1,5 @@
 //! Device registers: a claimed range, and typed registers in it that are read and written exactly once per
-//! call.
+//! call. They are little-endian (virtio 1.4, 4.1.3 and 4.2.2; PCI 3.0, 6.1), values are as the CPU has them.
 
 use alloc::sync::Arc;
 use core::fmt;
@@ -127,12 +127,10 @@ unsafe fn read<T: AtomicAccess>(at: NonNull<T>) -> T {
     // access for a plain one.
     #[cfg(ringfence_tsan)]
     // SAFETY: this function's contract.
-    return unsafe { T::load(at, Ordering::Relaxed) };
+    return unsafe { T::load(at, Ordering::Relaxed) }.le();
     #[cfg(not(ringfence_tsan))]
     // SAFETY: this function's contract.
-    unsafe {
-        at.read_volatile()
-    }
+    unsafe { at.read_volatile() }.le()
 }
 
 /// # Safety
@@ -141,11 +139,11 @@ unsafe fn read<T: AtomicAccess>(at: NonNull<T>) -> T {
 unsafe fn write<T: AtomicAccess>(at: NonNull<T>, value: T) {
     #[cfg(ringfence_tsan)]
     // SAFETY: this function's contract.
-    return unsafe { T::store(at, value, Ordering::Relaxed) };
+    return unsafe { T::store(at, value.le(), Ordering::Relaxed) };
     #[cfg(not(ringfence_tsan))]
     // SAFETY: this function's contract.
     unsafe {
-        at.write_volatile(value)
+        at.write_volatile(value.le())
     }
 }
 
