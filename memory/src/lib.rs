@@ -73,9 +73,9 @@ pub use audit::{Audit, Finding, Report};
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub use device::ConfigPorts;
 pub use device::{
-    BAR_COUNT, Bar, BegunReset, Capability, ClaimError, CommonConfig, ConfigAccess, ConfigSpace, DmaGrant,
-    Ecam, MmioClaims, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress,
-    Register, SetQueueError, VirtioPci, VirtioPciError, common,
+    BAR_COUNT, Bar, BegunReset, Capability, ClaimError, CommonConfig, ConfigAccess, ConfigSpace,
+    DeviceControl, DmaGrant, Ecam, MmioClaims, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier,
+    NotifyConfig, PciAddress, Register, SetQueueError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
     DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,

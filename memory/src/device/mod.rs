@@ -10,6 +10,7 @@ mod capability;
 mod claims;
 mod common_config;
 mod config;
+mod control;
 mod mmio;
 mod msix;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
@@ -21,8 +22,9 @@ pub use capability::Capability;
 #[cfg(feature = "mapper")]
 pub(crate) use claims::Claims;
 pub use claims::{ClaimError, MmioClaims};
-pub use common_config::{BegunReset, CommonConfig, SetQueueError, common};
+pub use common_config::{CommonConfig, common};
 pub use config::{ConfigAccess, ConfigSpace, DmaGrant, Ecam, MsiMessage, PciAddress};
+pub use control::{BegunReset, DeviceControl, SetQueueError};
 pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]

@@ -44,7 +44,7 @@ fn reset_that_is_only_said(transport: &mut PciTransport, windows: &DmaWindows) -
 }
 
 fn status_written(common: &CommonConfig) {
-    common.status.write(0); //~ E0616 status_written
+    common.registers.write_status(0); //~ E0616 status_written
 }
 
 fn torn_field(device: &Device<PciTransport>) {
