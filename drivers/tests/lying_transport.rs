@@ -48,7 +48,7 @@ impl Transport for Liar {
     fn set_driver_features(&mut self, features: u64) {
         self.inner.set_driver_features(features);
     }
-    fn config_generation(&self) -> u8 {
+    fn config_generation(&self) -> u32 {
         self.inner.config_generation()
     }
     fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {

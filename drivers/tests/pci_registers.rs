@@ -107,9 +107,9 @@ fn an_unplugged_device_masters_the_bus_no_more() {
 fn the_generation_of_a_configuration() {
     let card = card(&qemu_capabilities());
     let transport = card.transport().unwrap();
-    for generation in [0, 1, 2, 0x7f, 0xa5, 0xff] {
+    for generation in [0_u8, 1, 2, 0x7f, 0xa5, 0xff] {
         card.registers.slice().write_obj(generation, GENERATION).unwrap();
-        assert_eq!(transport.config_generation(), generation);
+        assert_eq!(transport.config_generation(), generation.into());
     }
 }
 

@@ -97,7 +97,7 @@ impl Transport for Liar {
         self.inner.borrow_mut().set_driver_features(features);
     }
 
-    fn config_generation(&self) -> u8 {
+    fn config_generation(&self) -> u32 {
         self.inner.borrow().config_generation()
     }
 

@@ -280,8 +280,8 @@ impl Transport for FakeTransport {
         model.events.push(Event::Features(features));
     }
 
-    fn config_generation(&self) -> u8 {
-        self.model().generation
+    fn config_generation(&self) -> u32 {
+        self.model().generation.into()
     }
 
     fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {

@@ -256,7 +256,7 @@ impl<M: Model> Transport for Loopback<M> {
         self.0.borrow_mut().features = features;
     }
 
-    fn config_generation(&self) -> u8 {
+    fn config_generation(&self) -> u32 {
         // It never changes.
         0
     }

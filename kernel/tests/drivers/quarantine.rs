@@ -72,7 +72,7 @@ impl Transport for Unproven {
         self.transport.borrow_mut().set_driver_features(features);
     }
 
-    fn config_generation(&self) -> u8 {
+    fn config_generation(&self) -> u32 {
         self.transport.borrow().config_generation()
     }
 

@@ -104,7 +104,7 @@ pub trait Transport {
     fn set_driver_features(&mut self, features: u64);
 
     /// Changes whenever the device configuration does.
-    fn config_generation(&self) -> u8;
+    fn config_generation(&self) -> u32;
 
     /// Reads the device configuration field at `offset` in one access.
     fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error>;

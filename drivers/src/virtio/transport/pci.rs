@@ -197,8 +197,8 @@ impl Transport for PciTransport {
         }
     }
 
-    fn config_generation(&self) -> u8 {
-        self.registers.common.read(common::CONFIG_GENERATION).unwrap_or(status::GONE)
+    fn config_generation(&self) -> u32 {
+        self.registers.common.read(common::CONFIG_GENERATION).unwrap_or(status::GONE).into()
     }
 
     fn read_config<V: ConfigField>(&self, offset: usize) -> Result<V, Error> {
