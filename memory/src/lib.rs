@@ -74,8 +74,9 @@ pub use audit::{Audit, Finding, Report};
 pub use device::ConfigPorts;
 pub use device::{
     BAR_COUNT, Bar, BegunReset, Capability, ClaimError, CommonConfig, ConfigAccess, ConfigSpace,
-    DeviceControl, DmaGrant, Ecam, MmioClaims, MmioError, MmioRegion, MsiMessage, MsixTable, Notifier,
-    NotifyConfig, PciAddress, Register, SetQueueError, VirtioPci, VirtioPciError, common,
+    DeviceControl, DmaGrant, Ecam, MmioClaims, MmioError, MmioInterrupts, MmioNotifier, MmioRegion,
+    MsiMessage, MsixTable, Notifier, NotifyConfig, PciAddress, Register, SetQueueError, VirtioMmio,
+    VirtioMmioError, VirtioPci, VirtioPciError, common,
 };
 pub use dma::{
     DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,

@@ -7,7 +7,9 @@ mod transport;
 
 use core::fmt;
 
-use ringfence_memory::{DmaError, MmioError, PlatformError, ResetError, VirtioPciError};
+use ringfence_memory::{
+    DmaError, MmioError, PlatformError, ResetError, SetQueueError, VirtioMmioError, VirtioPciError,
+};
 
 #[cfg(feature = "blk")]
 use crate::block::{Request, RequestError};
@@ -147,6 +149,28 @@ impl From<ResetError> for Error {
         match error {
             ResetError::Timeout => Self::ResetTimeout,
             ResetError::WrongDevice => Self::Dma(DmaError::WrongDevice),
+        }
+    }
+}
+
+impl Error {
+    /// Why queue `index` was not set up.
+    fn of_queue(index: u16, error: SetQueueError) -> Self {
+        match error {
+            SetQueueError::Dma(error) => error.into(),
+            SetQueueError::NotGranted | SetQueueError::WrongFormat => Self::WrongState,
+            SetQueueError::Unavailable => Self::QueueUnavailable(index),
+            SetQueueError::Refused => Self::QueueRefused(index),
+        }
+    }
+}
+
+impl From<VirtioMmioError> for Error {
+    fn from(error: VirtioMmioError) -> Self {
+        match error {
+            VirtioMmioError::Unknown | VirtioMmioError::Empty => Self::WrongType,
+            VirtioMmioError::Legacy => Self::LegacyOnly,
+            VirtioMmioError::Mmio(error) => Self::Mmio(error),
         }
     }
 }

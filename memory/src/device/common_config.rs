@@ -160,6 +160,9 @@ impl CommonRegisters {
 }
 
 impl ControlRegisters for CommonRegisters {
+    /// The bus-master bit has it.
+    const NEEDS_GRANT: bool = false;
+
     fn device(&self) -> DeviceId {
         self.config.address().id()
     }

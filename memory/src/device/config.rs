@@ -183,6 +183,11 @@ impl DmaGrant {
         }
     }
 
+    /// Whether it is for `device`, on the bus.
+    pub(super) fn is_for(&self, device: DeviceId) -> bool {
+        self.device == device && self.side == Side::Bus
+    }
+
     /// The device that the grant is for.
     pub const fn device(&self) -> DeviceId {
         self.device
@@ -271,7 +276,7 @@ impl ConfigSpace {
     /// # Errors
     /// [`DmaError::WrongDevice`] if the grant is for another, or for a model: nothing was written.
     pub fn enable_bus_master(&self, grant: &DmaGrant) -> Result<(), DmaError> {
-        if grant.device != self.address.id() || grant.side != Side::Bus {
+        if !grant.is_for(self.address.id()) {
             return Err(DmaError::WrongDevice);
         }
         self.change_command(|command| command | COMMAND_BUS_MASTER);

@@ -21,6 +21,9 @@ const RING_PACKED: u64 = 1 << 34;
 
 /// The registers of one device, as one bus has them. Nobody else can implement it: the name is this crate's.
 pub trait ControlRegisters: fmt::Debug {
+    /// Whether no bus keeps the device from memory, so that it is told of none without a grant.
+    const NEEDS_GRANT: bool;
+
     /// Whose registers they are.
     fn device(&self) -> DeviceId;
 
@@ -59,7 +62,8 @@ pub trait ControlRegisters: fmt::Debug {
 pub struct Alone(#[expect(dead_code, reason = "only dropped")] pub(super) Option<Guard<'static, ()>>);
 
 /// The registers through which a virtio device learns where its queues are, and by whose status it is known
-/// to have forgotten them: on PCI [`CommonConfig`](crate::CommonConfig).
+/// to have forgotten them: on PCI [`CommonConfig`](crate::CommonConfig), else
+/// [`VirtioMmio`](crate::VirtioMmio).
 pub struct DeviceControl<R> {
     pub(super) registers: R,
     platform: &'static dyn Platform,
@@ -71,6 +75,8 @@ pub struct DeviceControl<R> {
 pub(super) struct Told {
     /// Whether nobody else told it anything: its last reset was proved, and none was asked for since.
     all: bool,
+    /// Whether it may be told of memory, where the bus does not know.
+    granted: bool,
     status: u8,
     features: u64,
 }
@@ -84,6 +90,8 @@ pub struct BegunReset(Life);
 pub enum SetQueueError {
     /// They are not addresses that the device may be told.
     Dma(DmaError),
+    /// Nobody granted the device access to memory since its last reset.
+    NotGranted,
     /// It is a ring of the other format than was negotiated, or nothing was negotiated yet.
     WrongFormat,
     /// There is no such queue, or it is in use.
@@ -94,6 +102,7 @@ pub enum SetQueueError {
 
 crate::error::messages! { SetQueueError {
     Dma(error: DmaError) => "{error}",
+    NotGranted => "access to memory was not granted",
     WrongFormat => "not the format that was negotiated",
     Unavailable => "no such queue, or in use",
     Refused => "the device does not keep its settings",
@@ -148,6 +157,11 @@ impl<R: ControlRegisters> DeviceControl<R> {
         }
     }
 
+    /// Notes whether the device may be told of memory until its next reset.
+    pub(super) fn set_granted(&self, granted: bool) {
+        self.told.lock().granted = granted;
+    }
+
     /// Tells the device of queue `index`, where and how large it is, and enables it. From here on it may
     /// access its memory: what is dropped is quarantined until [`reset`](Self::reset) has succeeded. That is
     /// booked before the addresses are written, and nobody can prove a reset in between.
@@ -170,6 +184,9 @@ impl<R: ControlRegisters> DeviceControl<R> {
         }
         windows.tell(queue.addresses, |addresses| {
             let (told, _alone) = self.alone();
+            if R::NEEDS_GRANT && !told.granted {
+                return Err(SetQueueError::NotGranted);
+            }
             let packed = told.features & RING_PACKED != 0;
             if !told.all || told.status & FEATURES_OK == 0 || packed != queue.is_packed() {
                 return Err(SetQueueError::WrongFormat);

@@ -15,6 +15,7 @@ mod mmio;
 mod msix;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod ports;
+mod virtio_mmio;
 mod virtio_pci;
 
 pub use bar::{BAR_COUNT, Bar};
@@ -29,4 +30,5 @@ pub use mmio::{MmioError, MmioRegion, Register};
 pub use msix::MsixTable;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub use ports::ConfigPorts;
+pub use virtio_mmio::{MmioInterrupts, MmioNotifier, VirtioMmio, VirtioMmioError};
 pub use virtio_pci::{Notifier, NotifyConfig, VirtioPci, VirtioPciError};

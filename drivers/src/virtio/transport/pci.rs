@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use ringfence_memory::{
     BegunReset, CommonConfig, DeviceId, DmaGrant, DmaWindows, MmioError, MsiMessage, MsixTable, Notifier,
-    Platform, Quiet, Register, ResetError, SetQueueError, VirtioPci, common,
+    Platform, Quiet, Register, ResetError, VirtioPci, common,
 };
 
 use super::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport, status};
@@ -218,12 +218,8 @@ impl Transport for PciTransport {
         let offset = common.read_queue(index, common::QUEUE_NOTIFY_OFF)?;
         let with_data = self.features & features::NOTIFICATION_DATA != 0;
         let notifier = notify.notifier(index, offset, with_data)?;
-        common.set_queue(windows, index, &queue.addresses).map_err(|error| match error {
-            SetQueueError::Dma(error) => error.into(),
-            SetQueueError::WrongFormat => Error::WrongState,
-            SetQueueError::Unavailable => Error::QueueUnavailable(index),
-            SetQueueError::Refused => Error::QueueRefused(index),
-        })?;
+        let told = common.set_queue(windows, index, &queue.addresses);
+        told.map_err(|error| Error::of_queue(index, error))?;
         Ok(PciNotifier(notifier))
     }
 
