@@ -22,7 +22,8 @@ pub use queue::{
 pub(crate) use queue::{LEAST_SILENCE, UsedChain, longest_gap, sealed};
 pub(crate) use transport::is_modern;
 pub use transport::{
-    ConfigField, InterruptStatus, IsrStatus, Notify, PciNotifier, PciTransport, QueueSetup, Transport, status,
+    ConfigField, InterruptStatus, IsrStatus, MmioIsr, MmioTransport, Notify, PciNotifier, PciTransport,
+    QueueSetup, Transport, status,
 };
 
 /// The kind of a virtio device (section 5).

@@ -1,5 +1,6 @@
 //! What a driver needs of the bus between it and its device.
 
+mod mmio;
 mod pci;
 
 use core::time::Duration;
@@ -8,6 +9,7 @@ use ringfence_memory::{AtomicAccess, DmaGrant, DmaWindows, QueueAddresses, Quiet
 
 use super::{DeviceType, Error};
 
+pub use mmio::{MmioIsr, MmioTransport};
 pub(crate) use pci::is_modern;
 pub use pci::{InterruptStatus, IsrStatus, PciNotifier, PciTransport};
 
@@ -56,8 +58,8 @@ impl ConfigField for u8 {}
 impl ConfigField for u16 {}
 impl ConfigField for u32 {}
 
-/// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), or a device model in the same
-/// kernel.
+/// A bus binding of virtio: PCI ([`PciTransport`](super::PciTransport)), registers in memory
+/// ([`MmioTransport`](super::MmioTransport)), or a device model in the same kernel.
 ///
 /// Calls are single steps; [`Device`](super::Device) puts them in order, reads them back and bounds them. Any
 /// answer may be a lie.
