@@ -218,6 +218,18 @@ fn nothing_is_told_without_a_grant() {
         virtio.grant(&grant()).unwrap();
         assert_eq!(tell(), Ok(()));
     }
+    // Given while the device was asked to reset: that ends with the life.
+    let begun = virtio.begin_reset(&windows).unwrap();
+    virtio.grant(&grant()).unwrap();
+    virtio.poll_reset(&windows, &begun).unwrap();
+    assert!(virtio.set_driver_features(0));
+    virtio.set_status(0x0b);
+    assert_eq!(tell(), Err(SetQueueError::NotGranted));
+    // And given before it was asked, and not seen to reset: nothing is known of what it was told.
+    virtio.grant(&grant()).unwrap();
+    let begun = virtio.begin_reset(&windows).unwrap();
+    assert_eq!(tell(), Err(SetQueueError::NotGranted));
+    virtio.poll_reset(&windows, &begun).unwrap();
     // Taken back, and given again.
     ready(&virtio);
     virtio.grant(&grant()).unwrap();
@@ -307,6 +319,29 @@ fn a_reset_is_proved_by_the_devices_own_status() {
     device.written();
     virtio.reset(&windows, LIMIT).unwrap();
     assert_eq!(device.written(), [(STATUS, 1), (STATUS, 0)]);
+}
+
+/// Nobody who is not there is asked, and one that goes while it is asked was not: whatever its status reads.
+#[test]
+fn a_device_that_goes_is_not_reset() {
+    let device = Device::new();
+    let (virtio, windows) = (device.find().unwrap(), device.windows());
+    device.side.set(MAGIC, 0_u32);
+    assert_eq!(virtio.begin_reset(&windows).unwrap_err(), ResetError::Timeout);
+    assert_eq!(device.written(), [], "its status is 0, and stays so");
+
+    let goes = Stepped::new(|side, at| {
+        if at == STATUS && side.get::<u32>(STATUS) == 0 {
+            side.set(MAGIC, 0_u32);
+        }
+    });
+    for (at, value) in [(MAGIC, 0x7472_6976_u32), (VERSION, 2), (TYPE, 2)] {
+        goes.set(at, value);
+    }
+    let device = Device { side: goes, ..device };
+    let (virtio, windows) = (device.find().unwrap(), device.windows());
+    assert_eq!(virtio.begin_reset(&windows).unwrap_err(), ResetError::Timeout);
+    assert_eq!(goes.get::<u32>(STATUS), 0);
 }
 
 /// 4.2.2.2: a reset of a queue is over when the register reads 0; then it can be set up again.
