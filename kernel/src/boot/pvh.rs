@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bootloader_api::BootInfo;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind, MemoryRegions, Optional};
+use spin::Once;
 use x86_64::instructions::tlb;
 use x86_64::structures::paging::PageTableFlags as Flags;
 
@@ -196,6 +197,22 @@ struct Handover(UnsafeCell<(Option<BootInfo>, [MemoryRegion; MAX_REGIONS])>);
 // SAFETY: taken once, by `pvh_main`, before there is anything else.
 unsafe impl Sync for Handover {}
 
+/// The loader's command line, as far as there is room for it.
+static COMMAND_LINE: Once<heapless::String<MAX_COMMAND_LINE>> = Once::new();
+const MAX_COMMAND_LINE: usize = 2048;
+
+/// The loader's command line; empty if there is none.
+pub fn command_line() -> &'static str {
+    COMMAND_LINE.get().map_or("", heapless::String::as_str)
+}
+
+/// Copies a text that ends with a 0. What is not ASCII reads as a space.
+fn read_text(address: u64) -> heapless::String<MAX_COMMAND_LINE> {
+    let bytes = (0..MAX_COMMAND_LINE as u64).map_while(|at| read::<u8>(address.checked_add(at)?));
+    let text = bytes.take_while(|byte| *byte != 0);
+    text.map(|byte| if byte.is_ascii_graphic() { char::from(byte) } else { ' ' }).collect()
+}
+
 static STARTED: AtomicBool = AtomicBool::new(false);
 
 /// Whether the kernel was started through this module.
@@ -246,7 +263,7 @@ fn read<T: Copy>(address: u64) -> Option<T> {
     if end > EARLY_GIB * GIB {
         return None;
     }
-    // SAFETY: the window maps the first 4 GiB, and both types read here are valid for any bytes.
+    // SAFETY: the window maps the first 4 GiB, and all types read here are valid for any bytes.
     Some(unsafe { ptr::read_unaligned((WINDOW_START + address) as *const T) })
 }
 
@@ -260,6 +277,9 @@ extern "C" fn pvh_main(start_info: u32) -> ! {
         Some(info) => (0, info.rsdp, 0),
         None => (0, 0, 0),
     };
+    if let Some(info) = info.filter(|info| info.command_line != 0) {
+        COMMAND_LINE.call_once(|| read_text(info.command_line));
+    }
     // Room for the image and the page tables besides.
     let mut regions = heapless::Vec::<MemoryRegion, { MAX_REGIONS + 2 }>::new();
     for index in 0..u64::from(count).min(MAX_REGIONS as u64) {
