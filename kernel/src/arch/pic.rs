@@ -14,6 +14,9 @@ pub const LINES: u8 = 16;
 /// The line of the first controller that the second one is attached to.
 const CASCADE: u8 = 2;
 
+/// Where the lines' levels count: a port for each controller.
+const EDGE_LEVEL: u16 = 0x4d0;
+
 const END_OF_INTERRUPT: u8 = 0x20;
 const READ_IN_SERVICE: u8 = 0x0b;
 
@@ -73,6 +76,25 @@ pub fn init() {
         second.init(FIRST_VECTOR + 8, CASCADE);
         first.set_masked(CASCADE, false);
     });
+}
+
+/// Has the level of `line` count, not its edge, as registers say that come with every chipset for PCI (ELCR).
+/// `false` if the line cannot do that.
+pub fn set_level(line: u8) -> bool {
+    if line >= LINES {
+        return false;
+    }
+    let mut levels = Port::<u8>::new(EDGE_LEVEL + u16::from(line / 8));
+    let bit = 1 << (line % 8);
+    without_interrupts(|| {
+        // SAFETY: the ports are the controllers', and a line whose level counts is masked when it fires. What
+        // belongs to the timer and the keyboard keeps its edge: the bits are not there.
+        unsafe {
+            let now = levels.read();
+            levels.write(now | bit);
+            levels.read() & bit != 0
+        }
+    })
 }
 
 /// Lets `line` interrupt again. Lines that do not exist are ignored.

@@ -6,13 +6,30 @@ use core::task::{Context, Poll};
 
 use embassy_time::{Duration, Timer};
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::{InterruptStatus, IsrStatus, PciTransport};
+use ringfence_drivers::virtio::{InterruptStatus, IsrStatus, MmioIsr, MmioTransport, PciTransport};
 use ringfence_memory::MsiMessage;
 
+use crate::arch::pic;
 use crate::interrupts::{self, Interrupt};
 
 /// How often a device without any interrupt is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The register that says what an interrupt on a line was about.
+#[expect(missing_docs, reason = "where it is")]
+pub enum Isr {
+    Pci(IsrStatus),
+    Mmio(MmioIsr),
+}
+
+impl Isr {
+    fn acknowledge(&self) -> InterruptStatus {
+        match self {
+            Self::Pci(isr) => isr.acknowledge(),
+            Self::Mmio(isr) => isr.acknowledge(),
+        }
+    }
+}
 
 /// How a device calls for attention.
 pub enum DeviceInterrupts {
@@ -21,7 +38,7 @@ pub enum DeviceInterrupts {
     Msix(Vec<Option<Interrupt>>),
     /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the
     /// queues.
-    Line(Interrupt, IsrStatus, u64),
+    Line(Interrupt, Isr, u64),
     /// None could be had: the device is polled.
     Polled(Timer),
 }
@@ -46,7 +63,16 @@ impl DeviceInterrupts {
     /// Sets up the interrupt line.
     pub fn line(transport: &mut PciTransport, function: &Function) -> Self {
         match function.interrupt_line().and_then(|(line, _)| interrupts::allocate_line(line)) {
-            Some(interrupt) => Self::Line(interrupt, transport.use_intx(), 0),
+            Some(interrupt) => Self::Line(interrupt, Isr::Pci(transport.use_intx()), 0),
+            None => Self::Polled(Timer::after(POLL_INTERVAL)),
+        }
+    }
+
+    /// Sets up line `line` of a device over MMIO, whose level says that it calls.
+    pub fn mmio(transport: &MmioTransport, line: u8) -> Self {
+        let isr = transport.interrupts().ok().filter(|_| pic::set_level(line));
+        match isr.and_then(|isr| Some((interrupts::allocate_line(line)?, isr))) {
+            Some((interrupt, isr)) => Self::Line(interrupt, Isr::Mmio(isr), 0),
             None => Self::Polled(Timer::after(POLL_INTERVAL)),
         }
     }
@@ -55,7 +81,8 @@ impl DeviceInterrupts {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Msix(_) => "MSI-X",
-            Self::Line(..) => "INTx",
+            Self::Line(_, Isr::Pci(_), _) => "INTx",
+            Self::Line(_, Isr::Mmio(_), _) => "line",
             Self::Polled(_) => "polled",
         }
     }
