@@ -4,7 +4,8 @@ use core::task::{Context, Waker};
 
 use heapless::Vec;
 use ringfence_drivers::block::{Block, Request};
-use ringfence_drivers::virtio::{Hybrid, PciTransport};
+use ringfence_drivers::virtio::Hybrid;
+use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::devices::open_disk;
 use ringfence_kernel::devices::second_look::SecondLook;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
@@ -32,7 +33,7 @@ pub enum Wait {
 
 /// `WRITE`: what all its requests do.
 pub struct Ours<const WRITE: bool> {
-    disk: Block<PciTransport>,
+    disk: Block<BusTransport>,
     // After the driver, which resets the device.
     interrupts: DeviceInterrupts,
     free: Vec<DmaBuf, DEEPEST>,
@@ -45,7 +46,7 @@ pub struct Ours<const WRITE: bool> {
 }
 
 /// What a driver and its disk have agreed on: size and depth of the queue, and features.
-pub fn agreed(disk: &Block<PciTransport>) -> (u16, usize, u64) {
+pub fn agreed(disk: &Block<BusTransport>) -> (u16, usize, u64) {
     (disk.queue_size(), disk.depth(), disk.features())
 }
 

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::{Error, PciTransport};
+use ringfence_drivers::virtio::Error;
+use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::devices::open_card;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 
@@ -15,7 +16,7 @@ use crate::card::{Card, Costs, until};
 /// copying costs.
 pub struct Ours<const WRITES: usize, const READS: usize> {
     // Before the interrupts, so that the device is reset before its vectors are free.
-    net: Net<PciTransport>,
+    net: Net<BusTransport>,
     interrupts: DeviceInterrupts,
     frame: Vec<u8>,
     copy: [u8; MAX_FRAME_LEN],
@@ -32,7 +33,7 @@ impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
 
 /// Panics if the card is not driven as the kernel does: with the same features, and queues of the same size.
 pub fn check(function: &Function) {
-    let agreed = |net: &Net<PciTransport>| (net.features(), net.queue_sizes());
+    let agreed = |net: &Net<BusTransport>| (net.features(), net.queue_sizes());
     let kernels = open_card(function, 1).map(|(net, _)| agreed(&net));
     assert_eq!(Ours::<1, 0>::open(function).map(|ours| agreed(&ours.net)), kernels);
 }

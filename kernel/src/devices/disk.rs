@@ -4,6 +4,7 @@
 //! turn. No reader waits for another, and nobody waits for the disk but readers.
 
 use alloc::boxed::Box;
+use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::future::poll_fn;
@@ -14,11 +15,12 @@ use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
     Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
 };
-use ringfence_drivers::virtio::{Error, Hybrid, PciNotifier, PciTransport, QueueError, RESET_LIMIT};
-use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, PciAddress, Quiet};
+use ringfence_drivers::virtio::{Error, Hybrid, QueueError, RESET_LIMIT};
+use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, Quiet};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
 use crate::alarm::Alarm;
+use crate::devices::bus::{BusNotifier, BusTransport};
 use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
 use crate::interrupts::Interrupt;
@@ -42,7 +44,7 @@ const PATIENCE: Patience = Patience { lost: 8, silence: Some(core::time::Duratio
 /// A request queue, and its MSI-X vector.
 pub struct DiskQueue {
     /// The queue.
-    pub shared: SharedQueue<'static, PciNotifier>,
+    pub shared: SharedQueue<'static, BusNotifier>,
     /// The vector that serves it, if there is one.
     pub vector: Option<u16>,
 }
@@ -50,7 +52,7 @@ pub struct DiskQueue {
 /// The driver without its queues.
 struct Control {
     /// `None` once the device had to be given up.
-    block: Option<&'static mut BlockControl<PciTransport>>,
+    block: Option<&'static mut BlockControl<BusTransport>>,
     /// Whether some reader has waited for long.
     overdue: bool,
     /// When the queues are looked at though their servers sleep.
@@ -61,7 +63,7 @@ struct Control {
 
 /// A disk.
 pub struct Disk {
-    address: PciAddress,
+    address: String,
     queues: Vec<DiskQueue>,
     /// The queue for the next request.
     next: Cell<usize>,
@@ -78,9 +80,9 @@ pub struct Disk {
 impl Disk {
     /// Takes a driver whose device has just been brought up. `windows` are the ones given to the driver.
     pub fn new(
-        block: Block<PciTransport>,
+        block: Block<BusTransport>,
         windows: DmaWindows,
-        address: PciAddress,
+        address: impl ToString,
         interrupts: &DeviceInterrupts,
     ) -> Result<&'static Self, Error> {
         let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
@@ -97,7 +99,7 @@ impl Disk {
         let look = SecondLook::default();
         let control = Control { block: Some(control), overdue: false, look, watcher: None };
         Ok(Box::leak(Box::new(Self {
-            address,
+            address: address.to_string(),
             queues,
             next: Cell::new(0),
             control: RefCell::new(control),
@@ -120,8 +122,8 @@ impl Disk {
     }
 
     /// Where it is.
-    pub fn address(&self) -> PciAddress {
-        self.address
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     /// What the disk is like.
@@ -200,7 +202,7 @@ impl Disk {
     async fn watch(
         &self,
         mut interrupts: DeviceInterrupts,
-        shared: Vec<(u16, &SharedQueue<'static, PciNotifier>)>,
+        shared: Vec<(u16, &SharedQueue<'static, BusNotifier>)>,
     ) {
         let error = poll_fn(|context| {
             let mut control = self.control.borrow_mut();
@@ -284,7 +286,7 @@ impl Disk {
     }
 
     /// The queue whose turn it is.
-    fn queue(&self) -> &SharedQueue<'static, PciNotifier> {
+    fn queue(&self) -> &SharedQueue<'static, BusNotifier> {
         let index = self.next.get();
         self.next.set((index + 1) % self.queues.len());
         &self.queues[index].shared

@@ -1,7 +1,9 @@
-//! Finds the PCI functions and brings up those that there is a driver for. The others are listed and left
-//! alone.
+//! Finds the PCI functions, and devices over MMIO, and brings up those that there is a driver for. The others
+//! are listed and left alone.
 
+pub mod bus;
 pub mod disk;
+pub mod mmio;
 pub mod nic;
 pub mod second_look;
 pub mod status;
@@ -10,16 +12,19 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 
 use ringfence_drivers::block::{self, Block};
 use ringfence_drivers::net::{self, Net, Phy};
 use ringfence_drivers::pci::{self, Bar, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
 use ringfence_drivers::virtio::{DeviceType, Error, PciTransport, features};
-use ringfence_memory::{ConfigAccess, DmaGrant, DmaWindows, Ecam, FrameRange, PhysAddr};
+use ringfence_memory::{ConfigAccess, DeviceId, DmaGrant, DmaWindows, Ecam, FrameRange, PhysAddr};
 use ringfence_services::api::{DeviceInfo, QueueInfo};
 
 use crate::acpi;
+use crate::boot::pvh;
+use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
 use crate::devices::nic::{Nic, Shared};
 use crate::fw_cfg;
@@ -40,7 +45,7 @@ const DISK: block::Options =
 /// How a network card is driven, unless more pairs of queues are wished.
 const CARD: net::Options = net::Options { pairs: 1, queue_size: 256, features: features::QUEUES };
 
-/// What became of a function.
+/// What became of a device.
 enum State {
     /// There is no driver for it, or it failed: why.
     Idle(Option<String>),
@@ -56,12 +61,20 @@ struct NicState {
 }
 
 struct Device {
-    function: Function,
+    address: String,
+    id: String,
+    name: String,
     interrupts: &'static str,
     state: State,
 }
 
-/// All functions that were found.
+/// Where a driver's device is.
+enum Home {
+    Pci(Function),
+    Mmio(mmio::Found),
+}
+
+/// All devices that were found.
 pub struct Devices(Vec<Device>);
 
 /// What is to be run: each disk with its interrupts, and the network cards.
@@ -75,7 +88,7 @@ pub struct Started {
 }
 
 impl Devices {
-    /// Walks configuration space and brings devices up.
+    /// Walks configuration space, reads the command line, and brings devices up.
     pub fn start(tables: &acpi::Tables) -> (Self, Started) {
         let access = config_access(tables);
         let mut started = Started { queues: wanted_queues(), disks: Vec::new(), nics: Vec::new() };
@@ -84,8 +97,10 @@ impl Devices {
         if let Some(count) = fw_cfg::other_pci_roots() {
             functions = functions.other_roots(count);
         }
-        let devices = functions.map(|function| Device::start(function, &mut started));
-        (Self(devices.collect()), started)
+        let mut devices: Vec<_> = functions.map(|function| Device::start(function, &mut started)).collect();
+        let found = mmio::find(pvh::command_line());
+        devices.extend(found.into_iter().map(|found| Device::start_mmio(found, &mut started)));
+        (Self(devices), started)
     }
 
     /// What `/api/devices` shows of the device with this index.
@@ -119,25 +134,31 @@ impl Devices {
 
 impl Device {
     fn start(function: Function, started: &mut Started) -> Self {
-        let mut interrupts = "";
-        let state = match probe(&function) {
-            Match::Unknown => State::Idle(None),
-            Match::LegacyOnly => State::Idle(Some(Error::LegacyOnly.to_string())),
-            Match::Driver(Driver::Block) if started.disks.len() == MAX_DISKS => {
-                State::Idle(Some(alloc::format!("there are {MAX_DISKS} others")))
-            }
-            Match::Driver(Driver::Net) if started.nics.len() == MAX_NICS => {
-                State::Idle(Some(alloc::format!("there are {MAX_NICS} others")))
-            }
-            Match::Driver(driver) => {
-                let up = match driver {
-                    Driver::Block => start_disk(&function, started, &mut interrupts),
-                    Driver::Net => start_nic(&function, started, &mut interrupts),
-                };
-                up.unwrap_or_else(|error| State::Idle(Some(error.to_string())))
-            }
+        let (interrupts, state) = match probe(&function) {
+            Match::Unknown => ("", State::Idle(None)),
+            Match::LegacyOnly => ("", State::Idle(Some(Error::LegacyOnly.to_string()))),
+            Match::Driver(driver) => State::start(driver, &Home::Pci(function), started),
         };
-        Self { function, interrupts, state }
+        let (address, name) = (function.address().to_string(), function.name().to_string());
+        let id = alloc::format!("{:04x}:{:04x}", function.vendor, function.device);
+        Self { address, id, name, interrupts, state }
+    }
+
+    fn start_mmio(found: Result<mmio::Found, (mmio::Place, Error)>, started: &mut Started) -> Self {
+        let (place, kind, (interrupts, state)) = match found {
+            Ok(found) => {
+                let (place, kind) = (found.place, found.kind);
+                let state = match kind {
+                    DeviceType::BLOCK => State::start(Driver::Block, &Home::Mmio(found), started),
+                    DeviceType::NET => State::start(Driver::Net, &Home::Mmio(found), started),
+                    _ => ("", State::Idle(None)),
+                };
+                (place, kind, state)
+            }
+            Err((place, error)) => (place, DeviceType(0), ("", State::Idle(Some(error.to_string())))),
+        };
+        let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
+        Self { address, id, name: kind.name().to_string(), interrupts, state }
     }
 
     fn info(&self) -> DeviceInfo {
@@ -158,14 +179,85 @@ impl Device {
             }
         };
         DeviceInfo {
-            address: self.function.address().to_string(),
-            id: alloc::format!("{:04x}:{:04x}", self.function.vendor, self.function.device),
-            name: self.function.name().to_string(),
+            address: self.address.clone(),
+            id: self.id.clone(),
+            name: self.name.clone(),
             driver: driver.map(|driver| driver.name().to_string()),
             features: features::names(kind, bits).collect(),
             queues,
         }
     }
+}
+
+impl State {
+    /// Brings a device up with `driver`; says how it calls, too.
+    fn start(driver: Driver, home: &Home, started: &mut Started) -> (&'static str, Self) {
+        let (others, most) = match driver {
+            Driver::Block => (started.disks.len(), MAX_DISKS),
+            Driver::Net => (started.nics.len(), MAX_NICS),
+        };
+        if others == most {
+            return ("", Self::Idle(Some(alloc::format!("there are {most} others"))));
+        }
+        let up = match driver {
+            Driver::Block => start_disk(home, started),
+            Driver::Net => start_nic(home, started),
+        };
+        up.unwrap_or_else(|error| ("", Self::Idle(Some(error.to_string()))))
+    }
+}
+
+impl Home {
+    fn id(&self) -> DeviceId {
+        match self {
+            Self::Pci(function) => function.address().id(),
+            Self::Mmio(found) => found.id(),
+        }
+    }
+
+    /// Brings the device up, as [`bring_up`] does a function.
+    fn bring_up<D>(
+        &self,
+        windows: &DmaWindows,
+        queues: u16,
+        new: impl Fn(BusTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
+    ) -> Result<(D, DeviceInterrupts), Error> {
+        let found = match self {
+            Self::Pci(function) => return bring_up_with(windows, function, queues, new),
+            Self::Mmio(found) => found,
+        };
+        let transport = found.transport()?;
+        let interrupts = DeviceInterrupts::mmio(&transport, found.place.line);
+        let driver = new(BusTransport::Mmio(transport), &grant(found.id()), windows.clone())?;
+        Ok((driver, interrupts))
+    }
+
+    fn open_disk(
+        &self,
+        windows: &DmaWindows,
+        queues: u16,
+    ) -> Result<(Block<BusTransport>, DeviceInterrupts), Error> {
+        let options = block::Options { queues, ..DISK };
+        self.bring_up(windows, queues, |transport, grant, windows| {
+            Block::with_options(transport, grant, windows, &options)
+        })
+    }
+
+    /// Each pair has two queues.
+    fn open_card(&self, pairs: u16) -> Result<(Net<BusTransport>, DeviceInterrupts), Error> {
+        let options = net::Options { pairs, ..CARD };
+        let windows = DmaWindows::new(&KERNEL, self.id())?;
+        self.bring_up(&windows, 2 * pairs, |transport, grant, windows| {
+            Net::with_options(transport, grant, windows, &options)
+        })
+    }
+}
+
+/// Lets a device reach memory.
+fn grant(device: DeviceId) -> DmaGrant {
+    // SAFETY: without an IOMMU this is the promise that the devices of this machine access only what they
+    // were told. Under a hypervisor it is the hypervisor's own.
+    unsafe { DmaGrant::without_iommu(device) }
 }
 
 /// What the option `opt/org.ringfence/queues` says: how many queues (of a network card: pairs of queues) each
@@ -233,7 +325,7 @@ fn offer(start: PhysAddr, len: u64) {
 pub fn bring_up<D>(
     function: &Function,
     queues: u16,
-    new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
+    new: impl Fn(BusTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
 ) -> Result<(D, DeviceInterrupts, DmaWindows), Error> {
     let windows = DmaWindows::new(&KERNEL, function.address().id())?;
     let (driver, interrupts) = bring_up_with(&windows, function, queues, new)?;
@@ -248,24 +340,21 @@ pub fn bring_up_with<D>(
     windows: &DmaWindows,
     function: &Function,
     queues: u16,
-    new: impl Fn(PciTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
+    new: impl Fn(BusTransport, &DmaGrant, DmaWindows) -> Result<D, Error>,
 ) -> Result<(D, DeviceInterrupts), Error> {
     for bar in function.bars().into_iter().flatten() {
         if let Bar::Memory { address: Some(start), size, .. } = bar {
             offer(start, size);
         }
     }
-    let id = function.address().id();
-    // SAFETY: without an IOMMU this is the promise that the devices of this machine access only what they
-    // were told. Under a hypervisor it is the hypervisor's own.
-    let grant = unsafe { DmaGrant::without_iommu(id) };
+    let grant = grant(function.address().id());
     let attempt = |line_only| {
         let mut transport = PciTransport::new(&KERNEL, function)?;
         let interrupts = match line_only {
             true => DeviceInterrupts::line(&mut transport, function),
             false => DeviceInterrupts::set_up(&mut transport, function, queues),
         };
-        Ok((new(transport, &grant, windows.clone())?, interrupts))
+        Ok((new(BusTransport::Pci(transport), &grant, windows.clone())?, interrupts))
     };
     match attempt(false) {
         Err(Error::NoVector) => attempt(true),
@@ -281,42 +370,42 @@ pub fn open_disk(
     windows: &DmaWindows,
     function: &Function,
     queues: u16,
-) -> Result<(Block<PciTransport>, DeviceInterrupts), Error> {
-    let options = block::Options { queues, ..DISK };
-    bring_up_with(windows, function, queues, |transport, grant, windows| {
-        Block::with_options(transport, grant, windows, &options)
-    })
+) -> Result<(Block<BusTransport>, DeviceInterrupts), Error> {
+    Home::Pci(*function).open_disk(windows, queues)
 }
 
 /// Brings a network card up with at most `pairs` pairs of queues, as all cards here, and as what is measured.
 ///
 /// # Errors
 /// As for [`bring_up`].
-pub fn open_card(function: &Function, pairs: u16) -> Result<(Net<PciTransport>, DeviceInterrupts), Error> {
-    let options = net::Options { pairs, ..CARD };
-    // Each pair has two queues.
-    let (net, interrupts, _) = bring_up(function, 2 * pairs, |transport, grant, windows| {
-        Net::with_options(transport, grant, windows, &options)
-    })?;
-    Ok((net, interrupts))
+pub fn open_card(function: &Function, pairs: u16) -> Result<(Net<BusTransport>, DeviceInterrupts), Error> {
+    Home::Pci(*function).open_card(pairs)
 }
 
-fn start_disk(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let windows = DmaWindows::new(&KERNEL, function.address().id())?;
-    let (block, interrupts) = open_disk(&windows, function, started.queues)?;
-    *kind = interrupts.name();
-    let disk = Disk::new(block, windows, function.address(), &interrupts)?;
+fn start_disk(home: &Home, started: &mut Started) -> Result<(&'static str, State), Error> {
+    let windows = DmaWindows::new(&KERNEL, home.id())?;
+    let (block, interrupts) = home.open_disk(&windows, started.queues)?;
+    let (kind, disk) = (interrupts.name(), Disk::new(block, windows, home, &interrupts)?);
     started.disks.push((disk, interrupts));
-    Ok(State::Disk(disk))
+    Ok((kind, State::Disk(disk)))
 }
 
-fn start_nic(function: &Function, started: &mut Started, kind: &mut &'static str) -> Result<State, Error> {
-    let (net, interrupts) = open_card(function, started.queues)?;
-    *kind = interrupts.name();
+fn start_nic(home: &Home, started: &mut Started) -> Result<(&'static str, State), Error> {
+    let (net, interrupts) = home.open_card(started.queues)?;
+    let kind = interrupts.name();
     let (features, queues) = (net.features(), 2 * net.pairs() as u16);
     let vectors = (0..queues).map(|queue| interrupts.vector(queue)).collect();
     let nic = Nic::new(Phy::new(net), interrupts);
     let shared = nic.shared();
     started.nics.push(nic);
-    Ok(State::Nic(NicState { shared, features, vectors }))
+    Ok((kind, State::Nic(NicState { shared, features, vectors })))
+}
+
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pci(function) => function.address().fmt(f),
+            Self::Mmio(found) => found.place.fmt(f),
+        }
+    }
 }

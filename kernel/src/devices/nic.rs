@@ -9,11 +9,12 @@ use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
 use ringfence_drivers::net::Phy;
-use ringfence_drivers::virtio::{Counters, Error, PciTransport, RESET_LIMIT};
+use ringfence_drivers::virtio::{Counters, Error, RESET_LIMIT};
 use ringfence_services::net;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 
+use crate::devices::bus::BusTransport;
 use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
 use crate::interrupts::device::DeviceInterrupts;
@@ -47,7 +48,7 @@ impl Shared {
 /// A network card.
 pub struct Nic {
     /// `None` once the device had to be given up.
-    phy: Option<Phy<PciTransport>>,
+    phy: Option<Phy<BusTransport>>,
     /// While a device that was given up resets.
     leaving: Option<Task>,
     mac: [u8; 6],
@@ -64,7 +65,7 @@ pub struct Nic {
 
 impl Nic {
     /// Takes a driver whose device has just been brought up.
-    pub fn new(mut phy: Phy<PciTransport>, interrupts: DeviceInterrupts) -> Self {
+    pub fn new(mut phy: Phy<BusTransport>, interrupts: DeviceInterrupts) -> Self {
         let (mac, capabilities) = (phy.net.mac(), phy.capabilities());
         let sizes: Vec<u16> = phy.net.split().1.flat_map(|pair| pair.queue_sizes()).collect();
         let shared = Shared {
@@ -113,7 +114,7 @@ impl Nic {
 }
 
 /// Resets the device of a driver, and drops that when nothing waits for it any more.
-async fn reset(mut phy: Phy<PciTransport>) {
+async fn reset(mut phy: Phy<BusTransport>) {
     let control = phy.net.split().0;
     if control.begin_shut_down().is_ok() {
         time::look_for(RESET_LIMIT, || control.poll_shut_down()).await;
@@ -121,8 +122,8 @@ async fn reset(mut phy: Phy<PciTransport>) {
 }
 
 impl Device for Nic {
-    type RxToken<'a> = <Phy<PciTransport> as Device>::RxToken<'a>;
-    type TxToken<'a> = <Phy<PciTransport> as Device>::TxToken<'a>;
+    type RxToken<'a> = <Phy<BusTransport> as Device>::RxToken<'a>;
+    type TxToken<'a> = <Phy<BusTransport> as Device>::TxToken<'a>;
 
     fn receive(&mut self, now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
         let phy = self.phy.as_mut()?;

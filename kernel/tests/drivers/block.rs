@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use ringfence_drivers::block::{BlockQueue, Options, Request, RequestError};
 use ringfence_drivers::probe::Driver;
-use ringfence_drivers::virtio::PciNotifier;
+use ringfence_kernel::devices::bus::BusNotifier;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;
 use ringfence_memory::{DmaBuf, DmaPool, DmaWindows};
@@ -26,7 +26,7 @@ pub const SECTORS: u64 = 32768;
 pub const SLOT: usize = 4096;
 const SLOT_SECTORS: u64 = (SLOT / 512) as u64;
 
-type Queue = BlockQueue<PciNotifier>;
+type Queue = BlockQueue<BusNotifier>;
 
 /// A piece of the disk.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,8 @@ use core::task::{Poll, Waker};
 
 use embassy_time::Timer;
 use ringfence_drivers::block::{Options, Request, SharedQueue};
-use ringfence_drivers::virtio::{Hybrid, PciNotifier};
+use ringfence_drivers::virtio::Hybrid;
+use ringfence_kernel::devices::bus::BusNotifier;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, time};
 use ringfence_memory::DmaPool;
@@ -75,7 +76,7 @@ impl Plan {
     }
 }
 
-async fn work(queue: &SharedQueue<'static, PciNotifier>, plan: Rc<Plan>, worker: usize, pool: Rc<DmaPool>) {
+async fn work(queue: &SharedQueue<'static, BusNotifier>, plan: Rc<Plan>, worker: usize, pool: Rc<DmaPool>) {
     let mut sectors = Random(worker as u64);
     while poll_fn(|context| plan.next(worker, context.waker())).await {
         let buffer = pool.take().expect("one for each worker");
@@ -114,7 +115,7 @@ fn ten_million_completions() {
 }
 
 /// Waits until all is done, and notices when nothing happens.
-async fn watch(queues: Vec<&'static SharedQueue<'static, PciNotifier>>) {
+async fn watch(queues: Vec<&'static SharedQueue<'static, BusNotifier>>) {
     let (start, halts) = (time::now(), executor::halts());
     let goal = TOTAL / u64::from(QUEUES);
     let mut last = [0; QUEUES as usize];

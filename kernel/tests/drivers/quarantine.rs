@@ -8,10 +8,9 @@ use core::time::Duration;
 
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::probe::Driver;
-use ringfence_drivers::virtio::{
-    ConfigField, DeviceType, Error, PciNotifier, PciTransport, QueueSetup, RESET_LIMIT, Transport,
-};
+use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, QueueSetup, RESET_LIMIT, Transport};
 use ringfence_kernel::devices::bring_up;
+use ringfence_kernel::devices::bus::{BusNotifier, BusTransport};
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::time;
@@ -30,12 +29,12 @@ const BLANK: u8 = 0xa5;
 /// The disk's own transport, but the driver never sees a reset once it is started, and cannot stop the
 /// device.
 struct Unproven {
-    transport: Rc<RefCell<PciTransport>>,
+    transport: Rc<RefCell<BusTransport>>,
     started: bool,
 }
 
 impl Transport for Unproven {
-    type Notifier = PciNotifier;
+    type Notifier = BusNotifier;
 
     fn reset(&mut self, windows: &DmaWindows, limit: Duration) -> Result<Quiet, ResetError> {
         if self.started {
@@ -84,7 +83,7 @@ impl Transport for Unproven {
         self.transport.borrow_mut().queue_max_size(index)
     }
 
-    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<PciNotifier, Error> {
+    fn set_up_queue(&mut self, windows: &DmaWindows, queue: &QueueSetup<'_>) -> Result<BusNotifier, Error> {
         self.transport.borrow_mut().set_up_queue(windows, queue)
     }
 

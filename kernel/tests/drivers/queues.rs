@@ -8,8 +8,9 @@ use core::iter::Peekable;
 
 use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{BlockQueue, Options, Request, RequestError};
-use ringfence_drivers::virtio::{Error, PciNotifier};
+use ringfence_drivers::virtio::Error;
 use ringfence_kernel::devices::Devices;
+use ringfence_kernel::devices::bus::BusNotifier;
 use ringfence_kernel::devices::disk::Disk;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts, testing};
@@ -28,14 +29,14 @@ fn options() -> Options {
 
 /// A queue, what it still has to do, and by ticket what it is at.
 struct Lane<'a, I: Iterator> {
-    queue: &'a mut BlockQueue<PciNotifier>,
+    queue: &'a mut BlockQueue<BusNotifier>,
     pieces: Peekable<I>,
     owners: Vec<Option<Piece>>,
 }
 
 /// All slots of the disk, spread over the queues: in round `n`, slot `s` is for queue `s + n`.
 fn lanes<'a>(
-    queues: impl Iterator<Item = &'a mut BlockQueue<PciNotifier>>,
+    queues: impl Iterator<Item = &'a mut BlockQueue<BusNotifier>>,
     round: u64,
 ) -> Vec<Lane<'a, impl Iterator<Item = Piece>>> {
     (0..u64::from(QUEUES))

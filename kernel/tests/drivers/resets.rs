@@ -7,6 +7,7 @@ use ringfence_drivers::pci::Function;
 use ringfence_drivers::probe::Driver;
 use ringfence_drivers::virtio::{Error, PciTransport, QueueSetup, RESET_LIMIT, Transport, features, status};
 use ringfence_kernel::devices::bring_up;
+use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::KERNEL;
@@ -26,7 +27,7 @@ const RUNNING: u8 = CHOSEN | status::DRIVER_OK;
 
 /// A disk that was told of memory which was dropped since.
 struct Told {
-    transport: PciTransport,
+    transport: BusTransport,
     _interrupts: DeviceInterrupts,
     windows: DmaWindows,
     life: Life,

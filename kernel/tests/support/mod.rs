@@ -10,9 +10,9 @@ use ringfence_drivers::block::{Block, Options};
 use ringfence_drivers::net::Net;
 use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::PciTransport;
 use ringfence_kernel::acpi::Tables;
 use ringfence_kernel::boot::Boot;
+use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::devices::{bring_up, config_access};
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::memory::space;
@@ -20,8 +20,8 @@ use ringfence_kernel::{executor, fw_cfg, testing, time};
 use ringfence_memory::{ConfigAccess, DmaWindows};
 use spin::Once;
 
-pub type Disk = Block<PciTransport>;
-pub type Card = Net<PciTransport>;
+pub type Disk = Block<BusTransport>;
+pub type Card = Net<BusTransport>;
 
 static TABLES: Once<Tables> = Once::new();
 static ACCESS: Once<&'static dyn ConfigAccess> = Once::new();
