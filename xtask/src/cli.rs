@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, value_parser};
 
+use crate::qemu::MICROVM;
+
 /// Ringfence: a memory-safe virtio driver subsystem, and the small kernel that proves it.
 ///
 /// The guest's serial port is standard output. Stop it with Ctrl-C. The first start installs what is missing,
@@ -69,8 +71,8 @@ pub struct RunOptions {
     /// Request queues of a disk, and pairs of queues of a network card that has several
     #[arg(long, value_name = "N", default_value = "1", value_parser = value_parser!(u32).range(1..=16))]
     pub queues: u32,
-    /// QEMU's machine type
-    #[arg(long, default_value = "q35", value_parser = ["q35", "pc"])]
+    /// QEMU's machine type; microvm has no PCI and no firmware
+    #[arg(long, default_value = "q35", value_parser = ["q35", "pc", MICROVM])]
     pub machine: String,
     /// Run under emulation or hardware virtualisation
     #[arg(long, default_value = "tcg", value_parser = ["tcg", "kvm"])]
@@ -96,7 +98,12 @@ pub struct RunOptions {
 /// Parses the arguments that follow the program's name. An error is one line; `--help` does not return.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
     match CommandLine::try_parse_from(["./run-qemu.sh".into()].into_iter().chain(arguments)) {
-        Ok(line) => Ok(line.command.unwrap_or(Command::Run(line.run))),
+        Ok(line) => match line.command.unwrap_or(Command::Run(line.run)) {
+            Command::Run(run) if run.uefi && run.machine == MICROVM => {
+                bail!("--uefi: a microvm has no such firmware (see --help)")
+            }
+            command => Ok(command),
+        },
         Err(help) if !help.use_stderr() => help.exit(),
         Err(error) => {
             let text = error.to_string();
@@ -208,7 +215,8 @@ mod tests {
             ("--memory 0", "--memory"),
             ("--queues 0", "--queues"),
             ("--queues 17", "17"),
-            ("--machine microvm", "microvm"),
+            ("--machine isapc", "isapc"),
+            ("--machine microvm --uefi", "--uefi"),
             ("--accel hvf", "hvf"),
             ("--disk", "--disk"),
             ("--uefi=yes", "--uefi"),

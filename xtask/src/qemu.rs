@@ -41,11 +41,14 @@ pub enum Boot {
     Uefi { image: PathBuf, firmware: Firmware },
 }
 
+/// The machine type without PCI and firmware.
+pub const MICROVM: &str = "microvm";
+
 /// A virtual machine to start.
 #[derive(Clone, Debug)]
 pub struct Machine {
     pub boot: Boot,
-    /// `q35` or `pc`.
+    /// `q35`, `pc`, or `microvm`, which has virtio over MMIO.
     pub kind: String,
     pub kvm: bool,
     /// In MiB.
@@ -71,12 +74,23 @@ impl Machine {
         self.extra.extend(words.split_whitespace().map(OsString::from));
     }
 
+    /// The name of QEMU's virtio device of that type.
+    pub fn device(&self, kind: &str) -> String {
+        format!("virtio-{kind}-{}", if self.kind == MICROVM { "device" } else { "pci" })
+    }
+
     /// The arguments for QEMU.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut line = Line(Vec::new());
         line.words("-nodefaults -no-user-config -display none -no-reboot -serial stdio");
         line.words("-device isa-debug-exit,iobase=0xf4,iosize=4");
-        line.option("-machine", &self.kind);
+        if self.kind == MICROVM {
+            // QEMU names the devices to the kernel only if no ACPI table does.
+            line.option("-machine", "microvm,acpi=off");
+            line.option("-global", "virtio-mmio.force-legacy=off");
+        } else {
+            line.option("-machine", &self.kind);
+        }
         line.option("-accel", if self.kvm { "kvm" } else { "tcg" });
         line.option("-cpu", "max");
         // Where there can be only one processor, QEMU 7.2 takes the guest's fences for needless and leaves
@@ -86,11 +100,12 @@ impl Machine {
         self.add_boot(&mut line);
         if let Some(disk) = &self.disk {
             line.option("-blockdev", disk.node("disk0").to_string());
-            line.option("-device", "virtio-blk-pci,drive=disk0");
+            line.option("-device", format!("{},drive=disk0", self.device("blk")));
         }
         if let Some(port) = self.port {
             line.option("-netdev", format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:80"));
-            line.option("-device", "virtio-net-pci,netdev=net0,romfile=");
+            let rom = if self.kind == MICROVM { "" } else { ",romfile=" };
+            line.option("-device", format!("{},netdev=net0{rom}", self.device("net")));
             line.option("-fw_cfg", format!("name=opt/org.ringfence/url,string=http://127.0.0.1:{port}/"));
         }
         for (name, value) in &self.options {

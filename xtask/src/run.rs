@@ -41,7 +41,7 @@ pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
     };
     if options.queues > 1 {
         machine.options.push(("queues".into(), options.queues.to_string()));
-        machine.add(&format!("-global virtio-blk-pci.num-queues={}", options.queues));
+        machine.add(&format!("-global {}.num-queues={}", machine.device("blk"), options.queues));
     }
     machine.extra.extend_from_slice(&options.qemu_arguments);
     if machine.kvm {

@@ -157,7 +157,7 @@ fn errors_are_one_line(_: &Kernel) -> Result<()> {
         (&["--port", "abc"], "abc"),
         (&["--port"], "--port"),
         (&["--memory", "0"], "--memory"),
-        (&["--machine", "microvm"], "microvm"),
+        (&["--machine", "isapc"], "isapc"),
         (&["--accel", "magic"], "magic"),
         (&["--disk", "/no/such/image", "--port", &port], "/no/such/image"),
         (&["--disk", "/", "--port", &port], "/"),

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::served::{self, files, files_disk};
 use super::{Kernel, Run, Server, machine};
 use crate::guest::Guest;
-use crate::qemu::{Boot, Machine, exit};
+use crate::qemu::{Boot, MICROVM, Machine, exit};
 use crate::test::client::{compare, start_download};
 
 /// The tests here.
@@ -22,6 +22,8 @@ pub const TESTS: &[(&str, Run)] = &[
     ("machines::4_gib", |kernel| serves_with(kernel, 4096)),
     ("machines::uefi_64_mib", uefi_64_mib),
     ("machines::legacy_devices_left_alone", legacy_devices),
+    ("machines::microvm", microvm),
+    ("machines::microvm_legacy_devices_left_alone", microvm_legacy),
     ("machines::no_nx", |kernel| refused(&kernel.pvh, "qemu64,-nx", "NX")),
     ("machines::no_pat", |kernel| refused(&kernel.pvh, "qemu64,-pat", "PAT")),
     ("machines::no_pat_uefi", |kernel| refused(&kernel.uefi, "qemu64,-pat", "PAT")),
@@ -46,6 +48,31 @@ fn no_network(kernel: &Kernel) -> Result<()> {
     ensure!(!log.to_lowercase().contains("panic"), "the guest panicked:\n{log}");
     let said = log.lines().any(|line| line.contains("no ") && line.contains("network"));
     ensure!(said, "the guest does not say that it has no network:\n{log}");
+    Ok(())
+}
+
+fn over_mmio(kernel: &Kernel) -> Machine {
+    Machine { kind: MICROVM.into(), ..machine(&kernel.pvh) }
+}
+
+/// Disk and network over MMIO, each by a line of its own.
+fn microvm(kernel: &Kernel) -> Result<()> {
+    let server = Server::start(Machine { disk: files_disk()?, ..over_mmio(kernel) })?;
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    let log = server.log();
+    let lines = log.lines().filter(|line| line.contains("  mmio@") && line.contains(", line, queues of "));
+    ensure!(lines.count() == 2, "a disk and a card with a line each were expected:\n{log}");
+    server.finish()
+}
+
+/// Devices of version 1 of the registers are named, and nothing else is done with them.
+fn microvm_legacy(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..over_mmio(kernel) };
+    machine.add("-global virtio-mmio.force-legacy=on");
+    let mut guest = Guest::start(machine.command()?)?;
+    guest.wait_until(Duration::from_secs(20), |log| log.contains("there is no usable network device"))?;
+    let log = guest.kill();
+    ensure!(log.contains("mmio@") && log.contains("not used: legacy interface only"), "not named:\n{log}");
     Ok(())
 }
 
