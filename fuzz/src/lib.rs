@@ -24,6 +24,7 @@ pub mod card;
 mod dma;
 mod driver;
 pub mod input;
+pub mod mmio;
 mod private;
 mod registers;
 pub mod side;

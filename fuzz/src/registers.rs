@@ -8,13 +8,14 @@ use ringfence_memory::*;
 
 use crate::card::{Card, Hook};
 use crate::input::Input;
+use crate::mmio;
 use crate::with_table;
 use crate::world::{Who, World};
 use crate::{LIMIT, reached};
 
 /// One step.
 pub fn step(world: &mut World, input: &mut Input<'_>) {
-    match input.below(14) {
+    match input.below(15) {
         0 => {
             let who = on_bus(input);
             let card = world.card(who);
@@ -36,6 +37,7 @@ pub fn step(world: &mut World, input: &mut Input<'_>) {
             world.card(who).happen(input.below(5));
         }
         12 => notify(world, input),
+        13 => mmio::step(world, input),
         _ => shared(world, input),
     }
 }

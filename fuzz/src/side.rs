@@ -13,6 +13,7 @@ use ringfence_memory::{
 };
 
 use crate::card::Card;
+use crate::mmio::Mmio;
 use ringfence_testkit::machine::{Config, System, frames};
 
 /// Cards of each platform.
@@ -56,6 +57,7 @@ pub struct Side {
     /// What another CPU does when the clock is looked at next, which is done with no lock held.
     pub meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
     cards: OnceLock<[&'static Card; CARDS]>,
+    mmio: OnceLock<Mmio>,
 }
 
 impl Side {
@@ -76,11 +78,13 @@ impl Side {
             blocks: Mutex::default(),
             party: Mutex::new(Party { card: 0, model: false }),
             cards: OnceLock::new(),
+            mmio: OnceLock::new(),
         }));
         // SAFETY: nobody uses these registers, and nothing is behind them.
         unsafe { side.system.space.offer_mmio(Self::registers()) }.expect("it is not RAM");
         let card = |number| Card::new(side, &side.host, number);
         assert!(side.cards.set([card(1), card(2)]).is_ok());
+        assert!(side.mmio.set(Mmio::new(side, &side.host)).is_ok());
         drop(side.system.space.allocate_dma(FrameRequest::new(ARENA)).expect("the machine is large enough"));
         side
     }
@@ -107,6 +111,11 @@ impl Side {
     /// Its cards.
     pub fn cards(&self) -> &[&'static Card; CARDS] {
         self.cards.get().expect("set in `new`")
+    }
+
+    /// Its device over MMIO.
+    pub fn mmio(&self) -> &Mmio {
+        self.mmio.get().expect("set in `new`")
     }
 
     /// Says whom memory is for that is allocated from here on.
