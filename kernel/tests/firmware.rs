@@ -12,6 +12,7 @@ use alloc::vec::Vec;
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use ringfence_kernel::acpi::{Ecam, Memory, Tables};
 use ringfence_kernel::boot::memory_map::{MAX_REGIONS, build};
+use ringfence_kernel::devices::mmio::{Place, places};
 
 ringfence_kernel::test_image!();
 
@@ -201,4 +202,40 @@ fn broken_tables_do_no_harm() {
         assert!(found.local_apic != 0 && found.local_apic.is_multiple_of(4096));
         assert!(found.ecam.iter().all(|one| one.first_bus <= one.last_bus && one.base != 0));
     }
+}
+
+/// Devices over MMIO are where the command line says, in the words that QEMU, Firecracker and Linux have for
+/// it. What makes no sense names none, and neither does what lies across one that was named before.
+#[test_case]
+fn a_command_line_names_devices() {
+    let place = |start, len, line| Place { start, len, line };
+    let line = "console=ttyS0 virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=4K@0xd0000000:5:1 \
+                virtio_mmio.device=0x200@4276092928:11 virtio_mmio.device=1000K@0xd0002000:255";
+    let expected = [
+        place(0xfeb0_0e00, 512, 12),
+        place(0xd000_0000, 4096, 5),
+        place(0xfee0_0000, 512, 11),
+        place(0xd000_2000, 4096, 255),
+    ];
+    assert_eq!(places(line), expected);
+    for wrong in [
+        "",
+        "virtio_mmio.device=",
+        "virtio_mmio.device=512@0xfeb00e00",
+        "virtio_mmio.device=512@0xfeb00e00:",
+        "virtio_mmio.device=512@0xfeb00e00:256",
+        "virtio_mmio.device=512@0xfeb00e00:-1",
+        "virtio_mmio.device=512@feb00e00:12",
+        "virtio_mmio.device=512@0xfeb00e02:12",
+        "virtio_mmio.device=0@0xfeb00e00:12",
+        "virtio_mmio.device=512@0xffffffffffffff00:12",
+        "virtio_mmio.device=512@0x1ffffffffffffff00:12",
+        "virtio_mmio.device=99999999999999999K@0xfeb00e00:12",
+        "xvirtio_mmio.device=512@0xfeb00e00:12",
+    ] {
+        assert_eq!(places(wrong), [], "{wrong}");
+    }
+    let across = "virtio_mmio.device=512@0x1000:5 virtio_mmio.device=512@0x11fc:5 virtio_mmio.device=512@0xe04:5 \
+                  virtio_mmio.device=512@0x1000:6 virtio_mmio.device=512@0x1200:7";
+    assert_eq!(places(across), [place(0x1000, 512, 5), place(0x1200, 512, 7)]);
 }

@@ -133,6 +133,13 @@ fn many_readers_get_their_own_data() {
 #[test_case]
 const MANY: On = On("blk-numbered", &many_readers_get_their_own_data);
 
+fn readers_over_mmio_get_their_own_data() {
+    many_readers_get_their_own_data();
+}
+/// The same over registers in memory, by a line of its own.
+#[test_case]
+const OVER_MMIO: On = On("microvm,blk-numbered,formats", &readers_over_mmio_get_their_own_data);
+
 fn slow_disk_keeps_nobody_else_waiting() {
     let (_devices, disks, _, mut tasks) = start();
     let (left, failed) = (Rc::default(), Rc::default());

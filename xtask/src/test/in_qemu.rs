@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Test;
 use super::judge::{self, Verdict};
 use crate::guest::Guest;
-use crate::qemu::{Boot, Machine, exit};
+use crate::qemu::{Boot, MICROVM, Machine, exit};
 use crate::run::{self, uefi};
 use crate::setup::Toolchain;
 use crate::{gdb, kernel, work_folder};
@@ -131,7 +131,7 @@ impl Rings {
 
     /// Has QEMU offer this, and tells the guest what was offered: the feature bits, in decimal.
     fn apply(self, machine: &mut Machine) {
-        for device in ["virtio-blk-pci", "virtio-net-pci"] {
+        for device in ["blk", "net"].map(|kind| machine.device(kind)) {
             for (name, on, _) in self.properties() {
                 machine.add(&format!("-global {device}.{name}={}", on_off(on)));
             }
@@ -325,7 +325,7 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
             // What the kernel's options say; `+` stands for a comma.
             ("queues", count) => machine.options.push(("queues".into(), count.into())),
             ("log", filter) => machine.options.push(("log".into(), filter.replace('+', ","))),
-            ("pc", "") => machine.kind = "pc".into(),
+            ("pc" | MICROVM, "") => machine.kind = word.into(),
             // Booted by UEFI firmware.
             ("uefi", "") => machine.boot = uefi(toolchain, &elf)?,
             // Nothing of the machine's: see `variants` and `in_each_variant`.
@@ -346,6 +346,15 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
                 }
             }
         }
+    }
+    if machine.kind == MICROVM {
+        let over_mmio = |argument: &OsString| {
+            let argument = argument.to_string_lossy().replace(",romfile=", "");
+            ["blk", "net"].iter().fold(argument, |line, kind| {
+                line.replace(&format!("virtio-{kind}-pci"), &format!("virtio-{kind}-device"))
+            })
+        };
+        machine.extra = machine.extra.iter().map(over_mmio).map(OsString::from).collect();
     }
     Ok(machine)
 }
