@@ -465,6 +465,14 @@ fn card_gets_an_address_by_line() {
 #[test_case]
 const CARD_LINE: On = On("net,intx", &card_gets_an_address_by_line);
 
+fn card_over_mmio_gets_an_address() {
+    let (_devices, _, nics, tasks) = start();
+    cards_get_addresses(nics, tasks, true)
+}
+/// By a line whose level counts, over registers in memory.
+#[test_case]
+const CARD_MMIO: On = On("microvm,net", &card_over_mmio_gets_an_address);
+
 fn two_cards_get_addresses() {
     let (_devices, _, nics, tasks) = start();
     cards_get_addresses(nics, tasks, true)
