@@ -35,16 +35,18 @@ const TSAN_CRATES: [&str; 2] = ["memory", "drivers"];
 
 const LOOM_TESTS: [&str; 5] = ["test", "--package", "ringfence-oracles", "--test", "loom"];
 
+/// With what is off by default, as docs.rs shows it.
+const DOC: &str = "doc --no-deps --features ringfence-memory/mapper,ringfence-memory/host,\
+    ringfence-drivers/smoltcp,ringfence-drivers/embassy-net-driver,ringfence-drivers/embedded-storage,\
+    ringfence-drivers/embedded-storage-async,ringfence-drivers/block-device-driver";
+
 /// Formatting, lints and documentation.
 pub fn checks() -> Vec<Test> {
     let checks = [
         ("check::fmt", "fmt --all --check -- --color never"),
         ("check::fmt_uefi_image", "fmt --manifest-path xtask/uefi-image/Cargo.toml --check -- --color never"),
         ("check::clippy", "clippy --all-targets -- -D warnings"),
-        (
-            "check::doc",
-            "doc --no-deps --features ringfence-drivers/smoltcp,ringfence-drivers/embedded-storage",
-        ),
+        ("check::doc", DOC),
     ];
     let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(line)));
     checks.chain([Test::new(TSAN, thread_sanitizer)]).collect()
