@@ -29,6 +29,15 @@ fn parts() -> (Fake, Block<FakeTransport>, DmaPool, Disk) {
     (fake, block, pool, device)
 }
 
+/// Ends the device's thread, also where the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn a_disk_by_the_byte() {
     use embedded_storage::{ReadStorage as _, Storage as _};
@@ -44,6 +53,7 @@ fn a_disk_by_the_byte() {
                 thread::yield_now();
             }
         });
+        let stop = Stop(&stop);
         assert_eq!(storage.capacity(), END as usize);
         for (round, (offset, len)) in PLACES.into_iter().enumerate() {
             let range = offset as usize..offset as usize + len;
@@ -57,7 +67,7 @@ fn a_disk_by_the_byte() {
         let beyond = Err(Error::Request(RequestError::OutOfRange));
         assert_eq!(storage.read(END - 1, &mut [0; 2]), beyond);
         assert_eq!(storage.write(END, &[0; 512]), beyond);
-        stop.store(true, Ordering::Release);
+        drop(stop);
         server.join().unwrap();
     });
     assert!(device.data == expected, "each write hit its bytes, and nothing else");
