@@ -12,7 +12,10 @@ macro_rules! messages {
         impl core::fmt::Display for $error {
             fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
                 match self {
-                    $($(#[$attribute])* Self::$variant $(($($inner),+))? $({ $($field),+ })? => write!(f, $text),)*
+                    $(
+                        $(#[$attribute])*
+                        Self::$variant $(($($inner),+))? $({ $($field),+ })? => write!(f, $text),
+                    )*
                 }
             }
         }

@@ -108,8 +108,8 @@ impl<T: Transport> Phy<T> {
         len.map(|len| (number, len))
     }
 
-    /// The next frame, and room for an answer. `None` also while nothing can be sent, since the stack may want
-    /// to answer. A broken ring looks like silence: [`is_broken`](Self::is_broken) tells the difference.
+    /// The next frame, and room for an answer. `None` also while nothing can be sent, since the stack may
+    /// want to answer. A broken ring looks like silence: [`is_broken`](Self::is_broken) tells the difference.
     pub(super) fn next_frame(&mut self) -> Option<(Received<'_>, Transmit<'_, T::Notifier>)> {
         let (number, len) = (0..self.net.pairs()).find_map(|ahead| self.receive_from(ahead))?;
         self.next = number.wrapping_add(1);

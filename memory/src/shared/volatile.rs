@@ -463,8 +463,8 @@ macro_rules! atomic_access {
             unsafe fn load(at: NonNull<Self>, order: Ordering) -> Self {
                 #[cfg(ringfence_loom)]
                 {
-                    let mut bytes = [0; size_of::<Self>()];
-                    if crate::shared::shadow::ask(|shadow| shadow.load(at.as_ptr().cast(), &mut bytes, order)) {
+                    let (at, mut bytes) = (at.as_ptr().cast(), [0; size_of::<Self>()]);
+                    if crate::shared::shadow::ask(|shadow| shadow.load(at, &mut bytes, order)) {
                         return Self::from_ne_bytes(bytes);
                     }
                 }
