@@ -86,8 +86,9 @@ pub unsafe trait Platform: Sync {
 }
 
 /// Asks `poll`, without a pause (which costs an emulated processor far more than most looks that it delays),
-/// until it has an answer, or until `limit` has passed since the first time; at least once. Of the time between
-/// two looks half of the limit counts at most: a host that stopped the machine has stopped the device, too.
+/// until it has an answer, or until `limit` has passed since the first time; at least once. Of the time
+/// between two looks half of the limit counts at most: a host that stopped the machine has stopped the
+/// device, too.
 pub(crate) fn wait<T>(
     now: impl Fn() -> Duration,
     limit: Duration,
@@ -213,7 +214,8 @@ impl DmaMemory {
 
     #[inline]
     pub(crate) fn as_volatile_slice(&self) -> VolatileSlice<'_> {
-        // SAFETY: whoever made `self` promised the bytes, where they are, until `self` is dropped, and that they hold no Rust object; nothing in this crate makes a reference.
+        // SAFETY: whoever made `self` promised the bytes, where they are, until `self` is dropped, and that
+        // they hold no Rust object; nothing in this crate makes a reference.
         unsafe { VolatileSlice::new(self.start, self.len) }
     }
 

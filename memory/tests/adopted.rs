@@ -101,7 +101,8 @@ fn no_address_is_adopted_twice() {
     windows.adopt(memory, Direction::Both).expect("it is quiet");
 }
 
-/// Buffers over pages of a cache: the device has the cache's bytes in each, and each page is back when all are.
+/// Buffers over pages of a cache: the device has the cache's bytes in each, and each page is back when all
+/// are.
 #[test]
 fn buffers_of_adopted_pages() {
     let windows = windows();

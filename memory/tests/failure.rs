@@ -287,7 +287,8 @@ fn dma_regions_and_pools() {
     inject(Resource::Tables, 3, &[error], windows, region);
     inject(Resource::Frames, 4, &[error], windows, region);
     inject(Resource::Pages, 4, &[error], windows, region);
-    // One page: a larger pool takes what there is in pieces, and when that is not enough the arena keeps them.
+    // One page: a larger pool takes what there is in pieces, and when that is not enough the arena keeps
+    // them.
     let pool = |_: &System, windows: DmaWindows| match DmaPool::new(&windows, 2, 2048) {
         Ok(pool) => Ok((pool, windows)),
         Err(error) => Err((error, windows)),

@@ -184,8 +184,8 @@ fn flaw_01_misaligned_reference() {
     check::<[u64; 3]>(&system);
 }
 
-// Flaw 2: References to device memory, and to types with padding: `tests/compile-fail/cases/fail/references.rs` and
-// `overlays.rs`.
+// Flaw 2: References to device memory, and to types with padding:
+// `tests/compile-fail/cases/fail/references.rs` and `overlays.rs`.
 
 /// Flaw 3: `remap` worked on whatever table was in use, and a failure left flags mixed.
 #[test]

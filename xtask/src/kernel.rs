@@ -49,7 +49,8 @@ pub fn build_small(toolchain: &Toolchain, features: &str) -> Result<PathBuf> {
     built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-sizes")
 }
 
-/// What the library crates are checked for besides the host: processors of 64 and 32 bits, of both byte orders.
+/// What the library crates are checked for besides the host: processors of 64 and 32 bits, of both byte
+/// orders.
 const TARGETS: [&str; 6] = [
     "aarch64-unknown-none",
     "aarch64_be-unknown-none-softfloat",

@@ -102,8 +102,8 @@ impl Found {
     /// If it has changed into something else.
     pub fn transport(&self) -> Result<MmioTransport, Error> {
         // SAFETY: the loader says that the registers are there, which were claimed by `find` and are nobody
-        // else's; no two places overlap, and each has its number. Who asked before has dropped what it got, or
-        // still has the device's windows, without which there is no driver.
+        // else's; no two places overlap, and each has its number. Who asked before has dropped what it got,
+        // or still has the device's windows, without which there is no driver.
         MmioTransport::new(unsafe { VirtioMmio::new(&KERNEL, self.id, &self.registers) }?)
     }
 }

@@ -93,8 +93,8 @@ impl<T: Copy, const N: usize> Ranges<T, N> {
     }
 }
 
-/// A device or none, in half of the room that an `Option<DeviceId>` takes: boot stacks hold the table while it
-/// is made. The last number is no device's.
+/// A device or none, in half of the room that an `Option<DeviceId>` takes: boot stacks hold the table while
+/// it is made. The last number is no device's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Whose(u64);
 
@@ -204,8 +204,8 @@ impl MmioClaims {
     /// names.
     ///
     /// # Errors
-    /// [`ClaimError::Ram`] if it is not among the registers. Others if it is empty, if it shares a page with a
-    /// range that was offered, or if there are 128 already.
+    /// [`ClaimError::Ram`] if it is not among the registers. Others if it is empty, if it shares a page with
+    /// a range that was offered, or if there are 128 already.
     pub fn offer(&self, start: PhysAddr, len: usize) -> Result<(), ClaimError> {
         let frames = FrameRange::from_phys_addr(start, len as u64).map_err(|_| ClaimError::ZeroLength)?;
         match self.virtual_address(&frames) {

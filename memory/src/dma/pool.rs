@@ -15,10 +15,10 @@ use crate::{AtomicU64, Bytes, Direction, PAGE_SIZE, PlatformError, VolatileError
 
 /// Equal buffers, lent by value.
 ///
-/// They are cut from one region, or from several where memory is in pieces, which the pool and its buffers keep
-/// alive together; a buffer goes back when it is dropped. Taking and
-/// giving back takes no lock: interrupt handlers may do it while the pool exists. (After that, the last
-/// buffer to be dropped gives the memory back, which takes locks.)
+/// They are cut from one region, or from several where memory is in pieces, which the pool and its buffers
+/// keep alive together; a buffer goes back when it is dropped. Taking and giving back takes no lock:
+/// interrupt handlers may do it while the pool exists. (After that, the last buffer to be dropped gives the
+/// memory back, which takes locks.)
 ///
 /// ```
 /// use ringfence_memory::{DeviceId, DmaPool, DmaWindows, host::HostPlatform};
@@ -178,8 +178,8 @@ impl DmaPool {
     /// [adopted](DmaWindows::adopt), say.
     ///
     /// # Errors
-    /// With the regions: [`DmaError::BadLength`] if no buffer fits, [`DmaError::WrongDevice`] if the regions are
-    /// not of one device, or not of one direction.
+    /// With the regions: [`DmaError::BadLength`] if no buffer fits, [`DmaError::WrongDevice`] if the regions
+    /// are not of one device, or not of one direction.
     pub fn of(regions: Vec<DmaRegion>, slot_len: usize) -> Result<Self, (DmaError, Vec<DmaRegion>)> {
         let Some(first) = regions.first().filter(|_| slot_len > 0) else {
             return Err((DmaError::BadLength, regions));
@@ -359,8 +359,8 @@ impl DmaBuf {
         self.as_volatile_slice().write_slice(from, offset)
     }
 
-    /// A buffer that is a whole region: a page that was [adopted](DmaWindows::adopt), say, which goes where it
-    /// came from when the buffer is dropped and the device is quiet.
+    /// A buffer that is a whole region: a page that was [adopted](DmaWindows::adopt), say, which goes where
+    /// it came from when the buffer is dropped and the device is quiet.
     ///
     /// # Errors
     /// With the region: [`DmaError::BadLength`] for 4 GiB and more, [`DmaError::Platform`] without memory.

@@ -99,15 +99,16 @@ impl DmaWindows {
         self.open_to(memory, direction, descriptors).map_err(|(error, _)| error)
     }
 
-    /// A region of memory that the kernel has already: pages of its cache, say, which the device fills or reads
-    /// without a copy. The memory is the device's in `direction` from here on. It goes back, by whatever
-    /// [`DmaMemory::new`] or [`DmaMemory::from_raw`] was told to give it back by, when the region, all that was
-    /// cut from it and the last snapshot are gone and the device is known to be quiet: then it may become
-    /// anything. For the drivers it is as any other; only, it need not be zeroed.
+    /// A region of memory that the kernel has already: pages of its cache, say, which the device fills or
+    /// reads without a copy. The memory is the device's in `direction` from here on. It goes back, by
+    /// whatever [`DmaMemory::new`] or [`DmaMemory::from_raw`] was told to give it back by, when the region,
+    /// all that was cut from it and the last snapshot are gone and the device is known to be quiet: then it
+    /// may become anything. For the drivers it is as any other; only, it need not be zeroed.
     ///
     /// # Errors
     /// With the memory. [`DmaError::Claimed`] if the device has a window to some of these addresses, or a
-    /// closed one from which it has not been reset; [`DmaError::Platform`] if there is no room for the window.
+    /// closed one from which it has not been reset; [`DmaError::Platform`] if there is no room for the
+    /// window.
     pub fn adopt(&self, memory: DmaMemory, direction: Direction) -> Result<DmaRegion, (DmaError, DmaMemory)> {
         self.open_to(memory, direction, 0).map(DmaRegion)
     }

@@ -1,5 +1,5 @@
-//! A word of 64 bits in shared memory, for CPUs that have no access of that size. Of a descriptor's second word,
-//! and of a used element, the half at the higher address says whether the other is there.
+//! A word of 64 bits in shared memory, for CPUs that have no access of that size. Of a descriptor's second
+//! word, and of a used element, the half at the higher address says whether the other is there.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};

@@ -13,8 +13,8 @@ const HEADER: usize = 0;
 const STATUS: usize = 2;
 const LONGEST_HEADER: u32 = 16;
 
-/// For each slot of a queue a header of `LEN` bytes, 1 to 16, which the device reads first, and a status byte,
-/// which it writes last.
+/// For each slot of a queue a header of `LEN` bytes, 1 to 16, which the device reads first, and a status
+/// byte, which it writes last.
 ///
 /// ```
 /// # use ringfence_drivers::virtio::Controls;
