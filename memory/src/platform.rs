@@ -59,6 +59,58 @@ crate::error::messages! { PlatformError {
 /// - `now` never goes backwards;
 /// - `registry` is always the same one, and the same for all platform values through which one device, or one
 ///   byte of memory, can be had.
+///
+/// # Example
+/// A kernel whose memory is mapped where it is:
+/// ```
+/// # use core::{num::NonZeroUsize, ptr::NonNull, time::Duration};
+/// use ringfence_memory::{
+///     DeviceId, Direction, DmaMemory, DmaRegistry, MmioClaims, MmioMemory, PAGE_SIZE, PhysAddr, Platform,
+///     PlatformError,
+/// };
+/// # fn zeroed_pages(_: NonZeroUsize) -> Option<NonNull<u8>> { None }
+/// # unsafe fn free_pages(_: NonNull<u8>, _: usize) {}
+/// # fn uptime() -> Duration { Duration::ZERO }
+///
+/// struct MyKernel;
+///
+/// static REGISTRY: DmaRegistry = DmaRegistry::new();
+/// // SAFETY: there is no RAM from 3 to 4 GiB, and this kernel has all of it mapped there, uncached.
+/// static REGISTERS: MmioClaims = unsafe { MmioClaims::new(0xc000_0000..0x1_0000_0000, 0xc000_0000) };
+///
+/// // SAFETY: pages for devices are never anything else, and their addresses are physical ones; registers are
+/// // claimed; the clock never goes backwards; there is one registry.
+/// unsafe impl Platform for MyKernel {
+///     fn dma_allocate(
+///         &self,
+///         _: DeviceId,
+///         pages: NonZeroUsize,
+///         _: Direction,
+///     ) -> Result<DmaMemory, PlatformError> {
+///         let start = zeroed_pages(pages).ok_or(PlatformError::OutOfMemory)?;
+///         let (len, address) = (pages.get() * PAGE_SIZE, start.as_ptr().addr() as u64);
+///         // SAFETY: they are zeroed, and nobody else has them until `free_pages` gets them back.
+///         Ok(unsafe { DmaMemory::from_raw(start, len, address, free_pages) })
+///     }
+///
+///     fn mmio_map(
+///         &self,
+///         device: Option<DeviceId>,
+///         start: PhysAddr,
+///         len: usize,
+///     ) -> Result<MmioMemory, PlatformError> {
+///         REGISTERS.claim(device, start, len)
+///     }
+///
+///     fn now(&self) -> Duration {
+///         uptime()
+///     }
+///
+///     fn registry(&self) -> &DmaRegistry {
+///         &REGISTRY
+///     }
+/// }
+/// ```
 pub unsafe trait Platform: Sync {
     /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach, in `direction` at least: an
     /// IOMMU need not let it do more. The caller owns them until drop.

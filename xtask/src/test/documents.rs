@@ -4,6 +4,9 @@
 //! - a file or folder, from the root or from any folder on (`net/ingress`, also without `.rs`), with
 //!   alternatives as in `devices/{disk, nic}`;
 //! - an item of a file: `kernel/src/executor.rs::pender`, or of any: `Queue::kick`, `boot::start`.
+//!
+//! Each line of a block of Rust is one of some file in Rust, of its documentation's examples for instance,
+//! where it is compiled.
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +41,8 @@ pub fn check() -> Result<()> {
                 wrong.extend(
                     names(&text).filter(|name| !tree.has(name)).map(|name| format!("{document}: {name}")),
                 );
+                let unknown = rust_lines(&text).filter(|line| !tree.has_line(line));
+                wrong.extend(unknown.map(|line| format!("{document}: compiled nowhere: {line}")));
                 let folder = Path::new(folder);
                 wrong.extend(
                     links(&text)
@@ -60,6 +65,12 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
         !in_block && !fence
     });
     lines.flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// The lines of blocks of Rust.
+fn rust_lines(text: &str) -> impl Iterator<Item = &str> {
+    let blocks = text.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty())
 }
 
 /// The files that `text` links to.
@@ -121,6 +132,16 @@ impl Tree {
     }
 
     /// Whether there is a file or folder whose path, with or without its extension, is or ends in `name`.
+    /// Whether some source has this line, or its documentation.
+    fn has_line(&self, wanted: &str) -> bool {
+        let bare = |line: &str| {
+            let line = line.trim();
+            let documented = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+            line == wanted || documented.is_some_and(|line| line.trim() == wanted)
+        };
+        self.sources.iter().any(|(_, text)| text.lines().any(bare))
+    }
+
     fn has_file(&self, name: &str) -> bool {
         let name = format!("/{}/", name.trim_start_matches("./").trim_end_matches('/'));
         self.files.iter().any(|file| {
@@ -247,6 +268,15 @@ mod tests {
         ] {
             assert!(!tree().has(name), "{name}");
         }
+    }
+
+    #[test]
+    fn rust_is_compiled_somewhere() {
+        let tree = tree();
+        let text = "`a`\n```rust\npub size: u16,\n\n  pub fn kick(&mut self) {}\n```\n```sh\nls\n```\n";
+        assert_eq!(rust_lines(text).collect::<Vec<_>>(), ["pub size: u16,", "pub fn kick(&mut self) {}"]);
+        assert!(rust_lines(text).all(|line| tree.has_line(line)));
+        assert!(!tree.has_line("pub size: u32,"));
     }
 
     #[test]
