@@ -110,8 +110,9 @@ fn check_metadata(package: &Value) -> Result<()> {
     for dependency in dependencies.iter().filter(|dependency| dependency["kind"].is_null()) {
         let name = dependency["name"].as_str().unwrap_or_default();
         ensure!(dependency["req"] != "*", "{name} without a version");
+        // `portable-atomic` brings nothing along; without it there are no counters on 32 bits.
         ensure!(
-            dependency["target"].is_null(),
+            dependency["target"].is_null() || name == "portable-atomic",
             "{name}, for some targets only, is in every user's lock file"
         );
     }
@@ -149,10 +150,10 @@ struct Row {
 }
 
 const ROWS: [Row; 4] = [
-    Row { title: "disk, split rings", features: "blk", code: 50_000 },
-    Row { title: "network card, split rings", features: "net", code: 60_000 },
-    Row { title: "both, split rings", features: "blk,net", code: 75_000 },
-    Row { title: "both, all rings (default)", features: "blk,net,rings", code: 110_000 },
+    Row { title: "disk, split rings", features: "blk", code: 55_000 },
+    Row { title: "network card, split rings", features: "net", code: 65_000 },
+    Row { title: "both, split rings", features: "blk,net", code: 80_000 },
+    Row { title: "both, all rings (default)", features: "blk,net,rings", code: 115_000 },
 ];
 const CRATE_LIMIT: usize = 6;
 
