@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ringfence_drivers::block::{Block, Done, Geometry, Options, Request, RequestError, Ticket};
+use ringfence_drivers::block::{self, Block, Done, Geometry, Options, Request, RequestError, Ticket};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DeviceId, DmaBuf, DmaPool, DmaWindows};
 use ringfence_testkit::disk::{ALL, Disk, ID_TEXT, SECTOR, SECTORS, bytes, config};
@@ -135,7 +135,7 @@ fn completions_in_any_order() {
 
 #[test]
 fn what_no_device_should_see() {
-    let mut bench = bench_with(ALL | features::block::RO, config(SECTORS, 1024, 3, 1024), 64);
+    let mut bench = bench_with(ALL | block::features::RO, config(SECTORS, 1024, 3, 1024), 64);
     let cases = [
         (0, 0, RequestError::Misaligned),
         (0, 512, RequestError::Misaligned),
@@ -347,7 +347,7 @@ fn a_disk_that_changes_while_it_is_read() {
     several[34] = 1;
     let mut other = config(16, 512, 8, 1024);
     other[34] = 2;
-    let offered = ALL | features::block::MQ;
+    let offered = ALL | block::features::MQ;
     let shape = |block: &mut Block<FakeTransport>| {
         let geometry = block.geometry();
         let queues = block.split().1.count();

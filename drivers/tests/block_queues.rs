@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use ringfence_drivers::block::{Block, BlockQueue, Options, Request, RequestError};
+use ringfence_drivers::block::{self, Block, BlockQueue, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 use ringfence_testkit::bench::FORMATS;
@@ -12,7 +12,7 @@ use ringfence_testkit::{
     RING_RESET,
 };
 
-const MQ: u64 = features::block::MQ;
+const MQ: u64 = block::features::MQ;
 const BUFFERS: usize = 512;
 
 /// A configuration with `queues` request queues (5.2.4).

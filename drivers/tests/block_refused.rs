@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringfence_drivers::block::{Block, Options, Request, RequestError};
+use ringfence_drivers::block::{self, Block, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, Error, features};
 use ringfence_memory::{Direction, DmaBuf, DmaPool};
 use ringfence_testkit::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
@@ -108,7 +108,7 @@ fn parts_of_blocks() {
 /// Without SEG_MAX a request has one segment, however short those are (5.2.4).
 #[test]
 fn segments_without_a_limit_of_their_number() {
-    let offered = features::block::SIZE_MAX;
+    let offered = block::features::SIZE_MAX;
     let mut bench = Bench::new(offered, config(SECTORS, 512, 9, 0), &Options::default());
     let pool = bench.pool(2, 1024, Direction::FromDevice);
     assert_eq!(bench.block.geometry().segments, 1);
@@ -144,7 +144,7 @@ fn segments_of_a_byte() {
 fn one_queue_unless_more_are_wanted() {
     let mut config = config(SECTORS, 1 << 20, 4, 512);
     config[34] = 4;
-    let mut bench = Bench::new(ALL | features::block::MQ, config, &Options::default());
+    let mut bench = Bench::new(ALL | block::features::MQ, config, &Options::default());
     assert_eq!((bench.block.split().1.count(), Options::default().queues), (1, 1));
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
+use ringfence_drivers::net::{self, MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_testkit::card::{
     ALL, Bench, FORMATS, HEADER, MAC, PLAIN, bench, bench_with, config, deliver, frame, sent,
@@ -30,7 +30,7 @@ fn optional_features() {
     assert_eq!(plain.net.mac(), [0x02, 0x52, 0, 0, bus, function], "the same at each start");
     for mtu in [0, 67, 1501, 9000, 65535] {
         let bench = bench_with(ALL, config(1, mtu), 8);
-        assert_eq!((bench.net.features() & features::net::MTU, bench.net.mtu()), (0, 1500), "MTU {mtu}");
+        assert_eq!((bench.net.features() & net::features::MTU, bench.net.mtu()), (0, 1500), "MTU {mtu}");
     }
     let down = bench_with(ALL, config(0, 1500), 8);
     assert!(!down.net.link_up());
@@ -52,9 +52,9 @@ fn addresses_that_no_station_has() {
     ];
     for (mac, usable) in cases {
         // Offered with all that could be accepted in its place.
-        let offered = !(features::QUEUES | features::net::CTRL_VQ | features::ACCESS_PLATFORM);
+        let offered = !(features::QUEUES | net::features::CTRL_VQ | features::ACCESS_PLATFORM);
         let bench = bench_with(offered, [&mac[..], &config(1, 1400)[6..]].concat(), 8);
-        let (accepted, expected) = if usable { (ALL, mac) } else { (ALL & !features::net::MAC, own) };
+        let (accepted, expected) = if usable { (ALL, mac) } else { (ALL & !net::features::MAC, own) };
         assert_eq!((bench.net.mac(), bench.net.features()), (expected, accepted), "{mac:x?}");
     }
 }
@@ -341,7 +341,7 @@ fn set_up_that_fails_frees_all() {
         assert!(Net::new(fake.transport(), &grant(), fake.windows()).is_err());
         assert_eq!((fake.platform.dma_in_use(), fake.model().status), (0, 128), "{refused} is refused");
     }
-    const STATUS: u64 = features::VERSION_1 | features::net::STATUS;
+    const STATUS: u64 = features::VERSION_1 | net::features::STATUS;
     for (offered, config, queues, expected) in [
         (ALL, config(1, 1500), [8, 0], Error::QueueUnavailable(1)),
         (STATUS, vec![0; 6], [8, 8], Error::BadConfig),

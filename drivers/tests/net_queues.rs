@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use ringfence_drivers::net::{Net, NetPair, Options, Phy, TxFrame};
+use ringfence_drivers::net::{self, Net, NetPair, Options, Phy, TxFrame};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
 use ringfence_testkit::{
     DeviceRing, EVENT_IDX, Event, Fake, FakeNotifier, FakeTransport, IN_ORDER, INDIRECT_DESC, RING_PACKED,
@@ -16,7 +16,7 @@ use smoltcp::time::Instant;
 /// 5.1.3.
 const CTRL_VQ: u64 = 1 << 17;
 const MQ: u64 = 1 << 22;
-const BASE: u64 = features::VERSION_1 | features::net::MAC | features::net::STATUS;
+const BASE: u64 = features::VERSION_1 | net::features::MAC | net::features::STATUS;
 const HEADER: usize = 12;
 const FORMATS: [u64; 2] = [0, RING_PACKED];
 
@@ -306,7 +306,7 @@ fn a_card_that_changes_while_it_is_read() {
         [old, new].map(|(mac, len, pairs)| [&mac[..], &[1, 0, pairs as u8, 0], &mtu(len)].concat());
     let mut seen = Vec::new();
     for looks in 0..12 {
-        let offered = BASE | features::net::MTU | MQ | CTRL_VQ;
+        let offered = BASE | net::features::MTU | MQ | CTRL_VQ;
         let fake = Fake::new(DeviceType::NET, offered, before.clone(), &[8; 5]);
         fake.model().change = Some((looks, after.clone()));
         let (net, _) = bring_up(&fake, 4, Answer::Ack(0), &pairs(2));

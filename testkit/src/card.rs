@@ -1,6 +1,6 @@
 //! A network card that sends and receives what a test says.
 
-use ringfence_drivers::net::Net;
+use ringfence_drivers::net::{self, Net};
 use ringfence_drivers::virtio::{DeviceType, features};
 
 use crate::{DeviceRing, EVENT_IDX, Fake, FakeTransport, IN_ORDER, RING_PACKED, grant};
@@ -9,7 +9,7 @@ pub const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 pub const HEADER: usize = 12;
 /// A header (5.1.6) that asks for nothing: without NEEDS_CSUM and gso_type, whatever else it says.
 pub const PLAIN: [u8; HEADER] = [0xfe, 0, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5, 0xa5];
-pub const ALL: u64 = features::VERSION_1 | features::net::MAC | features::net::STATUS | features::net::MTU;
+pub const ALL: u64 = features::VERSION_1 | net::features::MAC | net::features::STATUS | net::features::MTU;
 
 pub const FORMATS: [u64; 5] = [0, EVENT_IDX, RING_PACKED, IN_ORDER, RING_PACKED | IN_ORDER];
 

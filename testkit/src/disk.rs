@@ -1,6 +1,6 @@
 //! A disk in memory that carries out what comes through a ring (section 5.2.6).
 
-use ringfence_drivers::block::Request;
+use ringfence_drivers::block::{self, Request};
 use ringfence_drivers::virtio::{DeviceType, features};
 use ringfence_memory::DmaBuf;
 use ringfence_memory::host::HostPlatform;
@@ -100,10 +100,10 @@ impl Disk {
 }
 
 pub const ALL: u64 = features::VERSION_1
-    | features::block::SIZE_MAX
-    | features::block::SEG_MAX
-    | features::block::BLK_SIZE
-    | features::block::FLUSH;
+    | block::features::SIZE_MAX
+    | block::features::SEG_MAX
+    | block::features::BLK_SIZE
+    | block::features::FLUSH;
 
 pub fn bytes(buffer: &DmaBuf, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
-use ringfence_drivers::block::{Block, CallResult, Options, Request, SharedQueue};
+use ringfence_drivers::block::{self, Block, CallResult, Options, Request, SharedQueue};
 use ringfence_drivers::virtio::{DeviceType, QueueError, features};
 use ringfence_memory::{DmaBuf, DmaPool};
 
@@ -36,7 +36,7 @@ impl Bench {
         let mut config = vec![0; 60];
         config[0..8].copy_from_slice(&SECTORS.to_le_bytes());
         config[34..36].copy_from_slice(&queues.to_le_bytes());
-        let offered = features::VERSION_1 | features::block::MQ | ring;
+        let offered = features::VERSION_1 | block::features::MQ | ring;
         let fake = Fake::new(DeviceType::BLOCK, offered, config, &vec![size; queues.into()]);
         let windows = fake.windows();
         let pool = Rc::new(DmaPool::new(&windows, BUFFERS, LEN).unwrap());

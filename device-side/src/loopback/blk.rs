@@ -5,8 +5,8 @@ use core::ops::Range;
 
 use crate::chain::{ChainError, ReadableChain, WritableChain};
 use crate::queue::{DescChain, DriverNotify};
-use ringfence_drivers::block::{ID_LEN, SECTOR_SIZE};
-use ringfence_drivers::virtio::{DeviceType, features};
+use ringfence_drivers::block::{ID_LEN, SECTOR_SIZE, features};
+use ringfence_drivers::virtio::DeviceType;
 
 use super::{Broken, Model, Queues, View};
 
@@ -120,7 +120,7 @@ impl Model for RamDisk {
     }
 
     fn features(&self) -> u64 {
-        features::block::FLUSH | if self.queues > 1 { features::block::MQ } else { 0 }
+        features::FLUSH | if self.queues > 1 { features::MQ } else { 0 }
     }
 
     fn config(&self) -> &[u8] {

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 
 use crate::chain::{ChainError, ReadableChain, WritableChain};
 use crate::queue::{DescChain, DriverNotify};
-use ringfence_drivers::virtio::{DeviceType, features};
+use ringfence_drivers::net::features;
+use ringfence_drivers::virtio::DeviceType;
 
 use super::{Broken, Model, Queues, View};
 
@@ -130,8 +131,8 @@ impl Model for Echo {
     }
 
     fn features(&self) -> u64 {
-        let several = if self.max_pairs() > 1 { features::net::CTRL_VQ | features::net::MQ } else { 0 };
-        features::net::MAC | features::net::STATUS | several
+        let several = if self.max_pairs() > 1 { features::CTRL_VQ | features::MQ } else { 0 };
+        features::MAC | features::STATUS | several
     }
 
     fn config(&self) -> &[u8] {
@@ -140,8 +141,8 @@ impl Model for Echo {
 
     fn run(&mut self, index: u16, queues: &mut Queues<'_>) -> Result<(), Broken> {
         // The control queue comes after all pairs that there may be (5.1.2).
-        let pairs = if queues.has(features::net::MQ) { self.max_pairs() } else { 1 };
-        if index == 2 * pairs && queues.has(features::net::CTRL_VQ) {
+        let pairs = if queues.has(features::MQ) { self.max_pairs() } else { 1 };
+        if index == 2 * pairs && queues.has(features::CTRL_VQ) {
             return queues.serve(index, |queue, view| {
                 while let Ok(Some(chain)) = queue.next_chain() {
                     log(self.control(chain, view));

@@ -1,6 +1,7 @@
 //! Virtio block devices (section 5.2): read, write, flush and identify, as many at once as the rings hold.
 
 mod calls;
+pub mod features;
 mod queue;
 mod request;
 mod shared;
@@ -20,7 +21,8 @@ use core::time::Duration;
 
 use ringfence_memory::{AtomicU64, DmaBuf, DmaGrant, DmaWindows, Quiet, ResetError};
 
-use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, Offer, QueueOptions, Transport, features};
+use crate::virtio::features::QUEUES;
+use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, Offer, QueueOptions, Transport};
 
 use request::Common;
 
@@ -38,12 +40,12 @@ pub const SECTOR_SIZE: usize = 512;
 /// Length of a disk's id in bytes.
 pub const ID_LEN: usize = 20;
 
-const FEATURES: u64 = features::block::SIZE_MAX
-    | features::block::SEG_MAX
-    | features::block::RO
-    | features::block::BLK_SIZE
-    | features::block::FLUSH
-    | features::block::MQ;
+const FEATURES: u64 = features::SIZE_MAX
+    | features::SEG_MAX
+    | features::RO
+    | features::BLK_SIZE
+    | features::FLUSH
+    | features::MQ;
 
 /// Offsets in the device configuration (5.2.4).
 const CAPACITY: usize = 0;
@@ -66,16 +68,16 @@ pub struct Options {
     /// The most descriptors of each queue, from 3 on.
     pub queue_size: u16,
     /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the
-    /// device offers [`INDIRECT_DESC`](features::INDIRECT_DESC), all take one and a table, which costs the
+    /// device offers [`INDIRECT_DESC`](crate::virtio::features::INDIRECT_DESC), all take one and a table, which costs the
     /// device more time.
     pub depth: u16,
-    /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
+    /// Which of the [`QUEUES`] features may be accepted.
     pub features: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { queues: 1, queue_size: 256, depth: 64, features: features::QUEUES }
+        Self { queues: 1, queue_size: 256, depth: 64, features: QUEUES }
     }
 }
 
@@ -236,7 +238,7 @@ impl<T: Transport> Block<T> {
         if offer.device_type() != DeviceType::BLOCK {
             return Err(Error::WrongType);
         }
-        let mut device = offer.negotiate(FEATURES | options.features & features::QUEUES)?;
+        let mut device = offer.negotiate(FEATURES | options.features & QUEUES)?;
         let (geometry, available) = read_config(&device)?;
         let sectors = Arc::new(AtomicU64::new(geometry.sectors));
         let longest = LONGEST_SEGMENTED.max(geometry.block_size);
@@ -374,13 +376,13 @@ fn read_config<T: Transport>(device: &Device<T>) -> Result<(Geometry, u16), Erro
             |feature, offset, default| if has(feature) { device.config(offset) } else { Ok(default) };
         let geometry = Geometry {
             sectors: device.config_u64(CAPACITY)?,
-            block_size: optional(features::block::BLK_SIZE, BLK_SIZE, SECTOR_SIZE as u32)?,
-            read_only: has(features::block::RO),
-            flush: has(features::block::FLUSH),
-            segment_size: optional(features::block::SIZE_MAX, SIZE_MAX, u32::MAX)?,
-            segments: optional(features::block::SEG_MAX, SEG_MAX, 1)?,
+            block_size: optional(features::BLK_SIZE, BLK_SIZE, SECTOR_SIZE as u32)?,
+            read_only: has(features::RO),
+            flush: has(features::FLUSH),
+            segment_size: optional(features::SIZE_MAX, SIZE_MAX, u32::MAX)?,
+            segments: optional(features::SEG_MAX, SEG_MAX, 1)?,
         };
-        let queues = has(features::block::MQ).then(|| device.config(NUM_QUEUES)).transpose()?;
+        let queues = has(features::MQ).then(|| device.config(NUM_QUEUES)).transpose()?;
         Ok((geometry, queues.unwrap_or_default()))
     })?;
     let sane = geometry.block_size.is_power_of_two() && geometry.block_size as usize >= SECTOR_SIZE;

@@ -4,9 +4,9 @@ use core::time::Duration;
 
 use ringfence_memory::{DmaWindows, Quiet, ResetError, Segment};
 
-use super::{STATUS, STATUS_LINK_UP};
+use super::{STATUS, STATUS_LINK_UP, features};
 use crate::virtio::{
-    Buffers, Controls, Device, DriverOk, Ends, Error, Queue, QueueOptions, Transport, features, sealed,
+    Buffers, Controls, Device, DriverOk, Ends, Error, Queue, QueueOptions, Transport, sealed,
 };
 
 /// How long the device may take to answer a command.
@@ -162,7 +162,7 @@ impl<T: Transport> NetControl<T> {
     }
 
     fn read_link(&mut self) -> Result<(), Error> {
-        if self.features() & features::net::STATUS != 0 {
+        if self.features() & features::STATUS != 0 {
             self.link_up = self.device.config::<u16>(STATUS)? & STATUS_LINK_UP != 0;
         }
         Ok(())

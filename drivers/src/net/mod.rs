@@ -3,6 +3,7 @@
 mod control;
 #[cfg(feature = "embassy-net-driver")]
 mod embassy;
+pub mod features;
 mod pair;
 #[cfg(any(feature = "smoltcp", feature = "embassy-net-driver"))]
 mod phy;
@@ -13,7 +14,8 @@ use core::ops::{Deref, DerefMut};
 
 use ringfence_memory::{DeviceId, DmaGrant, DmaWindows};
 
-use crate::virtio::{Device, DeviceType, DriverOk, Error, Offer, Transport, features};
+use crate::virtio::features::{EVENT_IDX, QUEUES, RING_PACKED};
+use crate::virtio::{Device, DeviceType, DriverOk, Error, Offer, Transport};
 
 use control::COMMAND_LIMIT;
 pub use control::NetControl;
@@ -24,7 +26,7 @@ pub use pair::{NetPair, RxFrame, TxFrame};
 pub use phy::Phy;
 
 /// What several pairs need.
-const SEVERAL: u64 = features::net::MQ | features::net::CTRL_VQ;
+const SEVERAL: u64 = features::MQ | features::CTRL_VQ;
 
 /// Offsets in the device configuration (5.1.4).
 const MAC: usize = 0;
@@ -49,13 +51,13 @@ pub struct Options {
     pub pairs: u16,
     /// The most descriptors of each queue, and so buffers in each direction: 1 or more.
     pub queue_size: u16,
-    /// Which of the [`QUEUES`](features::QUEUES) features may be accepted.
+    /// Which of the [`QUEUES`] features may be accepted.
     pub features: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { pairs: 1, queue_size: 256, features: features::QUEUES }
+        Self { pairs: 1, queue_size: 256, features: QUEUES }
     }
 }
 
@@ -129,9 +131,9 @@ impl<T: Transport> Net<T> {
         let id = offer.device();
         let Config { mac, mtu, pairs: most } = read_config(&offer, options.pairs > 1)?;
         let several = most.map_or(0, |_| SEVERAL);
-        let with_mac = mac.map_or(0, |_| features::net::MAC);
-        let with_mtu = mtu.map_or(0, |_| features::net::MTU);
-        let wanted = features::net::STATUS | several | with_mac | with_mtu;
+        let with_mac = mac.map_or(0, |_| features::MAC);
+        let with_mtu = mtu.map_or(0, |_| features::MTU);
+        let wanted = features::STATUS | several | with_mac | with_mtu;
         let wanted = wanted | queue_features(&offer, options.features);
         let mac = mac.unwrap_or_else(|| own_mac(id));
         let mut device = offer.negotiate(wanted)?;
@@ -230,11 +232,11 @@ impl<T: Transport> Drop for Net<T> {
 
 /// Which of the `wanted` features of queues to accept.
 fn queue_features<T: Transport>(offer: &Offer<T>, wanted: u64) -> u64 {
-    let wanted = wanted & features::QUEUES;
+    let wanted = wanted & QUEUES;
     // With both, QEMU (seen in 7.2) can stop sending for good: after a packet had to wait for the host it
     // goes on with the next ones without moving the position from which on it wants to be notified, so the
     // driver stays silent.
-    if offer.offered() & wanted & features::RING_PACKED != 0 { wanted & !features::EVENT_IDX } else { wanted }
+    if offer.offered() & wanted & RING_PACKED != 0 { wanted & !EVENT_IDX } else { wanted }
 }
 
 /// What the device says, as far as it makes sense.
@@ -254,11 +256,11 @@ fn read_config<T: Transport>(offer: &Offer<T>, several: bool) -> Result<Config, 
     const MOST: u16 = 0x7fff;
     let offers = |features| offer.offered() & features == features;
     offer.consistent_config(|offer| {
-        let mut mac = offers(features::net::MAC).then_some([0; 6]);
+        let mut mac = offers(features::MAC).then_some([0; 6]);
         for (offset, byte) in mac.iter_mut().flatten().enumerate() {
             *byte = offer.config(MAC.saturating_add(offset))?;
         }
-        let mtu = offers(features::net::MTU).then(|| offer.config(MTU)).transpose()?;
+        let mtu = offers(features::MTU).then(|| offer.config(MTU)).transpose()?;
         let pairs = (several && offers(SEVERAL)).then(|| offer.config(MAX_PAIRS)).transpose()?;
         Ok(Config {
             // Not the address of a group, as that of all is.

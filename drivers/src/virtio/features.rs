@@ -1,26 +1,43 @@
-//! Feature bits, and their names for a person.
+//! Feature bits, and their names for a person. Those of one kind of device stand beside its driver.
 //!
 //! A bit is accepted only if its driver implements it: each driver has one constant allow-list. [`select`]
-//! then drops what lacks a prerequisite, since devices do offer such (QEMU with `ctrl_vq=off`).
+//! then drops what lacks a prerequisite.
 
-use super::DeviceType;
+/// Bits by their numbers, lowest first, each with a constant; and the names of all, also of those after
+/// `others`, which are only named.
+macro_rules! features {
+    (
+        $($(#[$doc:meta])+ $name:ident = $bit:literal;)*
+        others: $($other:ident = $number:literal),* $(,)?
+    ) => {
+        $($(#[$doc])+ pub const $name: u64 = 1 << $bit;)*
 
-/// A descriptor may refer to a table of descriptors (2.7.5.3).
-pub const INDIRECT_DESC: u64 = 1 << 28;
-/// Either side says at which element it wants to be notified (2.7.7, 2.7.10).
-pub const EVENT_IDX: u64 = 1 << 29;
-/// Not a legacy device: without this bit nothing works here.
-pub const VERSION_1: u64 = 1 << 32;
-/// The device's memory accesses go through what the platform sets up (an IOMMU).
-pub const ACCESS_PLATFORM: u64 = 1 << 33;
-/// Queues have the packed format (2.8).
-pub const RING_PACKED: u64 = 1 << 34;
-/// The device uses buffers in the order in which they were made available (2.7.9, 2.8.9).
-pub const IN_ORDER: u64 = 1 << 35;
-/// A notification says how far the driver is (2.9).
-pub const NOTIFICATION_DATA: u64 = 1 << 38;
-/// A single queue can be reset (2.6.1).
-pub const RING_RESET: u64 = 1 << 40;
+        /// Their names, for [`names`](crate::virtio::features::names).
+        pub const NAMES: &[(u32, &str)] =
+            &[$(($bit, stringify!($name)),)* $(($number, stringify!($other)),)*];
+    };
+}
+pub(crate) use features;
+
+features! {
+    /// A descriptor may refer to a table of descriptors (2.7.5.3).
+    INDIRECT_DESC = 28;
+    /// Either side says at which element it wants to be notified (2.7.7, 2.7.10).
+    EVENT_IDX = 29;
+    /// Not a legacy device: without this bit nothing works here.
+    VERSION_1 = 32;
+    /// The device's memory accesses go through what the platform sets up (an IOMMU).
+    ACCESS_PLATFORM = 33;
+    /// Queues have the packed format (2.8).
+    RING_PACKED = 34;
+    /// The device uses buffers in the order in which they were made available (2.7.9, 2.8.9).
+    IN_ORDER = 35;
+    /// A notification says how far the driver is (2.9).
+    NOTIFICATION_DATA = 38;
+    /// A single queue can be reset (2.6.1).
+    RING_RESET = 40;
+    others: ORDER_PLATFORM = 36, SR_IOV = 37, NOTIF_CONFIG_DATA = 39,
+}
 
 /// What queues are made of: accepted whatever the device is, if its driver's user wants it.
 pub const QUEUES: u64 =
@@ -30,39 +47,9 @@ pub const QUEUES: u64 =
 pub(super) const POSSIBLE: u64 = !(if cfg!(feature = "packed") { 0 } else { RING_PACKED }
     | if cfg!(feature = "in-order") { 0 } else { IN_ORDER });
 
-/// Of a block device (5.2.3).
-pub mod block {
-    /// `size_max` limits each segment.
-    pub const SIZE_MAX: u64 = 1 << 1;
-    /// `seg_max` limits the number of segments of a request.
-    pub const SEG_MAX: u64 = 1 << 2;
-    /// Writing is refused.
-    pub const RO: u64 = 1 << 5;
-    /// `blk_size` is the disk's block size.
-    pub const BLK_SIZE: u64 = 1 << 6;
-    /// There is a flush command.
-    pub const FLUSH: u64 = 1 << 9;
-    /// There are several request queues.
-    pub const MQ: u64 = 1 << 12;
-}
-
-/// Of a network device (5.1.3).
-pub mod net {
-    /// The device says how large a packet may be.
-    pub const MTU: u64 = 1 << 3;
-    /// The device has a MAC address.
-    pub const MAC: u64 = 1 << 5;
-    /// The device reports its link.
-    pub const STATUS: u64 = 1 << 16;
-    /// There is a control queue.
-    pub const CTRL_VQ: u64 = 1 << 17;
-    /// There are several pairs of queues, which the control queue turns on.
-    pub const MQ: u64 = 1 << 22;
-}
-
-/// What an accepted bit (left) needs to be accepted too (right). Those of one type of device are not
-/// implemented for any other.
-const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1), (net::MQ, net::CTRL_VQ)];
+/// What an accepted bit (left) needs to be accepted too (right), whatever the device is. For those of one kind
+/// of device its driver sees to that.
+const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1)];
 
 /// The bits to accept: those offered and implemented whose prerequisites are accepted.
 pub fn select(offered: u64, implemented: u64) -> u64 {
@@ -76,58 +63,12 @@ pub fn select(offered: u64, implemented: u64) -> u64 {
     accepted
 }
 
-const COMMON_NAMES: &[(u32, &str)] = &[
-    (28, "INDIRECT_DESC"),
-    (29, "EVENT_IDX"),
-    (32, "VERSION_1"),
-    (33, "ACCESS_PLATFORM"),
-    (34, "RING_PACKED"),
-    (35, "IN_ORDER"),
-    (36, "ORDER_PLATFORM"),
-    (37, "SR_IOV"),
-    (38, "NOTIFICATION_DATA"),
-    (39, "NOTIF_CONFIG_DATA"),
-    (40, "RING_RESET"),
-];
-
-const BLOCK_NAMES: &[(u32, &str)] = &[
-    (1, "SIZE_MAX"),
-    (2, "SEG_MAX"),
-    (4, "GEOMETRY"),
-    (5, "RO"),
-    (6, "BLK_SIZE"),
-    (9, "FLUSH"),
-    (10, "TOPOLOGY"),
-    (11, "CONFIG_WCE"),
-    (12, "MQ"),
-    (13, "DISCARD"),
-    (14, "WRITE_ZEROES"),
-];
-
-const NET_NAMES: &[(u32, &str)] = &[
-    (0, "CSUM"),
-    (1, "GUEST_CSUM"),
-    (2, "CTRL_GUEST_OFFLOADS"),
-    (3, "MTU"),
-    (5, "MAC"),
-    (7, "GUEST_TSO4"),
-    (8, "GUEST_TSO6"),
-    (11, "HOST_TSO4"),
-    (12, "HOST_TSO6"),
-    (15, "MRG_RXBUF"),
-    (16, "STATUS"),
-    (17, "CTRL_VQ"),
-    (18, "CTRL_RX"),
-    (22, "MQ"),
-];
-
-/// Names of the bits that are set in `features`, lowest first; a bit without a name is left out.
-pub fn names(kind: DeviceType, features: u64) -> impl Iterator<Item = &'static str> {
-    let own = match kind {
-        DeviceType::BLOCK => BLOCK_NAMES,
-        DeviceType::NET => NET_NAMES,
-        _ => &[],
+/// Names of the bits that are set in `features`, lowest first, with the device's `own`; a bit without a name
+/// is left out.
+pub fn names(own: &[(u32, &'static str)], features: u64) -> impl Iterator<Item = &'static str> {
+    let name = move |bit: u32| {
+        let named = own.iter().chain(NAMES).find(|(number, _)| *number == bit);
+        named.filter(|_| features >> bit & 1 != 0).map(|&(_, name)| name)
     };
-    let set = move |&&(bit, _): &&(u32, &str)| features >> bit & 1 != 0;
-    own.iter().chain(COMMON_NAMES).filter(set).map(|&(_, name)| name)
+    (0..u64::BITS).filter_map(name)
 }

@@ -18,9 +18,10 @@ mod workload;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use ringfence_drivers::block;
 use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::{DeviceType, features};
+use ringfence_drivers::virtio::features;
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::{config_access, open_disk};
 use ringfence_kernel::platform::KERNEL;
@@ -97,7 +98,7 @@ impl Disk {
         let function = pci::enumerate(access, 0).find(is_disk).expect("there is a disk");
         let windows = DmaWindows::new(&KERNEL, function.address().id()).expect("nobody else has it");
         let (disk, interrupts) = open_disk(&windows, &function, 1).expect("the disk starts");
-        let names: Vec<_> = features::names(DeviceType::BLOCK, disk.features()).collect();
+        let names: Vec<_> = features::names(block::features::NAMES, disk.features()).collect();
         let (size, interrupts) = (disk.queue_size(), interrupts.name());
         info(format_args!("ours: queue of {size}, {interrupts}, {}", names.join(" ")));
         let indirect = disk.features() & features::INDIRECT_DESC != 0;

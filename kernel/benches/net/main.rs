@@ -20,9 +20,10 @@ mod virtio_drivers;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use ringfence_drivers::net;
 use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::{DeviceType, features};
+use ringfence_drivers::virtio::features;
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::config_access;
 use ringfence_kernel::qemu::{self, ExitCode};
@@ -57,7 +58,7 @@ fn main(boot: Boot) -> ! {
 fn report_features(guests: &[String], card: &Place) {
     ours::check(&card.function);
     for guest in guests {
-        let names: Vec<_> = features::names(DeviceType::NET, open(guest, card).features()).collect();
+        let names: Vec<_> = features::names(net::features::NAMES, open(guest, card).features()).collect();
         info(format_args!("{guest}: {}", names.join(" ")));
     }
 }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use ::virtio_drivers::device::net::VirtIONetRaw;
 use ::virtio_drivers::transport::Transport;
 use ::virtio_drivers::transport::pci::PciTransport;
+use ringfence_drivers::net;
 use ringfence_drivers::virtio::features;
 
 use crate::card::{Card, Costs, Place, until};
@@ -16,8 +17,8 @@ use crate::support::hal::{self, Claim, Memory};
 const SIZE: usize = 256;
 const HEADER_LEN: usize = 12;
 /// What the crate knows.
-const FEATURES: u64 = features::net::MAC
-    | features::net::STATUS
+const FEATURES: u64 = net::features::MAC
+    | net::features::STATUS
     | features::EVENT_IDX
     | features::INDIRECT_DESC
     | features::VERSION_1;

@@ -162,20 +162,20 @@ impl Device {
     }
 
     fn info(&self) -> DeviceInfo {
-        let (driver, kind, bits, queues) = match &self.state {
-            State::Idle(_) => (None, DeviceType::BLOCK, 0, Vec::new()),
+        let (driver, names, bits, queues) = match &self.state {
+            State::Idle(_) => (None, &[][..], 0, Vec::new()),
             State::Disk(disk) => {
                 let queues = disk.queues().iter().enumerate().map(|(index, queue)| {
                     queue_info(index, queue.shared.queue_size(), queue.vector, queue.shared.counters())
                 });
-                (Some(Driver::Block), DeviceType::BLOCK, disk.features(), queues.collect())
+                (Some(Driver::Block), block::features::NAMES, disk.features(), queues.collect())
             }
             State::Nic(nic) => {
                 let queues = nic.shared.sizes.iter().zip(&nic.vectors).enumerate();
                 let queues = queues.map(|(index, (&size, &vector))| {
                     queue_info(index, size, vector, nic.shared.counters(index))
                 });
-                (Some(Driver::Net), DeviceType::NET, nic.features, queues.collect())
+                (Some(Driver::Net), net::features::NAMES, nic.features, queues.collect())
             }
         };
         DeviceInfo {
@@ -183,7 +183,7 @@ impl Device {
             id: self.id.clone(),
             name: self.name.clone(),
             driver: driver.map(|driver| driver.name().to_string()),
-            features: features::names(kind, bits).collect(),
+            features: features::names(names, bits).collect(),
             queues,
         }
     }

@@ -4,8 +4,8 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_device_side::loopback::{Echo, Loopback, Options, RamDisk};
-use ringfence_drivers::block::{Block, Options as Wish, Request, SECTOR_SIZE};
-use ringfence_drivers::net::{Net, Options as CardWish, RxFrame};
+use ringfence_drivers::block::{self, Block, Options as Wish, Request, SECTOR_SIZE};
+use ringfence_drivers::net::{self, Net, Options as CardWish, RxFrame};
 use ringfence_drivers::virtio::{
     BufferList, Device, DeviceType, Error, Notify, Queue, QueueOptions, Transport, features, status,
 };
@@ -49,7 +49,7 @@ fn every_combination_of_ring_features() {
         );
         let mut exerciser = Exerciser::new(block.expect("the disk starts"), &windows);
         let block = exerciser.block();
-        let always = features::VERSION_1 | features::ACCESS_PLATFORM | features::block::FLUSH;
+        let always = features::VERSION_1 | features::ACCESS_PLATFORM | block::features::FLUSH;
         assert_eq!(block.features(), chosen | always);
         let deepest = if has(features::INDIRECT_DESC) { wish.queue_size } else { wish.queue_size / 3 };
         assert_eq!((block.queue_size(), block.depth()), (wish.queue_size, deepest.into()));
@@ -81,7 +81,7 @@ fn several_queues() {
                 &wish,
             )
             .expect("the disk starts");
-            assert_ne!(block.features() & features::block::MQ, 0);
+            assert_ne!(block.features() & block::features::MQ, 0);
             let pool = DmaPool::new(&windows, queues.into(), SECTOR_SIZE).expect("there is memory");
             let (_, each) = block.split();
             let mut each = each.collect::<Vec<_>>();
@@ -223,7 +223,7 @@ fn pairs_are_set_by_command() {
     let windows = DmaWindows::for_model(&KERNEL, CARD).expect("nobody else has it");
     let card = Loopback::new(Echo::new(MAC).with_pairs(PAIRS), windows.clone());
     let mut pools = Pools::new(&windows);
-    for (negotiated, index) in [(features::net::MQ | features::net::CTRL_VQ, 6), (features::net::CTRL_VQ, 2)]
+    for (negotiated, index) in [(net::features::MQ | net::features::CTRL_VQ, 6), (net::features::CTRL_VQ, 2)]
     {
         let begun = Device::begin(
             card.clone(),

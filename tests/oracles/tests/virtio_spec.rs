@@ -8,6 +8,8 @@ use std::ptr::NonNull;
 
 use ringfence_device_side::queue::{PackedMemory, Position, Queue as DeviceQueue};
 use ringfence_device_side::ring::{Device, Driver, Used};
+use ringfence_drivers::block::features as disk;
+use ringfence_drivers::net::features as card;
 use ringfence_drivers::virtio::{
     BufferList, Device as Bringup, DeviceType, Queue, QueueOptions, features, status,
 };
@@ -277,20 +279,16 @@ fn feature_and_status_bits() {
         assert_eq!(ours, bits(theirs.bits().to_ne()));
     }
     let block = [
-        (features::block::SIZE_MAX, blk::F::SIZE_MAX),
-        (features::block::SEG_MAX, blk::F::SEG_MAX),
-        (features::block::RO, blk::F::RO),
-        (features::block::BLK_SIZE, blk::F::BLK_SIZE),
-        (features::block::FLUSH, blk::F::FLUSH),
+        (disk::SIZE_MAX, blk::F::SIZE_MAX),
+        (disk::SEG_MAX, blk::F::SEG_MAX),
+        (disk::RO, blk::F::RO),
+        (disk::BLK_SIZE, blk::F::BLK_SIZE),
+        (disk::FLUSH, blk::F::FLUSH),
     ];
     for (ours, theirs) in block {
         assert_eq!(ours, bits(theirs.bits().to_ne()));
     }
-    let network = [
-        (features::net::MTU, net::F::MTU),
-        (features::net::MAC, net::F::MAC),
-        (features::net::STATUS, net::F::STATUS),
-    ];
+    let network = [(card::MTU, net::F::MTU), (card::MAC, net::F::MAC), (card::STATUS, net::F::STATUS)];
     for (ours, theirs) in network {
         assert_eq!(ours, bits(theirs.bits().to_ne()));
     }
