@@ -106,13 +106,6 @@ fn the_shortest_frames() {
 }
 
 #[test]
-fn interrupts_are_counted() {
-    let mut bench = bench(4);
-    [[1, 0], [0, 2], [3, 5]].into_iter().for_each(|counts| bench.net.count_interrupts(counts));
-    assert_eq!(bench.net.counters().map(|queue| queue.interrupts), [4, 7]);
-}
-
-#[test]
 fn a_batch_is_one_kick_each_way() {
     let mut bench = bench(16);
     let kicks = |bench: &Bench| (bench.fake.kicks(0), bench.fake.kicks(1));

@@ -40,7 +40,6 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
             "buffers",
             "context",
             "counters",
-            "count_interrupts",
             "findings",
             "read_u32",
             "is_modern",

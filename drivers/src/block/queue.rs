@@ -82,11 +82,6 @@ impl<N: Notify> BlockQueue<N> {
         self.0.counters()
     }
 
-    /// Reports `count` interrupts of the queue, for the counters.
-    pub fn count_interrupts(&mut self, count: u64) {
-        self.0.count_interrupts(count);
-    }
-
     /// Puts a request into the ring. The device starts on it after the next [`kick`](Self::kick).
     ///
     /// # Errors

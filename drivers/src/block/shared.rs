@@ -209,13 +209,6 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         self.state.borrow().queue.counters()
     }
 
-    /// Reports that there were `total` interrupts of the queue so far, for the counters.
-    pub fn report_interrupts(&self, total: u64) {
-        let queue = &mut self.state.borrow_mut().queue;
-        let new = total.wrapping_sub(queue.counters().interrupts);
-        queue.count_interrupts(new);
-    }
-
     /// All changes go through here: tasks are woken after them.
     fn with<R>(&self, change: impl FnOnce(&mut State<'a, N>) -> R) -> R {
         let mut state = self.state.borrow_mut();

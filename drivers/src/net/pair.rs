@@ -251,12 +251,6 @@ impl<N: Notify> NetPair<N> {
         [self.receive.counters(), self.transmit.counters()]
     }
 
-    /// Reports interrupts of the receive and the transmit queue, for the counters.
-    pub fn count_interrupts(&mut self, [receive, transmit]: [u64; 2]) {
-        self.receive.count_interrupts(receive);
-        self.transmit.count_interrupts(transmit);
-    }
-
     /// Shows `read` up to `most` received frames, and says how many there were. Their buffers are filled
     /// again after the next [`kick`](Self::kick). Frames of impossible length, and those that need an
     /// offload, count as one of `most` and as rejected, and are not shown.

@@ -8,7 +8,7 @@ use ringfence_drivers::virtio::Hybrid;
 use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::devices::open_disk;
 use ringfence_kernel::devices::second_look::SecondLook;
-use ringfence_kernel::interrupts::device::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::{DeviceInterrupts, InterruptStats};
 use ringfence_memory::DmaBuf;
 use x86_64::instructions::interrupts;
 
@@ -35,7 +35,8 @@ pub enum Wait {
 pub struct Ours<const WRITE: bool> {
     disk: Block<BusTransport>,
     // After the driver, which resets the device.
-    interrupts: DeviceInterrupts,
+    _interrupts: DeviceInterrupts,
+    stats: InterruptStats,
     free: Vec<DmaBuf, DEEPEST>,
     places: Places,
     len: usize,
@@ -63,7 +64,8 @@ impl<const WRITE: bool> Ours<WRITE> {
         let free = (0..depth).filter_map(|_| workload.pool.take()).collect();
         let (places, len) = (workload.places(), workload.len);
         let (hybrid, look) = (Hybrid::new(LOOKS), SecondLook::default());
-        Some(Self { disk, interrupts, free, places, len, wait, hybrid, look, halts: 0 })
+        let (stats, _interrupts) = (interrupts.stats(), interrupts);
+        Some(Self { disk, _interrupts, stats, free, places, len, wait, hybrid, look, halts: 0 })
     }
 }
 
@@ -114,7 +116,7 @@ impl<const WRITE: bool> Guest for Ours<WRITE> {
     }
 
     fn costs(&self) -> Option<Costs> {
-        let (interrupts, kicks) = (self.interrupts.count(0), self.disk.counters().kicks);
+        let (interrupts, kicks) = (self.stats.count(0), self.disk.counters().kicks);
         Some(Costs { kicks, accesses: kicks, interrupts, halts: self.halts })
     }
 }

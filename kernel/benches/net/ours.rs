@@ -7,7 +7,7 @@ use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::Error;
 use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::devices::open_card;
-use ringfence_kernel::interrupts::device::DeviceInterrupts;
+use ringfence_kernel::interrupts::device::{DeviceInterrupts, InterruptStats};
 
 use crate::card::{Card, Costs, until};
 
@@ -17,7 +17,8 @@ use crate::card::{Card, Costs, until};
 pub struct Ours<const WRITES: usize, const READS: usize> {
     // Before the interrupts, so that the device is reset before its vectors are free.
     net: Net<BusTransport>,
-    interrupts: DeviceInterrupts,
+    _interrupts: DeviceInterrupts,
+    stats: InterruptStats,
     frame: Vec<u8>,
     copy: [u8; MAX_FRAME_LEN],
 }
@@ -27,7 +28,13 @@ impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
     pub fn open(function: &Function) -> Result<Self, Error> {
         let (mut net, interrupts) = open_card(function, 1)?;
         net.disable_interrupts();
-        Ok(Self { net, interrupts, frame: Vec::new(), copy: [0; MAX_FRAME_LEN] })
+        Ok(Self {
+            net,
+            stats: interrupts.stats(),
+            _interrupts: interrupts,
+            frame: Vec::new(),
+            copy: [0; MAX_FRAME_LEN],
+        })
     }
 }
 
@@ -73,6 +80,6 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
 
     fn costs(&self) -> Option<Costs> {
         let kicks = self.net.counters().iter().map(|counters| counters.kicks).sum();
-        Some(Costs { kicks, interrupts: Some([0, 1].map(|queue| self.interrupts.count(queue))) })
+        Some(Costs { kicks, interrupts: Some([0, 1].map(|queue| self.stats.count(queue))) })
     }
 }

@@ -41,13 +41,8 @@ const LIMIT: core::time::Duration = core::time::Duration::from_secs(MAX_OVERDUE 
 /// A disk that does worse is given up itself.
 const PATIENCE: Patience = Patience { lost: 8, silence: Some(core::time::Duration::from_secs(30)) };
 
-/// A request queue, and its MSI-X vector.
-pub struct DiskQueue {
-    /// The queue.
-    pub shared: SharedQueue<'static, BusNotifier>,
-    /// The vector that serves it, if there is one.
-    pub vector: Option<u16>,
-}
+/// A request queue.
+pub type DiskQueue = SharedQueue<'static, BusNotifier>;
 
 /// The driver without its queues.
 struct Control {
@@ -83,16 +78,15 @@ impl Disk {
         block: Block<BusTransport>,
         windows: DmaWindows,
         address: impl ToString,
-        interrupts: &DeviceInterrupts,
     ) -> Result<&'static Self, Error> {
         let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
         let large = DmaPool::new(&windows, 1, MAX_READ)?;
         let features = block.features();
         // For good, so that queues and tasks can be apart; a disk that is given up is shut down.
         let (control, queues) = Box::leak(Box::new(block)).split();
-        let queues = queues.zip(0..).map(|(queue, index)| {
-            let shared = SharedQueue::new(queue, Hybrid::new(BUDGET))?.with_patience(PATIENCE);
-            Ok(DiskQueue { shared, vector: interrupts.vector(index) })
+        let queues = queues.map(|queue| {
+            let shared = SharedQueue::new(queue, Hybrid::new(BUDGET))?;
+            Ok(shared.with_patience(PATIENCE))
         });
         let queues: Result<Vec<_>, QueueError> = queues.collect();
         let queues = queues.inspect_err(|_| _ = control.shut_down())?;
@@ -129,7 +123,7 @@ impl Disk {
     /// What the disk is like.
     pub fn geometry(&self) -> Geometry {
         // All queues have the same, and there is one at least.
-        self.queues[0].shared.geometry()
+        self.queues[0].geometry()
     }
 
     /// The features in use.
@@ -164,7 +158,7 @@ impl Disk {
         for (index, queue) in (0..).zip(&self.queues) {
             let own = interrupts.take(index, count);
             if own.is_none() {
-                shared.push((index, &queue.shared));
+                shared.push(queue);
             }
             tasks.push(Box::pin(self.serve(queue, own)));
         }
@@ -174,12 +168,11 @@ impl Disk {
 
     /// Serves a queue, with its own interrupt if it has one.
     async fn serve(&self, queue: &DiskQueue, mut interrupt: Option<Interrupt>) {
-        let (queue, mut alarm) = (&queue.shared, Alarm::default());
+        let mut alarm = Alarm::default();
         let error = poll_fn(|context| {
             if let Some(interrupt) = &mut interrupt {
                 // The waker comes first: whatever completes once interrupts are on wakes this task.
                 while interrupt.poll_wait(context).is_ready() {}
-                queue.report_interrupts(interrupt.count());
             }
             let before = queue.counters().completions;
             let result = queue.poll_serve(context, time::now());
@@ -199,24 +192,17 @@ impl Disk {
 
     /// Looks after the device, wakes the servers of the queues without an interrupt of their own, and looks
     /// at all queues once more while their servers sleep.
-    async fn watch(
-        &self,
-        mut interrupts: DeviceInterrupts,
-        shared: Vec<(u16, &SharedQueue<'static, BusNotifier>)>,
-    ) {
+    async fn watch(&self, mut interrupts: DeviceInterrupts, shared: Vec<&DiskQueue>) {
         let error = poll_fn(|context| {
             let mut control = self.control.borrow_mut();
             control.watcher = Some(context.waker().clone());
             let mut changed = core::mem::take(&mut control.overdue);
             while let Poll::Ready(status) = interrupts.poll(context) {
                 changed |= status.config;
-                for (index, queue) in shared.iter().filter(|_| status.queue) {
-                    queue.report_interrupts(interrupts.count(*index));
-                    queue.wake();
-                }
+                shared.iter().filter(|_| status.queue).for_each(|queue| queue.wake());
             }
             if control.look.poll(context) {
-                self.queues.iter().for_each(|queue| queue.shared.look_again());
+                self.queues.iter().for_each(|queue| queue.look_again());
             }
             let Some(block) = &mut control.block else { return Poll::Ready(Error::Gone) };
             match changed.then(|| block.config_changed()) {
@@ -244,7 +230,7 @@ impl Disk {
     }
 
     fn close(&self, quiet: Option<&Quiet>) {
-        self.queues.iter().for_each(|queue| queue.shared.close(quiet));
+        self.queues.iter().for_each(|queue| queue.close(quiet));
     }
 
     fn wake_waiting(&self) {
@@ -286,10 +272,10 @@ impl Disk {
     }
 
     /// The queue whose turn it is.
-    fn queue(&self) -> &SharedQueue<'static, BusNotifier> {
+    fn queue(&self) -> &DiskQueue {
         let index = self.next.get();
         self.next.set((index + 1) % self.queues.len());
-        &self.queues[index].shared
+        &self.queues[index]
     }
 
     /// Carries out one request on the queue whose turn it is, within [`LIMIT`].

@@ -28,7 +28,7 @@ use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
 use crate::devices::nic::{Nic, Shared};
 use crate::fw_cfg;
-use crate::interrupts::device::DeviceInterrupts;
+use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::memory;
 use crate::platform::{CONFIG_PORTS, KERNEL};
 
@@ -56,15 +56,14 @@ enum State {
 struct NicState {
     shared: Rc<Shared>,
     features: u64,
-    /// Of each queue.
-    vectors: Vec<Option<u16>>,
 }
 
 struct Device {
     address: String,
     id: String,
     name: String,
-    interrupts: &'static str,
+    /// If it is in use.
+    interrupts: Option<InterruptStats>,
     state: State,
 }
 
@@ -121,7 +120,7 @@ impl Devices {
                     alloc::format!(
                         "{}, {}, queues of {}, {}",
                         info.driver.as_deref().unwrap_or("-"),
-                        device.interrupts,
+                        device.interrupts.as_ref().map_or("-", InterruptStats::name),
                         queues.join(" + "),
                         info.features.join(" ")
                     )
@@ -135,8 +134,8 @@ impl Devices {
 impl Device {
     fn start(function: Function, started: &mut Started) -> Self {
         let (interrupts, state) = match probe(&function) {
-            Match::Unknown => ("", State::Idle(None)),
-            Match::LegacyOnly => ("", State::Idle(Some(Error::LegacyOnly.to_string()))),
+            Match::Unknown => (None, State::Idle(None)),
+            Match::LegacyOnly => (None, State::Idle(Some(Error::LegacyOnly.to_string()))),
             Match::Driver(driver) => State::start(driver, &Home::Pci(function), started),
         };
         let (address, name) = (function.address().to_string(), function.name().to_string());
@@ -151,11 +150,11 @@ impl Device {
                 let state = match kind {
                     DeviceType::BLOCK => State::start(Driver::Block, &Home::Mmio(found), started),
                     DeviceType::NET => State::start(Driver::Net, &Home::Mmio(found), started),
-                    _ => ("", State::Idle(None)),
+                    _ => (None, State::Idle(None)),
                 };
                 (place, kind, state)
             }
-            Err((place, error)) => (place, DeviceType(0), ("", State::Idle(Some(error.to_string())))),
+            Err((place, error)) => (place, DeviceType(0), (None, State::Idle(Some(error.to_string())))),
         };
         let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
         Self { address, id, name: kind.name().to_string(), interrupts, state }
@@ -165,45 +164,50 @@ impl Device {
         let (driver, names, bits, queues) = match &self.state {
             State::Idle(_) => (None, &[][..], 0, Vec::new()),
             State::Disk(disk) => {
-                let queues = disk.queues().iter().enumerate().map(|(index, queue)| {
-                    queue_info(index, queue.shared.queue_size(), queue.vector, queue.shared.counters())
-                });
+                let queues = disk.queues().iter().map(|queue| (queue.queue_size(), queue.counters()));
                 (Some(Driver::Block), block::features::NAMES, disk.features(), queues.collect())
             }
             State::Nic(nic) => {
-                let queues = nic.shared.sizes.iter().zip(&nic.vectors).enumerate();
-                let queues = queues.map(|(index, (&size, &vector))| {
-                    queue_info(index, size, vector, nic.shared.counters(index))
-                });
+                let queues = nic.shared.sizes.iter().enumerate();
+                let queues = queues.map(|(index, &size)| (size, nic.shared.counters(index)));
                 (Some(Driver::Net), net::features::NAMES, nic.features, queues.collect())
             }
         };
+        let queues = queues.into_iter().zip(0..).map(|((size, counters), index)| QueueInfo {
+            index,
+            size,
+            vector: self.interrupts.as_ref().and_then(|interrupts| interrupts.vector(index)),
+            kicks: counters.kicks,
+            interrupts: self.interrupts.as_ref().map_or(0, |interrupts| interrupts.count(index)),
+            completions: counters.completions,
+            rejected: counters.rejected,
+        });
         DeviceInfo {
             address: self.address.clone(),
             id: self.id.clone(),
             name: self.name.clone(),
             driver: driver.map(|driver| driver.name().to_string()),
             features: features::names(names, bits).collect(),
-            queues,
+            queues: queues.collect(),
         }
     }
 }
 
 impl State {
     /// Brings a device up with `driver`; says how it calls, too.
-    fn start(driver: Driver, home: &Home, started: &mut Started) -> (&'static str, Self) {
+    fn start(driver: Driver, home: &Home, started: &mut Started) -> (Option<InterruptStats>, Self) {
         let (others, most) = match driver {
             Driver::Block => (started.disks.len(), MAX_DISKS),
             Driver::Net => (started.nics.len(), MAX_NICS),
         };
         if others == most {
-            return ("", Self::Idle(Some(alloc::format!("there are {most} others"))));
+            return (None, Self::Idle(Some(alloc::format!("there are {most} others"))));
         }
         let up = match driver {
             Driver::Block => start_disk(home, started),
             Driver::Net => start_nic(home, started),
         };
-        up.unwrap_or_else(|error| ("", Self::Idle(Some(error.to_string()))))
+        up.unwrap_or_else(|error| (None, Self::Idle(Some(error.to_string()))))
     }
 }
 
@@ -271,23 +275,6 @@ fn wanted_queues() -> u16 {
             log::warn!("option queues={text} is ignored: a number from 1 to {MAX_QUEUES} is wanted");
             1
         }
-    }
-}
-
-fn queue_info(
-    index: usize,
-    size: u16,
-    vector: Option<u16>,
-    counters: ringfence_drivers::virtio::Counters,
-) -> QueueInfo {
-    QueueInfo {
-        index: index as u16,
-        size,
-        vector,
-        kicks: counters.kicks,
-        interrupts: counters.interrupts,
-        completions: counters.completions,
-        rejected: counters.rejected,
     }
 }
 
@@ -382,23 +369,21 @@ pub fn open_card(function: &Function, pairs: u16) -> Result<(Net<BusTransport>, 
     Home::Pci(*function).open_card(pairs)
 }
 
-fn start_disk(home: &Home, started: &mut Started) -> Result<(&'static str, State), Error> {
+fn start_disk(home: &Home, started: &mut Started) -> Result<(Option<InterruptStats>, State), Error> {
     let windows = DmaWindows::new(&KERNEL, home.id())?;
     let (block, interrupts) = home.open_disk(&windows, started.queues)?;
-    let (kind, disk) = (interrupts.name(), Disk::new(block, windows, home, &interrupts)?);
+    let (stats, disk) = (interrupts.stats(), Disk::new(block, windows, home)?);
     started.disks.push((disk, interrupts));
-    Ok((kind, State::Disk(disk)))
+    Ok((Some(stats), State::Disk(disk)))
 }
 
-fn start_nic(home: &Home, started: &mut Started) -> Result<(&'static str, State), Error> {
+fn start_nic(home: &Home, started: &mut Started) -> Result<(Option<InterruptStats>, State), Error> {
     let (net, interrupts) = home.open_card(started.queues)?;
-    let kind = interrupts.name();
-    let (features, queues) = (net.features(), 2 * net.pairs() as u16);
-    let vectors = (0..queues).map(|queue| interrupts.vector(queue)).collect();
+    let (stats, features) = (interrupts.stats(), net.features());
     let nic = Nic::new(Phy::new(net), interrupts);
     let shared = nic.shared();
     started.nics.push(nic);
-    Ok((kind, State::Nic(NicState { shared, features, vectors })))
+    Ok((Some(stats), State::Nic(NicState { shared, features })))
 }
 
 impl fmt::Display for Home {

@@ -17,7 +17,7 @@ use smoltcp::time::Instant;
 use crate::devices::bus::BusTransport;
 use crate::devices::second_look::SecondLook;
 use crate::executor::Task;
-use crate::interrupts::device::DeviceInterrupts;
+use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::time;
 
 /// How long a card may keep all frames that it is to send. Longer than the 5 s of Linux, which only warns
@@ -32,6 +32,8 @@ pub struct Shared {
     counters: RefCell<Vec<Counters>>,
     /// Number of descriptors of each queue.
     pub sizes: Vec<u16>,
+    /// How often each has interrupted.
+    pub interrupts: InterruptStats,
     /// Whether the link is up.
     pub link_up: Cell<bool>,
     /// Whether the device had to be given up.
@@ -71,6 +73,7 @@ impl Nic {
         let shared = Shared {
             counters: RefCell::new(alloc::vec![Counters::default(); sizes.len()]),
             sizes,
+            interrupts: interrupts.stats(),
             link_up: Cell::new(phy.net.link_up()),
             gone: Cell::new(false),
         };
@@ -159,11 +162,7 @@ impl net::Nic for Nic {
         let Some(phy) = &mut self.phy else { return };
         phy.kick();
         let mut counters = self.shared.counters.borrow_mut();
-        let queues = (0..).step_by(2).zip(counters.as_chunks_mut::<2>().0);
-        for ((queue, counters), pair) in queues.zip(phy.net.split().1) {
-            let now = [queue, queue + 1].map(|queue| self.interrupts.count(queue));
-            let counted = pair.counters().map(|counters| counters.interrupts);
-            pair.count_interrupts([0, 1].map(|queue| now[queue].wrapping_sub(counted[queue])));
+        for (counters, pair) in counters.as_chunks_mut::<2>().0.iter_mut().zip(phy.net.split().1) {
             *counters = pair.counters();
         }
         drop(counters);

@@ -1,6 +1,8 @@
 //! The interrupts of one virtio device: MSI-X vectors, or else its line, or else a timer.
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::pin::Pin;
 use core::task::{Context, Poll};
 
@@ -10,7 +12,7 @@ use ringfence_drivers::virtio::{InterruptStatus, IsrStatus, MmioIsr, MmioTranspo
 use ringfence_memory::MsiMessage;
 
 use crate::arch::pic;
-use crate::interrupts::{self, Interrupt};
+use crate::interrupts::{self, Counter, Interrupt};
 
 /// How often a device without any interrupt is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
@@ -38,7 +40,7 @@ pub enum DeviceInterrupts {
     Msix(Vec<Option<Interrupt>>),
     /// The interrupt line, shared with others; the ISR register tells who called. And how often it was the
     /// queues.
-    Line(Interrupt, Isr, u64),
+    Line(Interrupt, Isr, Rc<Cell<u64>>),
     /// None could be had: the device is polled.
     Polled(Timer),
 }
@@ -63,7 +65,7 @@ impl DeviceInterrupts {
     /// Sets up the interrupt line.
     pub fn line(transport: &mut PciTransport, function: &Function) -> Self {
         match function.interrupt_line().and_then(|(line, _)| interrupts::allocate_line(line)) {
-            Some(interrupt) => Self::Line(interrupt, Isr::Pci(transport.use_intx()), 0),
+            Some(interrupt) => Self::Line(interrupt, Isr::Pci(transport.use_intx()), Rc::default()),
             None => Self::Polled(Timer::after(POLL_INTERVAL)),
         }
     }
@@ -72,7 +74,7 @@ impl DeviceInterrupts {
     pub fn mmio(transport: &MmioTransport, line: u8) -> Self {
         let isr = transport.interrupts().ok().filter(|_| pic::set_level(line));
         match isr.and_then(|isr| Some((interrupts::allocate_line(line)?, isr))) {
-            Some((interrupt, isr)) => Self::Line(interrupt, Isr::Mmio(isr), 0),
+            Some((interrupt, isr)) => Self::Line(interrupt, Isr::Mmio(isr), Rc::default()),
             None => Self::Polled(Timer::after(POLL_INTERVAL)),
         }
     }
@@ -90,12 +92,20 @@ impl DeviceInterrupts {
     /// The MSI-X vector that serves queue `queue`, if there is one.
     pub fn vector(&self, queue: u16) -> Option<u16> {
         match self {
-            Self::Msix(vectors) => {
-                let last = u16::try_from(vectors.len()).ok()?.checked_sub(1)?;
-                Some(queue.saturating_add(1).min(last))
-            }
+            Self::Msix(vectors) => vector(vectors.len(), queue),
             _ => None,
         }
+    }
+
+    /// What there is to be shown of them. To be asked for before any is [taken](Self::take).
+    pub fn stats(&self) -> InterruptStats {
+        let (mut vectors, mut line) = (Vec::new(), Rc::default());
+        match self {
+            Self::Msix(own) => vectors.extend(own.iter().flatten().map(Interrupt::counter)),
+            Self::Line(.., count) => line = count.clone(),
+            Self::Polled(_) => {}
+        }
+        InterruptStats { name: self.name(), vectors, line }
     }
 
     /// Takes the interrupt of queue `queue` for a task of its own. `None` if that serves others of the
@@ -106,20 +116,6 @@ impl DeviceInterrupts {
         let is_last = usize::from(vector) + 1 == vectors.len();
         let is_shared = vector <= queue || is_last && queue + 1 < queues;
         if is_shared { None } else { vectors.get_mut(usize::from(vector))?.take() }
-    }
-
-    /// Interrupts so far of a queue whose interrupt was not taken. Those that cannot be told apart count for
-    /// the first.
-    pub fn count(&self, queue: u16) -> u64 {
-        match self {
-            Self::Msix(vectors) => {
-                let vector = self.vector(queue).filter(|&vector| vector > queue || queue == 0);
-                let interrupt = vector.and_then(|vector| vectors.get(usize::from(vector))?.as_ref());
-                interrupt.map_or(0, Interrupt::count)
-            }
-            Self::Line(_, _, count) if queue == 0 => *count,
-            _ => 0,
-        }
     }
 
     /// What the device called for since this was last ready; else wakes the task when it calls.
@@ -141,7 +137,7 @@ impl DeviceInterrupts {
             Self::Line(line, isr, count) => {
                 while line.poll_wait(context).is_ready() {
                     let status = isr.acknowledge();
-                    *count += u64::from(status.queue);
+                    count.set(count.get() + u64::from(status.queue));
                     if status.queue || status.config {
                         return Poll::Ready(status);
                     }
@@ -156,6 +152,45 @@ impl DeviceInterrupts {
                 *timer = Timer::after(POLL_INTERVAL);
                 Poll::Ready(InterruptStatus { queue: true, config: true })
             }
+        }
+    }
+}
+
+/// The vector of `vectors` that serves queue `queue`.
+fn vector(vectors: usize, queue: u16) -> Option<u16> {
+    let last = u16::try_from(vectors).ok()?.checked_sub(1)?;
+    Some(queue.saturating_add(1).min(last))
+}
+
+/// What a device's interrupts are, and how often each fired: for who shows it, while drivers and tasks have
+/// the interrupts themselves.
+#[derive(Clone, Debug)]
+pub struct InterruptStats {
+    name: &'static str,
+    vectors: Vec<Counter>,
+    /// Calls by the line for queues.
+    line: Rc<Cell<u64>>,
+}
+
+impl InterruptStats {
+    /// As [`DeviceInterrupts::name`].
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// As [`DeviceInterrupts::vector`].
+    pub fn vector(&self, queue: u16) -> Option<u16> {
+        vector(self.vectors.len(), queue)
+    }
+
+    /// Interrupts so far of queue `queue`. Those that cannot be told apart count for the first.
+    pub fn count(&self, queue: u16) -> u64 {
+        match self.vector(queue) {
+            Some(vector) if vector > queue || queue == 0 => {
+                self.vectors.get(usize::from(vector)).map_or(0, |counter| counter.get())
+            }
+            None if queue == 0 => self.line.get(),
+            _ => 0,
         }
     }
 }

@@ -76,6 +76,18 @@ pub struct Interrupt {
     seen: u64,
 }
 
+/// How often an interrupt fired, for whoever shows it. To be read while the interrupt has its owner: after that
+/// the number is that of the next one.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter(usize);
+
+impl Counter {
+    /// How often it fired since it was claimed.
+    pub fn get(self) -> u64 {
+        TABLE[self.0].count.load(Ordering::Acquire)
+    }
+}
+
 /// Claims a vector for MSI or MSI-X; `None` if all are taken.
 pub fn allocate() -> Option<Interrupt> {
     claim(NO_LINE)
@@ -110,7 +122,12 @@ impl Interrupt {
 
     /// How often it fired since it was claimed.
     pub fn count(&self) -> u64 {
-        self.slot().count.load(Ordering::Acquire)
+        self.counter().get()
+    }
+
+    /// That number, to be read by others.
+    pub fn counter(&self) -> Counter {
+        Counter(self.index)
     }
 
     /// Ready if it fired since this was last ready; else wakes the task when it does. An INTx line is open

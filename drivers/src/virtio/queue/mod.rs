@@ -89,8 +89,6 @@ pub struct Counters {
     pub submitted: u64,
     /// Notifications sent to the device.
     pub kicks: u64,
-    /// Interrupts that the kernel reported.
-    pub interrupts: u64,
     /// Chains that came back.
     pub completions: u64,
     /// Chains that were given up.
@@ -196,7 +194,6 @@ pub struct Queue<B: Buffers, N> {
     /// How many chains it had been told of when it was notified once more of some of them.
     told_again: u64,
     kicks: u64,
-    interrupts: u64,
 }
 
 /// The memory of a queue that the device does not know yet.
@@ -267,7 +264,6 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             resetting: None,
             told_again: 0,
             kicks: 0,
-            interrupts: 0,
         })
     }
 
@@ -342,14 +338,8 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
     /// What the queue has done.
     pub fn counters(&self) -> Counters {
         let Slots { submitted, completed, skipped, given_up, late, rejected, .. } = self.slots;
-        let Self { kicks, interrupts, .. } = *self;
         let [submitted, completions] = [submitted, completed].map(|count| count.wrapping_sub(skipped));
-        Counters { submitted, kicks, interrupts, completions, given_up, late, rejected }
-    }
-
-    /// Reports `count` interrupts of this queue, for the counters.
-    pub fn count_interrupts(&mut self, count: u64) {
-        self.interrupts = self.interrupts.wrapping_add(count);
+        Counters { submitted, kicks: self.kicks, completions, given_up, late, rejected }
     }
 
     /// The slot that the next [`submit`](Self::submit) takes; `None` if there is none free.
