@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use ringfence_drivers::pci::{Bar, Capability, Header, enumerate};
-use ringfence_drivers::probe::{Driver, Match, probe};
+use ringfence_drivers::probe::{Match, probe};
 use ringfence_drivers::virtio::DeviceType;
 use ringfence_memory::{ConfigAccess, PciAddress, PhysAddr, VirtioPci};
 use ringfence_testkit::config::{FakeConfig, FakeFunction, address, virtio_capability};
@@ -276,13 +276,13 @@ fn any_revision() {
         let function = enumerate(config, 0).next().unwrap();
         assert_eq!(
             (u32::from(function.revision), probe(&function)),
-            (revision, Match::Driver(Driver::Block))
+            (revision, Match::Virtio(DeviceType::BLOCK))
         );
     }
 }
 
 #[test]
-fn which_driver_and_which_name() {
+fn which_kind_and_which_name() {
     let capabilities = [virtio_capability(1, 4, 0, 0x38, None)];
     let mut modern = FakeFunction::new(0x1af4, 0x1042, [1, 0, 0], 0);
     modern.capabilities(&capabilities);
@@ -293,10 +293,10 @@ fn which_driver_and_which_name() {
     let mut rng = FakeFunction::new(0x1af4, 0x1044, [0xff, 0, 0], 0);
     rng.capabilities(&capabilities);
     let cases = [
-        (modern, Match::Driver(Driver::Block), "virtio block"),
-        (transitional, Match::Driver(Driver::Net), "virtio network"),
+        (modern, Match::Virtio(DeviceType::BLOCK), "virtio block"),
+        (transitional, Match::Virtio(DeviceType::NET), "virtio network"),
         (legacy, Match::LegacyOnly, "virtio block"),
-        (rng, Match::Unknown, "virtio entropy"),
+        (rng, Match::Virtio(DeviceType(4)), "virtio entropy"),
         (legacy_rng, Match::LegacyOnly, "virtio entropy"),
         (FakeFunction::new(0x8086, 0x29c0, [6, 0, 0], 0), Match::Unknown, "Q35 host bridge"),
         (FakeFunction::new(0x1022, 0x7901, [1, 6, 1], 0), Match::Unknown, "SATA controller"),

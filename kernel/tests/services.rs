@@ -23,11 +23,10 @@ use core::task::Poll;
 use embassy_time::{Duration, Instant, Timer, with_timeout};
 use ringfence_drivers::net::Phy;
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::probe::Driver;
-use ringfence_drivers::virtio::Counters;
+use ringfence_drivers::virtio::{Counters, DeviceType};
 use ringfence_kernel::devices::disk::Disk;
 use ringfence_kernel::devices::nic::Nic;
-use ringfence_kernel::devices::{Devices, Started, open_disk};
+use ringfence_kernel::devices::{Devices, Home, Started, disk};
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;
@@ -221,7 +220,7 @@ fn is_given_up(stop: fn(), limit: Duration) {
 
 fn stopped_disk_is_given_up() {
     // QEMU stops a virtio device that may not master the bus, and takes DRIVER_OK out of its status.
-    is_given_up(|| functions_for(Driver::Block)[0].config().disable_bus_master(), Duration::from_secs(12))
+    is_given_up(|| functions_for(DeviceType::BLOCK)[0].config().disable_bus_master(), Duration::from_secs(12))
 }
 
 fn silent_disk_is_given_up() {
@@ -264,10 +263,10 @@ unsafe impl ConfigAccess for Fading {
 }
 
 fn readers_do_not_wait_for_a_reset() {
-    let address = functions_for(Driver::Block)[0].address();
+    let address = functions_for(DeviceType::BLOCK)[0].address();
     let function = Function::read(ConfigSpace::new(&Fading, address)).expect("it is there");
     let windows = DmaWindows::new(&KERNEL, address.id()).expect("nobody else has them");
-    let (block, interrupts) = open_disk(&windows, &function, 1).expect("the disk starts");
+    let (block, interrupts) = disk::open(&windows, &Home::Pci(function), 1).expect("the disk starts");
     let disk = Disk::new(block, windows.clone(), address).expect("there is memory");
     let mut tasks = disk.tasks(interrupts);
     let ended = Rc::new(Cell::new(0));
@@ -495,7 +494,7 @@ const TWO_CARDS: On = On("net,net-2,mem=24", &two_cards_get_addresses);
 
 fn card_that_swallows_frames_is_given_up() {
     let (_devices, _, mut nics, mut tasks) = start();
-    let (nic, function) = (nics.remove(0), functions_for(Driver::Net)[0]);
+    let (nic, function) = (nics.remove(0), functions_for(DeviceType::NET)[0]);
     let shared = nic.shared();
     // QEMU stops a virtio device that may not master the bus.
     function.config().disable_bus_master();
@@ -526,7 +525,7 @@ fn polled() -> DeviceInterrupts {
 }
 
 fn polled_disk_serves() {
-    let address = functions_for(Driver::Block)[0].address();
+    let address = functions_for(DeviceType::BLOCK)[0].address();
     let (block, _calls, windows) = start_disk(256);
     let disk = Disk::new(block, windows, address).expect("there is memory");
     let (left, failed) = (Rc::default(), Rc::default());
@@ -543,7 +542,7 @@ fn polled_disk_serves() {
 const POLLED_DISK: On = On("blk-numbered", &polled_disk_serves);
 
 fn polled_card_serves() {
-    let (card, _calls, _windows) = start_card(&functions_for(Driver::Net)[0]);
+    let (card, _calls, _windows) = start_card(&functions_for(DeviceType::NET)[0]);
     cards_get_addresses(alloc::vec![Nic::new(Phy::new(card), polled())], Vec::new(), false)
 }
 

@@ -20,10 +20,10 @@ use alloc::vec::Vec;
 
 use ringfence_drivers::block;
 use ringfence_drivers::pci::{self, Function};
-use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::features;
+use ringfence_drivers::probe::{Match, probe};
+use ringfence_drivers::virtio::{DeviceType, features};
 use ringfence_kernel::boot::Boot;
-use ringfence_kernel::devices::{config_access, open_disk};
+use ringfence_kernel::devices::{Home, config_access, disk};
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::qemu::{self, ExitCode};
 use ringfence_kernel::{memory, println, time};
@@ -94,10 +94,10 @@ impl Disk {
     /// Finds it, and says what our driver and it agree on.
     fn find(boot: &Boot) -> Self {
         let access = config_access(&boot.acpi);
-        let is_disk = |function: &Function| probe(function) == Match::Driver(Driver::Block);
+        let is_disk = |function: &Function| probe(function) == Match::Virtio(DeviceType::BLOCK);
         let function = pci::enumerate(access, 0).find(is_disk).expect("there is a disk");
         let windows = DmaWindows::new(&KERNEL, function.address().id()).expect("nobody else has it");
-        let (disk, interrupts) = open_disk(&windows, &function, 1).expect("the disk starts");
+        let (disk, interrupts) = disk::open(&windows, &Home::Pci(function), 1).expect("the disk starts");
         let names: Vec<_> = features::names(block::features::NAMES, disk.features()).collect();
         let (size, interrupts) = (disk.queue_size(), interrupts.name());
         info(format_args!("ours: queue of {size}, {interrupts}, {}", names.join(" ")));

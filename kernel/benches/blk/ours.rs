@@ -6,8 +6,8 @@ use heapless::Vec;
 use ringfence_drivers::block::{Block, Request};
 use ringfence_drivers::virtio::Hybrid;
 use ringfence_kernel::devices::bus::BusTransport;
-use ringfence_kernel::devices::open_disk;
 use ringfence_kernel::devices::second_look::SecondLook;
+use ringfence_kernel::devices::{Home, disk};
 use ringfence_kernel::interrupts::device::{DeviceInterrupts, InterruptStats};
 use ringfence_memory::DmaBuf;
 use x86_64::instructions::interrupts;
@@ -55,7 +55,8 @@ impl<const WRITE: bool> Ours<WRITE> {
     /// Brings the disk up. `None` if not so many requests fit its queue.
     pub fn new(disk: &Disk, workload: &Workload, depth: usize, wait: Wait) -> Option<Self> {
         let kernels = disk.agreed;
-        let (mut disk, interrupts) = open_disk(&disk.windows, &disk.function, 1).expect("the disk starts");
+        let (mut disk, interrupts) =
+            disk::open(&disk.windows, &Home::Pci(disk.function), 1).expect("the disk starts");
         assert_eq!(agreed(&disk), kernels, "the disk is not driven as the kernel does");
         disk.disable_interrupts();
         if depth > disk.depth().min(DEEPEST) {

@@ -22,8 +22,8 @@ use alloc::vec::Vec;
 
 use ringfence_drivers::net;
 use ringfence_drivers::pci::{self, Function};
-use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::features;
+use ringfence_drivers::probe::{Match, probe};
+use ringfence_drivers::virtio::{DeviceType, features};
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::config_access;
 use ringfence_kernel::qemu::{self, ExitCode};
@@ -40,7 +40,7 @@ fn main(boot: Boot) -> ! {
     log::set_max_level(log::LevelFilter::Warn);
     let options = Options::read();
     let access = config_access(&boot.acpi);
-    let is_card = |function: &Function| probe(function) == Match::Driver(Driver::Net);
+    let is_card = |function: &Function| probe(function) == Match::Virtio(DeviceType::NET);
     let functions = pci::enumerate(access, 0).filter(is_card);
     let cards: Vec<Place> = functions.map(|function| Place { function, access }).collect();
     match options.mode.as_str() {

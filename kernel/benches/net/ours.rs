@@ -6,7 +6,7 @@ use ringfence_drivers::net::{MAX_FRAME_LEN, Net, RxFrame, TxFrame};
 use ringfence_drivers::pci::Function;
 use ringfence_drivers::virtio::Error;
 use ringfence_kernel::devices::bus::BusTransport;
-use ringfence_kernel::devices::open_card;
+use ringfence_kernel::devices::{Home, nic};
 use ringfence_kernel::interrupts::device::{DeviceInterrupts, InterruptStats};
 
 use crate::card::{Card, Costs, until};
@@ -26,7 +26,7 @@ pub struct Ours<const WRITES: usize, const READS: usize> {
 impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
     /// Brings the card up.
     pub fn open(function: &Function) -> Result<Self, Error> {
-        let (mut net, interrupts) = open_card(function, 1)?;
+        let (mut net, interrupts) = nic::open(&Home::Pci(*function), 1)?;
         net.disable_interrupts();
         Ok(Self {
             net,
@@ -41,7 +41,7 @@ impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
 /// Panics if the card is not driven as the kernel does: with the same features, and queues of the same size.
 pub fn check(function: &Function) {
     let agreed = |net: &Net<BusTransport>| (net.features(), net.queue_sizes());
-    let kernels = open_card(function, 1).map(|(net, _)| agreed(&net));
+    let kernels = nic::open(&Home::Pci(*function), 1).map(|(net, _)| agreed(&net));
     assert_eq!(Ours::<1, 0>::open(function).map(|ours| agreed(&ours.net)), kernels);
 }
 

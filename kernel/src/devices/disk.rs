@@ -13,19 +13,26 @@ use core::task::{Context, Poll, Waker};
 
 use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
-    Block, BlockControl, Geometry, ID_LEN, Patience, Request, RequestError, SECTOR_SIZE, SharedQueue,
+    self, Block, BlockControl, Geometry, ID_LEN, Options, Patience, Request, RequestError, SECTOR_SIZE,
+    SharedQueue,
 };
-use ringfence_drivers::virtio::{Error, Hybrid, QueueError, RESET_LIMIT};
+use ringfence_drivers::virtio::{Counters, DeviceType, Error, Hybrid, QueueError, RESET_LIMIT, features};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, Quiet};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
 
 use crate::alarm::Alarm;
 use crate::devices::bus::{BusNotifier, BusTransport};
 use crate::devices::second_look::SecondLook;
+use crate::devices::{Driver, Home, InUse, Started};
 use crate::executor::Task;
 use crate::interrupts::Interrupt;
-use crate::interrupts::device::DeviceInterrupts;
+use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
+use crate::platform::KERNEL;
 use crate::time;
+
+/// How a disk is driven, unless more queues are wished: as many requests at once as have all their
+/// descriptors in the ring, since a table for each takes the device longer.
+const OPTIONS: Options = Options { queues: 1, queue_size: 256, depth: 64, features: features::QUEUES };
 
 /// Length of the buffers for single blocks.
 const SMALL: usize = 4096;
@@ -124,11 +131,6 @@ impl Disk {
     pub fn geometry(&self) -> Geometry {
         // All queues have the same, and there is one at least.
         self.queues[0].geometry()
-    }
-
-    /// The features in use.
-    pub fn features(&self) -> u64 {
-        self.features
     }
 
     /// Its request queues.
@@ -333,5 +335,59 @@ impl BlockSource for Disk {
             offset += buf.len();
         }
         Ok(())
+    }
+}
+
+/// The driver of disks.
+pub struct Disks;
+
+impl Driver for Disks {
+    fn name(&self) -> &'static str {
+        "virtio-blk"
+    }
+
+    fn kind(&self) -> DeviceType {
+        DeviceType::BLOCK
+    }
+
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        block::features::NAMES
+    }
+
+    fn most(&self) -> usize {
+        32
+    }
+
+    fn start(&self, home: &Home, started: &mut Started) -> Result<(InterruptStats, Box<dyn InUse>), Error> {
+        let windows = DmaWindows::new(&KERNEL, home.id())?;
+        let (block, interrupts) = open(&windows, home, started.queues)?;
+        let (stats, disk) = (interrupts.stats(), Disk::new(block, windows, home)?);
+        started.disks.push((disk, interrupts));
+        Ok((stats, Box::new(disk)))
+    }
+}
+
+/// Brings a disk up with at most `queues` queues, as all disks here, and as what is measured.
+///
+/// # Errors
+/// As for [`Home::bring_up`].
+pub fn open(
+    windows: &DmaWindows,
+    home: &Home,
+    queues: u16,
+) -> Result<(Block<BusTransport>, DeviceInterrupts), Error> {
+    let options = Options { queues, ..OPTIONS };
+    home.bring_up(windows, queues, |transport, grant, windows| {
+        Block::with_options(transport, grant, windows, &options)
+    })
+}
+
+impl InUse for &'static Disk {
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queues(&self) -> Vec<(u16, Counters)> {
+        self.queues.iter().map(|queue| (queue.queue_size(), queue.counters())).collect()
     }
 }

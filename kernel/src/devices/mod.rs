@@ -9,16 +9,13 @@ pub mod second_look;
 pub mod status;
 
 use alloc::boxed::Box;
-use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 
-use ringfence_drivers::block::{self, Block};
-use ringfence_drivers::net::{self, Net, Phy};
 use ringfence_drivers::pci::{self, Bar, Function};
-use ringfence_drivers::probe::{Driver, Match, probe};
-use ringfence_drivers::virtio::{DeviceType, Error, PciTransport, features};
+use ringfence_drivers::probe::{Match, probe};
+use ringfence_drivers::virtio::{Counters, DeviceType, Error, PciTransport, features};
 use ringfence_memory::{ConfigAccess, DeviceId, DmaGrant, DmaWindows, Ecam, FrameRange, PhysAddr};
 use ringfence_services::api::{DeviceInfo, QueueInfo};
 
@@ -26,50 +23,71 @@ use crate::acpi;
 use crate::boot::pvh;
 use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
-use crate::devices::nic::{Nic, Shared};
+use crate::devices::nic::Nic;
 use crate::fw_cfg;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::memory;
 use crate::platform::{CONFIG_PORTS, KERNEL};
 
-/// Disks, and network cards, that are brought up at most.
-const MAX_DISKS: usize = 32;
-const MAX_NICS: usize = 4;
+/// The drivers.
+const DRIVERS: &[&dyn Driver] = &[&disk::Disks, &nic::Nics];
+
 /// Queues, or pairs of queues, that a device is given at most.
 const MAX_QUEUES: u16 = 16;
 
-/// How a disk is driven, unless more queues are wished: as many requests at once as have all their
-/// descriptors in the ring, since a table for each takes the device longer.
-const DISK: block::Options =
-    block::Options { queues: 1, queue_size: 256, depth: 64, features: features::QUEUES };
-/// How a network card is driven, unless more pairs of queues are wished.
-const CARD: net::Options = net::Options { pairs: 1, queue_size: 256, features: features::QUEUES };
+/// What brings up the devices of one kind: a line in the table of them.
+pub trait Driver: Sync {
+    /// Its name.
+    fn name(&self) -> &'static str;
+
+    /// The kind of its devices.
+    fn kind(&self) -> DeviceType;
+
+    /// Names of the features that only they have.
+    fn feature_names(&self) -> &'static [(u32, &'static str)];
+
+    /// How many of them are brought up at most.
+    fn most(&self) -> usize;
+
+    /// Brings a device up. What is to be run, or used by others, is left in `started`.
+    ///
+    /// # Errors
+    /// Whatever kept it from starting; it is listed as not used then.
+    fn start(&self, home: &Home, started: &mut Started) -> Result<(InterruptStats, Box<dyn InUse>), Error>;
+}
+
+/// A device that a driver has, as far as others see it.
+pub trait InUse {
+    /// The features in use.
+    fn features(&self) -> u64;
+
+    /// The number of descriptors of each queue, and what it has done.
+    fn queues(&self) -> Vec<(u16, Counters)>;
+}
 
 /// What became of a device.
 enum State {
     /// There is no driver for it, or it failed: why.
     Idle(Option<String>),
-    Disk(&'static Disk),
-    Nic(NicState),
-}
-
-struct NicState {
-    shared: Rc<Shared>,
-    features: u64,
+    InUse {
+        driver: &'static dyn Driver,
+        interrupts: InterruptStats,
+        device: Box<dyn InUse>,
+    },
 }
 
 struct Device {
     address: String,
     id: String,
     name: String,
-    /// If it is in use.
-    interrupts: Option<InterruptStats>,
     state: State,
 }
 
 /// Where a driver's device is.
-enum Home {
+pub enum Home {
+    /// A function.
     Pci(Function),
+    /// A device that the command line names.
     Mmio(mmio::Found),
 }
 
@@ -96,10 +114,50 @@ impl Devices {
         if let Some(count) = fw_cfg::other_pci_roots() {
             functions = functions.other_roots(count);
         }
-        let mut devices: Vec<_> = functions.map(|function| Device::start(function, &mut started)).collect();
+        let mut devices = Self(Vec::new());
+        functions.for_each(|function| devices.start_function(function, &mut started));
         let found = mmio::find(pvh::command_line());
-        devices.extend(found.into_iter().map(|found| Device::start_mmio(found, &mut started)));
-        (Self(devices), started)
+        found.into_iter().for_each(|found| devices.start_mmio(found, &mut started));
+        (devices, started)
+    }
+
+    fn start_function(&mut self, function: Function, started: &mut Started) {
+        let state = match probe(&function) {
+            Match::Unknown => State::Idle(None),
+            Match::LegacyOnly => State::Idle(Some(Error::LegacyOnly.to_string())),
+            Match::Virtio(kind) => self.start_one(kind, &Home::Pci(function), started),
+        };
+        let (address, name) = (function.address().to_string(), function.name().to_string());
+        let id = alloc::format!("{:04x}:{:04x}", function.vendor, function.device);
+        self.0.push(Device { address, id, name, state });
+    }
+
+    fn start_mmio(&mut self, found: Result<mmio::Found, (mmio::Place, Error)>, started: &mut Started) {
+        let (place, kind, state) = match found {
+            Ok(found) => {
+                let (place, kind) = (found.place, found.kind);
+                (place, kind, self.start_one(kind, &Home::Mmio(found), started))
+            }
+            Err((place, error)) => (place, DeviceType(0), State::Idle(Some(error.to_string()))),
+        };
+        let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
+        self.0.push(Device { address, id, name: kind.name().to_string(), state });
+    }
+
+    /// Brings a device of this kind up with the driver for it.
+    fn start_one(&self, kind: DeviceType, home: &Home, started: &mut Started) -> State {
+        let Some(&driver) = DRIVERS.iter().find(|driver| driver.kind() == kind) else {
+            return State::Idle(None);
+        };
+        let most = driver.most();
+        let is_alike = |other: &&Device| other.driver().is_some_and(|driver| driver.kind() == kind);
+        if self.0.iter().filter(is_alike).count() >= most {
+            return State::Idle(Some(alloc::format!("there are {most} others")));
+        }
+        match driver.start(home, started) {
+            Ok((interrupts, device)) => State::InUse { driver, interrupts, device },
+            Err(error) => State::Idle(Some(error.to_string())),
+        }
     }
 
     /// What `/api/devices` shows of the device with this index.
@@ -114,13 +172,13 @@ impl Devices {
             let state = match &device.state {
                 State::Idle(None) => "-".to_string(),
                 State::Idle(Some(why)) => alloc::format!("not used: {why}"),
-                _ => {
+                State::InUse { driver, interrupts, .. } => {
                     let queues: Vec<String> =
                         info.queues.iter().map(|queue| queue.size.to_string()).collect();
                     alloc::format!(
                         "{}, {}, queues of {}, {}",
-                        info.driver.as_deref().unwrap_or("-"),
-                        device.interrupts.as_ref().map_or("-", InterruptStats::name),
+                        driver.name(),
+                        interrupts.name(),
                         queues.join(" + "),
                         info.features.join(" ")
                     )
@@ -132,95 +190,53 @@ impl Devices {
 }
 
 impl Device {
-    fn start(function: Function, started: &mut Started) -> Self {
-        let (interrupts, state) = match probe(&function) {
-            Match::Unknown => (None, State::Idle(None)),
-            Match::LegacyOnly => (None, State::Idle(Some(Error::LegacyOnly.to_string()))),
-            Match::Driver(driver) => State::start(driver, &Home::Pci(function), started),
-        };
-        let (address, name) = (function.address().to_string(), function.name().to_string());
-        let id = alloc::format!("{:04x}:{:04x}", function.vendor, function.device);
-        Self { address, id, name, interrupts, state }
-    }
-
-    fn start_mmio(found: Result<mmio::Found, (mmio::Place, Error)>, started: &mut Started) -> Self {
-        let (place, kind, (interrupts, state)) = match found {
-            Ok(found) => {
-                let (place, kind) = (found.place, found.kind);
-                let state = match kind {
-                    DeviceType::BLOCK => State::start(Driver::Block, &Home::Mmio(found), started),
-                    DeviceType::NET => State::start(Driver::Net, &Home::Mmio(found), started),
-                    _ => (None, State::Idle(None)),
-                };
-                (place, kind, state)
-            }
-            Err((place, error)) => (place, DeviceType(0), (None, State::Idle(Some(error.to_string())))),
-        };
-        let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
-        Self { address, id, name: kind.name().to_string(), interrupts, state }
+    fn driver(&self) -> Option<&'static dyn Driver> {
+        match self.state {
+            State::Idle(_) => None,
+            State::InUse { driver, .. } => Some(driver),
+        }
     }
 
     fn info(&self) -> DeviceInfo {
-        let (driver, names, bits, queues) = match &self.state {
-            State::Idle(_) => (None, &[][..], 0, Vec::new()),
-            State::Disk(disk) => {
-                let queues = disk.queues().iter().map(|queue| (queue.queue_size(), queue.counters()));
-                (Some(Driver::Block), block::features::NAMES, disk.features(), queues.collect())
-            }
-            State::Nic(nic) => {
-                let queues = nic.shared.sizes.iter().enumerate();
-                let queues = queues.map(|(index, &size)| (size, nic.shared.counters(index)));
-                (Some(Driver::Net), net::features::NAMES, nic.features, queues.collect())
-            }
-        };
-        let queues = queues.into_iter().zip(0..).map(|((size, counters), index)| QueueInfo {
-            index,
-            size,
-            vector: self.interrupts.as_ref().and_then(|interrupts| interrupts.vector(index)),
-            kicks: counters.kicks,
-            interrupts: self.interrupts.as_ref().map_or(0, |interrupts| interrupts.count(index)),
-            completions: counters.completions,
-            rejected: counters.rejected,
-        });
-        DeviceInfo {
+        let mut info = DeviceInfo {
             address: self.address.clone(),
             id: self.id.clone(),
             name: self.name.clone(),
-            driver: driver.map(|driver| driver.name().to_string()),
-            features: features::names(names, bits).collect(),
-            queues: queues.collect(),
-        }
-    }
-}
-
-impl State {
-    /// Brings a device up with `driver`; says how it calls, too.
-    fn start(driver: Driver, home: &Home, started: &mut Started) -> (Option<InterruptStats>, Self) {
-        let (others, most) = match driver {
-            Driver::Block => (started.disks.len(), MAX_DISKS),
-            Driver::Net => (started.nics.len(), MAX_NICS),
+            driver: self.driver().map(|driver| driver.name().to_string()),
+            features: Vec::new(),
+            queues: Vec::new(),
         };
-        if others == most {
-            return (None, Self::Idle(Some(alloc::format!("there are {most} others"))));
+        if let State::InUse { driver, interrupts, device } = &self.state {
+            info.features = features::names(driver.feature_names(), device.features()).collect();
+            let queues = device.queues().into_iter().zip(0..).map(|((size, counters), index)| QueueInfo {
+                index,
+                size,
+                vector: interrupts.vector(index),
+                kicks: counters.kicks,
+                interrupts: interrupts.count(index),
+                completions: counters.completions,
+                rejected: counters.rejected,
+            });
+            info.queues = queues.collect();
         }
-        let up = match driver {
-            Driver::Block => start_disk(home, started),
-            Driver::Net => start_nic(home, started),
-        };
-        up.unwrap_or_else(|error| (None, Self::Idle(Some(error.to_string()))))
+        info
     }
 }
 
 impl Home {
-    fn id(&self) -> DeviceId {
+    /// The device's name for the memory system.
+    pub fn id(&self) -> DeviceId {
         match self {
             Self::Pci(function) => function.address().id(),
             Self::Mmio(found) => found.id(),
         }
     }
 
-    /// Brings the device up, as [`bring_up`] does a function.
-    fn bring_up<D>(
+    /// Brings the device up, as [`bring_up`] does a function, for somebody who has its windows already.
+    ///
+    /// # Errors
+    /// As for [`bring_up`].
+    pub fn bring_up<D>(
         &self,
         windows: &DmaWindows,
         queues: u16,
@@ -235,25 +251,14 @@ impl Home {
         let driver = new(BusTransport::Mmio(transport), &grant(found.id()), windows.clone())?;
         Ok((driver, interrupts))
     }
+}
 
-    fn open_disk(
-        &self,
-        windows: &DmaWindows,
-        queues: u16,
-    ) -> Result<(Block<BusTransport>, DeviceInterrupts), Error> {
-        let options = block::Options { queues, ..DISK };
-        self.bring_up(windows, queues, |transport, grant, windows| {
-            Block::with_options(transport, grant, windows, &options)
-        })
-    }
-
-    /// Each pair has two queues.
-    fn open_card(&self, pairs: u16) -> Result<(Net<BusTransport>, DeviceInterrupts), Error> {
-        let options = net::Options { pairs, ..CARD };
-        let windows = DmaWindows::new(&KERNEL, self.id())?;
-        self.bring_up(&windows, 2 * pairs, |transport, grant, windows| {
-            Net::with_options(transport, grant, windows, &options)
-        })
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pci(function) => function.address().fmt(f),
+            Self::Mmio(found) => found.place.fmt(f),
+        }
     }
 }
 
@@ -320,10 +325,7 @@ pub fn bring_up<D>(
 }
 
 /// The same for somebody who has the device's windows already.
-///
-/// # Errors
-/// As for [`bring_up`].
-pub fn bring_up_with<D>(
+fn bring_up_with<D>(
     windows: &DmaWindows,
     function: &Function,
     queues: u16,
@@ -346,51 +348,5 @@ pub fn bring_up_with<D>(
     match attempt(false) {
         Err(Error::NoVector) => attempt(true),
         result => result,
-    }
-}
-
-/// Brings a disk up with at most `queues` queues, as all disks here, and as what is measured.
-///
-/// # Errors
-/// As for [`bring_up`].
-pub fn open_disk(
-    windows: &DmaWindows,
-    function: &Function,
-    queues: u16,
-) -> Result<(Block<BusTransport>, DeviceInterrupts), Error> {
-    Home::Pci(*function).open_disk(windows, queues)
-}
-
-/// Brings a network card up with at most `pairs` pairs of queues, as all cards here, and as what is measured.
-///
-/// # Errors
-/// As for [`bring_up`].
-pub fn open_card(function: &Function, pairs: u16) -> Result<(Net<BusTransport>, DeviceInterrupts), Error> {
-    Home::Pci(*function).open_card(pairs)
-}
-
-fn start_disk(home: &Home, started: &mut Started) -> Result<(Option<InterruptStats>, State), Error> {
-    let windows = DmaWindows::new(&KERNEL, home.id())?;
-    let (block, interrupts) = home.open_disk(&windows, started.queues)?;
-    let (stats, disk) = (interrupts.stats(), Disk::new(block, windows, home)?);
-    started.disks.push((disk, interrupts));
-    Ok((Some(stats), State::Disk(disk)))
-}
-
-fn start_nic(home: &Home, started: &mut Started) -> Result<(Option<InterruptStats>, State), Error> {
-    let (net, interrupts) = home.open_card(started.queues)?;
-    let (stats, features) = (interrupts.stats(), net.features());
-    let nic = Nic::new(Phy::new(net), interrupts);
-    let shared = nic.shared();
-    started.nics.push(nic);
-    Ok((Some(stats), State::Nic(NicState { shared, features })))
-}
-
-impl fmt::Display for Home {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pci(function) => function.address().fmt(f),
-            Self::Mmio(found) => found.place.fmt(f),
-        }
     }
 }

@@ -8,17 +8,23 @@ use core::mem;
 use core::task::{Context, Poll, Waker};
 use core::time::Duration;
 
-use ringfence_drivers::net::Phy;
-use ringfence_drivers::virtio::{Counters, Error, RESET_LIMIT};
-use ringfence_services::net;
+use ringfence_drivers::net::{self, Net, Options, Phy};
+use ringfence_drivers::virtio::{Counters, DeviceType, Error, RESET_LIMIT, features};
+use ringfence_memory::DmaWindows;
+use ringfence_services::net as stack;
 use smoltcp::phy::{Device, DeviceCapabilities};
 use smoltcp::time::Instant;
 
 use crate::devices::bus::BusTransport;
 use crate::devices::second_look::SecondLook;
+use crate::devices::{Driver, Home, InUse, Started};
 use crate::executor::Task;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
+use crate::platform::KERNEL;
 use crate::time;
+
+/// How a network card is driven, unless more pairs of queues are wished.
+const OPTIONS: Options = Options { pairs: 1, queue_size: 256, features: features::QUEUES };
 
 /// How long a card may keep all frames that it is to send. Longer than the 5 s of Linux, which only warns
 /// then: here the card is given up for good, and a host may hold frames back for seconds, while it is
@@ -34,6 +40,7 @@ pub struct Shared {
     pub sizes: Vec<u16>,
     /// How often each has interrupted.
     pub interrupts: InterruptStats,
+    features: u64,
     /// Whether the link is up.
     pub link_up: Cell<bool>,
     /// Whether the device had to be given up.
@@ -74,6 +81,7 @@ impl Nic {
             counters: RefCell::new(alloc::vec![Counters::default(); sizes.len()]),
             sizes,
             interrupts: interrupts.stats(),
+            features: phy.net.features(),
             link_up: Cell::new(phy.net.link_up()),
             gone: Cell::new(false),
         };
@@ -149,7 +157,7 @@ impl Device for Nic {
     }
 }
 
-impl net::Nic for Nic {
+impl stack::Nic for Nic {
     fn mac(&self) -> [u8; 6] {
         self.mac
     }
@@ -191,5 +199,57 @@ impl net::Nic for Nic {
         if phy.enable_interrupts() {
             waker.wake_by_ref();
         }
+    }
+}
+
+/// The driver of network cards.
+pub struct Nics;
+
+impl Driver for Nics {
+    fn name(&self) -> &'static str {
+        "virtio-net"
+    }
+
+    fn kind(&self) -> DeviceType {
+        DeviceType::NET
+    }
+
+    fn feature_names(&self) -> &'static [(u32, &'static str)] {
+        net::features::NAMES
+    }
+
+    fn most(&self) -> usize {
+        4
+    }
+
+    fn start(&self, home: &Home, started: &mut Started) -> Result<(InterruptStats, Box<dyn InUse>), Error> {
+        let (net, interrupts) = open(home, started.queues)?;
+        let nic = Nic::new(Phy::new(net), interrupts);
+        let shared = nic.shared();
+        started.nics.push(nic);
+        Ok((shared.interrupts.clone(), Box::new(shared)))
+    }
+}
+
+/// Brings a network card up with at most `pairs` pairs of queues, as all cards here, and as what is measured.
+///
+/// # Errors
+/// As for [`Home::bring_up`].
+pub fn open(home: &Home, pairs: u16) -> Result<(Net<BusTransport>, DeviceInterrupts), Error> {
+    let options = Options { pairs, ..OPTIONS };
+    let windows = DmaWindows::new(&KERNEL, home.id())?;
+    // Each pair has two queues.
+    home.bring_up(&windows, 2 * pairs, |transport, grant, windows| {
+        Net::with_options(transport, grant, windows, &options)
+    })
+}
+
+impl InUse for Rc<Shared> {
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queues(&self) -> Vec<(u16, Counters)> {
+        self.sizes.iter().copied().zip(self.counters.borrow().iter().copied()).collect()
     }
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_drivers::block::{BlockQueue, Options, Request, RequestError};
-use ringfence_drivers::probe::Driver;
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::devices::bus::BusNotifier;
 use ringfence_kernel::platform::KERNEL;
 use ringfence_kernel::testing::On;
@@ -213,7 +213,7 @@ const SERIAL: On = On("blk,formats", &id_is_the_serial_number);
 
 fn bad_requests_are_refused() {
     let (mut disk, _interrupts, windows) = start_disk(256);
-    let card = functions_for(Driver::Net)[0];
+    let card = functions_for(DeviceType::NET)[0];
     let foreign = DmaWindows::new(&KERNEL, card.address().id()).expect("nobody drives it");
     let pool = DmaPool::new(&windows, 2, SLOT).expect("there is memory");
     let foreign = DmaPool::new(&foreign, 1, SLOT).expect("there is memory");

@@ -6,7 +6,7 @@ use core::task::Poll;
 use embassy_time::{Duration, Timer, with_timeout};
 use ringfence_drivers::block::Request;
 use ringfence_drivers::net::RxFrame;
-use ringfence_drivers::probe::Driver;
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts};
@@ -98,7 +98,7 @@ fn send(card: &mut Card, frame: &[u8]) {
 /// Frames one at a time between the two cards, the receiver asleep until its interrupt.
 fn card_interrupts(kind: &'static str, vectors: [Option<u16>; 2]) -> ! {
     run(async move {
-        let functions = functions_for(Driver::Net);
+        let functions = functions_for(DeviceType::NET);
         let (mut sender, mut sender_calls, _windows) = start_card(&functions[0]);
         let (mut receiver, mut calls, _more_windows) = start_card(&functions[1]);
         assert_eq!((calls.name(), [calls.vector(0), calls.vector(1)]), (kind, vectors));

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_drivers::block::Request;
-use ringfence_drivers::probe::Driver;
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::devices::Devices;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::testing::On;
@@ -26,7 +26,7 @@ const COMMAND: u16 = 0x04;
 const BUS_MASTER: u16 = 1 << 2;
 
 fn drivers_start_again_and_again() {
-    let (disks, cards) = (functions_for(Driver::Block), functions_for(Driver::Net));
+    let (disks, cards) = (functions_for(DeviceType::BLOCK), functions_for(DeviceType::NET));
     assert_eq!((disks.len(), cards.len()), (1, 1));
     let masters =
         || [disks[0], cards[0]].map(|function| function.config().read_u16(COMMAND) & BUS_MASTER != 0);

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use ringfence_drivers::net::{MAX_FRAME_LEN, RxFrame, TxFrame};
-use ringfence_drivers::probe::Driver;
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
 use ringfence_kernel::testing::On;
 
@@ -17,7 +17,7 @@ pub fn features() -> u64 {
 }
 
 fn pair() -> [(Card, DeviceInterrupts); 2] {
-    let functions = functions_for(Driver::Net);
+    let functions = functions_for(DeviceType::NET);
     [0, 1].map(|index| {
         let (card, interrupts, _) = start_card(&functions[index]);
         (card, interrupts)

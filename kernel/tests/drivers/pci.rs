@@ -3,7 +3,8 @@
 use alloc::vec::Vec;
 
 use ringfence_drivers::pci::{Bar, Function, enumerate};
-use ringfence_drivers::probe::{Driver, Match, probe};
+use ringfence_drivers::probe::{Match, probe};
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::devices::Devices;
 use ringfence_kernel::platform::CONFIG_PORTS;
 use ringfence_kernel::testing::On;
@@ -72,7 +73,7 @@ fn ports_find_all_functions() {
 const PC: On = On("pc,blk,net", &ports_find_all_functions);
 
 fn bars_have_their_sizes() {
-    let disk = functions_for(Driver::Block)[0];
+    let disk = functions_for(DeviceType::BLOCK)[0];
     let command = disk.config().read_u16(COMMAND);
     let bars = disk.bars();
     // As QEMU's `info pci` shows them: legacy ports, MSI-X table, and the structures of virtio 1.x.
@@ -122,7 +123,7 @@ fn others_are_left_alone() {
 const OTHERS: On = On("blk,rng,legacy", &others_are_left_alone);
 
 fn legacy_disk_is_not_driven() {
-    assert_eq!(functions_for(Driver::Block).len(), 0);
+    assert_eq!(functions_for(DeviceType::BLOCK).len(), 0);
     assert!(functions().iter().any(|function| probe(function) == Match::LegacyOnly));
     let (_, started) = Devices::start(tables());
     assert!(started.disks.is_empty());

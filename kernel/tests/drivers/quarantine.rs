@@ -7,7 +7,6 @@ use core::ptr;
 use core::time::Duration;
 
 use ringfence_drivers::block::{Block, Request};
-use ringfence_drivers::probe::Driver;
 use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, QueueSetup, RESET_LIMIT, Transport};
 use ringfence_kernel::devices::bring_up;
 use ringfence_kernel::devices::bus::{BusNotifier, BusTransport};
@@ -158,7 +157,7 @@ fn count(owner: Owner) -> usize {
 }
 
 fn live_queue_stays_quarantined() {
-    let function = functions_for(Driver::Block)[0];
+    let function = functions_for(DeviceType::BLOCK)[0];
     let real = RefCell::new(None);
     let (mut disk, interrupts, windows) = bring_up(&function, 1, |transport, grant, windows| {
         let transport = Rc::new(RefCell::new(transport));

@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::probe::Driver;
-use ringfence_drivers::virtio::{Error, PciTransport, QueueSetup, RESET_LIMIT, Transport, features, status};
+use ringfence_drivers::virtio::{
+    DeviceType, Error, PciTransport, QueueSetup, RESET_LIMIT, Transport, features, status,
+};
 use ringfence_kernel::devices::bring_up;
 use ringfence_kernel::devices::bus::BusTransport;
 use ringfence_kernel::interrupts::device::DeviceInterrupts;
@@ -95,7 +96,7 @@ fn set_command(function: &Function, change: impl FnOnce(u32) -> u32) {
 }
 
 fn decoding_off_is_no_reset() {
-    let function = functions_for(Driver::Block)[0];
+    let function = functions_for(DeviceType::BLOCK)[0];
     let mut told = Told::new(&function);
     for _ in 0..2 {
         set_command(&function, |command| command & !MEMORY);
@@ -114,7 +115,7 @@ fn decoding_off_is_no_reset() {
 const DECODING_OFF: On = On("blk,formats", &decoding_off_is_no_reset);
 
 fn nothing_safe_stops_decoding() {
-    let function = functions_for(Driver::Block)[0];
+    let function = functions_for(DeviceType::BLOCK)[0];
     let mut told = Told::new(&function);
     let config = function.config();
     let bars = function.bars();
@@ -171,7 +172,7 @@ unsafe impl ConfigAccess for Slot {
 }
 
 fn absent_device_proves_nothing() {
-    let address = functions_for(Driver::Block)[0].address();
+    let address = functions_for(DeviceType::BLOCK)[0].address();
     let function = Function::read(ConfigSpace::new(&Slot, address)).expect("it is there");
     let mut told = Told::new(&function);
     PULLED.store(true, Ordering::Relaxed);
@@ -185,7 +186,7 @@ fn absent_device_proves_nothing() {
 const ABSENT: On = On("blk", &absent_device_proves_nothing);
 
 fn queues_are_told_in_their_life() {
-    let function = functions_for(Driver::Block)[0];
+    let function = functions_for(DeviceType::BLOCK)[0];
     let (mut transport, _interrupts, windows) =
         bring_up(&function, 1, |transport, _, _| Ok(transport)).expect("its registers are there");
     transport.reset(&windows, RESET_LIMIT).expect("the disk resets");

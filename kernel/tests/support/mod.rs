@@ -9,7 +9,8 @@ use core::time::Duration;
 use ringfence_drivers::block::{Block, Options};
 use ringfence_drivers::net::Net;
 use ringfence_drivers::pci::{self, Function};
-use ringfence_drivers::probe::{Driver, Match, probe};
+use ringfence_drivers::probe::{Match, probe};
+use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::acpi::Tables;
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::devices::bus::BusTransport;
@@ -44,9 +45,9 @@ pub fn functions() -> Vec<Function> {
     pci::enumerate(config(), 0).collect()
 }
 
-/// The functions that `driver` is for.
-pub fn functions_for(driver: Driver) -> Vec<Function> {
-    functions().into_iter().filter(|function| probe(function) == Match::Driver(driver)).collect()
+/// The functions of a kind.
+pub fn functions_for(kind: DeviceType) -> Vec<Function> {
+    functions().into_iter().filter(|function| probe(function) == Match::Virtio(kind)).collect()
 }
 
 /// The ring features that QEMU offers here (virtio 1.4, section 6): those that the host says, and RING_RESET.
@@ -65,7 +66,7 @@ pub fn start_disk(size: u16) -> (Disk, DeviceInterrupts, DmaWindows) {
 }
 
 pub fn start_disk_with(options: &Options) -> (Disk, DeviceInterrupts, DmaWindows) {
-    let function = functions_for(Driver::Block)[0];
+    let function = functions_for(DeviceType::BLOCK)[0];
     bring_up(&function, options.queues, |transport, grant, windows| {
         Block::with_options(transport, grant, windows, options)
     })
