@@ -60,4 +60,6 @@ mod names;
 pub mod net;
 pub mod pci;
 pub mod probe;
+#[cfg(feature = "rng")]
+pub mod rng;
 pub mod virtio;

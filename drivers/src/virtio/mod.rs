@@ -35,6 +35,8 @@ impl DeviceType {
     pub const NET: Self = Self(1);
     /// Block device.
     pub const BLOCK: Self = Self(2);
+    /// Source of entropy.
+    pub const ENTROPY: Self = Self(4);
 
     /// A short name for a person.
     pub const fn name(self) -> &'static str {

@@ -17,9 +17,15 @@ const CRATES: [&str; 3] = ["memory", "drivers", "device-side"];
 
 /// The features of each that can be left out or added, one by one.
 const MEMORY: [&str; 2] = ["mapper", "host"];
-const DRIVERS: [&str; 4] = ["blk", "net", "packed", "in-order"];
-const ADAPTERS: [&str; 5] =
-    ["smoltcp", "embassy-net-driver", "embedded-storage", "embedded-storage-async", "block-device-driver"];
+const DRIVERS: [&str; 5] = ["blk", "net", "rng", "packed", "in-order"];
+const ADAPTERS: [&str; 6] = [
+    "smoltcp",
+    "embassy-net-driver",
+    "embedded-storage",
+    "embedded-storage-async",
+    "block-device-driver",
+    "rand_core",
+];
 
 /// The tests, the last of which builds with the kernel's toolchain.
 pub fn checks(toolchain: &Toolchain) -> Vec<Test> {
