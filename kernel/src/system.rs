@@ -17,6 +17,7 @@ use crate::boot::Boot;
 use crate::devices::Devices;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
+use crate::devices::rng::Entropy;
 use crate::devices::status::{OpenedDisk, Status};
 use crate::{executor, fw_cfg, memory, time};
 
@@ -47,7 +48,8 @@ pub fn run(boot: Boot) -> ! {
         }
         let pool = PoolConfig::for_memory(HTTP_PORT, ram / started.nics.len().max(1) as u64);
         for nic in started.nics {
-            let config = Config { addressing: Addressing::Dhcp, seed: seed(), pool };
+            let config =
+                Config { addressing: Addressing::Dhcp, seed: seed(started.entropy.as_deref()), pool };
             let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
             executor::spawn(&spawner, start_workers(spawner, stack, server));
             executor::spawn(&spawner, announce(stack));
@@ -153,9 +155,15 @@ async fn log_audit() {
     }
 }
 
-/// Bits that the network cannot guess: from the processor's random numbers where it has them, else from the
-/// clock.
-fn seed() -> u64 {
+/// Bits that the network cannot guess: the kernel's own, and mixed with them those of the entropy device, if
+/// there is one, so that a bad device makes them no worse.
+fn seed(entropy: Option<&Entropy>) -> u64 {
+    let bits = entropy.map(Entropy::bits).transpose();
+    own_seed() ^ bits.inspect_err(|error| log::warn!("no entropy: {error}")).ok().flatten().unwrap_or(0)
+}
+
+/// From the processor's random numbers where it has them, else from the clock.
+fn own_seed() -> u64 {
     // CPUID 1, ECX bit 30.
     if __cpuid(1).ecx & 1 << 30 != 0 {
         let mut bits = 0;

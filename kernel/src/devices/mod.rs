@@ -5,10 +5,12 @@ pub mod bus;
 pub mod disk;
 pub mod mmio;
 pub mod nic;
+pub mod rng;
 pub mod second_look;
 pub mod status;
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
@@ -24,13 +26,14 @@ use crate::boot::pvh;
 use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
+use crate::devices::rng::Entropy;
 use crate::fw_cfg;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::memory;
 use crate::platform::{CONFIG_PORTS, KERNEL};
 
 /// The drivers.
-const DRIVERS: &[&dyn Driver] = &[&disk::Disks, &nic::Nics];
+const DRIVERS: &[&dyn Driver] = &[&disk::Disks, &nic::Nics, &rng::Rngs];
 
 /// Queues, or pairs of queues, that a device is given at most.
 const MAX_QUEUES: u16 = 16;
@@ -94,7 +97,7 @@ pub enum Home {
 /// All devices that were found.
 pub struct Devices(Vec<Device>);
 
-/// What is to be run: each disk with its interrupts, and the network cards.
+/// What is to be run or used: each disk with its interrupts, the network cards, and a source of entropy.
 pub struct Started {
     /// How many request queues a disk, and pairs of queues a network card, shall have.
     queues: u16,
@@ -102,13 +105,16 @@ pub struct Started {
     pub disks: Vec<(&'static Disk, DeviceInterrupts)>,
     /// Network cards in the order of their addresses.
     pub nics: Vec<Nic>,
+    /// If there is one.
+    pub entropy: Option<Rc<Entropy>>,
 }
 
 impl Devices {
     /// Walks configuration space, reads the command line, and brings devices up.
     pub fn start(tables: &acpi::Tables) -> (Self, Started) {
         let access = config_access(tables);
-        let mut started = Started { queues: wanted_queues(), disks: Vec::new(), nics: Vec::new() };
+        let queues = wanted_queues();
+        let mut started = Started { queues, disks: Vec::new(), nics: Vec::new(), entropy: None };
         let mut functions = pci::enumerate(access, 0);
         // Some 8,000 reads are saved where this is known.
         if let Some(count) = fw_cfg::other_pci_roots() {

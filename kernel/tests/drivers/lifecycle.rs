@@ -137,7 +137,7 @@ fn audit_is_clean_with_all_devices() {
     assert_audit_clean();
     let (devices, started) = Devices::start(tables());
     devices.log();
-    assert_eq!((started.disks.len(), started.nics.len()), (2, 1));
+    assert_eq!((started.disks.len(), started.nics.len(), started.entropy.is_some()), (2, 1, true));
     assert_audit_clean();
     assert!(count(Owner::Dma) > 0);
 }

@@ -16,6 +16,7 @@ mod pci;
 mod quarantine;
 mod queues;
 mod resets;
+mod rng;
 #[path = "../support/mod.rs"]
 mod support;
 

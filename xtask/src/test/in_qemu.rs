@@ -131,7 +131,7 @@ impl Rings {
 
     /// Has QEMU offer this, and tells the guest what was offered: the feature bits, in decimal.
     fn apply(self, machine: &mut Machine) {
-        for device in ["blk", "net"].map(|kind| machine.device(kind)) {
+        for device in ["blk", "net", "rng"].map(|kind| machine.device(kind)) {
             for (name, on, _) in self.properties() {
                 machine.add(&format!("-global {device}.{name}={}", on_off(on)));
             }
@@ -195,7 +195,8 @@ fn must_fail(elf: PathBuf, name: &str) -> Result<()> {
 }
 
 /// Takes MSI-X away from the virtio devices: INTx interrupts.
-pub const INTX: &str = "-global virtio-blk-pci.vectors=0 -global virtio-net-pci.vectors=0";
+pub const INTX: &str = "-global virtio-blk-pci.vectors=0 -global virtio-net-pci.vectors=0 \
+    -global virtio-rng-pci.vectors=0";
 
 /// A disk: its name, what its file holds, and more properties of QEMU's drive and device.
 macro_rules! disk {
@@ -257,6 +258,10 @@ const WORDS: &[(&str, &str)] = &[
          -device virtio-net-pci,netdev=two,mac=52:54:00:00:00:02,romfile=",
     ),
     ("rng", "-device virtio-rng-pci"),
+    // It gives the bytes of a numbered disk, in their order.
+    ("rng-numbered", "-object rng-random,id=known,filename={numbers} -device virtio-rng-pci,rng=known"),
+    // A device that there is no driver for.
+    ("console", "-device virtio-serial-pci"),
     // A device with only the legacy interface.
     ("legacy", "-device virtio-balloon-pci,disable-modern=on,disable-legacy=off"),
     ("intx", INTX),
@@ -350,7 +355,7 @@ fn machine(toolchain: &Toolchain, elf: PathBuf, key: &str, scratch: &mut Scratch
     if machine.kind == MICROVM {
         let over_mmio = |argument: &OsString| {
             let argument = argument.to_string_lossy().replace(",romfile=", "");
-            ["blk", "net"].iter().fold(argument, |line, kind| {
+            ["blk", "net", "rng"].iter().fold(argument, |line, kind| {
                 line.replace(&format!("virtio-{kind}-pci"), &format!("virtio-{kind}-device"))
             })
         };
