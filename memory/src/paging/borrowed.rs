@@ -204,3 +204,40 @@ impl<T: ?Sized + fmt::Debug, M: Mutability, B: PagesOwner> fmt::Debug for Borrow
         (**self).fmt(f)
     }
 }
+
+impl MappedPages<Private> {
+    /// Moves the mapping into a value that derefs to the `T` at `offset`. Gives it back on error.
+    pub fn into_borrowed<T: FromBytes + zerocopy::Immutable + KnownLayout>(
+        self,
+        offset: usize,
+    ) -> Result<BorrowedMappedPages<T, Immutable>, (Self, AccessError)> {
+        BorrowedMappedPages::<T>::from(self, offset)
+    }
+
+    /// As [`into_borrowed`](Self::into_borrowed), to be changed.
+    pub fn into_borrowed_mut<T: FromBytes + IntoBytes + zerocopy::Immutable + KnownLayout>(
+        self,
+        offset: usize,
+    ) -> Result<BorrowedMappedPages<T, Mutable>, (Self, AccessError)> {
+        BorrowedMappedPages::<T, Mutable>::from_mut(self, offset)
+    }
+
+    /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it
+    /// back on error.
+    pub fn into_borrowed_slice<T: FromBytes + zerocopy::Immutable>(
+        self,
+        offset: usize,
+        length: usize,
+    ) -> Result<BorrowedSliceMappedPages<T, Immutable>, (Self, AccessError)> {
+        BorrowedSliceMappedPages::from(self, offset, length)
+    }
+
+    /// As [`into_borrowed_slice`](Self::into_borrowed_slice), to be changed.
+    pub fn into_borrowed_slice_mut<T: FromBytes + IntoBytes + zerocopy::Immutable>(
+        self,
+        offset: usize,
+        length: usize,
+    ) -> Result<BorrowedSliceMappedPages<T, Mutable>, (Self, AccessError)> {
+        BorrowedSliceMappedPages::from_mut(self, offset, length)
+    }
+}

@@ -1,6 +1,5 @@
 //! Memory that is mapped, owned by one value.
 
-use super::borrowed::{BorrowedMappedPages, BorrowedSliceMappedPages, Immutable, Mutable};
 use super::{AddressSpace, MapError, Protection, Tag};
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::frames::{AllocatedFrames, Owner};
@@ -340,41 +339,6 @@ impl MappedPages<Private> {
         let all = self.bytes_mut()?;
         let bytes = part(all.len(), offset, length.checked_mul(size_of::<T>()))?;
         <[T]>::mut_from_bytes_with_elems(&mut all[bytes], length).map_err(|_| AccessError::Misaligned)
-    }
-
-    /// Moves the mapping into a value that derefs to the `T` at `offset`. Gives it back on error.
-    pub fn into_borrowed<T: FromBytes + zerocopy::Immutable + KnownLayout>(
-        self,
-        offset: usize,
-    ) -> Result<BorrowedMappedPages<T, Immutable>, (Self, AccessError)> {
-        BorrowedMappedPages::<T>::from(self, offset)
-    }
-
-    /// As [`into_borrowed`](Self::into_borrowed), to be changed.
-    pub fn into_borrowed_mut<T: FromBytes + IntoBytes + zerocopy::Immutable + KnownLayout>(
-        self,
-        offset: usize,
-    ) -> Result<BorrowedMappedPages<T, Mutable>, (Self, AccessError)> {
-        BorrowedMappedPages::<T, Mutable>::from_mut(self, offset)
-    }
-
-    /// Moves the mapping into a value that derefs to `length` elements from `offset` (in bytes) on. Gives it
-    /// back on error.
-    pub fn into_borrowed_slice<T: FromBytes + zerocopy::Immutable>(
-        self,
-        offset: usize,
-        length: usize,
-    ) -> Result<BorrowedSliceMappedPages<T, Immutable>, (Self, AccessError)> {
-        BorrowedSliceMappedPages::from(self, offset, length)
-    }
-
-    /// As [`into_borrowed_slice`](Self::into_borrowed_slice), to be changed.
-    pub fn into_borrowed_slice_mut<T: FromBytes + IntoBytes + zerocopy::Immutable>(
-        self,
-        offset: usize,
-        length: usize,
-    ) -> Result<BorrowedSliceMappedPages<T, Mutable>, (Self, AccessError)> {
-        BorrowedSliceMappedPages::from_mut(self, offset, length)
     }
 }
 
