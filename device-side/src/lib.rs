@@ -35,6 +35,7 @@
 extern crate alloc;
 
 pub mod chain;
+mod error;
 #[allow(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
@@ -44,6 +45,7 @@ pub mod loopback;
 mod memory;
 mod order;
 mod packed;
+mod position;
 pub mod queue;
 pub mod ring;
 mod rings;

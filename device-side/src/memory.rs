@@ -3,8 +3,6 @@
 use ringfence_memory::fuchsia::{DeviceRange, DriverMem, DriverRange};
 use ringfence_memory::virtqueue::{self, packed::Event, split};
 
-use super::queue::{DriverNotify, Queue};
-
 /// The memory of a split virtqueue (2.7), translated.
 #[derive(Clone, Debug)]
 pub struct QueueMemory<'a> {
@@ -66,13 +64,5 @@ impl<'a> RingMemory<'a> {
                 used: find(writable, device, split::USED.len(size))?,
             })
         })
-    }
-
-    /// The queue at its start, as [`Queue::new`] and [`Queue::new_packed`] have it.
-    pub fn queue<N: DriverNotify>(self, notify: N) -> Option<Queue<'a, N>> {
-        match self {
-            Self::Split(memory) => Queue::new(memory, notify),
-            Self::Packed(memory) => Queue::new_packed(memory, notify),
-        }
     }
 }

@@ -10,7 +10,8 @@ use ringfence_memory::virtqueue::packed::{Descriptor, Event, Position, need_even
 use ringfence_memory::virtqueue::{self, DESCRIPTOR_LEN, MAX_SIZE, WORD_LEN, WRITE};
 use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 
-use super::queue::{PackedMemory, QueueError};
+use super::error::QueueError;
+use super::memory::PackedMemory;
 use super::ring::{Desc, descriptor, is_aligned};
 use super::rings::Taken;
 

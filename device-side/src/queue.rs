@@ -2,12 +2,14 @@
 
 use core::sync::atomic::Ordering;
 
-use ringfence_memory::{fence, virtqueue::packed};
+use ringfence_memory::fence;
 use spin::Mutex;
 
+pub use super::error::{DescError, QueueError};
 pub use super::memory::{PackedMemory, QueueMemory, RingMemory};
 use super::order::{InOrder, Returned};
 use super::packed::Packed;
+pub use super::position::Position;
 pub use super::ring::DescType;
 use super::ring::{Desc, Device, Driver};
 use super::rings::{Rings, Taken};
@@ -24,69 +26,6 @@ impl<F: Fn()> DriverNotify for F {
         self()
     }
 }
-
-/// How far a device has come in a queue: enough to go on with another [`Queue`] over the same rings.
-///
-/// In a split virtqueue these are free running indexes. In a packed one they are descriptors' indexes, with
-/// the wrap counter in bit 15.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The next chain to take.
-    pub next: u16,
-    /// The next element to use.
-    pub used: u16,
-    /// What `used` was when it was last decided whether to notify the driver.
-    pub signalled: u16,
-}
-
-impl Position {
-    /// Where a split virtqueue starts.
-    pub const SPLIT: Self = Self::at(0);
-    /// Where a packed virtqueue starts: with wrap counters of 1 (2.8.1).
-    pub const PACKED: Self = Self::at(packed::Position::START.to_word());
-
-    /// Nothing taken that was not returned, and next is `next`.
-    pub const fn at(next: u16) -> Self {
-        Self { next, used: next, signalled: next }
-    }
-}
-
-/// The driver broke the rules of the ring. No more chains can be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum QueueError {
-    /// More was made available than there is room for: an index that jumped, went back, or a chain without
-    /// end.
-    Overrun,
-    /// A chain starts beyond the descriptor table, at this index.
-    InvalidHead(u16),
-    /// A notification told of chains up to this position, which are not there.
-    InvalidNotification(u16),
-}
-
-ringfence_memory::messages! { QueueError {
-    Overrun => "more was made available than there is room for",
-    InvalidHead(index) => "a chain begins at descriptor {index}, which is not there",
-    InvalidNotification(position) => "a notification of chains up to {position}, which are not there",
-} }
-
-/// Why a chain has no further descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DescError {
-    /// It goes on beyond the descriptor table, at this index.
-    InvalidIndex(u16),
-    /// It has more descriptors than its table: it runs in a circle (2.7.5.2).
-    Endless,
-    /// A buffer of this address and length would end beyond the address space.
-    BadRange(u64, u32),
-}
-
-ringfence_memory::messages! { DescError {
-    InvalidIndex(index) => "a chain goes on at descriptor {index}, which is not there",
-    Endless => "a chain runs in a circle",
-    BadRange(address, len) => "a buffer of {len} bytes at {address:#x} is beyond the address space",
-} }
 
 struct State<'a> {
     rings: Rings<'a>,
@@ -414,3 +353,13 @@ impl Iterator for DescChainIter<'_> {
 }
 
 impl core::iter::FusedIterator for DescChainIter<'_> {}
+
+impl<'a> RingMemory<'a> {
+    /// The queue at its start, as [`Queue::new`] and [`Queue::new_packed`] have it.
+    pub fn queue<N: DriverNotify>(self, notify: N) -> Option<Queue<'a, N>> {
+        match self {
+            Self::Split(memory) => Queue::new(memory, notify),
+            Self::Packed(memory) => Queue::new_packed(memory, notify),
+        }
+    }
+}

@@ -2,9 +2,10 @@
 
 use alloc::vec::Vec;
 
+use super::error::{DescError, QueueError};
 use super::order::Returned;
 use super::packed::Packed;
-use super::queue::{DescError, Position, QueueError};
+use super::position::Position;
 use super::ring::{Desc, Device, Driver, Used};
 
 /// A chain as it was found in a ring.
