@@ -18,6 +18,7 @@ mod map;
 mod pages;
 mod path;
 mod read_ahead;
+mod run;
 mod super_block;
 
 pub use cache::{CacheStats, PAGE_SIZE, PageCache};
@@ -235,7 +236,7 @@ impl<B: BlockSource> FileSystem<B> {
     }
 
     /// The run that a block of a file is in, remembered for the next read.
-    async fn run_at(&self, node: &Node, logical: u64) -> Result<map::Run, FsError> {
+    async fn run_at(&self, node: &Node, logical: u64) -> Result<run::Run, FsError> {
         if let Some(run) = node.cursor.run.get().and_then(|run| run.from(logical)) {
             return Ok(run);
         }

@@ -5,7 +5,7 @@
 //! to half, and grows by a page at a time from then on.
 
 use super::cache::PAGE_SIZE;
-use super::map::Run;
+use super::run::Run;
 use crate::block::MAX_READ;
 use core::cell::Cell;
 
