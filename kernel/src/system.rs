@@ -8,6 +8,7 @@ use core::arch::x86_64::{__cpuid, _rdrand64_step};
 use embassy_executor::Spawner;
 use embassy_futures::yield_now;
 use ringfence_memory::PAGE_SIZE;
+use ringfence_services::api::Api;
 use ringfence_services::block::BlockSource;
 use ringfence_services::http::{self, Limits, Server};
 use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
@@ -26,7 +27,7 @@ const HTTP_PORT: u16 = 80;
 const WORKERS: usize = 72;
 
 type Files = http::Disk<&'static Disk>;
-type HttpServer = Server<Files, Status>;
+type HttpServer = Server<Files, Api<Status>>;
 
 /// Runs the system for good.
 pub fn run(boot: Boot) -> ! {
@@ -39,7 +40,7 @@ pub fn run(boot: Boot) -> ! {
     let opened = OpenedDisk::default();
     let status = Status::new(devices, opened.clone());
     let server: &'static HttpServer =
-        Box::leak(Box::new(Server::new(Files::new(), status, Limits::default())));
+        Box::leak(Box::new(Server::new(Files::new(), Api(status), Limits::default())));
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
     executor::run(|spawner| {
         executor::spawn(&spawner, settle());

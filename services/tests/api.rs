@@ -7,19 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use common::client::{Client, Then, responses};
 use common::{Machine, Tree, quick_limits};
 use futures::executor::block_on;
+use ringfence_services::api::Api;
 use ringfence_services::http::Server;
 use serde_json::{Value, json};
 
 /// Status, type and body.
-fn get(server: &Server<Tree, Machine>, path: &str) -> (u16, String, String) {
+fn get(server: &Server<Tree, Api<Machine>>, path: &str) -> (u16, String, String) {
     let mut client = Client::new(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes(), Then::Finish);
     block_on(server.serve(&mut client, || false));
     let response = responses(&client.output, &[]).remove(0);
     (response.status, response.field("Content-Type").unwrap().to_string(), response.text())
 }
 
-fn server(machine: Machine) -> Server<Tree, Machine> {
-    Server::new(Tree::default().with("/a.txt", "0123456789"), machine, quick_limits())
+fn server(machine: Machine) -> Server<Tree, Api<Machine>> {
+    Server::new(Tree::default().with("/a.txt", "0123456789"), Api(machine), quick_limits())
 }
 
 #[test]

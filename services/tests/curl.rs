@@ -16,6 +16,7 @@ use embedded_io_adapters::futures_03::FromFutures;
 use futures::AsyncReadExt;
 use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
+use ringfence_services::api::Api;
 use ringfence_services::http::{End, Limits, Server};
 
 /// Starts a server on a free port, on a thread that lives as long as the test process.
@@ -30,7 +31,7 @@ fn start() -> SocketAddr {
             .with("/dir/b c.css", "b")
             .with_generated("/big.bin", 50_000_000);
         let server: &'static _ =
-            Box::leak(Box::new(Server::new(tree, Machine::default(), Limits::default())));
+            Box::leak(Box::new(Server::new(tree, Api(Machine::default()), Limits::default())));
         let mut executor = LocalPool::new();
         let spawner = executor.spawner();
         executor.run_until(async {
@@ -43,7 +44,7 @@ fn start() -> SocketAddr {
     receiver.recv().unwrap()
 }
 
-async fn serve(server: &'static Server<Tree, Machine>, stream: Async<TcpStream>) {
+async fn serve(server: &'static Server<Tree, Api<Machine>>, stream: Async<TcpStream>) {
     let mut conn = FromFutures::new(stream);
     let end = server.serve(&mut conn, || false).await;
     let mut stream = conn.into_inner();

@@ -10,6 +10,7 @@ use common::{Machine, byte_at, quick_limits};
 use embassy_time::Timer;
 use futures::executor::block_on;
 use futures::future::join;
+use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
 use ringfence_services::http::{Disk, Server};
 
@@ -38,10 +39,10 @@ impl BlockSource for Image {
     }
 }
 
-type App = Server<Disk<&'static Image>, Machine>;
+type App = Server<Disk<&'static Image>, Api<Machine>>;
 
 fn app() -> App {
-    Server::new(Disk::new(), Machine::default(), quick_limits())
+    Server::new(Disk::new(), Api(Machine::default()), quick_limits())
 }
 
 /// Status and body of an HTTP/1.0 request.

@@ -10,6 +10,7 @@ use common::client::{Client, Then, responses};
 use common::{FaultKind, Machine, Tree, server};
 use futures::executor::block_on;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
 use ringfence_services::http::{FileError, Server};
 
@@ -34,7 +35,7 @@ impl Log for Logger {
 }
 
 /// The status of one request, if there was an answer, and what the log said meanwhile.
-fn ask(server: &Server<Tree, Machine>, target: &str) -> (Option<u16>, Vec<String>) {
+fn ask(server: &Server<Tree, Api<Machine>>, target: &str) -> (Option<u16>, Vec<String>) {
     static LOGGING: Once = Once::new();
     LOGGING.call_once(|| {
         log::set_logger(&Logger).unwrap();
@@ -51,7 +52,7 @@ fn site() -> Tree {
     Tree::default().with("/dir/a b.txt", "0123456789").with_generated("/big.bin", 1_000_000)
 }
 
-fn failing(error: FileError) -> Server<Tree, Machine> {
+fn failing(error: FileError) -> Server<Tree, Api<Machine>> {
     let tree = site();
     *tree.fault.borrow_mut() = Some(error);
     server(tree)

@@ -9,15 +9,16 @@ use common::client::{Client, Response, Then, responses};
 use common::{FaultKind, Machine, Tree, byte_at, quick_limits, server};
 use embassy_time::Timer;
 use futures::executor::block_on;
+use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
 use ringfence_services::http::{End, FileError, Server};
 
-fn run(server: &Server<Tree, Machine>, client: &mut Client) -> End {
+fn run(server: &Server<Tree, Api<Machine>>, client: &mut Client) -> End {
     block_on(server.serve(client, || false))
 }
 
 /// One request on a connection of its own.
-fn ask(server: &Server<Tree, Machine>, request: &str) -> Response {
+fn ask(server: &Server<Tree, Api<Machine>>, request: &str) -> Response {
     let mut client = Client::new(request.as_bytes(), Then::Finish);
     run(server, &mut client);
     let mut all = responses(&client.output, &[request.starts_with("HEAD ")]);
@@ -25,7 +26,7 @@ fn ask(server: &Server<Tree, Machine>, request: &str) -> Response {
     all.remove(0)
 }
 
-fn get(server: &Server<Tree, Machine>, target: &str, fields: &str) -> Response {
+fn get(server: &Server<Tree, Api<Machine>>, target: &str, fields: &str) -> Response {
     ask(server, &format!("GET {target} HTTP/1.1\r\nHost: h\r\n{fields}\r\n"))
 }
 
@@ -408,7 +409,7 @@ fn a_gigabyte_in_small_pieces() {
 
 #[test]
 fn random_bytes_never_panic_and_always_end() {
-    let server = Server::new(site(), Machine::default(), quick_limits());
+    let server = Server::new(site(), Api(Machine::default()), quick_limits());
     let mut seed = 0x9e37_79b9_97f4_a7c5_u64;
     let mut random = move || {
         seed ^= seed << 13;

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 
 use common::{Machine, byte_at};
 use embedded_io_async::{ErrorType, Read, Write};
+use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
 use ringfence_services::http::{Disk, End, Limits, Server};
 
@@ -157,11 +158,11 @@ fn image(options: &[&str]) -> Image {
     Image(Rc::new(std::fs::read(path).unwrap()))
 }
 
-type App = Server<Disk<Image>, Machine>;
+type App = Server<Disk<Image>, Api<Machine>>;
 
 /// A server with an empty cache.
 fn app(image: &Image, cache: usize) -> App {
-    let server = Server::new(Disk::new(), Machine::default(), Limits::default());
+    let server = Server::new(Disk::new(), Api(Machine::default()), Limits::default());
     block_on(async { server.files().open(Some(image.clone()), cache).await.map(|_| ()) }).unwrap();
     server
 }

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use common::client::{Client, Then};
 use common::{Machine, quick_limits};
 use futures::executor::block_on;
+use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
 use ringfence_services::fs::{FileSystem, FsError, Node};
 use ringfence_services::http::{Disk, FileError, Files, Metadata, Names, Server};
@@ -119,7 +120,7 @@ fn steps<T>(work: impl Future<Output = T>, limit: u64, done: impl Fn() -> u64) -
 fn list(image: Image, limit: u64) -> (bool, u64, u64) {
     let files = Counted(Disk::new(), Cell::new(0));
     block_on(files.0.open(Some(image), 16 << 20)).unwrap();
-    let server = Server::new(files, Machine::default(), quick_limits());
+    let server = Server::new(files, Api(Machine::default()), quick_limits());
     let mut client = Client::new(b"GET /dir/ HTTP/1.0\r\n\r\n", Then::Finish);
     let (end, polls, largest) = {
         let serve = server.serve(&mut client, || false);

@@ -7,7 +7,7 @@ use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
 use super::{DeviceInfo, QueueInfo, ROOM, System};
-use crate::http::{Broken, Request, Stats, Status, Stream, Wire};
+use crate::http::{Broken, Exchange, Stats, Status, Stream};
 use crate::text::{Text, room};
 
 /// A counter that every queue has.
@@ -22,12 +22,10 @@ const QUEUE_COUNTERS: [QueueCounter; 4] = [
 
 pub(super) async fn send<S: System, C: Read + Write>(
     system: &S,
-    stats: &Stats,
-    wire: &mut Wire<'_, C>,
-    request: &Request,
-    keep: bool,
+    exchange: &mut Exchange<'_, '_, C>,
 ) -> Result<(), Broken> {
-    let mut stream = Stream::begin(wire, request, keep, "text/plain; version=0.0.4; charset=utf-8").await?;
+    let stats = exchange.wire.stats;
+    let mut stream = Stream::begin(exchange, "text/plain; version=0.0.4; charset=utf-8").await?;
     let mut families = Families::default();
     http(&mut stream.text, &mut families, stats);
     stream.pass().await?;

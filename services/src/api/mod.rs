@@ -10,7 +10,7 @@ use embassy_futures::yield_now;
 use embedded_io_async::{Read, Write};
 use serde::Serialize;
 
-use crate::http::{Broken, Head, Request, Stats, Status, Stream, Wire};
+use crate::http::{Broken, Exchange, Routes, Status, Stream};
 use crate::text::room;
 
 const JSON: &str = "application/json";
@@ -99,69 +99,80 @@ struct Memory {
     heap: Heap,
 }
 
-/// Whether a path belongs to this module and is never looked for on the disk.
-pub fn is_reserved(path: &[u8]) -> bool {
-    [&b"/metrics"[..], b"/api", b"/dashboard"]
-        .iter()
-        .any(|name| path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/")))
+/// The routes to what a system tells: `/metrics`, `/api/…` and `/dashboard`.
+pub struct Api<S>(pub S);
+
+impl<S: System> Routes for Api<S> {
+    fn is_reserved(&self, path: &[u8]) -> bool {
+        [&b"/metrics"[..], b"/api", b"/dashboard"].iter().any(|name| {
+            path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        })
+    }
+
+    async fn answer<C: Read + Write>(
+        &self,
+        exchange: &mut Exchange<'_, '_, C>,
+        path: &[u8],
+    ) -> Result<(), Broken> {
+        let Self(system) = self;
+        // While nothing is said yet, there is still a better answer than a body cut short.
+        if room(ROOM).is_err() {
+            return Err(exchange.wire.give_up().await);
+        }
+        match path {
+            b"/metrics" => metrics::send(system, exchange).await,
+            b"/api/devices" => devices(system, exchange).await,
+            b"/api/memory" => memory(system, exchange).await,
+            _ => {
+                let head = exchange.head(Status::NotFound);
+                let (mime, body) = match path.starts_with(b"/api") {
+                    true => (JSON, "{\"error\":\"there is nothing at this address\"}\n"),
+                    false => ("text/plain; charset=utf-8", "404 Not Found\n"),
+                };
+                exchange.respond(head, mime, body).await
+            }
+        }
+    }
 }
 
-/// Answers GET or HEAD for a reserved path.
-pub(crate) async fn answer<S: System, C: Read + Write>(
+async fn devices<S: System, C: Read + Write>(
     system: &S,
-    stats: &Stats,
-    wire: &mut Wire<'_, C>,
-    request: &Request,
-    path: &[u8],
-    keep: bool,
+    exchange: &mut Exchange<'_, '_, C>,
 ) -> Result<(), Broken> {
-    // While nothing is said yet, there is still a better answer than a body cut short.
-    if room(ROOM).is_err() {
-        return Err(wire.give_up().await);
+    let mut stream = Stream::begin(exchange, JSON).await?;
+    stream.text.push_str("[");
+    let mut index = 0_usize;
+    room(ROOM)?;
+    while let Some(device) = system.device(index) {
+        stream.text.push_str(if index == 0 { "\n" } else { ",\n" });
+        stream.text.push_str(&json(&device));
+        stream.pass().await?;
+        index = index.saturating_add(1);
+        room(ROOM)?;
     }
-    match path {
-        b"/metrics" => metrics::send(system, stats, wire, request, keep).await,
-        b"/api/devices" => {
-            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
-            stream.text.push_str("[");
-            let mut index = 0_usize;
-            room(ROOM)?;
-            while let Some(device) = system.device(index) {
-                stream.text.push_str(if index == 0 { "\n" } else { ",\n" });
-                stream.text.push_str(&json(&device));
-                stream.pass().await?;
-                index = index.saturating_add(1);
-                room(ROOM)?;
-            }
-            stream.text.push_str("\n]\n");
-            stream.finish().await
+    stream.text.push_str("\n]\n");
+    stream.finish().await
+}
+
+async fn memory<S: System, C: Read + Write>(
+    system: &S,
+    exchange: &mut Exchange<'_, '_, C>,
+) -> Result<(), Broken> {
+    let mut stream = Stream::begin(exchange, JSON).await?;
+    let mut step = system.audit();
+    let findings = loop {
+        // For the findings, which come last.
+        room(ROOM)?;
+        match step() {
+            Some(findings) => break findings,
+            None => yield_now().await,
         }
-        b"/api/memory" => {
-            let mut stream = Stream::begin(wire, request, keep, JSON).await?;
-            let mut step = system.audit();
-            let findings = loop {
-                // For the findings, which come last.
-                room(ROOM)?;
-                match step() {
-                    Some(findings) => break findings,
-                    None => yield_now().await,
-                }
-            };
-            let audit = Audit { ok: findings.is_empty(), findings };
-            let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
-            stream.text.push_str(&json(&memory));
-            stream.text.push_str("\n");
-            stream.finish().await
-        }
-        _ => {
-            let head = Head::new(Status::NotFound, !keep, !request.http_1_1);
-            let (mime, body) = match path.starts_with(b"/api") {
-                true => (JSON, "{\"error\":\"there is nothing at this address\"}\n"),
-                false => ("text/plain; charset=utf-8", "404 Not Found\n"),
-            };
-            wire.respond(head, mime, body, request.with_body()).await
-        }
-    }
+    };
+    let audit = Audit { ok: findings.is_empty(), findings };
+    let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
+    stream.text.push_str(&json(&memory));
+    stream.text.push_str("\n");
+    stream.finish().await
 }
 
 /// These types hold nothing that JSON cannot say, so this does not fail.

@@ -11,152 +11,84 @@ use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Selection, select};
 use super::response::{Broken, Head, Length, Wire};
-use super::{FileError, Files, Kind, Metadata, Method, Next, Request, Server, Status, listing, next};
-use crate::api::System;
-use crate::block::BlockError;
-use crate::text::Text;
+use super::{
+    Exchange, Failure, FileError, Files, Kind, Metadata, Method, Refusal, Request, Routes, Server, Status,
+    listing,
+};
+use crate::text::{NoMemory, Text};
 
 /// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
 /// piece is read the socket's transmit buffer still holds the last one.
 const PIECE: usize = 32 << 10;
 
-impl<F: Files, S: System> Server<F, S> {
+impl<F: Files, R: Routes> Server<F, R> {
     /// Answers GET or HEAD for a path on the disk.
     pub(super) async fn send_path<C: Read + Write>(
         &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
+        exchange: &mut Exchange<'_, '_, C>,
         path: &DiskPath,
-        keep: bool,
-    ) -> Result<Next, Broken> {
-        let node = match self.files.lookup(&path.path).await {
-            Ok(node) => node,
-            Err(error) => return self.send_error(wire, request, keep, error).await,
-        };
+    ) -> Result<(), Failure> {
+        let node = self.files.lookup(&path.path).await?;
         match (self.files.metadata(&node).kind, path.slash) {
-            (Kind::File, false) => self.send_file(wire, request, &path.path, &node, keep).await,
-            (Kind::Directory, false) => self.redirect(wire, request, path, keep).await,
-            (Kind::Directory, true) => self.send_directory(wire, request, path, &node, keep).await,
-            _ => self.send_error(wire, request, keep, FileError::NotFound).await,
+            (Kind::File, false) => self.send_file(exchange, &path.path, &node).await,
+            (Kind::Directory, false) => Err(redirect(&exchange.request.query, path)),
+            (Kind::Directory, true) => self.send_directory(exchange, path, &node).await,
+            _ => Err(FileError::NotFound.into()),
         }
-    }
-
-    /// Tells the client as much as it needs to know, and the log why.
-    pub(super) async fn send_error<C: Read + Write>(
-        &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
-        keep: bool,
-        error: FileError,
-    ) -> Result<Next, Broken> {
-        let status = match &error {
-            FileError::NotFound => Status::NotFound,
-            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::OutOfMemory => {
-                Status::Unavailable
-            }
-            FileError::Io(BlockError::Gone) => Status::Unavailable,
-            FileError::Corrupt(_) | FileError::Io(_) => Status::InternalError,
-        };
-        if error != FileError::NotFound {
-            self.failures.note(&request.path, &status, &error);
-        }
-        let sentence: &dyn core::fmt::Display = match &error {
-            FileError::Corrupt(_) => &"The file system on the disk is damaged here.",
-            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::Io(BlockError::Gone) => &error,
-            _ => &status.sentence(),
-        };
-        let head = self.head(request, status, keep);
-        self.error_page(wire, head, status, sentence, request.with_body()).await?;
-        Ok(next(keep))
-    }
-
-    /// The address with a slash. It is made from the decoded path, so it starts with exactly one slash and
-    /// holds nothing that a browser could take for another host.
-    async fn redirect<C: Read + Write>(
-        &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
-        path: &DiskPath,
-        keep: bool,
-    ) -> Result<Next, Broken> {
-        let mut location = Text::default();
-        percent_encode(&path.path, &mut location);
-        location.push_str("/");
-        location.push_str(&request.query);
-        let location = match location.whole() {
-            Ok(location) => location,
-            Err(error) => return self.send_error(wire, request, keep, error.into()).await,
-        };
-        let head = self.head(request, Status::MovedPermanently, keep).field("Location", location);
-        self.error(wire, request, keep, head, Status::MovedPermanently).await
     }
 
     async fn send_directory<C: Read + Write>(
         &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
+        exchange: &mut Exchange<'_, '_, C>,
         path: &DiskPath,
         dir: &F::Node,
-        keep: bool,
-    ) -> Result<Next, Broken> {
-        let index = match path.child(b"index.html") {
-            Ok(index) => index,
-            Err(error) => return self.send_error(wire, request, keep, error.into()).await,
-        };
+    ) -> Result<(), Failure> {
+        let index = path.child(b"index.html")?;
         match self.files.lookup(&index).await {
             Ok(node) if self.files.metadata(&node).kind == Kind::File => {
-                return self.send_file(wire, request, &index, &node, keep).await;
+                return self.send_file(exchange, &index, &node).await;
             }
             Ok(_) | Err(FileError::NotFound) => {}
-            Err(error) => return self.send_error(wire, request, keep, error).await,
+            Err(error) => return Err(error.into()),
         }
         // Old clients know no chunked encoding: the close marks the end.
-        let keep = keep && request.http_1_1;
-        match listing::read_page(&self.files, dir, 0).await {
-            Ok(page) => listing::send(&self.files, wire, request, path, dir, page, keep).await?,
-            Err(error) => return self.send_error(wire, request, keep, error).await,
-        }
-        Ok(next(keep))
+        exchange.keep &= exchange.request.http_1_1;
+        let page = listing::read_page(&self.files, dir, 0).await?;
+        Ok(listing::send(&self.files, exchange, path, dir, page).await?)
     }
 
     async fn send_file<C: Read + Write>(
         &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
+        exchange: &mut Exchange<'_, '_, C>,
         path: &[u8],
         node: &F::Node,
-        keep: bool,
-    ) -> Result<Next, Broken> {
-        let metadata = self.files.metadata(node);
+    ) -> Result<(), Failure> {
+        let (metadata, request) = (self.files.metadata(node), exchange.request);
         let version = Version::of(&metadata);
         if version.is_held_by(request) {
-            let head = version.describe(self.head(request, Status::NotModified, keep));
-            wire.send_head(head, Length::None).await?;
-            return Ok(next(keep));
+            let head = version.describe(exchange.head(Status::NotModified));
+            return Ok(exchange.wire.send_head(head, Length::None).await?);
         }
         let range = request.range.as_deref().filter(|_| version.allows_range(request));
         let (status, start, length) = match select(range, metadata.size) {
             Selection::Whole => (Status::Ok, 0, metadata.size),
             Selection::Part { start, length } => (Status::PartialContent, start, length),
             Selection::Unsatisfiable => {
-                let status = Status::RangeNotSatisfiable;
                 let size = format_args!("bytes */{}", metadata.size);
-                let head = self.head(request, status, keep).field("Content-Range", size);
-                return self.error(wire, request, keep, head, status).await;
+                return Err(Refusal::from(Status::RangeNotSatisfiable).with("Content-Range", size).into());
             }
         };
         let end = start.saturating_add(length);
-        let mut head = version.describe(self.head(request, status, keep)).field("Accept-Ranges", "bytes");
+        let mut head = version.describe(exchange.head(status)).field("Accept-Ranges", "bytes");
         if status == Status::PartialContent {
             let (last, size) = (end.saturating_sub(1), metadata.size);
             head = head.field("Content-Range", format_args!("bytes {start}-{last}/{size}"));
         }
         let head = head.field("Content-Type", content_type(path));
         if request.method == Method::Head || length == 0 {
-            wire.send_head(head, Length::Known(length)).await?;
-            return Ok(next(keep));
+            return Ok(exchange.wire.send_head(head, Length::Known(length)).await?);
         }
-        self.send_body(wire, request, node, head, start..end, keep).await
+        self.send_body(exchange.wire, node, head, start..end).await
     }
 
     /// Reads the first piece before the head is sent, so that a disk that cannot be read is still an error
@@ -164,18 +96,14 @@ impl<F: Files, S: System> Server<F, S> {
     async fn send_body<C: Read + Write>(
         &self,
         wire: &mut Wire<'_, C>,
-        request: &Request,
         node: &F::Node,
         head: Head,
         bytes: core::ops::Range<u64>,
-        keep: bool,
-    ) -> Result<Next, Broken> {
+    ) -> Result<(), Failure> {
         let length = bytes.end.saturating_sub(bytes.start);
         let mut buffer = Vec::new();
         let size = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
-        if buffer.try_reserve_exact(size).is_err() {
-            return self.send_error(wire, request, keep, FileError::OutOfMemory).await;
-        }
+        buffer.try_reserve_exact(size).map_err(|_| NoMemory)?;
         buffer.resize(size, 0);
         let mut offset = bytes.start;
         let mut head = Some(head);
@@ -195,11 +123,24 @@ impl<F: Files, S: System> Server<F, S> {
                     wire.send(piece.get(..n).ok_or(Broken::Lost)?).await?;
                     offset = offset.saturating_add(n as u64);
                 }
-                (Err(error), Some(_)) => return self.send_error(wire, request, keep, error).await,
-                (Err(error), None) => return Err(Broken::Cut(error)),
+                (Err(error), Some(_)) => return Err(error.into()),
+                (Err(error), None) => return Err(Broken::Cut(error).into()),
             }
         }
-        Ok(next(keep))
+        Ok(())
+    }
+}
+
+/// To the address with a slash. It is made from the decoded path, so it starts with exactly one slash and
+/// holds nothing that a browser could take for another host.
+fn redirect(query: &str, path: &DiskPath) -> Failure {
+    let mut location = Text::default();
+    percent_encode(&path.path, &mut location);
+    location.push_str("/");
+    location.push_str(query);
+    match location.whole() {
+        Ok(location) => Refusal::from(Status::MovedPermanently).with("Location", location).into(),
+        Err(error) => error.into(),
     }
 }
 

@@ -3,8 +3,8 @@
 use embedded_io_async::{Read, Write};
 
 use super::path::{DiskPath, html_escape, percent_encode};
-use super::response::{Broken, Stream, Wire};
-use super::{FileError, Files, Kind, Names, Request};
+use super::response::{Broken, Stream};
+use super::{Exchange, FileError, Files, Kind, Names};
 use crate::text::Text;
 
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
@@ -32,14 +32,13 @@ pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> R
 /// Sends the page, reading the rest of the folder as it goes.
 pub async fn send<F: Files, C: Read + Write>(
     files: &F,
-    wire: &mut Wire<'_, C>,
-    request: &Request,
+    exchange: &mut Exchange<'_, '_, C>,
     path: &DiskPath,
     dir: &F::Node,
     mut page: Page,
-    keep: bool,
 ) -> Result<(), Broken> {
-    let mut stream = Stream::begin(wire, request, keep, "text/html; charset=utf-8").await?;
+    let request = exchange.request;
+    let mut stream = Stream::begin(exchange, "text/html; charset=utf-8").await?;
     begin(path, &mut stream.text);
     loop {
         for (name, kind) in page.names.iter() {

@@ -6,6 +6,7 @@
 
 mod date;
 mod disk;
+mod exchange;
 mod failures;
 mod file;
 mod files;
@@ -15,28 +16,29 @@ mod path;
 mod range;
 mod request;
 mod response;
+mod routes;
 mod stats;
 mod status;
 mod worker;
 
 pub use disk::Disk;
+pub use exchange::{Exchange, Failure, Refusal};
 pub use files::{FileError, Files, Kind, Metadata, Names};
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
+pub use routes::Routes;
 pub use stats::{Counter, Gauge, Stats};
 pub use status::Status;
 pub use worker::worker;
 
 use alloc::vec::Vec;
-use core::fmt::{self, Write as _};
 
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
-use crate::api::{self, System};
-use crate::text::{NoMemory, Text};
+use crate::text::NoMemory;
 use failures::Failures;
 use request::{MAX_HEAD, Parsed};
 
@@ -81,26 +83,19 @@ pub enum End {
     Abort,
 }
 
-/// Whether the connection lives on after a response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Request,
-    Close,
-}
-
-/// The server: where files come from, where the machine's state comes from, limits and counters.
-pub struct Server<F, S> {
+/// The server: where files come from, what else is answered, limits and counters.
+pub struct Server<F, R> {
     files: F,
-    system: S,
+    routes: R,
     limits: Limits,
     stats: Stats,
     failures: Failures,
 }
 
-impl<F: Files, S: System> Server<F, S> {
+impl<F: Files, R: Routes> Server<F, R> {
     /// A server with all counters at zero.
-    pub fn new(files: F, system: S, limits: Limits) -> Self {
-        Self { files, system, limits, stats: Stats::default(), failures: Failures::default() }
+    pub fn new(files: F, routes: R, limits: Limits) -> Self {
+        Self { files, routes, limits, stats: Stats::default(), failures: Failures::default() }
     }
 
     /// Where files come from.
@@ -124,12 +119,18 @@ impl<F: Files, S: System> Server<F, S> {
             let request = match self.read_head(&mut wire, &mut received, &crowded).await {
                 Ok(request) => request,
                 Err(Stop::Silently(end)) => return end,
-                Err(Stop::With(status)) => return self.refuse(&mut wire, status).await,
+                Err(Stop::With(status)) => return self.refuse_head(&mut wire, status).await,
             };
             let keep = request.keep_alive && request.body.can_skip();
-            match self.answer(&mut wire, &request, keep).await {
-                Ok(Next::Request) => {}
-                Ok(Next::Close) => return End::Drain,
+            let mut exchange = Exchange { wire: &mut wire, request: &request, keep };
+            let answered = match self.answer(&mut exchange).await {
+                Ok(()) => Ok(()),
+                Err(Failure::Refused(refusal)) => self.refuse(&mut exchange, &refusal).await,
+                Err(Failure::Broken(broken)) => Err(broken),
+            };
+            match answered {
+                Ok(()) if exchange.keep => {}
+                Ok(()) => return End::Drain,
                 Err(broken) => return self.part(&request, broken),
             }
             let skipping = skip_body(&mut wire, &mut received, &request.body);
@@ -188,15 +189,28 @@ impl<F: Files, S: System> Server<F, S> {
         }
     }
 
-    async fn refuse<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
+    /// Answers what is no request.
+    async fn refuse_head<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
         if status == Status::Unavailable {
             self.failures.note("a request's head", &status, &FileError::OutOfMemory);
         }
-        let head = Head::new(status, true, false);
-        match self.error_page(wire, head, status, status.sentence(), true).await {
+        let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
+        match self.refuse(&mut exchange, &status.into()).await {
             Ok(()) | Err(Broken::Refused) => End::Drain,
             Err(_) => End::Abort,
         }
+    }
+
+    /// Tells the client as much as it needs to know, and the log why.
+    async fn refuse<C: Read + Write>(
+        &self,
+        exchange: &mut Exchange<'_, '_, C>,
+        refusal: &Refusal,
+    ) -> Result<(), Broken> {
+        if let Some(why) = refusal.why.as_ref().filter(|why| **why != FileError::NotFound) {
+            self.failures.note(&exchange.request.path, &refusal.status, why);
+        }
+        exchange.refuse(refusal).await
     }
 
     /// Ends a connection whose response is not complete.
@@ -214,73 +228,21 @@ impl<F: Files, S: System> Server<F, S> {
         }
     }
 
-    async fn answer<C: Read + Write>(
-        &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
-        keep: bool,
-    ) -> Result<Next, Broken> {
-        match request.method {
+    async fn answer<C: Read + Write>(&self, exchange: &mut Exchange<'_, '_, C>) -> Result<(), Failure> {
+        match exchange.request.method {
             Method::Get | Method::Head => {}
             Method::NotAllowed => {
-                let head = self.head(request, Status::MethodNotAllowed, keep).field("Allow", "GET, HEAD");
-                return self.error(wire, request, keep, head, Status::MethodNotAllowed).await;
+                return Err(Refusal::from(Status::MethodNotAllowed).with("Allow", "GET, HEAD").into());
             }
-            Method::Unknown => {
-                let head = self.head(request, Status::NotImplemented, keep);
-                return self.error(wire, request, keep, head, Status::NotImplemented).await;
-            }
+            Method::Unknown => return Err(Status::NotImplemented.into()),
         }
-        let path = match DiskPath::decode(&request.path) {
-            Ok(path) => path,
-            Err(PathError::Invalid) => {
-                let head = self.head(request, Status::BadRequest, keep);
-                return self.error(wire, request, keep, head, Status::BadRequest).await;
-            }
-            Err(PathError::NoMemory) => {
-                return self.send_error(wire, request, keep, FileError::OutOfMemory).await;
-            }
-        };
-        if api::is_reserved(&path.path) {
+        let path = DiskPath::decode(&exchange.request.path)?;
+        if self.routes.is_reserved(&path.path) {
             // Old clients know no chunked encoding: the close marks the end.
-            let keep = keep && request.http_1_1;
-            api::answer(&self.system, &self.stats, wire, request, &path.path, keep).await?;
-            return Ok(next(keep));
+            exchange.keep &= exchange.request.http_1_1;
+            return Ok(self.routes.answer(exchange, &path.path).await?);
         }
-        self.send_path(wire, request, &path, keep).await
-    }
-
-    fn head(&self, request: &Request, status: Status, keep: bool) -> Head {
-        Head::new(status, !keep, !request.http_1_1)
-    }
-
-    /// Sends `head` with the usual sentence for `status`.
-    async fn error<C: Read + Write>(
-        &self,
-        wire: &mut Wire<'_, C>,
-        request: &Request,
-        keep: bool,
-        head: Head,
-        status: Status,
-    ) -> Result<Next, Broken> {
-        self.error_page(wire, head, status, status.sentence(), request.with_body()).await?;
-        Ok(next(keep))
-    }
-
-    async fn error_page<C: Read + Write>(
-        &self,
-        wire: &mut Wire<'_, C>,
-        head: Head,
-        status: Status,
-        sentence: impl fmt::Display,
-        with_body: bool,
-    ) -> Result<(), Broken> {
-        let mut body = Text::default();
-        let _ = write!(body, "{status}\n{sentence}\n");
-        match body.whole() {
-            Ok(body) => wire.respond(head, "text/plain; charset=utf-8", body, with_body).await,
-            Err(NoMemory) => Err(wire.give_up().await),
-        }
+        self.send_path(exchange, &path).await
     }
 }
 
@@ -302,10 +264,6 @@ impl Request {
 enum Stop {
     Silently(End),
     With(Status),
-}
-
-fn next(keep: bool) -> Next {
-    if keep { Next::Request } else { Next::Close }
 }
 
 /// Appends what the client sends, up to a full head. Cancelling loses nothing.

@@ -61,6 +61,24 @@ pub struct Request {
     pub if_modified_since: Option<String>,
 }
 
+impl Request {
+    /// Stands for one that could not be read.
+    pub(super) const fn unread() -> Self {
+        Self {
+            method: Method::Get,
+            path: String::new(),
+            query: String::new(),
+            http_1_1: true,
+            keep_alive: false,
+            body: Body::Unread,
+            range: None,
+            if_range: None,
+            if_none_match: None,
+            if_modified_since: None,
+        }
+    }
+}
+
 /// The state of the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed {

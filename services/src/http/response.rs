@@ -5,7 +5,7 @@ use core::fmt::{self, Write as _};
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 
-use super::{FileError, Request, Stats, Status};
+use super::{Exchange, FileError, Stats, Status};
 use crate::text::{NoMemory, Text};
 
 /// The connection is of no more use.
@@ -159,15 +159,12 @@ pub struct Stream<'a, 'w, C> {
 }
 
 impl<'a, 'w, C: Read + Write> Stream<'a, 'w, C> {
-    /// Sends the head and begins the body. Old clients get it ended by closing: then `keep` must be false.
-    pub async fn begin(
-        wire: &'a mut Wire<'w, C>,
-        request: &Request,
-        keep: bool,
-        mime: &str,
-    ) -> Result<Self, Broken> {
+    /// Sends the head and begins the body. Old clients get it ended by closing: then the connection must not
+    /// be kept.
+    pub async fn begin(exchange: &'a mut Exchange<'_, 'w, C>, mime: &str) -> Result<Self, Broken> {
+        let head = exchange.head(Status::Ok).field("Content-Type", mime);
+        let Exchange { wire, request, .. } = exchange;
         let length = if request.http_1_1 { Length::Chunked } else { Length::None };
-        let head = Head::new(Status::Ok, !keep, !request.http_1_1).field("Content-Type", mime);
         // Before the head: while it is not sent, there is still a better answer than a body cut short.
         let Ok(text) = Text::with_capacity(CHUNK_ROOM) else { return Err(wire.give_up().await) };
         wire.send_head(head.field("Cache-Control", "no-cache"), length).await?;

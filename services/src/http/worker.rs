@@ -3,8 +3,7 @@
 use embassy_time::{Duration, Instant, with_deadline};
 use embedded_io_async::Read;
 
-use super::{End, Files, Server};
-use crate::api::System;
+use super::{End, Files, Routes, Server};
 use crate::net::{Nic, Stack, TcpSocket};
 
 /// How long and how much a client may go on sending after the last response.
@@ -13,7 +12,7 @@ const DRAIN_BYTES: usize = 256 << 10;
 
 /// Serves one connection after the other, for ever. Spawn as many of these as connections are to be served at
 /// once.
-pub async fn worker<N: Nic, F: Files, S: System>(stack: &Stack<N>, server: &Server<F, S>) -> ! {
+pub async fn worker<N: Nic, F: Files, R: Routes>(stack: &Stack<N>, server: &Server<F, R>) -> ! {
     loop {
         let mut socket = stack.accept().await;
         match server.serve(&mut socket, || stack.crowded()).await {

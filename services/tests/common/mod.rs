@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ringfence_services::api::{DeviceInfo, Heap, QueueInfo, System};
+use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, System};
 use ringfence_services::block::BlockError;
 use ringfence_services::http::{FileError, Files, Kind, Limits, Metadata, Names, Server};
 
@@ -205,6 +205,6 @@ pub fn quick_limits() -> Limits {
     }
 }
 
-pub fn server(tree: Tree) -> Server<Tree, Machine> {
-    Server::new(tree, Machine::default(), quick_limits())
+pub fn server(tree: Tree) -> Server<Tree, Api<Machine>> {
+    Server::new(tree, Api(Machine::default()), quick_limits())
 }

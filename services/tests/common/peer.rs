@@ -12,6 +12,7 @@ use embassy_futures::select::{Either, select};
 use embassy_time::Timer;
 use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
+use ringfence_services::api::Api;
 use ringfence_services::http::{Limits, Server, worker};
 use ringfence_services::net::{Addressing, Config, Nic, PoolConfig, Stack};
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
@@ -173,7 +174,7 @@ impl Default for Setup {
     }
 }
 
-pub type App = Rc<(Stack<Port>, Server<Tree, Machine>)>;
+pub type App = Rc<(Stack<Port>, Server<Tree, Api<Machine>>)>;
 
 /// Runs `test` against a server on one executor, as in the kernel; hanging is failing.
 pub fn with_server<F: Future<Output = ()> + 'static>(setup: Setup, test: impl FnOnce(Peer, App) -> F) {
@@ -183,7 +184,8 @@ pub fn with_server<F: Future<Output = ()> + 'static>(setup: Setup, test: impl Fn
         .with_generated("/m.bin", 1_000_000)
         .with_generated("/big.bin", 100_000_000);
     let config = Config { addressing: setup.addressing, seed: 42, pool: pool_config() };
-    let app: App = Rc::new((Stack::new(ours, config), Server::new(tree, Machine::default(), setup.limits)));
+    let app: App =
+        Rc::new((Stack::new(ours, config), Server::new(tree, Api(Machine::default()), setup.limits)));
     let mut executor = LocalPool::new();
     let spawn = |future: Pin<Box<dyn Future<Output = ()>>>| executor.spawner().spawn_local(future).unwrap();
     let running = app.clone();

@@ -1,0 +1,138 @@
+//! One request and its response.
+
+use core::fmt::{self, Write as _};
+
+use embedded_io_async::{Read, Write};
+
+use super::{Broken, FileError, Head, PathError, Request, Status, Wire};
+use crate::block::BlockError;
+use crate::text::{NoMemory, Text};
+
+/// A request that is being answered.
+pub struct Exchange<'a, 'w, C> {
+    /// Where the answer goes.
+    pub wire: &'a mut Wire<'w, C>,
+    /// What is asked for.
+    pub request: &'a Request,
+    /// Whether the connection lives on after the response.
+    pub keep: bool,
+}
+
+impl<C: Read + Write> Exchange<'_, '_, C> {
+    /// The start of a response.
+    pub fn head(&self, status: Status) -> Head {
+        Head::new(status, !self.keep, !self.request.http_1_1)
+    }
+
+    /// Sends a complete response with a text body (left out for HEAD).
+    pub async fn respond(&mut self, head: Head, mime: &str, body: &str) -> Result<(), Broken> {
+        self.wire.respond(head, mime, body, self.request.with_body()).await
+    }
+
+    /// Sends the page that says why there is no other response.
+    pub(super) async fn refuse(&mut self, refusal: &Refusal) -> Result<(), Broken> {
+        let Refusal { status, field, .. } = refusal;
+        let mut head = self.head(*status);
+        let mut body = Text::default();
+        let _ = write!(body, "{status}\n{refusal}\n");
+        let field = field.as_ref().map(|(name, value)| value.whole().map(|value| (*name, value)));
+        match (field.transpose(), body.whole()) {
+            (Ok(field), Ok(body)) => {
+                if let Some((name, value)) = field {
+                    head = head.field(name, value);
+                }
+                self.respond(head, "text/plain; charset=utf-8", body).await
+            }
+            _ => Err(self.wire.give_up().await),
+        }
+    }
+}
+
+/// Why a request does not get what it asks for, while nothing of a response was sent.
+#[derive(Debug)]
+pub struct Refusal {
+    pub(super) status: Status,
+    field: Option<(&'static str, Text)>,
+    /// What went wrong with the disk, if anything did.
+    pub(super) why: Option<FileError>,
+}
+
+impl Refusal {
+    /// The same with one more field in its head.
+    pub(super) fn with(self, name: &'static str, value: impl fmt::Display) -> Self {
+        let mut text = Text::default();
+        let _ = write!(text, "{value}");
+        Self { field: Some((name, text)), ..self }
+    }
+}
+
+/// As much as the client needs to know, as a sentence.
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.why {
+            Some(FileError::Corrupt(_)) => f.write_str("The file system on the disk is damaged here."),
+            Some(
+                why @ (FileError::Unavailable(_)
+                | FileError::Unsupported(_)
+                | FileError::Io(BlockError::Gone)),
+            ) => why.fmt(f),
+            _ => f.write_str(self.status.sentence()),
+        }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Self { status, field: None, why: None }
+    }
+}
+
+impl From<FileError> for Refusal {
+    fn from(why: FileError) -> Self {
+        let status = match &why {
+            FileError::NotFound => Status::NotFound,
+            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::OutOfMemory => {
+                Status::Unavailable
+            }
+            FileError::Io(BlockError::Gone) => Status::Unavailable,
+            FileError::Corrupt(_) | FileError::Io(_) => Status::InternalError,
+        };
+        Self { status, field: None, why: Some(why) }
+    }
+}
+
+/// Why a request was not answered.
+#[derive(Debug)]
+pub enum Failure {
+    /// The client can be told.
+    Refused(Refusal),
+    /// It cannot.
+    Broken(Broken),
+}
+
+impl<R: Into<Refusal>> From<R> for Failure {
+    fn from(refusal: R) -> Self {
+        Self::Refused(refusal.into())
+    }
+}
+
+impl From<Broken> for Failure {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+impl From<NoMemory> for Refusal {
+    fn from(error: NoMemory) -> Self {
+        FileError::from(error).into()
+    }
+}
+
+impl From<PathError> for Refusal {
+    fn from(error: PathError) -> Self {
+        match error {
+            PathError::Invalid => Status::BadRequest.into(),
+            PathError::NoMemory => NoMemory.into(),
+        }
+    }
+}

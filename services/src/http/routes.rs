@@ -1,0 +1,20 @@
+//! Addresses that are not files.
+
+use embedded_io_async::{Read, Write};
+
+use super::{Broken, Exchange};
+
+/// Answers some addresses, whatever files there are.
+#[allow(async_fn_in_trait, reason = "one single-threaded executor: futures need not be Send")]
+pub trait Routes {
+    /// Whether the path, decoded, is one of them: it is never looked for among the files.
+    fn is_reserved(&self, path: &[u8]) -> bool;
+
+    /// Answers GET or HEAD for such a path. Where the client does not know chunked encoding the connection
+    /// is not kept.
+    async fn answer<C: Read + Write>(
+        &self,
+        exchange: &mut Exchange<'_, '_, C>,
+        path: &[u8],
+    ) -> Result<(), Broken>;
+}
