@@ -43,3 +43,4 @@ pub mod fs;
 pub mod http;
 pub mod net;
 mod text;
+pub mod wakers;

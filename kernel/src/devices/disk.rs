@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
 use core::future::poll_fn;
 use core::pin::pin;
-use core::task::{Context, Poll, Waker};
+use core::task::{Poll, Waker};
 
 use embassy_time::{Duration, with_timeout};
 use ringfence_drivers::block::{
@@ -19,6 +19,7 @@ use ringfence_drivers::block::{
 use ringfence_drivers::virtio::{Counters, DeviceType, Error, Hybrid, QueueError, RESET_LIMIT, features};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows, Quiet};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
+use ringfence_services::wakers::Wakers;
 
 use crate::alarm::Alarm;
 use crate::devices::bus::{BusNotifier, BusTransport};
@@ -74,7 +75,7 @@ pub struct Disk {
     large: DmaPool,
     more: OnceCell<DmaPool>,
     /// Tasks that wait for a buffer.
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<Wakers>,
     windows: DmaWindows,
     features: u64,
 }
@@ -107,7 +108,7 @@ impl Disk {
             small,
             large,
             more: OnceCell::new(),
-            waiting: RefCell::new(Vec::new()),
+            waiting: RefCell::default(),
             windows,
             features,
         })))
@@ -236,7 +237,7 @@ impl Disk {
     }
 
     fn wake_waiting(&self) {
-        self.waiting.borrow_mut().drain(..).for_each(Waker::wake);
+        self.waiting.borrow_mut().wake_all();
     }
 
     fn wake_watcher(&self) {
@@ -255,22 +256,13 @@ impl Disk {
             }
             match small.or_else(large) {
                 Some(buffer) => Poll::Ready(Ok(buffer)),
-                None => self.wait(context),
+                None => {
+                    self.waiting.borrow_mut().add(context.waker());
+                    Poll::Pending
+                }
             }
         })
         .await
-    }
-
-    fn wait<T>(&self, context: &mut Context<'_>) -> Poll<T> {
-        let mut waiting = self.waiting.borrow_mut();
-        if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
-            match waiting.try_reserve(1) {
-                Ok(()) => waiting.push(context.waker().clone()),
-                // Without memory for the list it looks again in its next turn.
-                Err(_) => context.waker().wake_by_ref(),
-            }
-        }
-        Poll::Pending
     }
 
     /// The queue whose turn it is.

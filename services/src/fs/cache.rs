@@ -8,11 +8,13 @@
 use super::FsError;
 use super::pages::Pages;
 use crate::block::{BlockSource, MAX_READ, SECTOR_SIZE};
+use crate::text::NoMemory;
+use crate::wakers::Wakers;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
 use core::ops::Range;
-use core::task::{Context, Poll, Waker};
+use core::task::{Context, Poll};
 
 /// Bytes in one page of the cache.
 pub const PAGE_SIZE: usize = 4096;
@@ -68,7 +70,7 @@ struct Fill {
     outcome: Option<Outcome>,
     /// Tasks that wait for the outcome.
     waiting: usize,
-    wakers: Vec<Waker>,
+    wakers: Wakers,
 }
 
 /// How a request ended.
@@ -124,7 +126,14 @@ impl State {
         self.trim(capacity.saturating_sub(under_way.saturating_add(count)));
         let id = self.next_id;
         self.next_id = id.wrapping_add(1);
-        self.fills.push(Fill { id, first: page, count, outcome: None, waiting: 0, wakers: Vec::new() });
+        self.fills.push(Fill {
+            id,
+            first: page,
+            count,
+            outcome: None,
+            waiting: 0,
+            wakers: Wakers::default(),
+        });
         Ok(Part { id, count, drives: true })
     }
 
@@ -136,7 +145,7 @@ impl State {
     fn finish(&mut self, id: u64, outcome: Outcome) {
         if let Some(fill) = self.fill(id).filter(|fill| fill.outcome.is_none()) {
             fill.outcome = Some(outcome);
-            fill.wakers.drain(..).for_each(Waker::wake);
+            fill.wakers.wake_all();
             self.forget_seen();
         }
     }
@@ -152,13 +161,10 @@ impl State {
         if let Some(outcome) = fill.outcome {
             return Poll::Ready(outcome);
         }
-        if !fill.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-            if fill.wakers.try_reserve(1).is_err() {
-                return Poll::Ready(Outcome::Failed(FsError::NoMemory));
-            }
-            fill.wakers.push(cx.waker().clone());
+        match fill.wakers.try_add(cx.waker()) {
+            Ok(()) => Poll::Pending,
+            Err(NoMemory) => Poll::Ready(Outcome::Failed(FsError::NoMemory)),
         }
-        Poll::Pending
     }
 }
 

@@ -21,6 +21,7 @@ use core::future::{Future, poll_fn};
 use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
+use crate::wakers::Wakers;
 use alloc::vec::Vec;
 use early::Early;
 use embassy_time::Timer;
@@ -99,7 +100,7 @@ struct Inner<N: Nic> {
     /// The task in [`Stack::run`].
     runner: Option<Waker>,
     /// Tasks in [`Stack::wait_address`].
-    waiting: Vec<Waker>,
+    waiting: Wakers,
 }
 
 impl<N: Nic> Stack<N> {
@@ -129,7 +130,7 @@ impl<N: Nic> Stack<N> {
             link_up,
             announce: true,
             runner: None,
-            waiting: Vec::new(),
+            waiting: Wakers::default(),
         };
         Self { inner: RefCell::new(inner), stats: Cell::new(NetStats::default()) }
     }
@@ -150,7 +151,7 @@ impl<N: Nic> Stack<N> {
             match inner.address() {
                 Some(address) => Poll::Ready(address),
                 None => {
-                    remember(&mut inner.waiting, cx.waker());
+                    inner.waiting.add(cx.waker());
                     Poll::Pending
                 }
             }
@@ -293,7 +294,7 @@ impl<N: Nic> Inner<N> {
                 info!("network: address {} (DHCP)", lease.address);
                 set_address(&mut self.iface, Some((lease.address, lease.router)));
                 self.announce = true;
-                self.waiting.drain(..).for_each(Waker::wake);
+                self.waiting.wake_all();
                 true
             }
             Some(dhcpv4::Event::Deconfigured) => {
@@ -356,12 +357,6 @@ impl<N: Nic> Inner<N> {
         if let Some(waker) = &self.runner {
             waker.wake_by_ref();
         }
-    }
-}
-
-fn remember(list: &mut Vec<Waker>, waker: &Waker) {
-    if !list.iter().any(|w| w.will_wake(waker)) {
-        list.push(waker.clone());
     }
 }
 

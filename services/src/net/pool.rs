@@ -1,8 +1,9 @@
 //! The TCP sockets of the one served port: a few listening, the rest made on demand, and those still closing.
 
-use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::task::Waker;
+
+use crate::wakers::Wakers;
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -61,7 +62,7 @@ pub(super) struct Pool {
     closing: Vec<Closing>,
     total: usize,
     ready: usize,
-    waiting: VecDeque<Waker>,
+    waiting: Wakers,
 }
 
 struct Closing {
@@ -74,7 +75,7 @@ struct Closing {
 impl Pool {
     pub(super) fn new(config: PoolConfig) -> Self {
         let (backlog, closing) = (Vec::with_capacity(config.sockets), Vec::with_capacity(config.sockets));
-        let waiting = VecDeque::with_capacity(config.sockets);
+        let waiting = Wakers::with_capacity(config.sockets);
         Self { config, backlog, closing, total: 0, ready: 0, waiting }
     }
 
@@ -95,9 +96,7 @@ impl Pool {
 
     /// Wakes `waker` when a connection is ready.
     pub(super) fn wait(&mut self, waker: &Waker) {
-        if !self.waiting.iter().any(|w| w.will_wake(waker)) {
-            self.waiting.push_back(waker.clone());
-        }
+        self.waiting.add(waker);
     }
 
     /// Takes over a socket whose owner is done: data, FIN and ACKs still go out.
@@ -163,9 +162,7 @@ impl Pool {
         self.drop_closed(sockets, now);
         self.refill(sockets, now);
         self.ready = self.backlog.iter().filter(|(handle, _)| is_ready(sockets, *handle)).count();
-        for waker in self.waiting.drain(..self.ready.min(self.waiting.len())) {
-            waker.wake();
-        }
+        self.waiting.wake(self.ready);
         let handshakes = self.backlog.iter().filter_map(|(handle, since)| {
             since.filter(|_| !is_ready(sockets, *handle)).map(|since| after(since, HANDSHAKE))
         });
