@@ -1,18 +1,13 @@
 //! What every driver is asked to do.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::time::Duration;
 
 use ringfence_drivers::pci::Function;
-use ringfence_drivers::virtio::Error;
 use ringfence_kernel::time;
 use ringfence_memory::ConfigAccess;
 
-use crate::ceiling::Ceiling;
-use crate::ours::Ours;
 use crate::support::lines::Subject;
-use crate::virtio_drivers::VirtioDrivers;
 
 /// A network card under one of the drivers.
 pub trait Card {
@@ -33,32 +28,10 @@ pub trait Card {
     fn costs(&self) -> Option<Costs>;
 }
 
-/// Our driver, doing one copy more of each frame on either side.
-pub const TWICE: &str = "ours, one copy more";
-
 /// Where a card is.
 pub struct Place {
     pub function: Function,
     pub access: &'static dyn ConfigAccess,
-}
-
-/// Puts the device under the driver called `name`, fresh from a reset.
-pub fn open(name: &str, place: &Place) -> Box<dyn Card> {
-    let function = &place.function;
-    let card: Result<Box<dyn Card>, Error> = match name {
-        "ours" => boxed(|| Ours::<1, 0>::open(function)),
-        TWICE => boxed(|| Ours::<2, 1>::open(function)),
-        "ceiling" => boxed(|| Ceiling::open(function)),
-        "virtio-drivers" => Ok(Box::new(VirtioDrivers::open(place))),
-        _ => panic!("there is no driver called {name:?}"),
-    };
-    card.unwrap_or_else(|error| panic!("the card does not start under {name}: {error}"))
-}
-
-/// A function of its own for each driver: all of them by value are too much for one stack frame.
-#[inline(never)]
-fn boxed<C: Card + 'static>(open: impl FnOnce() -> Result<C, Error>) -> Result<Box<dyn Card>, Error> {
-    Ok(Box::new(open()?))
 }
 
 /// What a card cost beside instructions.

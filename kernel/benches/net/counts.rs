@@ -5,7 +5,8 @@ use core::hint::black_box;
 
 use ringfence_kernel::memory::heap;
 
-use crate::card::{Card, Costs, Place, TWICE, frame, open, receive_all};
+use crate::card::{Card, Costs, Place, frame, receive_all};
+use crate::drivers::{TWICE, open};
 use crate::report_features;
 use crate::support::count;
 use crate::support::lines::Subject;

@@ -11,6 +11,7 @@ extern crate alloc;
 mod card;
 mod ceiling;
 mod counts;
+mod drivers;
 mod ours;
 #[path = "../support/mod.rs"]
 mod support;
@@ -29,7 +30,8 @@ use ringfence_kernel::devices::config_access;
 use ringfence_kernel::qemu::{self, ExitCode};
 use ringfence_kernel::{memory, println};
 
-use crate::card::{Place, open};
+use crate::card::Place;
+use crate::drivers::open;
 use crate::support::lines::info;
 use crate::support::options::Options;
 

@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use ringfence_kernel::println;
 use ringfence_kernel::time::{tsc, tsc_hz};
 
-use crate::card::{Place, frame, open, receive_all, receive_until};
+use crate::card::{Place, frame, receive_all, receive_until};
+use crate::drivers::open;
 use crate::report_features;
 use crate::support::lines::Subject;
 use crate::support::options::Options;
