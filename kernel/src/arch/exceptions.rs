@@ -7,7 +7,7 @@ use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::PageFaultErrorCode;
 
-use super::idt::Frame;
+use super::frame::Frame;
 use super::recovery::{self, FaultInfo};
 use super::stack;
 use crate::panic;

@@ -9,37 +9,9 @@ use x86_64::structures::DescriptorTablePointer;
 use x86_64::structures::idt::Entry;
 
 use super::exceptions;
+use super::frame::Frame;
 use super::stack::Use;
 use crate::interrupts;
-
-/// The registers of the interrupted code, as the stubs save them.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-#[allow(missing_docs)]
-pub struct Frame {
-    pub r15: u64,
-    pub r14: u64,
-    pub r13: u64,
-    pub r12: u64,
-    pub r11: u64,
-    pub r10: u64,
-    pub r9: u64,
-    pub r8: u64,
-    pub rdi: u64,
-    pub rsi: u64,
-    pub rbp: u64,
-    pub rbx: u64,
-    pub rdx: u64,
-    pub rcx: u64,
-    pub rax: u64,
-    pub vector: u64,
-    pub error_code: u64,
-    pub rip: u64,
-    pub cs: u64,
-    pub rflags: u64,
-    pub rsp: u64,
-    pub ss: u64,
-}
 
 // One stub per vector, 16 bytes apart. Vectors for which the processor pushes no error code get a zero, so
 // that every frame looks the same. The processor aligns the stack before it pushes, and 22 words keep it

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Mutex;
 
-use super::idt::Frame;
+use super::frame::Frame;
 
 /// The fault that ended a closure given to [`expect_fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
