@@ -122,7 +122,7 @@ pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
 /// Moves to the kernel's own page tables and allocates its stack. Without memory there is nothing to run:
 /// then this says so and ends.
 fn own_memory(boot: &Boot, window: &PhysWindow) -> Stack {
-    let space = match memory::init(boot, window) {
+    let space = match memory::init(boot.memory_map, window) {
         Ok(space) => space,
         Err(error) => memory::give_up(&error),
     };

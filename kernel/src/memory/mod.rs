@@ -27,9 +27,9 @@ use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
 
 use crate::arch::apic;
-use crate::boot::{Boot, PhysWindow};
 use crate::qemu::{self, ExitCode};
 use image::Rights;
+use loader_window::PhysWindow;
 
 const POOL: u64 = 0xffff_e000_0000_0000;
 const BITMAPS: u64 = 0xffff_e800_0000_0000;
@@ -133,8 +133,8 @@ pub fn try_space() -> Option<&'static AddressSpace> {
 
 /// Leaves the loader's page tables for the kernel's own, and takes over all RAM. Afterwards neither the
 /// loader's window nor anything in the lower half is mapped.
-pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, InitError> {
-    let plan = Plan::new(boot.memory_map)?;
+pub fn init(memory_map: &[MemoryRegion], loader: &PhysWindow) -> Result<&'static AddressSpace, InitError> {
+    let plan = Plan::new(memory_map)?;
     let image = image_runs(loader)?;
     let in_window = loader.start() + plan.pool.start_address().value();
     // SAFETY: the pool's frames are usable RAM that nothing else has, and the loader's window maps them at
@@ -142,7 +142,7 @@ pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, I
     let pool = unsafe { TablePool::new(in_window.as_mut_ptr(), plan.pool) }?;
     let mut mapper = Mapper::new(pool, gib_pages())?;
     // SAFETY: the image keeps its addresses and gets the rights that its code expects; pool and bitmaps go
-    // where nothing was. The running code and its stack are in the image; `boot` and the memory map are too.
+    // where nothing was. The running code and its stack are in the image; the memory map is too.
     unsafe {
         for run in &image {
             mapper.map_boot(run.pages, run.frames, run.protection)?;
@@ -156,7 +156,7 @@ pub fn init(boot: &Boot, loader: &PhysWindow) -> Result<&'static AddressSpace, I
     let (frame_bits, page_bits) =
         storage.split_at_mut(FrameAllocator::storage_words(plan.span.size_in_frames()));
     let frames = FRAMES.try_call_once(|| FrameAllocator::new(plan.span, frame_bits))?;
-    hand_over(frames, boot.memory_map, &plan, &image)?;
+    hand_over(frames, memory_map, &plan, &image)?;
     let pages = PAGES.try_call_once(|| PageAllocator::new(plan.window, page_bits))?;
     Ok(SPACE.call_once(|| AddressSpace::new(mapper, frames, pages, &CPU)))
 }
