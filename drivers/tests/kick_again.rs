@@ -237,9 +237,11 @@ fn a_call_notifies_at_once() {
     for ring in ringfence_testkit::tasks::formats() {
         let mut bench = ringfence_testkit::tasks::Bench::new(ring, 1, 64);
         let (mut disk, request) = (bench.disk(0), bench.read(5));
+        // A machine that is busy may have the call look again before it sees the answer.
         bench.fake.model().on_kick = Some(Box::new(move || {
-            assert_eq!(disk.take(), 1);
-            disk.finish(0);
+            if disk.take() == 1 {
+                disk.finish(0);
+            }
         }));
         check(bench.block.call(request, Duration::ZERO).unwrap(), 5);
     }
