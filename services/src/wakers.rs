@@ -18,7 +18,7 @@ impl Wakers {
     /// Adds a task, unless it is there.
     ///
     /// # Errors
-    /// [`NoMemory`].
+    /// That there is no memory.
     pub fn try_add(&mut self, waker: &Waker) -> Result<(), NoMemory> {
         if !self.0.iter().any(|other| other.will_wake(waker)) {
             self.0.try_reserve(1).map_err(|_| NoMemory)?;
