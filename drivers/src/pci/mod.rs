@@ -119,7 +119,8 @@ impl fmt::Debug for Function {
 /// with all that bridges lead to from there. Bridges must have been numbered by firmware.
 ///
 /// Root buses are looked for where no bridge leads to, with a read for each of 32 devices of a bus, unless
-/// [`Functions::other_roots`] says how many there are.
+/// [`Functions::other_roots`] says how many there are. A bus that cannot be
+/// [opened](ConfigAccess::open_bus) is passed over as if it were empty.
 pub fn enumerate(access: &'static dyn ConfigAccess, segment: u16) -> Functions {
     let (seen, waiting) = ([1, 0, 0, 0], [0; 4]);
     Functions { access, segment, seen, waiting, bus: 0, next: 0, other_roots: usize::MAX, unprobed: 0 }
@@ -165,12 +166,13 @@ impl Functions {
         }
     }
 
-    /// The next bus to walk that was found and not walked yet.
+    /// The next bus to walk that was found and not walked yet, opened.
     fn take_bus(&mut self) -> Option<u8> {
         let bus = (0..=self.access.last_bus()).find(|&bus| has(&self.waiting, bus))?;
         if let Some(word) = self.waiting.get_mut(usize::from(bus >> 6)) {
             *word &= !(1 << (bus & 63));
         }
+        self.access.open_bus(self.segment, bus);
         Some(bus)
     }
 
@@ -182,8 +184,10 @@ impl Functions {
         }
         let unprobed = self.unprobed..=self.access.last_bus().into();
         let found = unprobed.map(|bus| bus as u8).find(|&bus| {
-            !has(&self.seen, bus)
-                && (0..DEVICES_PER_BUS).any(|device| self.function(bus, device, 0).is_some())
+            !has(&self.seen, bus) && {
+                self.access.open_bus(self.segment, bus);
+                (0..DEVICES_PER_BUS).any(|device| self.function(bus, device, 0).is_some())
+            }
         });
         let Some(root) = found else { return false };
         self.other_roots = self.other_roots.saturating_sub(1);

@@ -84,6 +84,9 @@ pub unsafe trait ConfigAccess: Sync {
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32);
     /// The last bus that can be reached.
     fn last_bus(&self) -> u8;
+    /// Makes the functions of a bus reachable, where that costs something. Called before anything on it is
+    /// read, on any CPU, with no lock held. Not from an interrupt handler.
+    fn open_bus(&self, _segment: u16, _bus: u8) {}
 }
 
 /// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table
