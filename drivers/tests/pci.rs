@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use ringfence_drivers::pci::{Bar, Capability, Header, enumerate};
 use ringfence_drivers::probe::{Match, probe};
 use ringfence_drivers::virtio::DeviceType;
-use ringfence_memory::{ConfigAccess, PciAddress, PhysAddr, VirtioPci};
+use ringfence_memory::host::HostPlatform;
+use ringfence_memory::{Bytes, ConfigAccess, Ecam, PciAddress, PhysAddr, Platform, VirtioPci};
 use ringfence_testkit::config::{FakeConfig, FakeFunction, address, virtio_capability};
 
 const MULTIFUNCTION: u8 = 0x80;
@@ -123,6 +124,35 @@ fn reads_for_root_buses_are_few() {
     let walk = 32 + 5;
     assert_eq!(one.1 - none.1, 7 * 32 + 4 + walk);
     assert_eq!(all.1 - none.1, 253 * 32 + 4 + walk);
+}
+
+/// Of memory-mapped configuration space only buses with devices stay mapped, however these are found.
+#[test]
+fn empty_buses_stay_unmapped() {
+    const WINDOW: u64 = 0xb000_0000;
+    for (other_roots, expected) in [(0, vec![0_u8, 2]), (1, vec![0, 2, 9]), (usize::MAX, vec![0, 2, 9])] {
+        let host: &'static HostPlatform = Box::leak(Box::new(HostPlatform::new()));
+        let registers = host.add_registers(WINDOW, 16 << 20);
+        registers.slice().fill(0xff).unwrap();
+        let words = |function: FakeFunction, bus: usize, device: usize| {
+            function.words.iter().enumerate().for_each(|(index, word)| {
+                registers.slice().write_obj(*word, (bus << 20 | device << 15) + 4 * index).unwrap();
+            });
+        };
+        words(bridge(1), 0, 1); // to a bus where nobody is
+        words(bridge(2), 0, 2);
+        words(plain(), 2, 31);
+        words(plain(), 9, 3);
+        let start = PhysAddr::new(WINDOW).unwrap();
+        // SAFETY: plain memory that stands for configuration space.
+        let ecam = unsafe { Ecam::new(host, start, 0, 0, 15) }.unwrap();
+        let found = enumerate(Box::leak(Box::new(ecam)), 0).other_roots(other_roots);
+        let found: Vec<_> = found.map(|function| function.address().bus).collect();
+        assert_eq!(found.iter().collect::<BTreeSet<_>>(), expected.iter().collect());
+        let mapped =
+            |bus: &u8| host.mmio_map(None, start.checked_add(u64::from(*bus) << 20).unwrap(), 4096).is_err();
+        assert_eq!((0..16).filter(mapped).collect::<Vec<_>>(), expected);
+    }
 }
 
 #[test]

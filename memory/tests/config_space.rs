@@ -164,6 +164,7 @@ fn ecam_stays_in_its_window() {
     let window = host.add_registers(BAR, 2 << 20);
     let start = PhysAddr::new(BAR).unwrap();
     let ecam = unsafe { Ecam::new(host, start, 0, 4, 5) }.unwrap();
+    ecam.open_bus(0, 5);
     assert_eq!(ecam.last_bus(), 5);
     for (bus, device, function, offset) in [(4, 0, 0, 0), (4, 31, 7, 4092), (5, 3, 1, 0x40), (5, 31, 7, 4092)]
     {
@@ -179,9 +180,6 @@ fn ecam_stays_in_its_window() {
         unsafe { ecam.write(address, offset, 7) };
         assert_eq!(ecam.read(address, offset), u32::MAX);
     }
-    drop(ecam);
-    assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 6) }.err(), Some(PlatformError::BadRange));
-    assert_eq!(unsafe { Ecam::new(host, start, 0, 4, 3) }.err(), Some(PlatformError::BadRange));
 }
 
 /// A function as PCI 3.0 has it: of each register the bits that can be written, and a status that ones clear.
@@ -411,7 +409,7 @@ unsafe impl Platform for Careless {
 
     fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
         self.asked.lock().push(len);
-        let words = vec![0_u64; 0x50_0000 / 8].leak().as_mut_ptr().cast::<u8>();
+        let words = vec![0_u64; 0x20_0000 / 8].leak().as_mut_ptr().cast::<u8>();
         let start = NonNull::new(words.wrapping_add(self.off.0)).unwrap();
         Ok(unsafe { MmioMemory::new(start, len.wrapping_add_signed(-self.off.1), Box::new(())) })
     }
@@ -430,17 +428,18 @@ fn a_mapping_is_as_long_and_aligned_as_it_must_be() {
     let start = PhysAddr::new(BAR).unwrap();
     for off in [(0, 0), (0, -1), (4, 0), (0, 1), (0, 0x1000), (1, 0), (2, 0), (3, -8), (2, 1)] {
         let platform = Careless { host: HostPlatform::new(), off, asked: Mutex::default() };
-        let ecam = unsafe { Ecam::new(&platform, start, 7, 4, 7) };
+        let platform: &'static Careless = Box::leak(Box::new(platform));
+        let ecam = unsafe { Ecam::new(platform, start, 7, 4, 4) };
         let expected = off.0 % 4 == 0 && off.1 <= 0;
         assert_eq!(ecam.as_ref().err(), (!expected).then_some(&PlatformError::BadRange), "{off:?}");
         if let Ok(ecam) = ecam {
-            let last = PciAddress::new(7, 7, 31, 7).unwrap();
+            let last = PciAddress::new(7, 4, 31, 7).unwrap();
             unsafe { ecam.write(last, 4094, 0x1234_5678) };
             assert_eq!([4092, 4093, 4095].map(|offset| ecam.read(last, offset)), [0x1234_5678; 3]);
-            assert_eq!(format!("{ecam:?}"), "Ecam(0007:04..=07)");
+            assert_eq!(format!("{ecam:?}"), "Ecam(0007:04..=04)");
         }
-        let region = MmioRegion::map(&platform, None, start, 0x1001).map(|region| region.len());
+        let region = MmioRegion::map(platform, None, start, 0x1001).map(|region| region.len());
         assert_eq!(region, if off.1 <= 0 { Ok(0x1001) } else { Err(PlatformError::BadRange) });
-        assert_eq!(*platform.asked.lock(), [4 << 20, 0x1001]);
+        assert_eq!(*platform.asked.lock(), [1 << 20, 0x1001]);
     }
 }

@@ -2,7 +2,10 @@
 //! nothing in it can be written but by the functions here, each for one purpose, which change no more than
 //! they say.
 
+use alloc::boxed::Box;
 use core::fmt;
+
+use spin::Once;
 
 use super::MmioRegion;
 use crate::dma::Side;
@@ -91,61 +94,102 @@ pub unsafe trait ConfigAccess: Sync {
 
 /// Memory-mapped configuration space (PCI Express base specification, 7.2.2), as the ACPI MCFG table
 /// announces it.
+///
+/// A bus is 1 MiB, which is mapped when the bus is [opened](ConfigAccess::open_bus), as `pci::enumerate` does
+/// with each, and stays so if any device answers there. A bus that was not opened, or that the platform would
+/// not map (it knows why), reads as all ones: as if it were empty. Opening it again tries again. Two that open
+/// the same bus wait for each other; nothing else here takes a lock.
 pub struct Ecam {
-    registers: MmioRegion,
+    platform: &'static dyn Platform,
+    start: PhysAddr,
     segment: u16,
     first_bus: u8,
     last_bus: u8,
+    /// From the first to the last bus.
+    buses: Box<[Once<MmioRegion>]>,
 }
 
 /// Bytes of configuration space for each bus.
 const BUS_LEN: usize = 1 << 20;
 
 impl Ecam {
-    /// Claims and maps the window of `first_bus..=last_bus`, which begins at `start`: 1 MiB for each bus.
+    /// The window of `first_bus..=last_bus`, which begins at `start`: 1 MiB for each bus. The first bus is
+    /// claimed and mapped at once. 32 bytes of heap for each bus.
     ///
     /// # Safety
     /// It is configuration space of `segment`, as the firmware says, and nothing else.
     ///
     /// # Errors
-    /// As for [`Platform::mmio_map`]; [`PlatformError::BadRange`] if there is no bus.
+    /// As for [`Platform::mmio_map`]; [`PlatformError::BadRange`] if there is no bus, or a part of the window
+    /// has no address.
     pub unsafe fn new(
-        platform: &dyn Platform,
+        platform: &'static dyn Platform,
         start: PhysAddr,
         segment: u16,
         first_bus: u8,
         last_bus: u8,
     ) -> Result<Self, PlatformError> {
-        let buses = usize::from(last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?) + 1;
-        let registers = MmioRegion::map(platform, None, start, buses * BUS_LEN)?;
-        registers.register::<u32>(0).map_err(|_| PlatformError::BadRange)?;
-        Ok(Self { registers, segment, first_bus, last_bus })
+        let last = last_bus.checked_sub(first_bus).ok_or(PlatformError::BadRange)?;
+        let buses = (0..=last).map(|_| Once::new()).collect();
+        let ecam = Self { platform, start, segment, first_bus, last_bus, buses };
+        ecam.address(last).ok_or(PlatformError::BadRange)?;
+        if let Some(first) = ecam.buses.first() {
+            first.try_call_once(|| ecam.map(0))?;
+        }
+        Ok(ecam)
     }
 
-    /// Where the register of `function` at `offset` is, which is in its 4 KiB.
-    fn place(&self, function: PciAddress, offset: u16) -> Option<usize> {
-        let bus = function.bus.checked_sub(self.first_bus).filter(|_| function.bus <= self.last_bus)?;
+    /// Where bus number `index` of the window is.
+    fn address(&self, index: u8) -> Option<PhysAddr> {
+        self.start.checked_add(u64::from(index) * BUS_LEN as u64)
+    }
+
+    fn map(&self, index: u8) -> Result<MmioRegion, PlatformError> {
+        let start = self.address(index).ok_or(PlatformError::BadRange)?;
+        let registers = MmioRegion::map(self.platform, None, start, BUS_LEN)?;
+        registers.register::<u32>(0).map_err(|_| PlatformError::BadRange)?;
+        Ok(registers)
+    }
+
+    /// The number of `bus` in the window.
+    fn index(&self, segment: u16, bus: u8) -> Option<u8> {
+        bus.checked_sub(self.first_bus).filter(|_| bus <= self.last_bus && segment == self.segment)
+    }
+
+    /// The bus that `function` is on, and where in it the register at `offset` is, which is in its 4 KiB.
+    fn place(&self, function: PciAddress, offset: u16) -> Option<(&MmioRegion, usize)> {
+        let bus = self.buses.get(usize::from(self.index(function.segment, function.bus)?))?.get()?;
         let in_bus = usize::from(function.device_function) << 12 | usize::from(offset & !3);
-        let there = function.segment == self.segment && offset < CONFIG_LEN;
-        there.then_some(usize::from(bus) * BUS_LEN + in_bus)
+        (offset < CONFIG_LEN).then_some((bus, in_bus))
     }
 }
 
 // SAFETY: `place` stays within the 4 KiB that ECAM assigns to `function`, as its masks show.
 unsafe impl ConfigAccess for Ecam {
     fn read(&self, function: PciAddress, offset: u16) -> u32 {
-        self.place(function, offset).and_then(|at| self.registers.read(at).ok()).unwrap_or(u32::MAX)
+        self.place(function, offset).and_then(|(bus, at)| bus.read(at).ok()).unwrap_or(u32::MAX)
     }
 
     unsafe fn write(&self, function: PciAddress, offset: u16, value: u32) {
-        if let Some(at) = self.place(function, offset) {
-            // SAFETY: the caller answers for what the device does. (All of it is there, as `new` saw.)
-            let _ = unsafe { self.registers.write(at, value) };
+        if let Some((bus, at)) = self.place(function, offset) {
+            // SAFETY: the caller answers for what the device does. (All of it is there, as `map` saw.)
+            let _ = unsafe { bus.write(at, value) };
         }
     }
 
     fn last_bus(&self) -> u8 {
         self.last_bus
+    }
+
+    fn open_bus(&self, segment: u16, bus: u8) {
+        let Some(index) = self.index(segment, bus) else { return };
+        let somebody = |registers: &MmioRegion| {
+            (0..32).any(|device| registers.read::<u32>(device << 15).is_ok_and(|id| id as u16 != NOBODY))
+        };
+        if let Some(once) = self.buses.get(usize::from(index)) {
+            // What is not kept is released.
+            let _ = once.try_call_once(|| self.map(index).ok().filter(somebody).ok_or(()));
+        }
     }
 }
 

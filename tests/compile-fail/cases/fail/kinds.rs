@@ -158,7 +158,7 @@ fn region_written(registers: &MmioRegion) {
     let _ = registers.write(0x20, 0x1000_u32); //~ E0133 region_written
 }
 
-fn configuration_anywhere(platform: &dyn Platform, start: PhysAddr) {
+fn configuration_anywhere(platform: &'static dyn Platform, start: PhysAddr) {
     let _ = Ecam::new(platform, start, 0, 0, 0); //~ E0133 configuration_anywhere
 }
 
