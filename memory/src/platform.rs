@@ -45,7 +45,10 @@ crate::error::messages! { PlatformError {
 
 /// What the drivers need of a kernel.
 ///
-/// None of these functions is called from an interrupt handler, or while a lock of this crate is held.
+/// None of these functions is called from an interrupt handler, or while a lock of this crate is held, nor is
+/// what they return dropped so: they may take locks, allocate, and call this crate. (Whoever drops a buffer
+/// of a [`DmaPool`](crate::DmaPool) that is gone answers for where.) Any thread may call them, several at
+/// once.
 ///
 /// # Safety
 /// The drivers build their memory safety on these promises:
@@ -114,6 +117,10 @@ crate::error::messages! { PlatformError {
 pub unsafe trait Platform: Sync {
     /// `pages` contiguous 4 KiB pages of zeroed memory that `device` can reach, in `direction` at least: an
     /// IOMMU need not let it do more. The caller owns them until drop.
+    ///
+    /// # Errors
+    /// [`PlatformError::OutOfMemory`]: fewer pages may be asked for then, where the memory need not be in one
+    /// piece.
     fn dma_allocate(
         &self,
         device: DeviceId,
@@ -123,6 +130,9 @@ pub unsafe trait Platform: Sync {
 
     /// Maps the registers at `start..start + len` (bytes; any alignment), which are those of `device`, or of
     /// no device with a name. The caller owns them until drop.
+    ///
+    /// # Errors
+    /// [`PlatformError::Claimed`] while somebody else has any of it, or another of the three.
     fn mmio_map(
         &self,
         device: Option<DeviceId>,
@@ -130,7 +140,8 @@ pub unsafe trait Platform: Sync {
         len: usize,
     ) -> Result<MmioMemory, PlatformError>;
 
-    /// Monotonic time since some fixed moment.
+    /// Monotonic time since some fixed moment. The shortest limit is 100 µs: a coarser clock makes waits
+    /// longer by a few of its steps, and does no other harm.
     fn now(&self) -> Duration;
 
     /// Where the window tables of the devices are kept.
@@ -159,7 +170,8 @@ pub(crate) fn wait<T>(
 }
 
 /// Memory for one device, as the platform hands it out: CPU mapping and device address of the same bytes.
-/// Dropping it gives it back to the platform.
+/// Dropping it gives it back to the platform, on the thread where the last who used it let go. Accessing the
+/// bytes takes no lock.
 pub struct DmaMemory {
     pub(crate) start: NonNull<u8>,
     pub(crate) len: usize,

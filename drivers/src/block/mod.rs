@@ -123,7 +123,10 @@ pub struct Done {
 /// requests in flight are then lost and their buffers free. If the device does not reset, its memory is never
 /// used again.
 ///
-/// It is its first queue, and with [`split`](Self::split) each queue can be given to a CPU of its own.
+/// It is its first queue, and with [`split`](Self::split) each queue can be given to a CPU of its own. A
+/// [`BlockQueue`] takes no lock. What is about the device does: bringing it up, its configuration, resets,
+/// dropping it, and so they are not for interrupt handlers; nor are [`call`](Self::call) and
+/// [`identify`](Self::identify), which wait.
 pub struct Block<T: Transport> {
     // First, so that it is dropped first.
     control: BlockControl<T>,
@@ -131,7 +134,7 @@ pub struct Block<T: Transport> {
     others: Vec<BlockQueue<T::Notifier>>,
 }
 
-/// What a disk's queues have in common.
+/// What a disk's queues have in common. It takes locks: not for interrupt handlers.
 pub struct BlockControl<T: Transport> {
     device: Device<T>,
     /// As the device said when it was brought up. Of that only the capacity may change.

@@ -9,7 +9,8 @@ use ringfence_memory::Quiet;
 use crate::virtio::{Counters, DriverOk, Notify, Queue, QueueError};
 
 /// One request queue. It shares nothing that is written with the device's other queues, so each CPU can have
-/// its own.
+/// its own. Its calls take no lock, allocate nothing and do not wait: an interrupt handler that has it may
+/// use it.
 pub struct BlockQueue<N>(Queue<InFlight, N>);
 
 impl<N: Notify> BlockQueue<N> {

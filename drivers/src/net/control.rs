@@ -49,7 +49,7 @@ impl Buffers for SetPairs {
     fn abandon(self) {}
 }
 
-/// What the pairs of a network device have in common.
+/// What the pairs of a network device have in common. It takes locks: not for interrupt handlers.
 pub struct NetControl<T: Transport> {
     device: Device<T>,
     commands: Option<Queue<SetPairs, T::Notifier>>,

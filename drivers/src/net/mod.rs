@@ -66,7 +66,8 @@ impl Default for Options {
 /// Dropping it resets the device, as with [`Block`](crate::block::Block).
 ///
 /// It is its first pair of queues, and with [`split`](Self::split) each pair can be given to a CPU of its
-/// own.
+/// own. A [`NetPair`] takes no lock. What is about the device does: bringing it up, its configuration,
+/// dropping it, and so they are not for interrupt handlers.
 pub struct Net<T: Transport> {
     // First, so that it is dropped first.
     control: NetControl<T>,

@@ -167,7 +167,8 @@ struct Silence {
 }
 
 /// A receive queue and a transmit queue with their buffers. It shares nothing that is written with the
-/// device's other pairs, so each CPU can have its own.
+/// device's other pairs, so each CPU can have its own. Its calls take no lock, allocate nothing and do not
+/// wait: an interrupt handler that has it may use it.
 pub struct NetPair<N> {
     receive: Queue<Received, N>,
     transmit: Queue<ToSend, N>,

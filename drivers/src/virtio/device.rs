@@ -40,6 +40,8 @@ pub struct QueueShape {
 ///
 /// Without proof of the reset its memory stays in the quarantine of its [`DmaWindows`], until there is one:
 /// that of the next driver.
+///
+/// Its calls, and its drop, take locks of `memory`: not for interrupt handlers.
 #[derive(Debug)]
 pub struct Device<T: Transport> {
     transport: T,

@@ -98,7 +98,7 @@ pub unsafe trait ConfigAccess: Sync {
 /// A bus is 1 MiB, which is mapped when the bus is [opened](ConfigAccess::open_bus), as `pci::enumerate` does
 /// with each, and stays so if any device answers there. A bus that was not opened, or that the platform would
 /// not map (it knows why), reads as all ones: as if it were empty. Opening it again tries again. Two that open
-/// the same bus wait for each other; nothing else here takes a lock.
+/// the same bus wait for each other, the platform's mapping included; nothing else here takes a lock.
 pub struct Ecam {
     platform: &'static dyn Platform,
     start: PhysAddr,
@@ -202,6 +202,9 @@ impl fmt::Debug for Ecam {
 /// Permission for one device to master the bus, that is, to read and write memory on its own.
 ///
 /// It comes from an IOMMU domain that holds the device to its windows, or from a promise made in the kernel.
+///
+/// A value and no more: making it takes no lock and changes nothing about the device, dropping it revokes
+/// nothing.
 #[derive(Debug)]
 pub struct DmaGrant {
     device: DeviceId,
@@ -275,6 +278,9 @@ const COMMAND_MASK: u32 = 0xffff;
 const NOBODY: u16 = 0xffff;
 
 /// The configuration space of one function.
+///
+/// Reading takes what the [`ConfigAccess`] takes; everything else takes one lock for all functions, since
+/// others must not write in between. Not for interrupt handlers.
 #[derive(Clone, Copy)]
 pub struct ConfigSpace {
     access: &'static dyn ConfigAccess,

@@ -64,6 +64,10 @@ pub struct Alone(#[expect(dead_code, reason = "only dropped")] pub(super) Option
 /// The registers through which a virtio device learns where its queues are, and by whose status it is known
 /// to have forgotten them: on PCI [`CommonConfig`](crate::CommonConfig), else
 /// [`VirtioMmio`](crate::VirtioMmio).
+///
+/// Most calls take the device's spin lock, as registers that select others are shared: not for interrupt
+/// handlers, which have [`Register`](crate::Register), [`MmioInterrupts`](crate::MmioInterrupts) and what
+/// notifies. Only [`reset`](Self::reset) waits.
 pub struct DeviceControl<R> {
     pub(super) registers: R,
     platform: &'static dyn Platform,

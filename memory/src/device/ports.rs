@@ -13,6 +13,8 @@ const DATA: u16 = 0xcfc;
 /// Configuration space through the I/O ports 0xcf8 and 0xcfc: 256 bytes for each function of segment 0 (PCI
 /// Local Bus Specification 3.0, 3.2.2.3.2). What there is where the firmware names no memory-mapped
 /// configuration space ([`Ecam`](super::Ecam)). On x86 only.
+///
+/// Each access takes a spin lock of its own: not in an interrupt handler.
 #[derive(Debug)]
 pub struct ConfigPorts(Mutex<()>);
 

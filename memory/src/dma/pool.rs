@@ -277,7 +277,8 @@ impl fmt::Debug for DmaPool {
 
 /// One buffer of a [`DmaPool`]: the only value through which the CPU reaches these bytes.
 ///
-/// One word: so it costs little to hand on.
+/// One word: so it costs little to hand on. Nothing here takes a lock, but for the last drop of all when the
+/// [pool](DmaPool) is gone.
 pub struct DmaBuf(NonNull<Slot>);
 
 // SAFETY: it is a share in `Slots`, which is `Send` and `Sync`.

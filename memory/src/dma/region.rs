@@ -42,6 +42,7 @@ impl Drop for Region {
 /// Not `Clone`: whoever holds the region, and the parts cut from it, are the only ones on the driver's side
 /// to access it. When they are all dropped the device's window closes: later snapshots do not show it. The
 /// memory goes back to the platform when the last snapshot is gone and the device is known to be quiet.
+/// Accessing the bytes takes no lock; dropping does.
 pub struct DmaRegion(pub(super) Arc<Region>);
 
 impl DmaRegion {

@@ -55,6 +55,9 @@ pub(crate) enum Side {
 /// another, and while there are handles or regions nobody else gets one. For a model the table is also the
 /// model's memory: [`readable`](Self::readable) and [`writable`](Self::writable).
 ///
+/// Any thread may use it. Not for interrupt handlers: calls that look at the table take its spin lock, and
+/// dropping the last of it may give memory back to the platform.
+///
 /// ```
 /// use ringfence_memory::{Bytes, DeviceId, Direction, DmaError, DmaWindows, host::HostPlatform};
 ///

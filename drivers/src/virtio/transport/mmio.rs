@@ -9,7 +9,8 @@ use ringfence_memory::{
 use super::{ConfigField, DeviceType, Error, InterruptStatus, Notify, QueueSetup, Transport};
 use crate::virtio::features;
 
-/// A virtio device behind registers in memory, which somebody in the kernel vouches for.
+/// A virtio device behind registers in memory, which somebody in the kernel vouches for. Its calls take
+/// locks: not for interrupt handlers, which have [`MmioIsr`].
 #[derive(Debug)]
 pub struct MmioTransport {
     registers: VirtioMmio,
@@ -136,7 +137,7 @@ impl Notify for MmioNotifier {
     }
 }
 
-/// The interrupt registers (4.2.3.4).
+/// The interrupt registers (4.2.3.4). Takes no lock: made for interrupt handlers.
 #[derive(Clone, Debug)]
 pub struct MmioIsr(MmioInterrupts);
 

@@ -42,7 +42,8 @@ pub struct QueueSetup<'a> {
     pub addresses: QueueAddresses<'a>,
 }
 
-/// Tells a device that one of its queues has new buffers.
+/// Tells a device that one of its queues has new buffers. On any CPU, in interrupt handlers too: it takes no
+/// lock.
 pub trait Notify {
     /// One register write, or its like. `position` says where the driver is: the available index or, in a
     /// packed ring, the index of the next descriptor with the wrap counter as bit 15. It goes with the
@@ -63,6 +64,8 @@ impl ConfigField for u32 {}
 ///
 /// Calls are single steps; [`Device`](super::Device) puts them in order, reads them back and bounds them. Any
 /// answer may be a lie.
+///
+/// Not for interrupt handlers: they may take locks. Only [`reset`](Transport::reset) waits.
 pub trait Transport {
     /// Notifies one queue.
     type Notifier: Notify;

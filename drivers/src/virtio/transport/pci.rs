@@ -38,7 +38,9 @@ const DEVICE: u8 = 4;
 
 /// No vector (4.1.5.1.2).
 const NO_VECTOR: u16 = 0xffff;
-/// A virtio device behind PCI.
+
+/// A virtio device behind PCI. Its calls take locks: not for interrupt handlers, which have [`IsrStatus`] for
+/// the line, and nothing to acknowledge with MSI-X.
 #[derive(Debug)]
 pub struct PciTransport {
     function: Function,
@@ -246,7 +248,8 @@ impl Notify for PciNotifier {
     }
 }
 
-/// The ISR status register: what an interrupt on the line was about (4.1.4.5).
+/// The ISR status register: what an interrupt on the line was about (4.1.4.5). Takes no lock: made for
+/// interrupt handlers.
 #[derive(Clone, Debug)]
 pub struct IsrStatus(Register<u8>);
 
