@@ -67,8 +67,9 @@ fn counters(disk: &Disk) -> Counters {
 
 /// How often the disk has interrupted for its only queue, as shown.
 fn interrupts_of(devices: &Devices, disk: &Disk) -> u64 {
+    let address = disk.address().to_string();
     let mut all = (0..).map_while(|index| devices.info(index));
-    let shown = all.find(|info| info.address == disk.address().to_string()).expect("it is listed");
+    let shown = all.find(|info| info.address == address).expect("it is listed");
     shown.queues[0].interrupts
 }
 

@@ -165,7 +165,7 @@ impl Ring {
 
 /// Whether the wrap counter at `position` is 1: it is so first, and changes after each round.
 fn first_round(position: u32) -> bool {
-    position as usize / SIZE % 2 == 0
+    (position as usize / SIZE).is_multiple_of(2)
 }
 
 /// A network card whose rings are handled in the simplest way.

@@ -30,6 +30,7 @@ struct Buffer([u8; 2048]);
 pub struct VirtioDrivers {
     net: VirtIONetRaw<Memory, PciTransport, SIZE>,
     // After the driver, which resets the device.
+    #[expect(clippy::vec_box, reason = "a reference to one is none to those that the device has")]
     buffers: Vec<Box<Buffer>>,
     frame: Box<Buffer>,
     _claim: Claim,

@@ -81,16 +81,18 @@ impl fmt::Display for Boot {
     }
 }
 
+type Main = fn(Boot) -> !;
+
 struct Start {
     info: &'static mut BootInfo,
-    main: fn(Boot) -> !,
+    main: Main,
 }
 
 /// First code of every image, called by the entry point with the loader's stack. Ends by calling `main` with
 /// the processor set up and interrupts enabled, on a stack, a heap and page tables that are the kernel's own.
-pub fn start(info: &'static mut BootInfo, main: fn(Boot) -> !) -> ! {
+pub fn start(info: &'static mut BootInfo, main: Main) -> ! {
     static START: spin::Mutex<Option<Start>> = spin::Mutex::new(None);
-    static READY: spin::Mutex<Option<(Boot, fn(Boot) -> !)>> = spin::Mutex::new(None);
+    static READY: spin::Mutex<Option<(Boot, Main)>> = spin::Mutex::new(None);
 
     extern "C" fn on_boot_stack(_: usize) -> ! {
         let Some(Start { info, main }) = START.lock().take() else {

@@ -9,6 +9,7 @@ use ringfence_memory::{DmaGrant, DmaWindows, MmioNotifier, Quiet, ResetError};
 
 /// One of the transports.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each device, and hardly any is the smaller")]
 pub enum BusTransport {
     /// A function.
     Pci(PciTransport),

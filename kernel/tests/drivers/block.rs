@@ -39,7 +39,7 @@ impl Piece {
     /// What the tests write there: other bytes in each place and each `round`.
     pub fn contents(self, round: u64) -> Vec<u8> {
         let first = self.sector * 64;
-        (0..self.len as u64 / 8).flat_map(|word| mix(first + word ^ round << 40).to_le_bytes()).collect()
+        (0..self.len as u64 / 8).flat_map(|word| mix((first + word) ^ (round << 40)).to_le_bytes()).collect()
     }
 
     pub fn read(self, buffer: DmaBuf) -> Request {

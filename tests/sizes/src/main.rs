@@ -52,7 +52,8 @@ fn panic(info: &core::panic::PanicInfo<'_>) -> ! {
 // SAFETY: the linker looks for this name, and nothing else has it.
 #[unsafe(no_mangle)]
 extern "C" fn _start() -> ! {
-    let _ = writeln!(Log, "{} {:#x}", black_box(7_u64).to_string(), black_box(7_usize));
+    let text = black_box(7_u64).to_string();
+    let _ = writeln!(Log, "{text} {:#x}", black_box(7_usize));
     #[cfg(any(feature = "blk", feature = "net"))]
     user::run();
     panic!("the end")
