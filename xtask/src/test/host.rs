@@ -26,6 +26,8 @@ pub enum Build {
     Loom,
     /// With ThreadSanitizer, for the test programs that start threads.
     ThreadSanitizer,
+    /// The kernel, only to be read: as a program of the host, whose library comes with a linter.
+    Kernel,
 }
 
 /// The standard library comes without the sanitizer: its own races are suppressed by name.
@@ -40,6 +42,12 @@ const DOC: &str = "doc --no-deps --features ringfence-memory/mapper,ringfence-me
     ringfence-drivers/smoltcp,ringfence-drivers/embassy-net-driver,ringfence-drivers/embedded-storage,\
     ringfence-drivers/embedded-storage-async,ringfence-drivers/block-device-driver";
 
+/// All that runs on bare metal. `--all-targets` would want tests of a harness that is not there.
+const KERNEL_CLIPPY: &str = "clippy --package ringfence-kernel --package ringfence-sizes \
+    --features ringfence-sizes/blk,ringfence-sizes/net,ringfence-sizes/rings \
+    --lib --bins --test * --bench * --keep-going -- -D warnings";
+const HOST_IS_TARGET: bool = cfg!(all(target_arch = "x86_64", target_os = "linux"));
+
 /// Formatting, lints and documentation.
 pub fn checks() -> Vec<Test> {
     let checks = [
@@ -48,16 +56,20 @@ pub fn checks() -> Vec<Test> {
         ("check::clippy", "clippy --all-targets -- -D warnings"),
         ("check::doc", DOC),
     ];
-    let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(line)));
-    checks.chain([Test::new(TSAN, thread_sanitizer)]).collect()
+    let checks = checks.into_iter().map(|(name, line)| Test::new(name, move || check(Build::Plain, line)));
+    let kernel = Test::new("check::clippy_kernel", || match HOST_IS_TARGET {
+        true => check(Build::Kernel, KERNEL_CLIPPY),
+        false => bail!(Skipped("the kernel's instructions are not this processor's".into())),
+    });
+    checks.chain([kernel, Test::new(TSAN, thread_sanitizer)]).collect()
 }
 
-fn check(line: &str) -> Result<()> {
+fn check(build: Build, line: &str) -> Result<()> {
     let arguments: Vec<&str> = line.split(' ').collect();
     if arguments[0] != "doc" && !setup::has_subcommand(arguments[0]) {
         bail!(Skipped(format!("cargo {} is not installed here", arguments[0])));
     }
-    run_cargo(Build::Plain, &arguments).map(drop)
+    run_cargo(build, &arguments).map(drop)
 }
 
 /// ThreadSanitizer over the test programs of [`TSAN_CRATES`] that start threads: others have nobody to race
@@ -194,6 +206,11 @@ fn command(build: Build, program: &OsStr, arguments: &[&str]) -> Result<Command>
             command.env("RUSTC", rustc).env("RUSTFLAGS", TSAN_FLAGS);
             command.env("CARGO_TARGET_DIR", target()?.join("tsan"));
             command.env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+        }
+        Build::Kernel => {
+            // There is no unwinding without a standard library, and stable compilers know its features, too.
+            command.env("RUSTFLAGS", "-Cpanic=abort -Zpanic_abort_tests").env("RUSTC_BOOTSTRAP", "1");
+            command.env("CARGO_TARGET_DIR", target()?.join("kernel-clippy"));
         }
     }
     Ok(command)
