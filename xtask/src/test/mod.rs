@@ -5,6 +5,7 @@
 mod client;
 mod crates;
 mod documents;
+mod files;
 mod fuzz;
 mod host;
 mod in_qemu;
@@ -84,6 +85,7 @@ pub fn test(filter: &str) -> Result<u8> {
         let for_targets = toolchain.clone();
         tests.push(Test::new("check::targets", move || kernel::check_targets(&for_targets)));
         tests.push(Test::new(documents::NAME, documents::check));
+        tests.push(Test::new(files::NAME, files::check));
     }
     if is_section("host") {
         report.prepare("host::build", || host::tests(Build::Plain), &mut tests);
