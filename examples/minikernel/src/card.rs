@@ -1,0 +1,47 @@
+//! What is done with a network card: it asks for the address of QEMU's gateway (ARP, RFC 826).
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use ringfence_drivers::net::{Net, Options};
+use ringfence_drivers::virtio::{DeviceType, Error, Transport, features};
+
+use crate::println;
+
+/// Queues of 16 descriptors take 20 pages instead of 262.
+pub const OPTIONS: Options = Options { pairs: 1, queue_size: 16, features: features::QUEUES };
+
+const WE: [u8; 4] = [10, 0, 2, 15];
+const GATEWAY: [u8; 4] = [10, 0, 2, 2];
+/// A frame of ARP for Ethernet and IPv4, and a question in it: the last byte is 2 in an answer.
+const ARP: [u8; 10] = [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1];
+
+/// Asks, and waits for the answer.
+pub fn try_out<T: Transport>(mut card: Net<T>, wait: &dyn Fn()) -> Result<(), Error> {
+    let names: Vec<&str> = features::names(DeviceType::NET, card.features()).collect();
+    println!("features    {}", names.join(" "));
+    let mac = card.mac();
+    let question = [&[0xff; 6], &mac[..], &ARP, &mac, &WE, &[0; 6], &GATEWAY].concat();
+    card.send(1, |room| _ = room.write(&question))?;
+    card.kick();
+    println!("asked       for 10.0.2.2");
+
+    let mut found = None;
+    while found.is_none() {
+        wait();
+        let mut more = true;
+        while more {
+            card.receive(16, |frame| {
+                let mut answer = [0; 42];
+                frame.read(&mut answer);
+                if answer[12..21] == ARP[..9] && answer[21] == 2 && answer[28..32] == GATEWAY {
+                    found = Some([22, 23, 24, 25, 26, 27].map(|at| format!("{:02x}", answer[at])));
+                }
+            })?;
+            card.kick(); // their buffers can be filled again
+            more = card.enable_interrupts(); // asks for the next one, and looks again
+        }
+    }
+    println!("answer      {}", found.unwrap_or_default().join(":"));
+    Ok(())
+}
