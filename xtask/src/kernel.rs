@@ -13,10 +13,7 @@ use crate::{root, target};
 
 /// Builds the kernel; returns its ELF.
 pub fn build(toolchain: &Toolchain) -> Result<PathBuf> {
-    let (built, complete) =
-        build_executables(toolchain, "bin", &["build", "--release", "--bin", "ringfence-kernel"])?;
-    ensure!(complete, "the kernel did not build");
-    built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-kernel")
+    build_one(toolchain, "bin", &["--release", "--bin", "ringfence-kernel"])
 }
 
 /// Builds the kernel's tests; returns the name and ELF of each that builds, and whether all do.
@@ -36,17 +33,13 @@ pub fn run_cargo(toolchain: &Toolchain, arguments: &[OsString]) -> Result<u8> {
 
 /// Builds the benchmark called `name`; returns its ELF.
 pub fn build_bench(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
-    let (built, complete) = build_executables(toolchain, "bench", &["build", "--release", "--bench", name])?;
-    ensure!(complete, "the benchmark {name} did not build");
-    built.into_iter().next().map(|(_, file)| file).context("cargo built no benchmark")
+    build_one(toolchain, "bench", &["--release", "--bench", name])
 }
 
 /// Builds the kernel that is nothing but a user of the drivers, with `features` of its own; returns its ELF.
 pub fn build_small(toolchain: &Toolchain, features: &str) -> Result<PathBuf> {
-    let package = ["build", "--profile", "small", "--package", "ringfence-sizes", "--features", features];
-    let (built, complete) = build_executables(toolchain, "bin", &package)?;
-    ensure!(complete, "the kernel with {features:?} did not build");
-    built.into_iter().next().map(|(_, file)| file).context("cargo built no ringfence-sizes")
+    let package = ["--profile", "small", "--package", "ringfence-sizes", "--features", features];
+    build_one(toolchain, "bin", &package)
 }
 
 /// What the library crates are checked for besides the host: processors of 64 and 32 bits, of both byte
@@ -98,6 +91,14 @@ pub fn build_uefi_image(toolchain: &Toolchain, kernel: &Path) -> Result<PathBuf>
     ensure!(made.success(), "the UEFI boot image could not be made");
     std::fs::rename(&unfinished, &image)?;
     Ok(image)
+}
+
+/// Runs `cargo build` in kernel/ for the one executable that is chosen; returns it.
+fn build_one(toolchain: &Toolchain, kind: &str, choice: &[&str]) -> Result<PathBuf> {
+    let (built, complete) = build_executables(toolchain, kind, &[&["build"], choice].concat())?;
+    ensure!(complete, "{} did not build", choice.join(" "));
+    let file = built.into_iter().next().map(|(_, file)| file);
+    file.with_context(|| format!("cargo built no executable of {}", choice.join(" ")))
 }
 
 /// Runs cargo in kernel/, passing its messages on; returns the executables of targets of `kind`, with the
