@@ -1,6 +1,6 @@
 //! The command line of `run-qemu.sh`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -40,6 +40,8 @@ pub enum Command {
         #[arg(value_parser = crate::bench::NAMES)]
         name: Option<String>,
     },
+    /// Boot examples/minikernel, the drivers in another kernel, with a disk made for it and a network card
+    Minikernel(MinikernelOptions),
     /// Run cargo in kernel/ with the compiler that builds the kernel
     #[command(disable_help_flag = true)]
     Cargo {
@@ -53,6 +55,17 @@ pub enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "ELF")]
         built: Vec<OsString>,
     },
+}
+
+/// Options of `minikernel`.
+#[derive(Args, Debug)]
+pub struct MinikernelOptions {
+    /// QEMU's machine type; microvm has its devices behind registers in memory, without PCI
+    #[arg(long, default_value = "q35", value_parser = ["q35", "pc", MICROVM])]
+    pub machine: String,
+    /// Go to QEMU as they are, e.g. `-- -d int`
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu_arguments: Vec<OsString>,
 }
 
 /// Options of `run`.
@@ -117,9 +130,12 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
 pub fn parse_built(words: &[OsString]) -> Result<(PathBuf, Command)> {
     let (elf, rest) = words.split_first().context("boot: of what?")?;
     let elf = PathBuf::from(elf);
-    let is_kernel = elf.file_name().is_some_and(|name| name == "ringfence-kernel");
-    let command = OsString::from(if is_kernel { "run" } else { "test" });
-    Ok((elf, parse([command].into_iter().chain(rest.iter().cloned()))?))
+    let command = match elf.file_name().and_then(OsStr::to_str) {
+        Some("ringfence-kernel") => "run",
+        Some("minikernel") => "minikernel",
+        _ => "test",
+    };
+    Ok((elf, parse([command.into()].into_iter().chain(rest.iter().cloned()))?))
 }
 
 #[cfg(test)]
@@ -199,6 +215,9 @@ mod tests {
             if options.port == 81 && options.qemu_arguments == ["-cpu", "x"]));
         let (_, kernel) = built("boot x/ringfence-kernel -- -S").unwrap();
         assert!(matches!(kernel, Command::Run(options) if options.qemu_arguments == ["-S"]));
+        let (_, mini) = built("boot x/minikernel --machine pc -- -S").unwrap();
+        assert!(matches!(mini, Command::Minikernel(options)
+            if options.machine == "pc" && options.qemu_arguments == ["-S"]));
         assert!(built("boot deps/time-0123 one two").unwrap_err().to_string().contains("two"));
     }
 
@@ -217,6 +236,7 @@ mod tests {
             ("--queues 17", "17"),
             ("--machine isapc", "isapc"),
             ("--machine microvm --uefi", "--uefi"),
+            ("minikernel --machine isapc", "isapc"),
             ("--accel hvf", "hvf"),
             ("--disk", "--disk"),
             ("--uefi=yes", "--uefi"),

@@ -36,6 +36,11 @@ pub fn build_bench(toolchain: &Toolchain, name: &str) -> Result<PathBuf> {
     build_one(toolchain, "bench", &["--release", "--bench", name])
 }
 
+/// Builds the kernel of examples/minikernel; returns its ELF.
+pub fn build_minikernel(toolchain: &Toolchain) -> Result<PathBuf> {
+    build_one(toolchain, "bin", &["--release", "--package", "minikernel"])
+}
+
 /// Builds the kernel that is nothing but a user of the drivers, with `features` of its own; returns its ELF.
 pub fn build_small(toolchain: &Toolchain, features: &str) -> Result<PathBuf> {
     let package = ["--profile", "small", "--package", "ringfence-sizes", "--features", features];

@@ -7,6 +7,7 @@ mod gdb;
 mod guest;
 mod image;
 mod kernel;
+mod minikernel;
 mod qemu;
 mod run;
 mod setup;
@@ -39,9 +40,11 @@ fn dispatch() -> Result<u8> {
         Command::Test { filter, gdb: false } => test::test(&filter),
         Command::Test { filter, gdb: true } => test::debug(&filter),
         Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Minikernel(options) => minikernel::run(&options, None),
         Command::Cargo { arguments } => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
         Command::Boot { built } => match cli::parse_built(&built)? {
             (elf, Command::Run(options)) => run::run(&options, Some(elf)),
+            (elf, Command::Minikernel(options)) => minikernel::run(&options, Some(elf)),
             (elf, Command::Test { filter, gdb: false }) => test::test_image(&elf, &filter),
             _ => bail!("--gdb is for ./run-qemu.sh test kernel::FILE::TEST"),
         },
