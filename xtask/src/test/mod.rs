@@ -68,6 +68,8 @@ impl std::error::Error for Skipped {}
 pub struct Kernel {
     pub pvh: Boot,
     pub uefi: Boot,
+    /// The ELF of examples/minikernel.
+    pub mini: PathBuf,
 }
 
 /// Runs every test whose name contains `filter`; returns the exit code for this program.
@@ -145,7 +147,8 @@ fn is_section(filter: &str, section: &str) -> bool {
 
 fn build(toolchain: &Toolchain) -> Result<Kernel> {
     let elf: PathBuf = kernel::build(toolchain)?;
-    Ok(Kernel { uefi: uefi(toolchain, &elf)?, pvh: Boot::Pvh(elf) })
+    let mini = kernel::build_minikernel(toolchain)?;
+    Ok(Kernel { uefi: uefi(toolchain, &elf)?, pvh: Boot::Pvh(elf), mini })
 }
 
 /// Counts and prints results.

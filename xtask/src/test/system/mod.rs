@@ -8,6 +8,7 @@ mod disks;
 mod files;
 mod http;
 mod machines;
+mod minikernel;
 mod served;
 mod slow_disk;
 
@@ -27,7 +28,7 @@ type Run = fn(&Kernel) -> Result<()>;
 
 /// All of them.
 pub fn tests(kernel: &Kernel) -> Vec<Test> {
-    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS];
+    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS, minikernel::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
     let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
