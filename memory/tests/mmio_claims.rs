@@ -8,18 +8,23 @@ use std::time::Duration;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use ringfence_testkit::registers::{BAR_LEN, Card};
 
 const START: u64 = 0xc000_0000;
 const PAGE: usize = 4096;
 const PAGES: usize = 16;
 
-/// Claims over `PAGES` pages of plain memory.
 fn claims() -> (&'static MmioClaims, *mut u8) {
+    claims_from(START)
+}
+
+/// Claims over `PAGES` pages of plain memory, from that physical address on.
+fn claims_from(start: u64) -> (&'static MmioClaims, *mut u8) {
     #[repr(align(4096))]
     struct Registers(#[allow(dead_code)] [u8; PAGES * PAGE]);
     let registers = Box::leak(Box::new(Registers([0; PAGES * PAGE]))) as *mut Registers;
-    let end = START + (PAGES * PAGE) as u64;
-    let claims = unsafe { MmioClaims::new(START..end, registers.expose_provenance()) };
+    let end = start + (PAGES * PAGE) as u64;
+    let claims = unsafe { MmioClaims::new(start..end, registers.expose_provenance()) };
     (Box::leak(Box::new(claims)), registers.cast())
 }
 
@@ -98,6 +103,24 @@ fn only_what_is_on_offer_is_claimed() {
     claim(2, last, 1).expect("another BAR");
     drop((one, other));
     claim(2, 4, 4 * PAGE).expect("nobody has any of it");
+}
+
+/// All of a BAR is offered and nothing else, and what is elsewhere is left out.
+#[test]
+fn bars_are_offered_as_they_are() {
+    let card = Card::new();
+    let start = card.config().bars().into_iter().flatten().find_map(|bar| match bar {
+        Bar::Memory { address, .. } => address,
+        Bar::Io { .. } => None,
+    });
+    let start = start.unwrap();
+    let (claims, _) = claims_from(start.value());
+    claims.offer_bars(&card.config());
+    claims.claim(Some(card.address.id()), start, BAR_LEN).expect("all of it");
+    claims.offer(start.checked_add(BAR_LEN as u64).unwrap(), 1).expect("what follows is not on offer");
+    let (elsewhere, _) = claims_from(START);
+    elsewhere.offer_bars(&card.config());
+    elsewhere.offer(at(0), PAGES * PAGE).expect("nothing was offered there");
 }
 
 /// Memory without a boxed owner goes back by a function, once, when the last who may look is gone.

@@ -5,6 +5,7 @@ use core::fmt;
 use core::ops::Range;
 use core::ptr::{self, NonNull};
 
+use super::{Bar, ConfigSpace};
 #[cfg(feature = "mapper")]
 use crate::MapError;
 use crate::lock::{Level, Lock};
@@ -174,7 +175,7 @@ impl Claims {
 /// // SAFETY: the machine has no RAM from 3 to 4 GiB, and this kernel maps all of it there, uncached.
 /// static REGISTERS: MmioClaims = unsafe { MmioClaims::new(0xc000_0000..0x1_0000_0000, 0xc000_0000) };
 ///
-/// // Once for each BAR that the kernel finds, before any driver comes:
+/// // Once for each range, before any driver comes (and for all BARs of a function, `offer_bars`):
 /// let bar = PhysAddr::new(0xfebd_0000).unwrap();
 /// REGISTERS.offer(bar, 0x4000)?;
 /// // In `Platform::mmio_map`:
@@ -211,6 +212,19 @@ impl MmioClaims {
         match self.virtual_address(&frames) {
             Some(_) => self.claims.lock().offer(frames),
             None => Err(ClaimError::Ram),
+        }
+    }
+
+    /// Puts the BARs of a function on offer, as far as they are in memory and the firmware has placed them.
+    /// What cannot be offered cannot be claimed, and the driver says so. As [`ConfigSpace::bars`], before any
+    /// driver comes.
+    pub fn offer_bars(&self, function: &ConfigSpace) {
+        for bar in function.bars().into_iter().flatten() {
+            if let Bar::Memory { address: Some(start), size, .. } = bar
+                && let Ok(len) = size.try_into()
+            {
+                let _ = self.offer(start, len);
+            }
         }
     }
 
