@@ -5,8 +5,8 @@
 //!   alternatives as in `devices/{disk, nic}`;
 //! - an item of a file: `kernel/src/executor.rs::pender`, or of any: `Queue::kick`, `boot::start`.
 //!
-//! Each line of a block of Rust is one of some file in Rust, of its documentation's examples for instance,
-//! where it is compiled.
+//! The lines of a block of Rust are some file's in Rust, of its documentation's examples for instance, where
+//! they are compiled: in this order, whatever else is between them.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub fn check() -> Result<()> {
                 wrong.extend(
                     names(&text).filter(|name| !tree.has(name)).map(|name| format!("{document}: {name}")),
                 );
-                let unknown = rust_lines(&text).filter(|line| !tree.has_line(line));
+                let unknown = rust_blocks(&text).filter_map(|lines| tree.missing(&lines));
                 wrong.extend(unknown.map(|line| format!("{document}: compiled nowhere: {line}")));
                 let folder = Path::new(folder);
                 wrong.extend(
@@ -67,10 +67,10 @@ fn names(text: &str) -> impl Iterator<Item = &str> {
     lines.flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
-/// The lines of blocks of Rust.
-fn rust_lines(text: &str) -> impl Iterator<Item = &str> {
+/// The lines of each block of Rust.
+fn rust_blocks(text: &str) -> impl Iterator<Item = Vec<&str>> {
     let blocks = text.split("```rust\n").skip(1).filter_map(|rest| rest.split("```").next());
-    blocks.flat_map(str::lines).map(str::trim).filter(|line| !line.is_empty())
+    blocks.map(|block| block.lines().map(str::trim).filter(|line| !line.is_empty()).collect())
 }
 
 /// The files that `text` links to.
@@ -131,17 +131,22 @@ impl Tree {
         }
     }
 
-    /// Whether there is a file or folder whose path, with or without its extension, is or ends in `name`.
-    /// Whether some source has this line, or its documentation.
-    fn has_line(&self, wanted: &str) -> bool {
+    /// The first of `lines` that is not in the source, or its documentation, which has the most of them, in
+    /// this order.
+    fn missing<'a>(&self, lines: &[&'a str]) -> Option<&'a str> {
         let bare = |line: &str| {
             let line = line.trim();
             let documented = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
-            line == wanted || documented.is_some_and(|line| line.trim() == wanted)
+            documented.unwrap_or(line).trim().to_owned()
         };
-        self.sources.iter().any(|(_, text)| text.lines().any(bare))
+        let has = |(_, text): &(String, String)| {
+            let mut rest = text.lines().map(bare);
+            lines.iter().take_while(|wanted| rest.any(|line| line == **wanted)).count()
+        };
+        lines.get(self.sources.iter().map(has).max().unwrap_or_default()).copied()
     }
 
+    /// Whether there is a file or folder whose path, with or without its extension, is or ends in `name`.
     fn has_file(&self, name: &str) -> bool {
         let name = format!("/{}/", name.trim_start_matches("./").trim_end_matches('/'));
         self.files.iter().any(|file| {
@@ -274,9 +279,12 @@ mod tests {
     fn rust_is_compiled_somewhere() {
         let tree = tree();
         let text = "`a`\n```rust\npub size: u16,\n\n  pub fn kick(&mut self) {}\n```\n```sh\nls\n```\n";
-        assert_eq!(rust_lines(text).collect::<Vec<_>>(), ["pub size: u16,", "pub fn kick(&mut self) {}"]);
-        assert!(rust_lines(text).all(|line| tree.has_line(line)));
-        assert!(!tree.has_line("pub size: u32,"));
+        let blocks: Vec<_> = rust_blocks(text).collect();
+        assert_eq!(blocks, [["pub size: u16,", "pub fn kick(&mut self) {}"]]);
+        assert_eq!(tree.missing(&blocks[0]), None);
+        assert_eq!(tree.missing(&["pub size: u16,", "pub size: u32,", "}"]), Some("pub size: u32,"));
+        let turned = ["pub fn kick(&mut self) {}", "pub size: u16,"];
+        assert_eq!(tree.missing(&turned), Some("pub size: u16,"), "it stands before");
     }
 
     #[test]
