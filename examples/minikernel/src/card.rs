@@ -3,13 +3,10 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use ringfence_drivers::net::{Net, Options};
+use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{DeviceType, Error, Transport, features};
 
 use crate::println;
-
-/// Queues of 16 descriptors take 20 pages instead of 262.
-pub const OPTIONS: Options = Options { pairs: 1, queue_size: 16, features: features::QUEUES };
 
 const WE: [u8; 4] = [10, 0, 2, 15];
 const GATEWAY: [u8; 4] = [10, 0, 2, 2];

@@ -23,8 +23,8 @@ mod platform;
 use boot::StartInfo;
 use platform::{MyKernel, REGISTERS};
 use ringfence_drivers::block::Block;
-use ringfence_drivers::net::Net;
-use ringfence_drivers::pci::{self, Bar, Function};
+use ringfence_drivers::net::{Net, Options};
+use ringfence_drivers::pci::{self, Function};
 use ringfence_drivers::probe::{Match, probe};
 use ringfence_drivers::virtio::{DeviceType, Error, MmioTransport, PciTransport, Transport};
 use ringfence_memory::{ConfigPorts, DeviceId, DmaGrant, DmaWindows, MmioRegion, PhysAddr, VirtioMmio};
@@ -59,17 +59,11 @@ fn start_devices(command_line: &str) -> Result<(), Error> {
 
 /// A device on the PCI bus.
 fn start_function(function: &Function) -> Result<(), Error> {
-    let device = function.address().id();
-    for bar in function.bars().into_iter().flatten() {
-        if let Bar::Memory { address: Some(start), size, .. } = bar {
-            // What is not on offer cannot be claimed: then the driver says so.
-            let _ = REGISTERS.offer(start, size as usize);
-        }
-    }
+    REGISTERS.offer_bars(&function.config());
     let mut transport = PciTransport::new(&MyKernel, function)?;
     println!("{} at {}, MSI-X", transport.device_type().name(), function.address());
     transport.use_msix(&[interrupts::message()])?; // one for whatever the device has to say
-    bring_up(transport, device, &interrupts::wait)
+    bring_up(transport, function.address().id(), &interrupts::wait)
 }
 
 /// A device that QEMU's microvm names, as in `512@0xfeb00e00:12`: bytes of registers, where, and its line.
@@ -100,9 +94,14 @@ fn bring_up(transport: impl Transport, device: DeviceId, wait: &dyn Fn()) -> Res
     // SAFETY: there is no IOMMU; this is the promise that the device accesses only what it was told.
     let grant = unsafe { DmaGrant::without_iommu(device) };
     match transport.device_type() {
-        DeviceType::BLOCK => disk::try_out(Block::new(transport, &grant, windows.clone())?, &windows, wait)?,
+        DeviceType::BLOCK => {
+            let disk = Block::new(transport, &grant, windows.clone())?;
+            disk::try_out(disk, &windows, wait)?;
+        }
         DeviceType::NET => {
-            card::try_out(Net::with_options(transport, &grant, windows, &card::OPTIONS)?, wait)?
+            let options = Options { queue_size: 16, ..Options::default() }; // 20 pages with its buffers
+            let card = Net::with_options(transport, &grant, windows, &options)?;
+            card::try_out(card, wait)?;
         }
         _ => {}
     }
