@@ -26,8 +26,7 @@ pub fn try_out<T: Transport>(mut card: Net<T>, wait: &dyn Fn()) -> Result<(), Er
     let mut found = None;
     while found.is_none() {
         wait();
-        let mut more = true;
-        while more {
+        loop {
             card.receive(16, |frame| {
                 let mut answer = [0; 42];
                 frame.read(&mut answer);
@@ -36,7 +35,9 @@ pub fn try_out<T: Transport>(mut card: Net<T>, wait: &dyn Fn()) -> Result<(), Er
                 }
             })?;
             card.kick(); // their buffers can be filled again
-            more = card.enable_interrupts(); // asks for the next one, and looks again
+            if !card.enable_interrupts() {
+                break; // nothing came meanwhile: the next one interrupts
+            }
         }
     }
     println!("answer      {}", found.unwrap_or_default().join(":"));

@@ -47,14 +47,15 @@ fn carry_out<T: Transport>(
     let (mut buffers, mut result) = (Vec::new(), Ok(()));
     while disk.in_flight() > 0 {
         wait();
-        let mut more = true;
-        while more {
+        loop {
             disk.reap(|done| {
                 result = result.and(done.result);
                 let place = tickets.iter().position(|ticket| *ticket == done.ticket);
                 buffers.extend(place.zip(done.buffer)); // and whoever gets it now has it again
             })?;
-            more = disk.enable_interrupts(); // asks for the next one, and looks again
+            if !disk.enable_interrupts() {
+                break; // nothing came meanwhile: the next one interrupts
+            }
         }
     }
     result?;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Kernel, Run};
 use crate::guest::Guest;
 use crate::qemu::{MICROVM, Machine, exit};
-use crate::{minikernel, work_folder};
+use crate::{minikernel, root, work_folder};
 
 /// The tests here.
 pub const TESTS: &[(&str, Run)] = &[
@@ -18,6 +18,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("minikernel::microvm", |kernel| works(kernel, MICROVM)),
     ("minikernel::without_msix", without_msix),
     ("minikernel::failing_flush", failing_flush),
+    ("minikernel::size", |_| size()),
 ];
 
 /// Bytes that it reads from the start of the disk, and writes behind them.
@@ -71,6 +72,25 @@ fn failing_flush(kernel: &Kernel) -> Result<()> {
     });
     let machine = minikernel::machine(&kernel.mini, "q35", node);
     fails(&machine, "flush       1 at once", "a request failed: the disk reports an error")
+}
+
+/// What a kernel has anyway takes less than 300 lines of code, and the README has this number and that of all
+/// lines, up to tens.
+fn size() -> Result<()> {
+    const OWN: [&str; 3] = ["boot.rs", "interrupts.rs", "memory.rs"];
+    let (mut own, mut all) = (0, 0);
+    for entry in std::fs::read_dir(root().join("examples/minikernel/src"))? {
+        let entry = entry?;
+        let text = std::fs::read_to_string(entry.path())?;
+        let is_code = |line: &&str| !line.is_empty() && !line.starts_with("//");
+        let lines = text.lines().map(str::trim).filter(is_code).count();
+        all += lines;
+        own += if OWN.iter().any(|name| entry.file_name() == *name) { lines } else { 0 };
+    }
+    ensure!(own < 300, "{OWN:?} have {own} lines");
+    let said = format!("{} lines of code, {} of which", all.next_multiple_of(10), own.next_multiple_of(10));
+    ensure!(std::fs::read_to_string(root().join("README.md"))?.contains(&said), "README.md has no {said:?}");
+    Ok(())
 }
 
 /// A new image called `name`, and what is on it.
