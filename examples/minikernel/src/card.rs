@@ -3,8 +3,8 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use ringfence_drivers::net::Net;
-use ringfence_drivers::virtio::{DeviceType, Error, Transport, features};
+use ringfence_drivers::net::{self, Net};
+use ringfence_drivers::virtio::{Error, Transport, features};
 
 use crate::println;
 
@@ -15,7 +15,7 @@ const ARP: [u8; 10] = [0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1];
 
 /// Asks, and waits for the answer.
 pub fn try_out<T: Transport>(mut card: Net<T>, wait: &dyn Fn()) -> Result<(), Error> {
-    let names: Vec<&str> = features::names(DeviceType::NET, card.features()).collect();
+    let names: Vec<&str> = features::names(net::features::NAMES, card.features()).collect();
     println!("features    {}", names.join(" "));
     let mac = card.mac();
     let question = [&[0xff; 6], &mac[..], &ARP, &mac, &WE, &[0; 6], &GATEWAY].concat();

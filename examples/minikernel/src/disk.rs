@@ -2,8 +2,8 @@
 
 use alloc::vec::Vec;
 
-use ringfence_drivers::block::{Block, Request, SECTOR_SIZE};
-use ringfence_drivers::virtio::{DeviceType, Error, Transport, features};
+use ringfence_drivers::block::{self, Block, Request, SECTOR_SIZE};
+use ringfence_drivers::virtio::{Error, Transport, features};
 use ringfence_memory::{DmaBuf, DmaError, DmaPool, DmaWindows};
 
 use crate::println;
@@ -14,7 +14,7 @@ const LEN: usize = 4096;
 
 /// Reads, writes, flushes, and reads again.
 pub fn try_out<T: Transport>(mut disk: Block<T>, windows: &DmaWindows, wait: &dyn Fn()) -> Result<(), Error> {
-    let names: Vec<&str> = features::names(DeviceType::BLOCK, disk.features()).collect();
+    let names: Vec<&str> = features::names(block::features::NAMES, disk.features()).collect();
     println!("features    {}", names.join(" "));
     let pool = DmaPool::new(windows, DEPTH, LEN)?;
     let sector = |block: usize| (block * LEN / SECTOR_SIZE) as u64;

@@ -52,8 +52,8 @@ fn start_devices(command_line: &str) -> Result<(), Error> {
 
     let mut words = command_line.split(' ').filter_map(|word| word.strip_prefix("virtio_mmio.device="));
     words.try_for_each(start_word)?;
-    let mut functions =
-        pci::enumerate(&PORTS, 0).filter(|function| matches!(probe(function), Match::Driver(_)));
+    let mut functions = pci::enumerate(&PORTS, 0)
+        .filter(|function| matches!(probe(function), Match::Virtio(DeviceType::BLOCK | DeviceType::NET)));
     functions.try_for_each(|function| start_function(&function))
 }
 
