@@ -79,11 +79,11 @@ long_mode:
     options(att_syntax)
 );
 
-/// What QEMU says on entry, as far as it is read here.
+/// What QEMU says on entry, as far as it is read here; all of it is below 4 GiB.
 #[repr(C)]
 pub struct StartInfo {
     before: [u32; 6],
-    command_line: u64,
+    command_line: u32,
 }
 
 /// The kernel's command line; nothing if it is not text.
@@ -92,7 +92,7 @@ pub fn command_line(info: &StartInfo) -> &str {
     if text.is_null() {
         return "";
     }
-    // SAFETY: PVH promises a text that ends with a 0, and all memory that QEMU writes to is mapped.
+    // SAFETY: PVH promises a text there that ends with a 0, and all memory below 4 GiB is mapped.
     unsafe { CStr::from_ptr(text) }.to_str().unwrap_or("")
 }
 

@@ -91,8 +91,9 @@ pub fn message() -> MsiMessage {
 }
 
 /// Lets a line of the IO-APIC interrupt, each time that it rises.
-pub fn enable_line(line: u32) {
-    for (register, value) in [(0x11 + 2 * line, destination() << 24), (0x10 + 2 * line, DEVICE.into())] {
+pub fn enable_line(line: u8) {
+    let entry = 0x10 + 2 * u32::from(line);
+    for (register, value) in [(entry + 1, destination() << 24), (entry, DEVICE.into())] {
         Register::IoSelect.write(register);
         Register::IoWindow.write(value);
     }

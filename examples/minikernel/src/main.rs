@@ -73,8 +73,8 @@ fn start_word(word: &str) -> Result<(), Error> {
         Some((PhysAddr::new(u64::from_str_radix(start, 16).ok()?)?, len.parse().ok()?, line.parse().ok()?))
     });
     let (start, len, line) = parsed.ok_or(Error::BadConfig)?;
-    let device = DeviceId::off_bus(line);
-    let _ = REGISTERS.offer(start, len);
+    let device = DeviceId::off_bus(u32::from(line));
+    let _ = REGISTERS.offer(start, len); // refused if an earlier device has offered the page that they share
     let registers = MmioRegion::map(&MyKernel, Some(device), start, len)?;
     // SAFETY: QEMU says that they are the device's registers; nobody else uses them or its name.
     let registers = unsafe { VirtioMmio::new(&MyKernel, device, &registers) }?;
