@@ -72,7 +72,7 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
         "called by what is called: `audit` by the machine's `check`, `register` and `map` by `VirtioPci::new`",
         &["audit", "empty", "from_mut", "register"],
     ),
-    ("of a table over registers that are mapped, which is unsafe to make", &["claim", "offer"]),
+    ("of a table over registers that are mapped, which is unsafe to make", &["claim", "offer", "offer_bars"]),
     ("waits, which nothing here does", &["look_again"]),
     ("for tests alone: plays an interrupt", &["interrupt"]),
     ("a chain of segments of buffers, which the drivers' tests have", &["with_segments"]),
