@@ -24,9 +24,9 @@
 //!
 //! let buffers = DmaPool::new(&windows, 32, 4096)?;
 //! let buffer = buffers.take().ok_or(Error::Busy)?;
-//! disk.submit(Request::Read { sector: 0, buffer, len: 4096 })?; // the buffer is the device's from here on
-//! disk.kick();
-//! disk.reap(|done| drop(done.buffer))?; // and whoever gets it now has it again
+//! disk.queue.submit(Request::Read { sector: 0, buffer, len: 4096 })?; // the device has the buffer now
+//! disk.queue.kick();
+//! disk.queue.reap(|done| drop(done.buffer))?; // and whoever gets it now has it again
 //! # Ok(())
 //! # }
 //! ```

@@ -123,14 +123,16 @@ pub struct Done {
 /// requests in flight are then lost and their buffers free. If the device does not reset, its memory is never
 /// used again.
 ///
-/// It is its first queue, and with [`split`](Self::split) each queue can be given to a CPU of its own. A
+/// Its parts are used apart: requests go through a queue while somebody else has the control. A
 /// [`BlockQueue`] takes no lock. What is about the device does: bringing it up, its configuration, resets,
 /// dropping it, and so they are not for interrupt handlers; nor are [`call`](Self::call) and
 /// [`identify`](Self::identify), which wait.
 pub struct Block<T: Transport> {
     // First, so that it is dropped first.
-    control: BlockControl<T>,
-    first: BlockQueue<T::Notifier>,
+    /// What its queues have in common: features, configuration, resets.
+    pub control: BlockControl<T>,
+    /// The queue that every disk has. If there are more, [`split`](Self::split) gives each of them.
+    pub queue: BlockQueue<T::Notifier>,
     others: Vec<BlockQueue<T::Notifier>>,
 }
 
@@ -261,17 +263,17 @@ impl<T: Transport> Block<T> {
             });
             queue.map(BlockQueue::new)
         };
-        let first = set_up(0)?;
+        let queue = set_up(0)?;
         let others = (1..options.queues.min(available)).map(set_up).collect::<Result<_, _>>()?;
         let started = device.driver_ok()?;
-        let mut block = Self { control: BlockControl { device, geometry, sectors }, first, others };
+        let mut block = Self { control: BlockControl { device, geometry, sectors }, queue, others };
         block.split().1.for_each(|queue| queue.start(&started));
         Ok(block)
     }
 
-    /// What the queues have in common, and each queue, to be used apart.
+    /// What the queues have in common, and each queue, so that each can be given to a CPU of its own.
     pub fn split(&mut self) -> (&mut BlockControl<T>, impl Iterator<Item = &mut BlockQueue<T::Notifier>>) {
-        (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
+        (&mut self.control, iter::once(&mut self.queue).chain(&mut self.others))
     }
 
     /// Resets queue `index`, in which nothing is in flight, and sets it up again.
@@ -296,34 +298,34 @@ impl<T: Transport> Block<T> {
         self.control.config_changed()
     }
 
-    /// Submits a request and waits for it, up to `limit`: for set-up, or where there is nothing else to do. A
-    /// [`SharedQueue`] does not wait.
+    /// Submits a request to [`queue`](Self::queue) and waits for it, up to `limit`: for set-up, or where
+    /// there is nothing else to do. A [`SharedQueue`] does not wait.
     ///
     /// # Errors
     /// [`Error::Busy`] if requests are in flight for which somebody waits, [`Error::Timeout`], after which
     /// the request is [given up](BlockQueue::give_up), or the queue's. Only where the device answered is the
     /// buffer free again.
     pub fn call(&mut self, request: Request, limit: Duration) -> Result<CallResult, Error> {
-        if self.in_flight() != self.lost() {
+        if self.queue.in_flight() != self.queue.lost() {
             return Err(Error::Busy);
         }
-        let ticket = match self.submit(request) {
+        let ticket = match self.queue.submit(request) {
             Ok(ticket) => ticket,
             Err((error, request)) => return Ok((Err(error), request.into_buffer())),
         };
-        self.kick();
+        self.queue.kick();
         let windows = self.control.device.windows().clone();
         let start = windows.now();
         let answer = windows.wait(limit, || {
             let mut answer = None;
             if windows.now().saturating_sub(start) > LOOK_AGAIN {
-                self.kick_again();
+                self.queue.kick_again();
             }
-            let reaped = self.reap(|done| answer = Some(Ok((done.result, done.buffer))));
+            let reaped = self.queue.reap(|done| answer = Some(Ok((done.result, done.buffer))));
             reaped.err().map(|error| Err(error.into())).or(answer)
         });
         answer.unwrap_or_else(|| {
-            self.give_up(ticket);
+            self.queue.give_up(ticket);
             Err(self.control.device.check().err().unwrap_or(Error::Timeout))
         })
     }
@@ -352,13 +354,13 @@ impl<T: Transport> Deref for Block<T> {
     type Target = BlockQueue<T::Notifier>;
 
     fn deref(&self) -> &Self::Target {
-        &self.first
+        &self.queue
     }
 }
 
 impl<T: Transport> DerefMut for Block<T> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.first
+        &mut self.queue
     }
 }
 

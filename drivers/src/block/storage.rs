@@ -123,11 +123,11 @@ impl<T: Transport> embedded_storage::ReadStorage for Storage<T> {
 
     fn read(&mut self, offset: u32, bytes: &mut [u8]) -> Result<(), Error> {
         let Self { disk, buffers, limit } = self;
-        read!(offset.into(), bytes, buffers, disk.geometry(), |request| disk.call(request, *limit))
+        read!(offset.into(), bytes, buffers, disk.queue.geometry(), |request| disk.call(request, *limit))
     }
 
     fn capacity(&self) -> usize {
-        capacity(&self.disk.geometry()).try_into().unwrap_or(usize::MAX)
+        capacity(&self.disk.queue.geometry()).try_into().unwrap_or(usize::MAX)
     }
 }
 
@@ -135,7 +135,7 @@ impl<T: Transport> embedded_storage::ReadStorage for Storage<T> {
 impl<T: Transport> embedded_storage::Storage for Storage<T> {
     fn write(&mut self, offset: u32, bytes: &[u8]) -> Result<(), Error> {
         let Self { disk, buffers, limit } = self;
-        write!(offset.into(), bytes, buffers, disk.geometry(), |request| disk.call(request, *limit))
+        write!(offset.into(), bytes, buffers, disk.queue.geometry(), |request| disk.call(request, *limit))
     }
 }
 

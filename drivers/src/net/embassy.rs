@@ -66,7 +66,7 @@ impl<T: Transport, F: FnMut(&Waker)> Driver for EmbassyNet<T, F> {
 
     fn link_state(&mut self, context: &mut Context<'_>) -> LinkState {
         (self.register)(context.waker());
-        if self.phy.net.link_up() { LinkState::Up } else { LinkState::Down }
+        if self.phy.net.control.link_up() { LinkState::Up } else { LinkState::Down }
     }
 
     fn capabilities(&self) -> Capabilities {
@@ -77,7 +77,7 @@ impl<T: Transport, F: FnMut(&Waker)> Driver for EmbassyNet<T, F> {
     }
 
     fn hardware_address(&self) -> HardwareAddress {
-        HardwareAddress::Ethernet(self.phy.net.mac())
+        HardwareAddress::Ethernet(self.phy.net.control.mac())
     }
 }
 

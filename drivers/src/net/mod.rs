@@ -65,13 +65,15 @@ impl Default for Options {
 ///
 /// Dropping it resets the device, as with [`Block`](crate::block::Block).
 ///
-/// It is its first pair of queues, and with [`split`](Self::split) each pair can be given to a CPU of its
-/// own. A [`NetPair`] takes no lock. What is about the device does: bringing it up, its configuration,
-/// dropping it, and so they are not for interrupt handlers.
+/// Its parts are used apart: frames go through a pair of queues while somebody else has the control. A
+/// [`NetPair`] takes no lock. What is about the device does: bringing it up, its configuration, dropping it,
+/// and so they are not for interrupt handlers.
 pub struct Net<T: Transport> {
     // First, so that it is dropped first.
-    control: NetControl<T>,
-    first: NetPair<T::Notifier>,
+    /// What its pairs have in common: the address, the link, features, resets.
+    pub control: NetControl<T>,
+    /// The pair of queues that every card has. If there are more, [`split`](Self::split) gives each of them.
+    pub pair: NetPair<T::Notifier>,
     others: Vec<NetPair<T::Notifier>>,
     /// While the device has not said whether it uses the others.
     asked: Option<DriverOk>,
@@ -140,7 +142,7 @@ impl<T: Transport> Net<T> {
         let mut device = offer.negotiate(wanted)?;
         let most_bytes = mtu.unwrap_or(DEFAULT_MTU);
         let mut set_up = |number| NetPair::new(&mut device, number, options.queue_size, most_bytes);
-        let first = set_up(0)?;
+        let pair = set_up(0)?;
         let pairs = options.pairs.min(most.unwrap_or_default());
         let others = (1..pairs).map(set_up).collect::<Result<_, _>>()?;
         // After all pairs that there are, in use or not (5.1.2).
@@ -148,8 +150,8 @@ impl<T: Transport> Net<T> {
         let mut control = NetControl::new(device, commands, mac, most_bytes)?;
         // Before it is a `Net`, which would only reset the device when it is dropped.
         let started = control.start()?;
-        let mut net = Self { control, first, others, asked: None };
-        net.first.start(&started);
+        let mut net = Self { control, pair, others, asked: None };
+        net.pair.start(&started);
         net.asked = net.control.ask_for_pairs(pairs)?.then_some(started);
         Ok(net)
     }
@@ -171,9 +173,9 @@ impl<T: Transport> Net<T> {
         Ok(true)
     }
 
-    /// What the pairs have in common, and each pair, to be used apart.
+    /// What the pairs have in common, and each pair, so that each can be given to a CPU of its own.
     pub fn split(&mut self) -> (&mut NetControl<T>, impl Iterator<Item = &mut NetPair<T::Notifier>>) {
-        (&mut self.control, iter::once(&mut self.first).chain(&mut self.others))
+        (&mut self.control, iter::once(&mut self.pair).chain(&mut self.others))
     }
 
     /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered
@@ -215,13 +217,13 @@ impl<T: Transport> Deref for Net<T> {
     type Target = NetPair<T::Notifier>;
 
     fn deref(&self) -> &Self::Target {
-        &self.first
+        &self.pair
     }
 }
 
 impl<T: Transport> DerefMut for Net<T> {
     fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.first
+        &mut self.pair
     }
 }
 

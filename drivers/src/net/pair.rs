@@ -72,7 +72,7 @@ impl TxFrame<'_> {
     /// Makes `frame` the contents.
     ///
     /// # Errors
-    /// If it is empty, or longer than the device takes: than [`MTU`](super::Net::mtu) and 14 bytes.
+    /// If it is empty, or longer than the device takes: than [`MTU`](super::NetControl::mtu) and 14 bytes.
     #[inline]
     pub fn write(&mut self, frame: &[u8]) -> Result<(), VolatileError> {
         if frame.is_empty() || frame.len() > self.most {

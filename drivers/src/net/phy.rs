@@ -126,7 +126,7 @@ impl<T: Transport> Phy<T> {
 
     /// The longest frame to send, in bytes.
     pub(super) fn longest(&self) -> usize {
-        usize::from(self.net.mtu()).saturating_add(ETHERNET_HEADER_LEN)
+        usize::from(self.net.control.mtu()).saturating_add(ETHERNET_HEADER_LEN)
     }
 }
 
