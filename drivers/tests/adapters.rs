@@ -91,7 +91,7 @@ fn a_queue_by_the_byte() {
     use embedded_storage_async::{ReadStorage as _, Storage as _};
 
     let (_fake, mut block, pool, mut device) = parts();
-    let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+    let queue = SharedQueue::new(&mut block.queue, Hybrid::new(0)).unwrap();
     let mut storage = SharedStorage::new(&queue, pool);
     let mut expected = device.data.clone();
     assert_eq!(storage.capacity(), END as usize);
@@ -113,7 +113,7 @@ fn in_blocks<const SIZE: usize>() {
     use block_device_driver::BlockDevice;
 
     let (_fake, mut block, pool, mut device) = parts();
-    let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+    let queue = SharedQueue::new(&mut block.queue, Hybrid::new(0)).unwrap();
     let mut storage = SharedStorage::new(&queue, pool);
     let size = run(&queue, &mut device, BlockDevice::<SIZE>::size(&mut storage));
     assert_eq!(size, Ok(END.into()));
@@ -138,7 +138,7 @@ fn a_queue_in_blocks() {
 #[test]
 fn a_card_for_embassy() {
     let Bench { fake, net, mut rx, mut tx } = bench(4);
-    let (mac, asked) = (net.mac(), Cell::new(0));
+    let (mac, asked) = (net.control.mac(), Cell::new(0));
     let mut card = EmbassyNet::new(Phy::new(net), |_: &Waker| asked.set(asked.get() + 1));
     let mut context = Context::from_waker(Waker::noop());
     assert_eq!(card.capabilities().max_transmission_unit, 1414);

@@ -190,7 +190,7 @@ fn a_buffer_for_the_other_direction_comes_back() {
                 (_, buffer) => Request::Identify { buffer },
             };
             for kind in bad.chars() {
-                let (error, back) = block.submit(request(kind)).unwrap_err();
+                let (error, back) = block.queue.submit(request(kind)).unwrap_err();
                 assert_eq!(error, RequestError::WrongDirection, "{kind} {:?}", pool.take().is_none());
                 match (kind, &back) {
                     ('r', Request::Read { sector, len: found, .. })
@@ -201,12 +201,12 @@ fn a_buffer_for_the_other_direction_comes_back() {
                     _ => panic!("{kind} came back as {back:?}"),
                 }
                 assert_eq!(back.into_buffer().map(|buffer| buffer.len()), Some(len));
-                block.kick();
-                assert_eq!((block.in_flight(), fake.ring(0).pending(), fake.kicks(0)), (0, 0, 0));
+                block.queue.kick();
+                assert_eq!((block.queue.in_flight(), fake.ring(0).pending(), fake.kicks(0)), (0, 0, 0));
             }
             for kind in good.chars() {
-                block.submit(request(kind)).unwrap();
-                block.kick();
+                block.queue.submit(request(kind)).unwrap();
+                block.queue.kick();
                 let mut ring = fake.ring(0);
                 let chain = std::iter::from_fn(|| ring.take()).last().unwrap();
                 let parts = &chain.segments[1..chain.segments.len() - 1];
@@ -227,8 +227,8 @@ fn packets_go_one_way() {
         let offered = features::VERSION_1 | format;
         let fake = Fake::new(DeviceType::NET, offered, vec![0; 12], &[4, 4]);
         let mut net = Net::new(fake.transport(), &grant(), fake.windows()).unwrap();
-        assert_eq!(net.send(1, |room| room.write(&[1; 60]).unwrap()), Ok(1));
-        net.kick();
+        assert_eq!(net.pair.send(1, |room| room.write(&[1; 60]).unwrap()), Ok(1));
+        net.pair.kick();
         let (readable, writable) = (fake.windows().readable().unwrap(), fake.windows().writable().unwrap());
         for (queue, is_writable) in [(0, true), (1, false)] {
             let mut ring = fake.ring(queue);
@@ -352,8 +352,8 @@ fn a_model_that_goes_on_looking() {
         let windows = fake.windows();
         let pool = DmaPool::new(&windows, 2, SECTOR).unwrap();
         let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
-        block.submit(read(pool.take().unwrap())).unwrap();
-        block.kick();
+        block.queue.submit(read(pool.take().unwrap())).unwrap();
+        block.queue.kick();
         let view = if access { windows.writable().unwrap() } else { windows.readable().unwrap() };
         let (in_use, usage) = (fake.platform.dma_in_use(), windows.usage());
         drop(block);

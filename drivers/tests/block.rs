@@ -36,19 +36,19 @@ impl Bench {
 
     fn read(&mut self, sector: u64, len: usize) -> Result<Ticket, RequestError> {
         let buffer = self.buffer();
-        self.block.submit(Request::Read { sector, buffer, len }).map_err(|(error, _)| error)
+        self.block.queue.submit(Request::Read { sector, buffer, len }).map_err(|(error, _)| error)
     }
 
     fn reap(&mut self) -> Vec<Done> {
         let mut done = Vec::new();
-        self.block.reap(|one| done.push(one)).unwrap();
+        self.block.queue.reap(|one| done.push(one)).unwrap();
         done
     }
 
     /// Submits a 512-byte read and lets `answer` complete it.
     fn read_answered(&mut self, answer: impl FnOnce(&mut DeviceRing, &Chain)) -> Result<(), RequestError> {
         self.read(3, SECTOR).unwrap();
-        self.block.kick();
+        self.block.queue.kick();
         let chain = self.disk.ring.take().unwrap();
         answer(&mut self.disk.ring, &chain);
         let done = self.reap();
@@ -64,11 +64,11 @@ fn reads_writes_and_flushes() {
     let mut buffer = bench.buffer();
     let pattern: Vec<u8> = (0..1024).map(|at| (at % 13) as u8).collect();
     buffer.write_slice(&pattern, 0).unwrap();
-    bench.block.submit(Request::Write { sector: 10, buffer, len: 1024 }).unwrap();
-    bench.block.submit(Request::Flush).unwrap();
+    bench.block.queue.submit(Request::Write { sector: 10, buffer, len: 1024 }).unwrap();
+    bench.block.queue.submit(Request::Flush).unwrap();
     bench.read(5, 2048).unwrap();
     assert_eq!(bench.disk.ring.pending(), 0, "not before the kick");
-    bench.block.kick();
+    bench.block.queue.kick();
     assert_eq!(bench.fake.kicks(0), 1);
     assert_eq!(bench.disk.serve_all(), 3);
     let done = bench.reap();
@@ -76,7 +76,7 @@ fn reads_writes_and_flushes() {
     assert_eq!(bench.disk.expected(10, 1024), pattern);
     assert!(done[1].buffer.is_none());
     assert_eq!(bytes(done[2].buffer.as_ref().unwrap(), 2048), bench.disk.expected(5, 2048));
-    let counters = bench.block.counters();
+    let counters = bench.block.queue.counters();
     assert_eq!((counters.submitted, counters.completions, counters.rejected, counters.kicks), (3, 3, 0, 1));
 }
 
@@ -88,19 +88,19 @@ fn as_many_in_flight_as_the_ring_holds() {
         let most = usize::from(size / 3);
         for sector in 0..most {
             let ticket = bench.read(sector as u64, SECTOR).unwrap();
-            assert!(ticket.index() < bench.block.tickets() && tickets.insert(ticket));
+            assert!(ticket.index() < bench.block.queue.tickets() && tickets.insert(ticket));
         }
         assert_eq!(bench.read(0, SECTOR), Err(RequestError::Full));
-        assert_eq!(bench.block.in_flight(), most);
-        bench.block.kick();
+        assert_eq!(bench.block.queue.in_flight(), most);
+        bench.block.queue.kick();
         bench.disk.serve_all();
         let done = bench.reap();
         assert_eq!(done.iter().map(|done| done.ticket).collect::<std::collections::HashSet<_>>(), tickets);
         drop(done);
         // Each slot has room for a request with data: of flushes, without, there fit no more.
-        let flushes = (0..).take_while(|_| bench.block.submit(Request::Flush).is_ok()).count();
-        assert_eq!((flushes, bench.block.depth()), (most, most));
-        bench.block.kick();
+        let flushes = (0..).take_while(|_| bench.block.queue.submit(Request::Flush).is_ok()).count();
+        assert_eq!((flushes, bench.block.queue.depth()), (most, most));
+        bench.block.queue.kick();
         assert_eq!(bench.disk.serve_all(), most);
     }
 }
@@ -111,7 +111,7 @@ fn a_batch_is_one_kick() {
     let requests: Vec<_> =
         (0..10).map(|sector| Request::Read { sector, buffer: bench.buffer(), len: SECTOR }).collect();
     let mut accepted = 0;
-    bench.block.submit_batch(requests, |result| accepted += usize::from(result.is_ok()));
+    bench.block.queue.submit_batch(requests, |result| accepted += usize::from(result.is_ok()));
     assert_eq!((accepted, bench.fake.kicks(0), bench.disk.serve_all()), (10, 1, 10));
 }
 
@@ -119,7 +119,7 @@ fn a_batch_is_one_kick() {
 fn completions_in_any_order() {
     let mut bench = bench();
     let tickets: Vec<_> = (0..10).map(|sector| bench.read(sector, SECTOR).unwrap()).collect();
-    bench.block.kick();
+    bench.block.queue.kick();
     let mut chains: Vec<_> = std::iter::from_fn(|| bench.disk.ring.take()).collect();
     chains.reverse();
     for chain in &chains {
@@ -149,23 +149,24 @@ fn what_no_device_should_see() {
         (0, usize::MAX, RequestError::BufferTooShort),
     ];
     for (sector, len, expected) in cases {
-        let result = bench.block.submit(Request::Read { sector, buffer: bench.pool.take().unwrap(), len });
+        let result =
+            bench.block.queue.submit(Request::Read { sector, buffer: bench.pool.take().unwrap(), len });
         let (error, request) = result.unwrap_err();
         assert_eq!(error, expected, "sector {sector}, length {len}");
         assert_eq!(request.into_buffer().unwrap().len(), 4096);
     }
     let write = Request::Write { sector: 0, buffer: bench.buffer(), len: 1024 };
-    assert_eq!(bench.block.submit(write).unwrap_err().0, RequestError::ReadOnly);
+    assert_eq!(bench.block.queue.submit(write).unwrap_err().0, RequestError::ReadOnly);
     bench.read(SECTORS - 2, 1024).unwrap();
     bench.read(0, 3072).unwrap();
-    bench.block.kick();
+    bench.block.queue.kick();
     bench.disk.ring.take().unwrap();
     let chain = bench.disk.ring.take().unwrap();
     assert_eq!(chain.segments.iter().map(|part| part.len).collect::<Vec<_>>(), [16, 1024, 1024, 1024, 1]);
     assert!(bench.disk.ring.take().is_none(), "nothing else reached the device");
 
     let mut plain = bench_with(features::VERSION_1, config(SECTORS, 0, 0, 0), 64);
-    assert_eq!(plain.block.submit(Request::Flush).unwrap_err().0, RequestError::Unsupported);
+    assert_eq!(plain.block.queue.submit(Request::Flush).unwrap_err().0, RequestError::Unsupported);
     let expected = Geometry {
         sectors: SECTORS,
         block_size: 512,
@@ -174,7 +175,7 @@ fn what_no_device_should_see() {
         segment_size: u32::MAX,
         segments: 1,
     };
-    assert_eq!(plain.block.geometry(), expected, "fields without their feature are not looked at");
+    assert_eq!(plain.block.queue.geometry(), expected, "fields without their feature are not looked at");
     assert!(plain.read(0, 4096).is_ok());
 }
 
@@ -184,8 +185,8 @@ fn another_devices_buffer_is_refused() {
     let windows = DmaWindows::for_model(theirs.fake.platform, DeviceId(99)).unwrap();
     let foreign = DmaPool::new(&windows, 1, 512).unwrap().take().unwrap();
     let request = Request::Read { sector: 0, buffer: foreign, len: 512 };
-    assert_eq!(ours.block.submit(request).unwrap_err().0, RequestError::WrongDevice);
-    assert_eq!(ours.block.in_flight(), 0);
+    assert_eq!(ours.block.queue.submit(request).unwrap_err().0, RequestError::WrongDevice);
+    assert_eq!(ours.block.queue.in_flight(), 0);
     assert!(ours.read(0, 512).is_ok());
 }
 
@@ -228,7 +229,7 @@ fn senseless_configurations() {
     // requests.
     for (offered, segments) in [(0, 33), (INDIRECT_DESC, 62)] {
         let bench = bench_with(ALL | offered, config(u64::MAX, 16, u32::MAX, 512), 64);
-        assert_eq!(bench.block.geometry().segments, segments);
+        assert_eq!(bench.block.queue.geometry().segments, segments);
     }
 }
 
@@ -245,7 +246,7 @@ fn requests_of_one_block() {
         (1 << 31, 1, 1 << 31, 4, 1),
     ] {
         let mut bench = bench_with(ALL, config(1 << 23, size_max, seg_max, block_size), size);
-        assert_eq!(bench.block.geometry().segments, segments, "{size_max} * {seg_max}");
+        assert_eq!(bench.block.queue.geometry().segments, segments, "{size_max} * {seg_max}");
         if block_size <= 4096 {
             bench.read(8, block_size as usize).unwrap();
             assert_eq!(bench.read(8, block_size as usize + 512).is_err(), block_size > 512 || segments == 1);
@@ -260,12 +261,16 @@ fn whole_blocks() {
         [(64, 4096, 64), (63, 4096, 56), (7, 4096, 0), (0, 512, 0), (u64::MAX, 512, u64::MAX), (65, 1024, 64)]
     {
         let mut bench = bench_with(ALL, config(sectors, 1 << 20, 4, block_size), 64);
-        assert_eq!(bench.block.geometry().sectors, expected, "{sectors} sectors, blocks of {block_size}");
+        assert_eq!(
+            bench.block.queue.geometry().sectors,
+            expected,
+            "{sectors} sectors, blocks of {block_size}"
+        );
         let last = expected.wrapping_sub(u64::from(block_size) / 512);
         assert_eq!(bench.read(last, block_size as usize).is_ok(), expected != 0);
         bench.fake.model().config[0..8].copy_from_slice(&17_u64.to_le_bytes());
-        assert_eq!(bench.block.config_changed(), Ok(true));
-        assert_eq!(bench.block.geometry().sectors, 17 & !(u64::from(block_size) / 512 - 1));
+        assert_eq!(bench.block.control.config_changed(), Ok(true));
+        assert_eq!(bench.block.queue.geometry().sectors, 17 & !(u64::from(block_size) / 512 - 1));
     }
 }
 
@@ -297,18 +302,18 @@ fn true_errors_and_lies() {
     assert_eq!(bench.read_answered(answer(0, 513)), Ok(()));
     let silent = bench.read_answered(|ring, chain| ring.complete(chain.head, 513));
     assert_eq!(silent, Err(RequestError::BadStatus(255)), "an old status does not count");
-    assert_eq!(bench.block.in_flight(), 0);
+    assert_eq!(bench.block.queue.in_flight(), 0);
 }
 
 #[test]
 fn a_broken_ring_ends_it() {
     let mut bench = bench();
     bench.read(0, SECTOR).unwrap();
-    bench.block.kick();
+    bench.block.queue.kick();
     bench.disk.ring.complete(40, 513);
-    assert_eq!(bench.block.reap(|_| panic!("nothing is done")), Err(QueueError::Broken));
+    assert_eq!(bench.block.queue.reap(|_| panic!("nothing is done")), Err(QueueError::Broken));
     assert_eq!(bench.read(0, SECTOR), Err(RequestError::Broken));
-    assert!(bench.block.is_broken());
+    assert!(bench.block.queue.is_broken());
     let free = bench.pool.available();
     drop(bench.block);
     assert_eq!(bench.pool.available(), free + 1, "the reset gave the buffer back");
@@ -317,14 +322,14 @@ fn a_broken_ring_ends_it() {
 #[test]
 fn the_capacity_may_change() {
     let mut bench = bench();
-    assert_eq!(bench.block.config_changed(), Ok(false));
+    assert_eq!(bench.block.control.config_changed(), Ok(false));
     bench.fake.model().config[0..8].copy_from_slice(&16_u64.to_le_bytes());
-    assert_eq!(bench.block.config_changed(), Ok(true));
+    assert_eq!(bench.block.control.config_changed(), Ok(true));
     assert_eq!(bench.read(16, SECTOR), Err(RequestError::OutOfRange));
     bench.fake.model().status |= 64;
-    assert_eq!(bench.block.config_changed(), Err(Error::NeedsReset));
+    assert_eq!(bench.block.control.config_changed(), Err(Error::NeedsReset));
     bench.fake.model().gone = true;
-    assert_eq!(bench.block.config_changed(), Err(Error::Gone));
+    assert_eq!(bench.block.control.config_changed(), Err(Error::Gone));
 }
 
 /// What a disk says of itself may depend on the features that were chosen: `writeback` does (5.2.5.1).
@@ -349,7 +354,7 @@ fn a_disk_that_changes_while_it_is_read() {
     other[34] = 2;
     let offered = ALL | block::features::MQ;
     let shape = |block: &mut Block<FakeTransport>| {
-        let geometry = block.geometry();
+        let geometry = block.queue.geometry();
         let queues = block.split().1.count();
         (geometry.sectors, geometry.segment_size, geometry.segments, geometry.block_size, queues)
     };
@@ -370,12 +375,19 @@ fn a_disk_that_changes_while_it_is_read() {
     for looks in 0..8 {
         let mut bench = bench();
         bench.fake.model().change = Some((looks, config(16, 1 << 20, 4, 1024)));
-        let changed = bench.block.config_changed();
+        let changed = bench.block.control.config_changed();
         let later = bench.fake.model().change.take().is_some();
         let expected = if later { Ok(false) } else { Err(Error::BadConfig) };
-        assert_eq!((changed, bench.block.geometry().sectors), (expected, SECTORS), "after {looks} looks");
+        assert_eq!(
+            (changed, bench.block.queue.geometry().sectors),
+            (expected, SECTORS),
+            "after {looks} looks"
+        );
         bench.fake.model().config = config(16, 1 << 20, 4, 512);
-        assert_eq!((bench.block.config_changed(), bench.block.geometry().sectors), (Ok(true), 16));
+        assert_eq!(
+            (bench.block.control.config_changed(), bench.block.queue.geometry().sectors),
+            (Ok(true), 16)
+        );
     }
 }
 
@@ -400,7 +412,7 @@ fn the_id_of_a_disk() {
         bench.block.identify(bench.pool.take().unwrap(), Duration::from_millis(5)),
         Err(Error::Timeout)
     );
-    assert_eq!((bench.pool.available(), bench.block.in_flight(), bench.block.lost()), (63, 1, 1));
+    assert_eq!((bench.pool.available(), bench.block.queue.in_flight(), bench.block.queue.lost()), (63, 1, 1));
     // The next one gets its own answer, whenever the first one is done.
     let buffer = bench.pool.take().unwrap();
     disk.ring.take().unwrap();
@@ -409,8 +421,8 @@ fn the_id_of_a_disk() {
     server.join().unwrap();
     let ticket = bench.read(0, SECTOR).unwrap();
     assert_eq!(bench.block.identify(bench.pool.take().unwrap(), Duration::ZERO), Err(Error::Busy));
-    assert!(bench.block.is_in_flight(ticket) && bench.block.give_up(ticket));
-    assert!(!bench.block.is_in_flight(ticket), "nobody waits for it");
+    assert!(bench.block.queue.is_in_flight(ticket) && bench.block.queue.give_up(ticket));
+    assert!(!bench.block.queue.is_in_flight(ticket), "nobody waits for it");
     bench.fake.model().gone = true;
 }
 
@@ -446,7 +458,7 @@ proptest! {
             let mut flush = overlaps;
             while let Some(next) = request.take() {
                 if flush {
-                    bench.block.kick();
+                    bench.block.queue.kick();
                     let mut chains: Vec<_> = std::iter::from_fn(|| bench.disk.ring.take()).collect();
                     while !chains.is_empty() {
                         let chain = chains.swap_remove(order.index(chains.len()));
@@ -464,7 +476,7 @@ proptest! {
                     prop_assert!(expected.is_empty());
                     touched.clear();
                 }
-                match bench.block.submit(next) {
+                match bench.block.queue.submit(next) {
                     Ok(ticket) => {
                         prop_assert!(expected.insert(ticket.index(), (from, to, write)).is_none());
                         touched.push(from..to);
@@ -495,7 +507,7 @@ proptest! {
         let mut held = Vec::new();
         for (status, len, id, honest) in answers {
             let submitted = bench.read(3, SECTOR);
-            bench.block.kick();
+            bench.block.queue.kick();
             held.extend(std::iter::from_fn(|| bench.disk.ring.take()));
             match (honest, held.pop()) {
                 (1.., Some(chain)) => {
@@ -504,13 +516,13 @@ proptest! {
                 }
                 _ => bench.disk.ring.complete(id, len),
             }
-            let result = bench.block.reap(|done| {
+            let result = bench.block.queue.reap(|done| {
                 assert!(done.buffer.is_some());
                 assert!(done.result.is_err() || status == 0 && len == 513);
             });
-            prop_assert_eq!(result.is_err(), bench.block.is_broken());
+            prop_assert_eq!(result.is_err(), bench.block.queue.is_broken());
             prop_assert!(matches!(submitted, Ok(_) | Err(RequestError::Broken | RequestError::Full)));
-            prop_assert_eq!(bench.pool.available() + bench.block.in_flight(), 64);
+            prop_assert_eq!(bench.pool.available() + bench.block.queue.in_flight(), 64);
         }
     }
 }

@@ -51,7 +51,7 @@ impl Bench {
     fn fill(&mut self, disk: &mut Disk) -> Vec<Chain> {
         for number in 0.. {
             let request = self.read(number % SECTORS, SECTOR);
-            match self.block.submit(request) {
+            match self.block.queue.submit(request) {
                 Ok(_) => {}
                 Err((error, _)) => {
                     assert_eq!(error, RequestError::Full);
@@ -59,12 +59,12 @@ impl Bench {
                 }
             }
         }
-        self.block.kick();
+        self.block.queue.kick();
         std::iter::from_fn(|| disk.ring.take()).collect()
     }
 
     fn reap_good(&mut self) -> usize {
-        self.block.reap(|done| assert_eq!(done.result, Ok(()))).unwrap()
+        self.block.queue.reap(|done| assert_eq!(done.result, Ok(()))).unwrap()
     }
 }
 
@@ -76,14 +76,14 @@ fn interrupts_as_the_caller_wants_them() {
             let mut bench = Bench::new(features, config, &[16], &Options::default()).unwrap();
             let mut disk = Disk::new(bench.fake.ring(0));
             for _ in 0..3 {
-                bench.block.disable_interrupts();
+                bench.block.queue.disable_interrupts();
                 assert!(!disk.ring.interrupts_wanted(), "features {features:#x}");
-                assert!(!bench.block.enable_interrupts(), "nothing is there: the caller may sleep");
+                assert!(!bench.block.queue.enable_interrupts(), "nothing is there: the caller may sleep");
                 assert!(disk.ring.interrupts_wanted(), "features {features:#x}");
-                bench.block.submit(Request::Flush).unwrap();
-                bench.block.kick();
+                bench.block.queue.submit(Request::Flush).unwrap();
+                bench.block.queue.kick();
                 assert_eq!(disk.serve_all(), 1);
-                assert!(bench.block.enable_interrupts(), "an answer is there");
+                assert!(bench.block.queue.enable_interrupts(), "an answer is there");
                 assert_eq!(bench.reap_good(), 1);
             }
         }
@@ -117,7 +117,7 @@ fn as_many_queues_as_wanted_and_there() {
         let mut bench = Bench::new(offered, config_with(there), &[64; 4], &options).unwrap();
         let case = format!("{there} there, {wanted} wanted");
         assert_eq!(bench.queues(), expected, "{case}");
-        assert_eq!(bench.block.features() & MQ, offered, "{case}");
+        assert_eq!(bench.block.control.features() & MQ, offered, "{case}");
         let up = |event: &&Event| matches!(event, Event::QueueUp(_));
         let events = bench.fake.model().events.iter().filter(up).copied().collect::<Vec<_>>();
         assert_eq!(events, (0..expected as u16).map(Event::QueueUp).collect::<Vec<_>>(), "{case}");
@@ -153,12 +153,12 @@ fn options_that_cannot_be() {
     for wanted in [0, all & !RING_PACKED, RING_PACKED, INDIRECT_DESC, EVENT_IDX] {
         let options = Options { features: wanted, ..Options::default() };
         let bench = Bench::new(all, config_with(1), &[64], &options).unwrap();
-        assert_eq!(bench.block.features() & all, wanted, "only what the user wants");
+        assert_eq!(bench.block.control.features() & all, wanted, "only what the user wants");
     }
     // What is no feature of queues cannot be had this way.
     let options = Options { features: u64::MAX, ..Options::default() };
     let bench = Bench::new(u64::MAX, config_with(1), &[64], &options).unwrap();
-    assert_eq!(bench.block.features() & 1 << 14, 0, "WRITE_ZEROES is not implemented");
+    assert_eq!(bench.block.control.features() & 1 << 14, 0, "WRITE_ZEROES is not implemented");
 }
 
 /// Reads every sector a few times through one queue, and answers as its disk.
@@ -319,12 +319,16 @@ fn all_in_tables_or_none() {
             let offered = format | if indirect { INDIRECT_DESC } else { 0 };
             let options = Options { queue_size: size, depth, ..Options::default() };
             let mut bench = Bench::new(offered, config_with(1), &[1024], &options).unwrap();
-            assert_eq!((bench.block.depth(), bench.block.queue_size()), (expected, size), "{case}");
+            assert_eq!(
+                (bench.block.queue.depth(), bench.block.queue.queue_size()),
+                (expected, size),
+                "{case}"
+            );
             let mut disk = Disk::new(bench.fake.ring(0));
             let mut tables = std::collections::HashSet::new();
             for _ in 0..3 {
                 let chains = bench.fill(&mut disk);
-                assert_eq!((chains.len(), bench.block.in_flight()), (expected, expected), "{case}");
+                assert_eq!((chains.len(), bench.block.queue.in_flight()), (expected, expected), "{case}");
                 let descriptors: usize = chains.iter().map(|chain| usize::from(chain.descriptors)).sum();
                 assert!(descriptors <= size.into(), "{descriptors} descriptors: {case}");
                 let tabled = 3 * expected > size.into();
@@ -351,8 +355,8 @@ fn the_default_options_have_one_path() {
     for (format, depth) in formats.flat_map(|format| [64, 128].map(|depth| (format, depth))) {
         let options = Options { depth, ..Options::default() };
         let mut bench = Bench::new(format | INDIRECT_DESC, config_with(1), &[256], &options).unwrap();
-        let depth = bench.block.depth();
-        assert_eq!((depth, bench.block.queue_size()), (options.depth.into(), 256));
+        let depth = bench.block.queue.depth();
+        assert_eq!((depth, bench.block.queue.queue_size()), (options.depth.into(), 256));
         let mut disk = Disk::new(bench.fake.ring(0));
         let mut kinds = std::collections::HashSet::new();
         for round in 0..1000_usize {
@@ -364,9 +368,9 @@ fn the_default_options_have_one_path() {
                     2 => Request::Identify { buffer },
                     _ => Request::Flush,
                 };
-                bench.block.submit(request).unwrap();
+                bench.block.queue.submit(request).unwrap();
             }
-            bench.block.kick();
+            bench.block.queue.kick();
             let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
             kinds.extend(chains.iter().map(|chain| (chain.table.is_some(), chain.descriptors)));
             finish(&mut disk, chains);
@@ -398,7 +402,7 @@ fn segments_of_the_longest_length() {
             let mut bench =
                 Bench::new(offered, config, &[ring], &Options { queue_size: ring, ..Options::default() })
                     .unwrap();
-            let geometry = bench.block.geometry();
+            let geometry = bench.block.queue.geometry();
             assert_eq!((geometry.segments, geometry.segment_size), (segments, size_max), "{case}");
             let mut disk = Disk::new(bench.fake.ring(0));
             let longest = u64::from(segments) * u64::from(size_max);
@@ -407,23 +411,23 @@ fn segments_of_the_longest_length() {
             // descriptors are enough for that no slot has to itself.
             let mut buffers = Vec::new();
             let count = longest.div_ceil(size_max as usize) + 2;
-            let spare = (!indirect).then(|| usize::from(ring) - 3 * bench.block.depth());
+            let spare = (!indirect).then(|| usize::from(ring) - 3 * bench.block.queue.depth());
             let most = spare.and_then(|spare| spare.checked_div(count - 3)).unwrap_or(20);
-            for sector in 0..bench.block.depth().min(most).min(20) as u64 {
+            for sector in 0..bench.block.queue.depth().min(most).min(20) as u64 {
                 let request = bench.read(sector, longest);
-                bench.block.submit(request).unwrap();
+                bench.block.queue.submit(request).unwrap();
                 buffers.push(sector);
             }
             assert!(!buffers.is_empty());
-            if most < bench.block.depth().min(20) {
+            if most < bench.block.queue.depth().min(20) {
                 let request = bench.read(0, longest);
-                assert_eq!(bench.block.submit(request).unwrap_err().0, RequestError::Full, "{case}");
+                assert_eq!(bench.block.queue.submit(request).unwrap_err().0, RequestError::Full, "{case}");
             }
             if longest < 4096 {
                 let request = bench.read(0, longest + SECTOR);
-                assert_eq!(bench.block.submit(request).unwrap_err().0, RequestError::TooLong, "{case}");
+                assert_eq!(bench.block.queue.submit(request).unwrap_err().0, RequestError::TooLong, "{case}");
             }
-            bench.block.kick();
+            bench.block.queue.kick();
             let chains: Vec<_> = std::iter::from_fn(|| disk.ring.take()).collect();
             assert_eq!(chains.len(), buffers.len(), "{case}");
             for chain in &chains {
@@ -441,6 +445,7 @@ fn segments_of_the_longest_length() {
             let (mut sectors, expected) = (buffers.into_iter(), &disk);
             bench
                 .block
+                .queue
                 .reap(|done| {
                     let sector = sectors.next().unwrap();
                     assert_eq!(done.result, Ok(()), "{case}");
@@ -466,9 +471,9 @@ fn packed_rings_of_any_size() {
         for indirect in [0, INDIRECT_DESC] {
             let options = Options { queue_size: wanted, depth: 40, ..Options::default() };
             let mut bench = Bench::new(RING_PACKED | indirect, config_with(1), &[there], &options).unwrap();
-            assert_eq!(bench.block.queue_size(), size);
+            assert_eq!(bench.block.queue.queue_size(), size);
             let mut disk = Disk::new(bench.fake.ring(0));
-            let depth = bench.block.depth();
+            let depth = bench.block.queue.depth();
             assert_eq!(depth, if indirect != 0 { size.min(40) } else { (size / 3).min(40) }.into());
             // Around the ring a few times, with chains that cross its end, and in an order of the device's
             // own.

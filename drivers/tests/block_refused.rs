@@ -43,13 +43,13 @@ fn no_room() {
     ];
     for (number, (direction, make)) in kinds.into_iter().enumerate() {
         let mut bench = plain();
-        let depth = bench.block.depth();
+        let depth = bench.block.queue.depth();
         let pool = bench.pool(depth + 1, SECTOR, direction);
         let request = || make(pool.take().unwrap());
-        (0..depth).for_each(|_| assert!(bench.block.submit(request()).is_ok()));
+        (0..depth).for_each(|_| assert!(bench.block.queue.submit(request()).is_ok()));
         let last = request();
         let text = format!("{last:?}");
-        let (error, back) = bench.block.submit(last).unwrap_err();
+        let (error, back) = bench.block.queue.submit(last).unwrap_err();
         assert_eq!((error, format!("{back:?}")), (RequestError::Full, text), "kind {number}");
     }
 }
@@ -72,16 +72,16 @@ fn rejected_answers_are_counted() {
         (9, 1, Err(RequestError::BadStatus(9))),
     ] {
         let buffer = pool.take().unwrap();
-        bench.block.submit(Request::Read { sector: 0, buffer, len: SECTOR }).unwrap();
-        bench.block.kick();
+        bench.block.queue.submit(Request::Read { sector: 0, buffer, len: SECTOR }).unwrap();
+        bench.block.queue.kick();
         let chain = ring.take().unwrap();
         ring.write(&chain.segments[2], &[status]);
         ring.complete(chain.head, len);
-        bench.block.reap(|done| assert_eq!(done.result, expected, "{status}, {len}")).unwrap();
+        bench.block.queue.reap(|done| assert_eq!(done.result, expected, "{status}, {len}")).unwrap();
         rejected += u64::from(expected == Err(RequestError::BadLength));
-        assert_eq!(bench.block.counters().rejected, rejected, "{status}, {len}");
+        assert_eq!(bench.block.queue.counters().rejected, rejected, "{status}, {len}");
     }
-    assert_eq!((rejected, bench.block.counters().completions), (4, 8));
+    assert_eq!((rejected, bench.block.queue.counters().completions), (4, 8));
 }
 
 /// Sectors are the unit, and blocks of several (5.2.6.1).
@@ -95,7 +95,7 @@ fn parts_of_blocks() {
                 let request = Request::Read { sector, buffer: pool.take().unwrap(), len };
                 let edges = [len, sector as usize * SECTOR];
                 let whole = len > 0 && edges.iter().all(|at| at.is_multiple_of(block_size));
-                let result = bench.block.submit(request).map(drop).map_err(|(error, _)| error);
+                let result = bench.block.queue.submit(request).map(drop).map_err(|(error, _)| error);
                 let expected = if whole { Ok(()) } else { Err(RequestError::Misaligned) };
                 assert_eq!(result, expected, "{len} bytes at {sector}, blocks of {block_size}");
             }
@@ -109,10 +109,10 @@ fn segments_without_a_limit_of_their_number() {
     let offered = block::features::SIZE_MAX;
     let mut bench = Bench::new(offered, config(SECTORS, 512, 9, 0), &Options::default());
     let pool = bench.pool(2, 1024, Direction::FromDevice);
-    assert_eq!(bench.block.geometry().segments, 1);
+    assert_eq!(bench.block.queue.geometry().segments, 1);
     let mut read = |len| {
         let request = Request::Read { sector: 0, buffer: pool.take().unwrap(), len };
-        bench.block.submit(request).map(drop).map_err(|(error, _)| error)
+        bench.block.queue.submit(request).map(drop).map_err(|(error, _)| error)
     };
     assert_eq!((read(512), read(1024)), (Ok(()), Err(RequestError::TooLong)));
 }
@@ -124,17 +124,18 @@ fn segments_of_a_byte() {
     let mut bench = Bench::new(ALL, config(SECTORS, 1, 512, 512), &options);
     let mut disk = Disk::new(bench.fake.ring(0));
     let buffer = bench.pool(1, SECTOR, Direction::FromDevice).take().unwrap();
-    bench.block.submit(Request::Read { sector: 5, buffer, len: SECTOR }).unwrap();
-    bench.block.kick();
+    bench.block.queue.submit(Request::Read { sector: 5, buffer, len: SECTOR }).unwrap();
+    bench.block.queue.kick();
     assert_eq!(disk.serve_all(), 1);
     bench
         .block
+        .queue
         .reap(|done| {
             assert_eq!(done.result, Ok(()));
             assert_eq!(bytes(&done.buffer.unwrap(), SECTOR), disk.expected(5, SECTOR));
         })
         .unwrap();
-    assert_eq!(bench.block.in_flight(), 0);
+    assert_eq!(bench.block.queue.in_flight(), 0);
 }
 
 /// Who does not ask for more queues has one, whatever the disk has.

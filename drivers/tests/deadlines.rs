@@ -55,7 +55,7 @@ impl Server<'_> {
 
 macro_rules! set_up {
     ($bench:ident, $queue:ident, $server:ident) => {
-        let $queue = Shared::new(&mut $bench.block, Hybrid::new(0)).unwrap().with_patience(ENDLESS);
+        let $queue = Shared::new(&mut $bench.block.queue, Hybrid::new(0)).unwrap().with_patience(ENDLESS);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut $server = Server(server_at(&$queue, &ended, || clock.get()), &clock);
     };
@@ -257,7 +257,7 @@ fn a_silent_device_is_unresponsive() {
         let mut bench = Bench::new(format, 1, 8);
         let mut disk = bench.disk(0);
         let mut requests = (0..6).map(|sector| bench.read(sector)).collect::<Vec<_>>().into_iter();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = Server(server_at(&queue, &ended, || clock.get()), &clock);
         server.run(0);
@@ -302,9 +302,9 @@ fn a_silent_device_is_unresponsive() {
 fn half_of_the_slots_and_half_a_minute_are_borne() {
     for lost in [9, 10] {
         let mut bench = Bench::new(0, 1, 64);
-        let (mut disk, pool, depth) = (bench.disk(0), bench.pool.clone(), bench.block.depth());
+        let (mut disk, pool, depth) = (bench.disk(0), bench.pool.clone(), bench.block.queue.depth());
         let requests: Vec<_> = (0..depth as u64).map(|sector| bench.read(sector)).collect();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = Server(server_at(&queue, &ended, || clock.get()), &clock);
         let _transfers: Vec<_> = (0..)

@@ -142,12 +142,12 @@ fn a_stuck_device_is_waited_for_once() {
     add(net(), &|fake| drops(card(fake)));
     add(block(), &|fake| {
         let mut block = disk(fake);
-        Box::new(move || assert_eq!(block.split().0.shut_down().map(drop), Err(ResetError::Timeout)))
+        Box::new(move || assert_eq!(block.control.shut_down().map(drop), Err(ResetError::Timeout)))
     });
     // One that did reset when it was shut down is not known to be stuck.
     add(block(), &|fake| {
         let mut block = disk(fake);
-        block.split().0.shut_down().unwrap();
+        block.control.shut_down().unwrap();
         fake.model().status = 1;
         drops(block)
     });
@@ -351,7 +351,7 @@ fn a_shut_down_that_nobody_waits_for() {
         let fake = Fake::new(DeviceType::BLOCK, features::VERSION_1, vec![1; 16], &[16]);
         let mut block = Block::new(fake.transport(), &grant(), fake.windows()).unwrap();
         let start = fake.platform.now();
-        let control = block.split().0;
+        let control = &mut block.control;
         assert!(control.poll_shut_down().is_none(), "nobody asked");
         assert_eq!(fake.model().status & 4, 4);
         fake.model().stuck = true;
@@ -437,8 +437,10 @@ fn quarantine_without_proof() {
     let pool = DmaPool::new(&windows, 2, 512).unwrap();
     let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
     let buffer = pool.take().unwrap();
-    assert!(block.submit(ringfence_drivers::block::Request::Read { sector: 0, buffer, len: 512 }).is_ok());
-    block.kick();
+    assert!(
+        block.queue.submit(ringfence_drivers::block::Request::Read { sector: 0, buffer, len: 512 }).is_ok()
+    );
+    block.queue.kick();
     let mut ring = fake.ring(0);
     let chain = ring.take().unwrap();
     let in_use = platform.dma_in_use();
@@ -480,9 +482,11 @@ fn a_driver_dropped_in_flight_gives_all_back_after_a_reset() {
     let mut block = Block::new(fake.transport(), &grant(), windows.clone()).unwrap();
     for sector in 0..4 {
         let buffer = pool.take().unwrap();
-        assert!(block.submit(ringfence_drivers::block::Request::Read { sector, buffer, len: 512 }).is_ok());
+        assert!(
+            block.queue.submit(ringfence_drivers::block::Request::Read { sector, buffer, len: 512 }).is_ok()
+        );
     }
-    block.kick();
+    block.queue.kick();
     assert_eq!(pool.available(), 0);
     drop(block);
     assert_eq!(pool.available(), 4);

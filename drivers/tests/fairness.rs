@@ -46,7 +46,7 @@ fn a_latecomer_waits_behind_those_who_wait() {
         let mut bench = Bench::new(format, 1, 8);
         let mut disk = bench.disk(0);
         let mut requests = (0..6).map(|sector| bench.read(sector)).collect::<Vec<_>>().into_iter();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut transfers: Vec<_> = requests.by_ref().take(4).map(|request| begin(&queue, request)).collect();
@@ -70,7 +70,7 @@ fn whoever_leaves_the_line_holds_nobody_up() {
         let mut disk = bench.disk(0);
         let requests: Vec<_> = (0..6).map(|sector| bench.read(sector)).collect();
         let (pool, one_more) = (bench.pool.clone(), bench.read(6));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut transfers: Vec<_> = requests.into_iter().map(|request| begin(&queue, request)).collect();
@@ -100,9 +100,9 @@ fn short_requests_do_not_overtake_a_long_one() {
         let pool = DmaPool::new(&windows, 16, LONG).unwrap();
         let options = Options { queue_size: 32, ..Options::default() };
         let mut block = Block::with_options(fake.transport(), &fake.grant(), windows, &options).unwrap();
-        let depth = block.depth();
+        let depth = block.queue.depth();
         let mut disk = Disk { ring: fake.ring(0), pending: Vec::new() };
-        let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+        let queue = SharedQueue::new(&mut block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let read = |sector, len| Request::Read { sector, buffer: pool.take().unwrap(), len };
@@ -164,7 +164,7 @@ proptest! {
     ) {
         let mut bench = Bench::new(format | tables, 1, 16);
         let (mut disk, pool) = (bench.disk(0), bench.pool.clone());
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let (mut begun, mut transfers) = (0_u64, Vec::new());

@@ -136,7 +136,7 @@ fn asleep(
 ) {
     let (mut disk, request) = (bench.disk(0), bench.read(5));
     disk.ring.suppress_kicks(true);
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let ended = RefCell::default();
     let (mut server, mut task) =
         (server(&queue, &ended), Task::new(async { check(queue.request(request).await, 5) }));
@@ -190,7 +190,7 @@ fn a_server_that_is_awake_looks_by_itself() {
     let (disk, request) = (bench.disk(0), bench.read(5));
     let ringfence_testkit::tasks::Bench { fake, block, .. } = &mut bench;
     disk.ring.suppress_kicks(true);
-    let queue = Shared::new(block, Hybrid::new(9)).unwrap();
+    let queue = Shared::new(&mut block.queue, Hybrid::new(9)).unwrap();
     let ended = RefCell::default();
     let mut task = Task::new(async { drop(queue.request(request).await) });
     let mut server = server(&queue, &ended);
@@ -254,12 +254,12 @@ fn both_queues_of_a_card_are_looked_at() {
         let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
         let rings = [0, 1].map(|queue| fake.ring(queue));
         rings.iter().for_each(|ring| ring.suppress_kicks(true));
-        assert_eq!(net.send(1, |frame| frame.write(&[1; 60]).unwrap()), Ok(1));
-        net.kick();
+        assert_eq!(net.pair.send(1, |frame| frame.write(&[1; 60]).unwrap()), Ok(1));
+        net.pair.kick();
         let before = [0, 1].map(|queue| fake.kicks(queue));
         for (queue, ring) in rings.iter().enumerate() {
             ring.suppress_kicks(false);
-            net.kick_again();
+            net.pair.kick_again();
             let after = [0, 1].map(|queue| fake.kicks(queue));
             assert_eq!([0, 1].map(|at: usize| after[at] - before[at]), [1, usize::from(queue == 1)]);
         }

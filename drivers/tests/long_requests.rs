@@ -48,8 +48,8 @@ impl Bench {
         disk.data.resize(LEN, 0);
         let wanted = (1_u32 << 20).div_ceil(size_max) as u16 + FIXED as u16;
         let room = Room::of(features, &QueueOptions { size, chains: depth, segments: 3, longest: wanted });
-        let longest = block.geometry().segments as usize;
-        assert_eq!((block.depth(), longest), (room.depth, room.longest - FIXED));
+        let longest = block.queue.geometry().segments as usize;
+        assert_eq!((block.queue.depth(), longest), (room.depth, room.longest - FIXED));
         let size_max = size_max as usize;
         let short = room.depth + 1;
         let pool = |count, len| DmaPool::new(&fake.windows(), count, len).unwrap();
@@ -79,12 +79,12 @@ impl Bench {
         };
         let count = |len: usize| len.div_ceil(self.size_max) + FIXED;
         let expected = self.room.expected(self.inside.values().map(|&(_, len)| count(len)), count(len));
-        let result = self.block.submit(request).map_err(|(error, request)| {
+        let result = self.block.queue.submit(request).map_err(|(error, request)| {
             assert_eq!(request.into_buffer().map(|buffer| buffer.len()), Some(pool.slot_len()));
             error
         });
         let in_flight = self.inside.len() + usize::from(result.is_ok());
-        assert_eq!(self.block.in_flight(), in_flight);
+        assert_eq!(self.block.queue.in_flight(), in_flight);
         assert_eq!(result.as_ref().map(drop).map_err(|error| *error), expected.map_err(RequestError::from));
         let ticket = result?;
         assert_eq!(self.inside.insert(ticket.index(), (at, len)), None);
@@ -93,7 +93,7 @@ impl Bench {
 
     /// The device takes all that is there.
     fn take(&mut self) {
-        self.block.kick();
+        self.block.queue.kick();
         self.held.extend(std::iter::from_fn(|| self.disk.ring.take()));
     }
 
@@ -110,7 +110,7 @@ impl Bench {
 
     fn reap(&mut self) {
         let Self { inside, disk, .. } = self;
-        let done = self.block.reap(|done| {
+        let done = self.block.queue.reap(|done| {
             let (at, len) = inside.remove(&done.ticket.index()).unwrap();
             assert_eq!(done.result, Ok(()));
             assert!(disk.data[at..at + len] == pattern(at, len), "{len} bytes at {at}");
@@ -118,7 +118,7 @@ impl Bench {
             assert!(bytes(&buffer.unwrap(), len) == pattern(at, len), "{len} bytes at {at}");
         });
         assert!(done.is_ok());
-        assert_eq!(self.block.in_flight(), inside.len());
+        assert_eq!(self.block.queue.in_flight(), inside.len());
         let free: usize = self.pools.iter().map(DmaPool::available).sum();
         assert_eq!(free + inside.len(), self.buffers);
     }
@@ -165,7 +165,11 @@ fn the_depth_does_not_depend_on_the_longest_request() {
             let case = format!("{size_max}, indirect {indirect}, {format:#x}");
             let features = format | if indirect { INDIRECT_DESC } else { 0 };
             let mut bench = Bench::new(features, size_max, 256, 128, 2);
-            assert_eq!((bench.block.depth(), bench.block.geometry().segments), (depth, segments), "{case}");
+            assert_eq!(
+                (bench.block.queue.depth(), bench.block.queue.geometry().segments),
+                (depth, segments),
+                "{case}"
+            );
             let longest = bench.longest();
             for _ in 0..2 {
                 for writes in [false, true] {

@@ -77,8 +77,8 @@ fn frees_nothing(fake: &Fake, lie: Result<Quiet, ResetError>) {
     let pool = DmaPool::new(&windows, 2, SECTOR).unwrap();
     let liar = Liar { inner: fake.transport(), answers: [None, Some(lie)].into(), queues: 1 };
     let mut block = Block::new(liar, &grant(), windows.clone()).unwrap();
-    block.submit(read(pool.take().unwrap())).unwrap();
-    block.kick();
+    block.queue.submit(read(pool.take().unwrap())).unwrap();
+    block.queue.kick();
     let mut ring = fake.ring(0);
     let taken = ring.take().unwrap();
     let in_use = fake.platform.dma_in_use();
@@ -158,16 +158,16 @@ fn a_queue_that_could_not_be_reset_is_broken() {
         let mut block = Block::new(liar, &grant(), fake.windows()).unwrap();
         fake.model().stuck_queues = !refused;
         let expected = if refused { Error::QueueRefused(0) } else { Error::Timeout };
-        assert_eq!(block.reset_queue(0), Err(expected));
-        assert!(block.is_broken());
-        let (error, back) = block.submit(read(pool.take().unwrap())).unwrap_err();
+        assert_eq!(block.control.reset_queue(&mut block.queue), Err(expected));
+        assert!(block.queue.is_broken());
+        let (error, back) = block.queue.submit(read(pool.take().unwrap())).unwrap_err();
         assert_eq!((error, back.into_buffer().is_some()), (RequestError::Broken, true));
-        block.kick();
-        assert_eq!((fake.kicks(0), block.reap(drop)), (0, Err(QueueError::Broken)));
+        block.queue.kick();
+        assert_eq!((fake.kicks(0), block.queue.reap(drop)), (0, Err(QueueError::Broken)));
         fake.model().stuck_queues = false;
         // It stays so, and the device, which may not know the queue, is not asked again (2.6.1.2).
         let asked = fake.model().events.len();
-        assert_eq!(block.reset_queue(0), Err(Error::Queue(QueueError::Broken)));
-        assert_eq!((fake.model().events.len(), block.is_broken()), (asked, true));
+        assert_eq!(block.control.reset_queue(&mut block.queue), Err(Error::Queue(QueueError::Broken)));
+        assert_eq!((fake.model().events.len(), block.queue.is_broken()), (asked, true));
     }
 }

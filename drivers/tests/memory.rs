@@ -19,7 +19,7 @@ fn a_disk_of_depth_32_takes_4_pages() {
             let options = block::Options { depth: 32, ..block::Options::default() };
             let disk =
                 Block::with_options(fake.transport(), &fake.grant(), fake.windows(), &options).unwrap();
-            assert_eq!(disk.depth(), 32);
+            assert_eq!(disk.queue.depth(), 32);
             let pages = fake.platform.dma_in_use() / PAGE;
             assert!(pages <= 4, "{pages} pages, {offered:#x}");
         }
@@ -34,7 +34,7 @@ fn a_card_of_queue_size_16_takes_20_pages() {
         let fake = Fake::new(DeviceType::NET, offered, card::config(1, 1500), &[256, 256]);
         let options = net::Options { queue_size: 16, ..net::Options::default() };
         let net = Net::with_options(fake.transport(), &fake.grant(), fake.windows(), &options).unwrap();
-        assert_eq!(net.queue_sizes(), [16, 16]);
+        assert_eq!(net.pair.queue_sizes(), [16, 16]);
         let pages = fake.platform.dma_in_use() / PAGE;
         assert!(pages <= 20, "{pages} pages, {offered:#x}");
     }

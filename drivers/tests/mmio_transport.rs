@@ -70,14 +70,14 @@ fn grant(id: DeviceId) -> DmaGrant {
 fn a_block_device_end_to_end() {
     let device = Device::new();
     let mut block = device.block().unwrap();
-    assert_eq!((block.features(), block.geometry().sectors), (features::VERSION_1, 100));
+    assert_eq!((block.control.features(), block.queue.geometry().sectors), (features::VERSION_1, 100));
     assert_eq!((device.get(0x70), device.get(0x38), device.get(0x44)), (0x0f, 64, 1));
 
     device.put(0x50, u32::MAX);
     let pool = DmaPool::new(&device.windows, 1, 512).unwrap();
-    block.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
+    block.queue.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
     assert_eq!(device.get(0x50), u32::MAX);
-    block.kick();
+    block.queue.kick();
     assert_eq!(device.get(0x50), 0, "the queue's index");
     let addresses = [0x80, 0x90, 0xa0].map(|at| device.registers.slice().read_obj::<u64>(at).unwrap());
     let mut ring = DeviceRing::new(device.platform, ID, 64, addresses, 0);
@@ -87,6 +87,7 @@ fn a_block_device_end_to_end() {
     ring.complete(chain.head, 513);
     let mut count = 0;
     block
+        .queue
         .reap(|done| {
             let mut data = [0; 512];
             done.buffer.unwrap().read_slice(&mut data, 0).unwrap();

@@ -13,27 +13,34 @@ use ringfence_testkit::{Event, Fake, ID, grant};
 #[test]
 fn comes_up_with_a_full_receive_ring() {
     let bench = bench(16);
-    assert_eq!((bench.net.mac(), bench.net.mtu(), bench.net.link_up()), (MAC, 1400, true));
+    assert_eq!(
+        (bench.net.control.mac(), bench.net.control.mtu(), bench.net.control.link_up()),
+        (MAC, 1400, true)
+    );
     assert_eq!(bench.rx.pending(), 16);
     assert_eq!((bench.fake.kicks(0), bench.fake.kicks(1)), (1, 0));
     assert!(!bench.tx.interrupts_wanted(), "nobody waits for frames to be sent");
     assert!(bench.rx.interrupts_wanted());
-    assert_eq!(bench.net.features(), ALL);
+    assert_eq!(bench.net.control.features(), ALL);
 }
 
 #[test]
 fn optional_features() {
     let plain = bench_with(features::VERSION_1, vec![], 8);
-    assert_eq!((plain.net.mtu(), plain.net.link_up()), (1500, true));
-    assert_eq!(plain.net.mac()[0] & 0b11, 0b10, "locally administered, not multicast");
+    assert_eq!((plain.net.control.mtu(), plain.net.control.link_up()), (1500, true));
+    assert_eq!(plain.net.control.mac()[0] & 0b11, 0b10, "locally administered, not multicast");
     let [.., bus, function] = ID.0.to_be_bytes();
-    assert_eq!(plain.net.mac(), [0x02, 0x52, 0, 0, bus, function], "the same at each start");
+    assert_eq!(plain.net.control.mac(), [0x02, 0x52, 0, 0, bus, function], "the same at each start");
     for mtu in [0, 67, 1501, 9000, 65535] {
         let bench = bench_with(ALL, config(1, mtu), 8);
-        assert_eq!((bench.net.features() & net::features::MTU, bench.net.mtu()), (0, 1500), "MTU {mtu}");
+        assert_eq!(
+            (bench.net.control.features() & net::features::MTU, bench.net.control.mtu()),
+            (0, 1500),
+            "MTU {mtu}"
+        );
     }
     let down = bench_with(ALL, config(0, 1500), 8);
-    assert!(!down.net.link_up());
+    assert!(!down.net.control.link_up());
 }
 
 /// An address that no station can have is not accepted (5.1.4.2), and a locally administered one used.
@@ -55,7 +62,7 @@ fn addresses_that_no_station_has() {
         let offered = !(features::QUEUES | net::features::CTRL_VQ | features::ACCESS_PLATFORM);
         let bench = bench_with(offered, [&mac[..], &config(1, 1400)[6..]].concat(), 8);
         let (accepted, expected) = if usable { (ALL, mac) } else { (ALL & !net::features::MAC, own) };
-        assert_eq!((bench.net.mac(), bench.net.features()), (expected, accepted), "{mac:x?}");
+        assert_eq!((bench.net.control.mac(), bench.net.control.features()), (expected, accepted), "{mac:x?}");
     }
 }
 
@@ -65,12 +72,12 @@ fn frames_both_ways() {
     for round in 0..50 {
         let (to, from) = (frame(14 + round * 20, round as u8), frame(60 + round * 21, 99));
         assert!(bench.deliver(&to) && bench.send(&from));
-        bench.net.kick();
+        bench.net.pair.kick();
         assert_eq!(bench.receive(), Some(to));
         assert_eq!(bench.sent(), Some(from));
         assert_eq!(bench.receive(), None);
     }
-    let [rx, tx] = bench.net.counters();
+    let [rx, tx] = bench.net.pair.counters();
     assert_eq!((rx.completions, rx.rejected, tx.submitted, tx.rejected), (50, 0, 50, 0));
 }
 
@@ -86,8 +93,8 @@ fn a_frame_is_read_as_far_as_there_is_room() {
             assert!(!found.is_empty());
             assert_eq!((found.len(), found.read(&mut bytes)), (len, len.min(room)));
         };
-        assert_eq!(bench.net.receive(1, read), Ok(1));
-        bench.net.kick();
+        assert_eq!(bench.net.pair.receive(1, read), Ok(1));
+        bench.net.pair.kick();
         let (copied, rest) = bytes.split_at(len.min(room));
         assert_eq!(copied, &frame[..copied.len()]);
         assert!(rest.iter().all(|&byte| byte == 0xee), "{len} bytes, room for {room}");
@@ -100,7 +107,7 @@ fn the_shortest_frames() {
     let mut bench = bench(4);
     for len in [1, 2, 13, 14] {
         assert!(bench.send(&frame(len, 9)));
-        bench.net.kick();
+        bench.net.pair.kick();
         assert_eq!(bench.sent(), Some(frame(len, 9)));
     }
 }
@@ -117,7 +124,7 @@ fn a_batch_is_one_kick_each_way() {
     for seed in 0..8 {
         assert_eq!(bench.receive(), Some(frame(100, seed)));
     }
-    bench.net.kick();
+    bench.net.pair.kick();
     assert_eq!(kicks(&bench), (before.0 + 1, before.1 + 1));
     assert_eq!((bench.rx.pending(), bench.tx.pending()), (16, 8));
 }
@@ -130,11 +137,11 @@ fn a_card_that_swallows_frames() {
     for format in FORMATS {
         let Bench { mut net, mut rx, mut tx, .. } = bench_with(ALL | format, config(1, 1400), 4);
         let secs = Duration::from_secs;
-        let check = |net: &mut Net<_>, now| net.check(secs(now), secs(PATIENCE));
+        let check = |net: &mut Net<_>, now| net.pair.check(secs(now), secs(PATIENCE));
         let stuck = Err(QueueError::Unresponsive);
         let send = |net: &mut Net<_>| {
-            assert_eq!(net.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
-            net.kick();
+            assert_eq!(net.pair.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
+            net.pair.kick();
         };
         // Buffers to receive into wait for ever.
         (0..5).for_each(|hour| assert_eq!(check(&mut net, 3600 * hour), Ok(())));
@@ -145,7 +152,7 @@ fn a_card_that_swallows_frames() {
                 send(&mut net);
             }
             assert!(deliver(&mut rx, PLAIN, &[0; 60]));
-            assert_eq!(net.receive(1, |_| ()), Ok(1));
+            assert_eq!(net.pair.receive(1, |_| ()), Ok(1));
             assert_eq!(check(&mut net, now), expected, "at {now}, {format:#x}");
         }
         // It was only slow: frames come back, of which nobody has taken any.
@@ -165,7 +172,7 @@ fn a_card_that_swallows_frames() {
         }
         // All are back, and then nothing is on its way for long.
         while sent(&mut tx).is_some() {}
-        assert_eq!(net.send(4, |_| ()), Ok(0));
+        assert_eq!(net.pair.send(4, |_| ()), Ok(0));
         assert_eq!(check(&mut net, 20_000), Ok(()));
         send(&mut net);
         // A host that stops the guest stops the card, too: the card has half of the time after it.
@@ -174,7 +181,7 @@ fn a_card_that_swallows_frames() {
             [Ok(()), Ok(()), Ok(()), stuck]
         );
         tx.complete(9, 0);
-        assert_eq!(net.send(1, |_| ()), Err(QueueError::Broken));
+        assert_eq!(net.pair.send(1, |_| ()), Err(QueueError::Broken));
         assert_eq!(check(&mut net, 90_002), Err(QueueError::Broken));
     }
 }
@@ -190,10 +197,10 @@ fn a_card_that_nobody_has_patience_with() {
                 tx.complete(chain.head, 0);
             }
             if done || ms == 0 {
-                assert_eq!(net.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
-                net.kick();
+                assert_eq!(net.pair.send(1, |room| room.write(&[7; 60]).unwrap()), Ok(1));
+                net.pair.kick();
             }
-            net.check(Duration::from_millis(ms), patience)
+            net.pair.check(Duration::from_millis(ms), patience)
         };
         assert_eq!([0, 1, 2, 50, 51, 52].map(|ms| check(ms, ms == 50)), [Ok(()); 6], "{patience:?}");
         assert_eq!(check(53, false), Err(QueueError::Unresponsive));
@@ -206,19 +213,19 @@ fn a_full_transmit_ring() {
     for seed in 0..4 {
         assert!(bench.send(&frame(60, seed)));
     }
-    bench.net.kick();
-    assert!(!bench.net.can_send());
-    assert_eq!(bench.net.send(1, |_| panic!("there is no room")), Ok(0));
-    assert!(!bench.net.enable_interrupts());
+    bench.net.pair.kick();
+    assert!(!bench.net.pair.can_send());
+    assert_eq!(bench.net.pair.send(1, |_| panic!("there is no room")), Ok(0));
+    assert!(!bench.net.pair.enable_interrupts());
     assert!(bench.tx.interrupts_wanted(), "somebody waits for room");
     assert_eq!(bench.sent(), Some(frame(60, 0)));
-    assert!(bench.net.can_send());
-    bench.net.disable_interrupts();
+    assert!(bench.net.pair.can_send());
+    bench.net.pair.disable_interrupts();
     assert!(!bench.tx.interrupts_wanted());
     assert!(bench.send(&frame(60, 4)));
     // Not asked for while there is room.
     bench.sent().unwrap();
-    assert!(!bench.net.enable_interrupts());
+    assert!(!bench.net.pair.enable_interrupts());
     assert!(!bench.tx.interrupts_wanted());
 }
 
@@ -227,8 +234,8 @@ fn frames_that_nobody_reads_make_room() {
     let mut bench = bench(4);
     for seed in 0..20 {
         assert!(bench.deliver(&frame(64, seed)));
-        assert_eq!(bench.net.receive(1, |frame| assert_eq!(frame.len(), 64)), Ok(1));
-        bench.net.kick();
+        assert_eq!(bench.net.pair.receive(1, |frame| assert_eq!(frame.len(), 64)), Ok(1));
+        bench.net.pair.kick();
         assert_eq!(bench.rx.pending(), 4);
     }
 }
@@ -246,24 +253,24 @@ fn frames_left_unwritten() {
                 assert!(bench.send(&frame(60, seed as u8)));
             }
             if full < 4 {
-                assert_eq!(bench.net.send(4, |_| asked += 1), Ok(0), "round {round}, {format:#x}");
+                assert_eq!(bench.net.pair.send(4, |_| asked += 1), Ok(0), "round {round}, {format:#x}");
                 let too_long = |room: &mut TxFrame<'_>| assert!(room.write(&[0; 1415]).is_err());
-                assert_eq!(bench.net.send(4, too_long), Ok(0));
-                assert!(bench.net.can_send());
+                assert_eq!(bench.net.pair.send(4, too_long), Ok(0));
+                assert!(bench.net.pair.can_send());
             }
-            bench.net.kick();
+            bench.net.pair.kick();
             assert_eq!(bench.tx.pending(), full as u16, "an unwritten frame never goes out");
             for seed in 0..full {
                 assert_eq!(bench.sent(), Some(frame(60, seed as u8)));
             }
             // The first buffers that come back.
-            assert_eq!(bench.net.send(4, |_| asked += 1), Ok(0), "round {round}, {format:#x}");
+            assert_eq!(bench.net.pair.send(4, |_| asked += 1), Ok(0), "round {round}, {format:#x}");
             let mut seeds = [1, 2].into_iter();
             let two = |room: &mut TxFrame<'_>| {
                 seeds.next().into_iter().for_each(|seed| room.write(&frame(70, seed)).unwrap());
             };
-            assert_eq!(bench.net.send(4, two), Ok(2));
-            bench.net.kick();
+            assert_eq!(bench.net.pair.send(4, two), Ok(2));
+            bench.net.pair.kick();
             assert_eq!(
                 [bench.sent(), bench.sent(), bench.sent()],
                 [Some(frame(70, 1)), Some(frame(70, 2)), None]
@@ -275,9 +282,9 @@ fn frames_left_unwritten() {
         while bench.send(&frame(80, count)) {
             count += 1;
         }
-        bench.net.kick();
-        assert_eq!((count, bench.tx.pending(), bench.net.can_send()), (4, 4, false));
-        let [_, tx] = bench.net.counters();
+        bench.net.pair.kick();
+        assert_eq!((count, bench.tx.pending(), bench.net.pair.can_send()), (4, 4, false));
+        let [_, tx] = bench.net.pair.counters();
         assert_eq!(
             tx.submitted - tx.completions,
             4,
@@ -294,7 +301,7 @@ fn frames_longer_than_the_device_takes() {
         let mut bench = bench_with(offered | features::VERSION_1, config(1, mtu), 4);
         let mut lens = [most + 1, MAX_FRAME_LEN + 1, 2032, 2033, 5000, 0, most].into_iter();
         // The last one that is taken counts.
-        let sent = bench.net.send(1, |room| {
+        let sent = bench.net.pair.send(1, |room| {
             for len in lens.by_ref() {
                 let result = room.write(&frame(len, 3));
                 assert_eq!(result.is_ok(), len == most, "{len} bytes, MTU {mtu}");
@@ -302,13 +309,13 @@ fn frames_longer_than_the_device_takes() {
         });
         assert_eq!(sent, Ok(1));
         // What is refused leaves what was written before.
-        let sent = bench.net.send(1, |room| {
+        let sent = bench.net.pair.send(1, |room| {
             room.write(&frame(60, 4)).unwrap();
             assert!(room.write(&frame(most + 1, 5)).is_err());
         });
         assert_eq!(sent, Ok(1));
-        assert_eq!(bench.net.send(3, |room| _ = room.write(&frame(most + 1, 6))), Ok(0));
-        bench.net.kick();
+        assert_eq!(bench.net.pair.send(3, |room| _ = room.write(&frame(most + 1, 6))), Ok(0));
+        bench.net.pair.kick();
         let out: Vec<_> = std::iter::from_fn(|| bench.sent()).collect();
         assert_eq!(out, [frame(most, 3), frame(60, 4)], "MTU {mtu}");
     }
@@ -317,13 +324,13 @@ fn frames_longer_than_the_device_takes() {
 #[test]
 fn link_and_health() {
     let mut bench = bench(4);
-    assert_eq!(bench.net.config_changed(), Ok(false));
+    assert_eq!(bench.net.control.config_changed(), Ok(false));
     bench.fake.model().config[6] = 0;
-    assert_eq!((bench.net.config_changed(), bench.net.link_up()), (Ok(true), false));
+    assert_eq!((bench.net.control.config_changed(), bench.net.control.link_up()), (Ok(true), false));
     bench.fake.model().config[6] = 1;
-    assert_eq!((bench.net.config_changed(), bench.net.link_up()), (Ok(true), true));
+    assert_eq!((bench.net.control.config_changed(), bench.net.control.link_up()), (Ok(true), true));
     bench.fake.model().status |= 64;
-    assert_eq!(bench.net.config_changed(), Err(Error::NeedsReset));
+    assert_eq!(bench.net.control.config_changed(), Err(Error::NeedsReset));
 }
 
 #[test]
@@ -396,9 +403,9 @@ proptest! {
                     }
                 }
                 Step::Receive(most) => {
-                    let before = bench.net.counters()[0];
+                    let before = bench.net.pair.counters()[0];
                     let got = bench.receive_up_to(most);
-                    let after = bench.net.counters()[0];
+                    let after = bench.net.pair.counters()[0];
                     let count = (after.completions - before.completions) as usize;
                     // It may only take what the last look at the ring has left.
                     prop_assert!(count <= most && count >= most.min(1).min(to.len()));
@@ -411,8 +418,9 @@ proptest! {
                     }
                 }
                 Step::Send(len) => {
-                    let (frame, room) = (frame(len, seed as u8), bench.net.can_send());
-                    let sent = bench.net.send(1, |room| assert_eq!(room.write(&frame).is_ok(), len <= 1414));
+                    let (frame, room) = (frame(len, seed as u8), bench.net.pair.can_send());
+                    let write = |room: &mut TxFrame<'_>| assert_eq!(room.write(&frame).is_ok(), len <= 1414);
+                    let sent = bench.net.pair.send(1, write);
                     let good = room && len <= 1414;
                     prop_assert_eq!(sent, Ok(usize::from(good)));
                     from.extend(good.then_some(frame));
@@ -426,15 +434,15 @@ proptest! {
                             from.push_back(frame);
                         }
                     };
-                    let sent = bench.net.send(count, &mut write).unwrap();
+                    let sent = bench.net.pair.send(count, &mut write).unwrap();
                     // It may only take what the last look at the ring has left.
-                    let sent = sent + bench.net.send(count - sent, &mut write).unwrap();
+                    let sent = sent + bench.net.pair.send(count - sent, &mut write).unwrap();
                     prop_assert_eq!(sent, written);
                     let all = if len <= 1414 { count.min(end) } else { 0 };
                     prop_assert!(sent <= all);
-                    prop_assert!(sent == all || !bench.net.can_send(), "as many as fit");
+                    prop_assert!(sent == all || !bench.net.pair.can_send(), "as many as fit");
                 }
-                Step::Kick => bench.net.kick(),
+                Step::Kick => bench.net.pair.kick(),
                 Step::TakeSent => {
                     if let Some(frame) = bench.sent() {
                         prop_assert_eq!(Some(frame), from.pop_front());
@@ -442,15 +450,15 @@ proptest! {
                 }
             }
         }
-        bench.net.kick();
+        bench.net.pair.kick();
         while let Some(frame) = bench.sent() {
             prop_assert_eq!(Some(frame), from.pop_front());
         }
         prop_assert!(from.is_empty());
-        while bench.net.has_received() {
+        while bench.net.pair.has_received() {
             bench.receive_up_to(usize::MAX);
         }
-        bench.net.kick();
+        bench.net.pair.kick();
         prop_assert_eq!(bench.rx.pending(), 4, "all receive buffers are with the device");
         let free = (0_u8..).take_while(|&seed| bench.send(&frame(60, seed))).count();
         prop_assert_eq!(free, 4, "all transmit buffers are with the driver");
@@ -462,7 +470,7 @@ proptest! {
 fn a_shut_down_that_nobody_waits_for() {
     let Bench { fake, mut net, .. } = bench(4);
     let life = fake.windows().life();
-    let control = net.split().0;
+    let control = &mut net.control;
     assert!(control.poll_shut_down().is_none(), "nobody asked");
     assert_eq!(fake.model().status & 4, 4);
     assert_eq!(control.begin_shut_down(), Ok(()));
@@ -471,7 +479,7 @@ fn a_shut_down_that_nobody_waits_for() {
     assert_eq!(fake.platform.dma_in_use(), 0);
     // Who drops it then does not wait either, but takes what the card shows by then.
     let Bench { fake, mut net, .. } = self::bench(4);
-    assert_eq!(net.split().0.begin_shut_down(), Ok(()));
+    assert_eq!(net.control.begin_shut_down(), Ok(()));
     drop(net);
     assert_eq!(fake.model().events.last(), Some(&Event::Stopped));
     assert_eq!(fake.platform.dma_in_use(), 0);

@@ -158,7 +158,7 @@ fn as_many_pairs_as_wanted_and_there() {
         let (net, command) = bring_up(&fake, control.into(), Answer::Ack(0), &pairs(wanted));
         let mut net = net.unwrap();
         assert_eq!((net.pairs(), net.split().1.count()), (expected.into(), expected.into()), "{case}");
-        assert_eq!(net.features(), BASE | MQ | CTRL_VQ, "{case}");
+        assert_eq!(net.control.features(), BASE | MQ | CTRL_VQ, "{case}");
         // 5.1.6.5.5: class, command, number of pairs.
         let [low, high] = expected.to_le_bytes();
         assert_eq!(command, Some(vec![4, 0, low, high]), "{case}");
@@ -195,7 +195,7 @@ fn one_pair_needs_no_command() {
         let fake = card(offered, there, 9);
         let (net, command) = bring_up(&fake, 8, Answer::Ack(0), &pairs(wanted));
         let net = net.unwrap();
-        assert_eq!((net.pairs(), net.features(), command), (1, BASE, None), "{case}");
+        assert_eq!((net.pairs(), net.control.features(), command), (1, BASE, None), "{case}");
         assert_eq!(queues_up(&fake), [0, 1], "{case}");
     }
 }
@@ -207,7 +207,7 @@ fn the_default_options() {
     let (net, command) = bring_up(&fake, 8, Answer::Ack(0), &Options::default());
     let net = net.unwrap();
     assert_eq!((net.pairs(), Options::default().pairs, command), (1, 1, None));
-    assert_eq!(net.queue_sizes(), [256; 2]);
+    assert_eq!(net.pair.queue_sizes(), [256; 2]);
     assert_eq!((fake.ring(0).pending(), fake.ring(1).pending()), (256, 0));
 }
 
@@ -224,9 +224,9 @@ fn a_refusal_leaves_one_pair() {
             assert_eq!((2..6).map(|index| fake.kicks(index)).sum::<usize>(), 0, "{answer:?}");
             let (mut rx, mut tx) = (fake.ring(0), fake.ring(1));
             assert!(deliver(&mut rx, &frame(60, 1)));
-            send(&mut net, &frame(70, 2));
-            net.kick();
-            assert_eq!((received(&mut net), sent(&mut tx)), (vec![frame(60, 1)], Some(frame(70, 2))));
+            send(&mut net.pair, &frame(70, 2));
+            net.pair.kick();
+            assert_eq!((received(&mut net.pair), sent(&mut tx)), (vec![frame(60, 1)], Some(frame(70, 2))));
             drop(net);
             assert_eq!(fake.platform.dma_in_use(), 0, "{answer:?}");
         }
@@ -242,8 +242,8 @@ fn an_answer_that_nobody_waits_for() {
         let (mut commands, mut tx) = (fake.ring(6), fake.ring(1));
         let chain = commands.take().unwrap();
         assert_eq!(net.poll_pairs(), Ok(false));
-        send(&mut net, &frame(70, 2));
-        net.kick();
+        send(&mut net.pair, &frame(70, 2));
+        net.pair.kick();
         assert_eq!(sent(&mut tx), Some(frame(70, 2)));
         net.split().1.skip(1).for_each(|pair| pair.kick());
         assert_eq!((2..6).map(|index| fake.kicks(index)).sum::<usize>(), 0, "not before they are agreed on");
@@ -311,7 +311,7 @@ fn a_card_that_changes_while_it_is_read() {
         fake.model().change = Some((looks, after.clone()));
         let (net, _) = bring_up(&fake, 4, Answer::Ack(0), &pairs(2));
         let net = net.unwrap();
-        let found = (net.mac(), net.mtu(), net.pairs());
+        let found = (net.control.mac(), net.control.mtu(), net.pairs());
         assert!(found == old || found == new, "after {looks} looks: {found:x?}");
         seen.push(found);
     }
@@ -336,18 +336,18 @@ fn queue_features_as_wanted() {
         let fake = card(!(1 << 3), 1, 2);
         let options = Options { features: wanted, ..Options::default() };
         let net = Net::with_options(fake.transport(), &fake.grant(), fake.windows(), &options).unwrap();
-        assert_eq!(net.features() & all, expected, "{wanted:#x}");
-        assert_eq!(net.features() & !all & !(1 << 33), BASE, "{wanted:#x}");
+        assert_eq!(net.control.features() & all, expected, "{wanted:#x}");
+        assert_eq!(net.control.features() & !all & !(1 << 33), BASE, "{wanted:#x}");
     }
     // What is not offered does no harm to the other.
     let fake = card(EVENT_IDX, 1, 2);
     let net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
-    assert_eq!(net.features() & all, EVENT_IDX);
+    assert_eq!(net.control.features() & all, EVENT_IDX);
     let options = Options { queue_size: 5, ..Options::default() };
     for (format, size) in [(0, 4), (RING_PACKED, 5)] {
         let fake = card(format, 1, 2);
         let net = Net::with_options(fake.transport(), &fake.grant(), fake.windows(), &options).unwrap();
-        assert_eq!(net.queue_sizes(), [size; 2]);
+        assert_eq!(net.pair.queue_sizes(), [size; 2]);
     }
 }
 
@@ -415,10 +415,10 @@ fn batches() {
             let write = |room: &mut TxFrame<'_>| {
                 seeds.next().into_iter().for_each(|seed| room.write(&frame(60, seed)).unwrap());
             };
-            assert_eq!(net.send(7, write), Ok(6), "until there is nothing more");
-            assert_eq!(net.send(1, |room| room.write(&frame(60, round + 6)).unwrap()), Ok(1));
-            assert_eq!(net.send(5, |room| room.write(&frame(60, round + 7)).unwrap()), Ok(1), "8 fit");
-            assert_eq!(net.send(5, |_| panic!("there is no room")), Ok(0));
+            assert_eq!(net.pair.send(7, write), Ok(6), "until there is nothing more");
+            assert_eq!(net.pair.send(1, |room| room.write(&frame(60, round + 6)).unwrap()), Ok(1));
+            assert_eq!(net.pair.send(5, |room| room.write(&frame(60, round + 7)).unwrap()), Ok(1), "8 fit");
+            assert_eq!(net.pair.send(5, |_| panic!("there is no room")), Ok(0));
             // 26 bytes are the header and an Ethernet header, 1530 are the longest frame.
             for (len, good) in
                 [(26, true), (25, false), (1530, true), (1531, false), (2044, false), (0, false), (72, true)]
@@ -427,20 +427,20 @@ fn batches() {
                 rx.write(&chain.segments[0], &[&[0; HEADER], frame(2032, round).as_slice()].concat());
                 rx.complete(chain.head, len);
                 assert_eq!(rx.pending(), 8 - 1, "one at a time");
-                let frames = received(&mut net);
+                let frames = received(&mut net.pair);
                 let expected = frame(2032, round)[..(len as usize).clamp(HEADER, 1530) - HEADER].to_vec();
                 assert_eq!(frames, if good { vec![expected] } else { vec![] }, "{len}");
-                net.kick();
+                net.pair.kick();
             }
-            assert_eq!(received(&mut net), Vec::<Vec<u8>>::new());
+            assert_eq!(received(&mut net.pair), Vec::<Vec<u8>>::new());
             let out: Vec<_> = std::iter::from_fn(|| sent(&mut tx)).collect();
             assert_eq!(out, (round..round + 8).map(|seed| frame(60, seed)).collect::<Vec<_>>());
             assert_eq!(kicks(&fake), (before.0 + 7, before.1 + 1));
         }
-        assert_eq!(net.counters()[0].rejected, 20 * 4);
+        assert_eq!(net.pair.counters()[0].rejected, 20 * 4);
         rx.complete(77, 60);
-        assert_eq!(net.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
-        assert!(net.is_broken());
+        assert_eq!(net.pair.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
+        assert!(net.pair.is_broken());
     }
 }
 
@@ -495,8 +495,8 @@ fn a_buffer_that_the_card_was_not_told_of() {
         for _ in 0..13 {
             let chain = rx.take().unwrap();
             rx.complete(chain.head, 60);
-            assert_eq!(net.receive(1, |frame| assert_eq!(frame.len(), 60 - HEADER)), Ok(1));
-            net.kick();
+            assert_eq!(net.pair.receive(1, |frame| assert_eq!(frame.len(), 60 - HEADER)), Ok(1));
+            net.pair.kick();
         }
         // It is in the ring again, but only the driver knows.
         let chain = rx.take().unwrap();
@@ -504,15 +504,15 @@ fn a_buffer_that_the_card_was_not_told_of() {
         let mut shown = 0;
         if !in_one_look {
             rx.publish();
-            assert_eq!(net.receive(9, |_| shown += 1), Ok(1));
+            assert_eq!(net.pair.receive(9, |_| shown += 1), Ok(1));
         }
         rx.lie_used(chain.head.into());
         rx.publish();
-        assert_eq!(net.receive(9, |_| shown += 1), Err(QueueError::Broken), "{format:#x}");
-        assert_eq!((shown, net.is_broken()), (1, true));
-        assert_eq!(net.counters()[0].rejected, 1);
+        assert_eq!(net.pair.receive(9, |_| shown += 1), Err(QueueError::Broken), "{format:#x}");
+        assert_eq!((shown, net.pair.is_broken()), (1, true));
+        assert_eq!(net.pair.counters()[0].rejected, 1);
         for _ in 0..2 {
-            assert_eq!(net.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
+            assert_eq!(net.pair.receive(9, |_| panic!("nothing came")), Err(QueueError::Broken));
         }
         drop(net);
         assert_eq!(fake.platform.dma_in_use(), 0);

@@ -45,13 +45,13 @@ fn requests_are_refused_and_finished_without_memory() {
     let windows = fake.windows();
     let pool = DmaPool::new(&windows, 64, LEN).unwrap();
     let mut block = Block::new(fake.transport(), &grant(), windows).unwrap();
-    let (tickets, mut ring) = (block.tickets(), fake.ring(0));
+    let (tickets, mut ring) = (block.queue.tickets(), fake.ring(0));
     // Whichever of its three tables it is that does not fit.
     for blocks in 0..3 {
-        let none = with_blocks(blocks, || SharedQueue::new(&mut block, Hybrid::new(0)).map(drop));
+        let none = with_blocks(blocks, || SharedQueue::new(&mut block.queue, Hybrid::new(0)).map(drop));
         assert_eq!(none, Err(QueueError::OutOfMemory), "{blocks}");
     }
-    let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+    let queue = SharedQueue::new(&mut block.queue, Hybrid::new(0)).unwrap();
     let read =
         || Box::pin(queue.request(Request::Read { sector: 1, buffer: pool.take().unwrap(), len: LEN }));
     let woken = Arc::new(Woken::default());
@@ -117,8 +117,8 @@ fn everybody_is_told_of_the_end_without_memory() {
         let windows = fake.windows();
         let pool = DmaPool::new(&windows, 64, LEN).unwrap();
         let mut block = Block::new(fake.transport(), &grant(), windows).unwrap();
-        let count = 2 * block.tickets() + more;
-        let queue = SharedQueue::new(&mut block, Hybrid::new(0)).unwrap();
+        let count = 2 * block.queue.tickets() + more;
+        let queue = SharedQueue::new(&mut block.queue, Hybrid::new(0)).unwrap();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(woken.clone());
         let mut context = Context::from_waker(&waker);

@@ -131,8 +131,8 @@ fn registers_that_are_only_read() {
     for _ in 0..2 {
         card.put16(QUEUE_ENABLE, 0);
         let mut block = card.block().unwrap();
-        assert_eq!(block.config_changed(), Ok(false));
-        block.kick();
+        assert_eq!(block.control.config_changed(), Ok(false));
+        block.queue.kick();
         assert_eq!((seen(), card.get16(QUEUE_ENABLE)), (before.clone(), 1));
         drop(block);
         assert_eq!((seen(), card.get16(QUEUE_ENABLE)), (before.clone(), 1));
@@ -156,7 +156,7 @@ fn capabilities_of_a_later_version() {
         };
         let before = words();
         let block = card.block().unwrap();
-        assert_eq!(block.geometry().sectors, 100, "{more} bytes more");
+        assert_eq!(block.queue.geometry().sectors, 100, "{more} bytes more");
         drop(block);
         let mut after = words();
         assert_eq!(after[1] & 0xffff, MEMORY | INTX_OFF);
@@ -191,19 +191,19 @@ fn a_device_that_resets_is_not_notified() {
     let doorbell = NOTIFY + 5 * 4;
     let pool = DmaPool::new(&windows, 2, 512).unwrap();
     let read = |sector| Request::Read { sector, buffer: pool.take().unwrap(), len: 512 };
-    block.submit(read(7)).unwrap();
-    block.kick();
+    block.queue.submit(read(7)).unwrap();
+    block.queue.kick();
     card.put16(doorbell, 0xffff);
-    block.split().0.begin_shut_down().unwrap();
-    block.submit(read(8)).unwrap();
-    block.kick();
-    block.kick_again();
+    block.control.begin_shut_down().unwrap();
+    block.queue.submit(read(8)).unwrap();
+    block.queue.kick();
+    block.queue.kick_again();
     assert_eq!(card.get16(doorbell), 0xffff, "it is not to be notified");
     // The next driver's queues are.
     drop(block);
     card.put16(COMMON + 0x1c, 0);
     let mut block = Block::new(card.transport().unwrap(), &grant(), windows.clone()).unwrap();
-    block.submit(read(7)).unwrap();
-    block.kick();
+    block.queue.submit(read(7)).unwrap();
+    block.queue.kick();
     assert_eq!(card.get16(doorbell), 0);
 }

@@ -22,7 +22,7 @@ fn a_block_device_end_to_end() {
     assert_eq!(card.command(), MEMORY | INTX_OFF, "it answers, but neither writes memory nor interrupts");
     let mut block = Block::new(transport, &grant(), windows.clone()).unwrap();
     assert_eq!(card.command(), MEMORY | BUS_MASTER | INTX_OFF);
-    assert_eq!((block.features(), block.geometry().sectors), (features::VERSION_1, 100));
+    assert_eq!((block.control.features(), block.queue.geometry().sectors), (features::VERSION_1, 100));
     assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0x0f));
     assert_eq!(card.get16(COMMON + 0x1a), 0xffff, "no vector");
     assert_eq!((card.get16(COMMON + 0x18), card.get16(COMMON + 0x1c)), (64, 1));
@@ -30,9 +30,9 @@ fn a_block_device_end_to_end() {
     let doorbell = NOTIFY + 5 * 4;
     card.put16(doorbell, 0xffff);
     let pool = DmaPool::new(&windows, 1, 512).unwrap();
-    block.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
+    block.queue.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
     assert_eq!(card.get16(doorbell), 0xffff);
-    block.kick();
+    block.queue.kick();
     assert_eq!(card.get16(doorbell), 0, "the queue's index, at its own place");
     let addresses = [0x20, 0x28, 0x30].map(|offset| card.get64(COMMON + offset));
     let mut ring = DeviceRing::new(card.platform, ID, 64, addresses, 0);
@@ -42,6 +42,7 @@ fn a_block_device_end_to_end() {
     ring.complete(chain.head, 513);
     let mut count = 0;
     block
+        .queue
         .reap(|done| {
             let mut data = [0; 512];
             done.buffer.unwrap().read_slice(&mut data, 0).unwrap();
@@ -67,9 +68,9 @@ fn everything_offered() {
     let common = features::VERSION_1 | features::ACCESS_PLATFORM | features::QUEUES;
     // SIZE_MAX, SEG_MAX, RO, BLK_SIZE, FLUSH, MQ.
     let own = [1, 2, 5, 6, 9, 12].into_iter().fold(0, |bits, bit| bits | 1 << bit);
-    assert_eq!(block.features(), common | own);
+    assert_eq!(block.control.features(), common | own);
     let told = card.registers.slice().read_obj::<u32>(COMMON + 0x0c).unwrap();
-    assert_eq!(u64::from(told), block.features() >> 32, "the upper half, after the lower");
+    assert_eq!(u64::from(told), block.control.features() >> 32, "the upper half, after the lower");
 }
 
 /// Nothing is written to the device configuration, before the features are chosen or after (3.1.1, 5.1.4.1).
@@ -87,7 +88,7 @@ fn the_device_configuration_is_only_read() {
         let before = config();
         if works {
             let mut block = card.block().unwrap();
-            assert_eq!(block.config_changed(), Ok(false));
+            assert_eq!(block.control.config_changed(), Ok(false));
         } else {
             // These registers have one queue, and a card needs two.
             let result = Net::new(card.transport().unwrap(), &grant(), card.windows());
@@ -208,7 +209,7 @@ fn devices_that_are_not_there_or_lie() {
     // A size that is no power of two is rounded down.
     let odd = card(&qemu_capabilities());
     odd.put16(COMMON + 0x18, 100);
-    assert_eq!(odd.block().unwrap().queue_size(), 64);
+    assert_eq!(odd.block().unwrap().queue.queue_size(), 64);
 }
 
 #[test]
@@ -302,10 +303,10 @@ fn large_bars_and_structures() {
         let (doorbell, at) = page(u64::from(notify) + 5 * u64::from(multiplier));
         doorbell.slice().write_obj(0xffff_u16, at).unwrap();
         let mut block = card.block().unwrap();
-        assert_eq!(block.geometry().sectors, 100);
+        assert_eq!(block.queue.geometry().sectors, 100);
         let pool = DmaPool::new(&card.windows(), 1, 512).unwrap();
-        block.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
-        block.kick();
+        block.queue.submit(Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 }).unwrap();
+        block.queue.kick();
         assert_eq!(doorbell.slice().read_obj::<u16>(at), Ok(0));
     }
 }
@@ -346,38 +347,38 @@ fn a_queue_is_reset_as_the_registers_want_it() {
         let waits: &AtomicUsize = Box::leak(Box::default());
         let windows = DmaWindows::new(Box::leak(Box::new(slow_reset(card, waits, zero))), ID).unwrap();
         let mut block = Block::new(transport, &grant(), windows.clone()).unwrap();
-        assert_eq!(block.features() & (RING_RESET | RING_PACKED), RING_RESET | format);
+        assert_eq!(block.control.features() & (RING_RESET | RING_PACKED), RING_RESET | format);
         assert_eq!(block.reset_queue(1), Err(Error::QueueUnavailable(1)));
         let before = QUEUE_ADDRESSES.map(|offset| card.get64(offset));
         let pool = DmaPool::new(&windows, 1, 512).unwrap();
         let read = || Request::Read { sector: 7, buffer: pool.take().unwrap(), len: 512 };
-        block.submit(read()).unwrap();
-        block.kick();
-        assert_eq!(block.reset_queue(0), Err(Error::Busy));
+        block.queue.submit(read()).unwrap();
+        block.queue.kick();
+        assert_eq!(block.control.reset_queue(&mut block.queue), Err(Error::Busy));
         assert_eq!((card.get16(QUEUE_RESET), card.get16(QUEUE_ENABLE)), (0, 1), "the device was not asked");
         let mut ring = DeviceRing::new(card.platform, ID, 64, before, format);
         let chain = ring.take().unwrap();
         ring.write(&chain.segments[2], &[1]);
         ring.complete(chain.head, 1);
-        assert_eq!(block.reap(drop), Ok(1));
+        assert_eq!(block.queue.reap(drop), Ok(1));
 
         // What the device has lost is to be written again, but not before it has finished.
         card.put16(QUEUE_SELECT, 9);
         card.put16(QUEUE_SIZE, 0x1111);
         waits.store(1, Ordering::Relaxed);
-        assert_eq!(block.reset_queue(0), Ok(()));
+        assert_eq!(block.control.reset_queue(&mut block.queue), Ok(()));
         assert!(waits.load(Ordering::Relaxed) > 9);
         assert_eq!((card.get16(QUEUE_SIZE), card.get16(QUEUE_VECTOR), card.get16(QUEUE_ENABLE)), (64, 1, 1));
         assert_eq!(QUEUE_ADDRESSES.map(|offset| card.get64(offset)), before);
         assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0x0f), "the device goes on");
         let mut ring = DeviceRing::new(card.platform, ID, 64, before, format);
         assert_eq!(ring.pending(), 0);
-        block.submit(read()).unwrap();
-        block.kick();
+        block.queue.submit(read()).unwrap();
+        block.queue.kick();
         let chain = ring.take().unwrap();
         ring.write(&chain.segments[2], &[0]);
         ring.complete(chain.head, 513);
-        assert_eq!(block.reap(|done| assert_eq!(done.result, Ok(()))), Ok(1));
+        assert_eq!(block.queue.reap(|done| assert_eq!(done.result, Ok(()))), Ok(1));
     }
 }
 
@@ -392,12 +393,12 @@ fn a_queue_reset_that_never_ends_or_is_not_there() {
         });
         let windows = DmaWindows::new(Box::leak(Box::new(clocked)), ID).unwrap();
         let mut block = Block::new(card.transport().unwrap(), &grant(), windows).unwrap();
-        assert_eq!(block.reset_queue(0), Err(Error::Timeout), "{answer:?}");
+        assert_eq!(block.control.reset_queue(&mut block.queue), Err(Error::Timeout), "{answer:?}");
     }
     // Not offered: the register is left alone.
     let card = card_with(0);
     let mut block = card.block().unwrap();
-    assert_eq!(block.reset_queue(0), Err(Error::MissingFeature(RING_RESET)));
+    assert_eq!(block.control.reset_queue(&mut block.queue), Err(Error::MissingFeature(RING_RESET)));
     assert_eq!(card.get16(QUEUE_RESET), 0);
     // Offered, by a device whose registers end before it.
     let mut short = qemu_capabilities();
@@ -405,7 +406,7 @@ fn a_queue_reset_that_never_ends_or_is_not_there() {
     let card = self::card(&short);
     card.put32(COMMON + 0x04, 1 | (RING_RESET >> 32) as u32);
     let mut block = card.block().unwrap();
-    assert_eq!(block.reset_queue(0), Err(Error::Mmio(MmioError::OutOfBounds)));
+    assert_eq!(block.control.reset_queue(&mut block.queue), Err(Error::Mmio(MmioError::OutOfBounds)));
     assert_eq!(card.get16(QUEUE_RESET), 0);
 }
 
@@ -457,8 +458,8 @@ proptest! {
                 prop_assert_eq!(card.command() & (BUS_MASTER | MEMORY), BUS_MASTER | MEMORY);
                 let status = card.registers.slice().read_obj::<u8>(COMMON + 0x14);
                 prop_assert!(!plain || status == Ok(0x0f), "DRIVER_OK and what leads to it: {status:?}");
-                let _ = block.submit(Request::Flush);
-                block.kick();
+                let _ = block.queue.submit(Request::Flush);
+                block.queue.kick();
             }
             Err(error) => prop_assert!(!plain, "a proper device was refused: {error}"),
         }

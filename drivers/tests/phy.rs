@@ -42,7 +42,7 @@ fn as_a_device_of_smoltcp() {
     assert!(!phy.enable_interrupts(), "only room is something to go on for: the caller may sleep");
     assert!(rx.interrupts_wanted() && tx.interrupts_wanted());
     let kicks = fake.kicks(1);
-    phy.net.kick();
+    phy.net.pair.kick();
     assert_eq!(fake.kicks(1), kicks + 1);
     let sent: Vec<_> = std::iter::from_fn(|| {
         let chain = tx.take()?;
@@ -58,11 +58,11 @@ fn as_a_device_of_smoltcp() {
     // Beyond the announced size: smoltcp gets its slice, the wire gets nothing.
     for len in [1415, 1514, 1515, 9000] {
         phy.transmit(now).unwrap().consume(len, |bytes| assert_eq!(bytes.len(), len));
-        phy.net.kick();
+        phy.net.pair.kick();
         assert_eq!(tx.pending(), 0, "{len}");
     }
     phy.transmit(now).unwrap().consume(1414, |bytes| bytes.fill(7));
-    phy.net.kick();
+    phy.net.pair.kick();
     assert_eq!(tx.take().unwrap().segments[0].len as usize, HEADER + 1414);
 }
 
@@ -127,9 +127,13 @@ fn frames_longer_than_the_stack_takes() {
         let Bench { mut net, mut rx, .. } = bench_with(ALL | format, config(1, 1400), 8);
         for len in [MAX_FRAME_LEN + 1, 1518] {
             assert!(deliver(&mut rx, PLAIN, &frame(len, 1)));
-            assert_eq!(net.receive(1, |frame| assert_eq!(frame.len(), len)), Ok(1), "the driver takes it");
+            assert_eq!(
+                net.pair.receive(1, |frame| assert_eq!(frame.len(), len)),
+                Ok(1),
+                "the driver takes it"
+            );
         }
-        net.kick();
+        net.pair.kick();
         let (mut phy, now) = (Phy::new(net), Instant::ZERO);
         let lens = [60, MAX_FRAME_LEN + 1, 1518, MAX_FRAME_LEN, 1517];
         lens.iter().for_each(|&len| assert!(deliver(&mut rx, PLAIN, &frame(len, 2))));
@@ -178,7 +182,7 @@ fn a_broken_ring_is_not_slept_on() {
         assert!(!phy.enable_interrupts());
         rx.complete(77, 60);
         assert!(phy.enable_interrupts() || !phy.is_broken(), "full: {full}, {format:#x}");
-        let _ = phy.net.receive(1, |_| panic!("nothing came"));
+        let _ = phy.net.pair.receive(1, |_| panic!("nothing came"));
         assert!(phy.is_broken());
         assert_eq!(phy.check(Duration::ZERO, Duration::ZERO), Err(QueueError::Broken));
         assert!(phy.enable_interrupts(), "full: {full}, {format:#x}");

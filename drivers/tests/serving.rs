@@ -49,7 +49,7 @@ fn interrupts_are_off_while_the_server_looks() {
     for format in FORMATS {
         let mut bench = Bench::new(format, 1, 64);
         let (mut disk, request) = (bench.disk(0), bench.read(1));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(3)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(3)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         assert!(disk.ring.interrupts_wanted() && !queue.is_asleep());
@@ -78,7 +78,7 @@ fn others_run_before_it_looks_at_what_came_just_now() {
         let mut bench = Bench::new(format, 1, 64);
         let (mut disk, request) = (bench.disk(0), bench.read(1));
         let fake = bench.fake.model.clone();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut transfer = begin(&queue, request, None);
@@ -97,7 +97,7 @@ fn others_run_before_it_looks_at_what_came_just_now() {
 fn the_server_is_woken_by_whoever_has_something_for_it_only() {
     let mut bench = Bench::new(0, 1, 64);
     let (mut disk, requests) = (bench.disk(0), [bench.read(1), bench.read(2)]);
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let ended = RefCell::default();
     let mut server = server(&queue, &ended);
     settle(&mut [&mut server]);
@@ -122,7 +122,7 @@ fn the_server_is_woken_by_whoever_has_something_for_it_only() {
 fn the_task_that_asked_last_is_woken() {
     let mut bench = Bench::new(0, 1, 64);
     let (mut disk, request) = (bench.disk(0), bench.read(1));
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let ended = RefCell::default();
     let mut server = server(&queue, &ended);
     let flags = [Arc::new(Flag::default()), Arc::new(Flag::default())];
@@ -147,7 +147,7 @@ fn what_is_refused_at_its_turn_holds_nobody_up() {
         let mut bench = Bench::new(format, 1, 8);
         let mut disk = bench.disk(0);
         let requests = [0, 1, 2, SECTORS, 4].map(|sector| bench.read(sector));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut transfers = requests.map(|request| begin(&queue, request, None));
@@ -167,7 +167,7 @@ fn what_is_refused_at_its_turn_holds_nobody_up() {
 #[test]
 fn what_it_is_like() {
     let mut bench = Bench::new(0, 1, 32);
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     assert_eq!((queue.queue_size(), queue.geometry().sectors), (32, SECTORS));
 }
 
@@ -178,7 +178,7 @@ fn silence_is_that_in_which_somebody_waits() {
     for format in FORMATS {
         let mut bench = Bench::new(format, 1, 64);
         let requests = [0, 1, 2].map(|sector| bench.read(sector));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = server_at(&queue, &ended, || clock.get());
         assert_eq!(queue.next_deadline(), None);
@@ -209,7 +209,7 @@ fn one_stop_of_the_guest_ends_no_healthy_queue() {
     for (format, answers) in FORMATS.into_iter().flat_map(|format| [(format, true), (format, false)]) {
         let mut bench = Bench::new(format, 1, 64);
         let (mut disk, requests) = (bench.disk(0), [0, 1, 2].map(|sector| bench.read(sector)));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = server_at(&queue, &ended, || clock.get());
         let mut deadlines = [None, Some(500), Some(70_000)].into_iter();
@@ -240,7 +240,7 @@ fn a_deadline_that_passed_in_a_stop() {
     for format in FORMATS {
         let mut bench = Bench::new(format, 1, 64);
         let (mut disk, requests) = (bench.disk(0), [0, 1, 2, 3].map(|sector| bench.read(sector)));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = server_at(&queue, &ended, || clock.get());
         let mut deadlines = [500, 600, 700, 9_030].into_iter();
@@ -269,7 +269,7 @@ fn the_server_runs_again_at_the_earlier_of_two_times() {
     for (deadline, expected) in [(40, 40), (130, 50)] {
         let mut bench = Bench::new(0, 1, 8);
         let requests = [0, 1, 2, 3].map(|sector| bench.read(sector));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap().with_patience(PATIENCE);
         let (ended, clock) = (RefCell::default(), Cell::default());
         let mut server = server_at(&queue, &ended, || clock.get());
         let mut requests = requests.into_iter();
@@ -287,8 +287,8 @@ fn the_server_runs_again_at_the_earlier_of_two_times() {
 fn a_queue_of_one_slot_may_lose_none() {
     let mut bench = Bench::new(0, 1, 4);
     let request = bench.read(1);
-    assert_eq!(bench.block.depth(), 1);
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    assert_eq!(bench.block.queue.depth(), 1);
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let (ended, clock) = (RefCell::default(), Cell::default());
     let mut server = server_at(&queue, &ended, || clock.get());
     let _transfer = begin(&queue, request, Some(10));

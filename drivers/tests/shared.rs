@@ -26,7 +26,7 @@ fn answers_reach_their_tasks_in_any_order() {
         let (mut disk, fake) = (bench.disk(0), bench.fake.model.clone());
         let requests: Vec<Request> = (0..16).map(|sector| bench.read(sector)).collect();
         let pool = bench.pool.clone();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let order = RefCell::new(Vec::new());
@@ -73,7 +73,7 @@ fn dropped_future_leaves_its_buffer_to_the_device() {
         let mut bench = Bench::new(ring, 1, 64);
         let mut disk = bench.disk(0);
         let (pool, requests) = (bench.pool.clone(), [bench.read(1), bench.read(2), bench.read(3)]);
-        let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut transfers = requests.map(|request| Box::pin(queue.request(request)));
@@ -108,7 +108,7 @@ fn done_and_never_fetched() {
     let mut bench = Bench::new(0, 1, 64);
     let mut disk = bench.disk(0);
     let (pool, request) = (bench.pool.clone(), bench.read(5));
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let ended = RefCell::default();
     let mut server = server(&queue, &ended);
     let mut transfer = Box::pin(queue.request(request));
@@ -127,7 +127,7 @@ fn done_and_never_fetched() {
 fn what_is_refused_comes_back_at_once() {
     let mut bench = Bench::new(0, 1, 64);
     let requests = [bench.read(SECTORS), Request::Flush];
-    let queue = Shared::new(&mut bench.block, Hybrid::new(0)).unwrap();
+    let queue = Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap();
     let answers = requests.map(|request| {
         let mut transfer = Box::pin(queue.request(request));
         match transfer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -247,7 +247,7 @@ fn wakers_may_drop_transfers() {
     let mut disk = bench.disk(0);
     let (pool, [first, second]) = (bench.pool.clone(), [bench.read(1), bench.read(2)]);
     let queue: &'static Shared<'static> =
-        Box::leak(Box::new(Shared::new(&mut bench.block, Hybrid::new(0)).unwrap()));
+        Box::leak(Box::new(Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap()));
     let ended = Box::leak(Box::default());
     let mut server = server(queue, ended);
     DOOMED.with_borrow_mut(|doomed| doomed.push(Box::pin(queue.request(second))));
@@ -330,7 +330,7 @@ proptest! {
         let mut bench = Bench::new(formats().nth(format).unwrap(), 1, 16);
         let mut disk = bench.disk(0);
         let (pool, answered) = (bench.pool.clone(), Rc::new(RefCell::new(0)));
-        let queue = Shared::new(&mut bench.block, Hybrid::new(budget)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(budget)).unwrap();
         let ended = RefCell::default();
         let mut server = server(&queue, &ended);
         let mut tasks: Vec<Task> = Vec::new();
@@ -420,7 +420,7 @@ fn no_wake_up_is_lost_between_two_threads() {
             }
         });
         let pool = bench.pool.clone();
-        let queue = Shared::new(&mut bench.block, Hybrid::new(budget)).unwrap();
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(budget)).unwrap();
         let left = RefCell::new(REQUESTS);
         let tasks = (0..3).map(|_| {
             Task::new(async {

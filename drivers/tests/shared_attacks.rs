@@ -39,7 +39,7 @@ fn run(server: &mut Task, clock: &Cell<Duration>, now: Duration) {
 
 macro_rules! set_up {
     ($bench:ident, $patience:expr => $queue:ident, $server:ident, $clock:ident, $ended:ident) => {
-        let $queue = Shared::new(&mut $bench.block, Hybrid::new(0)).unwrap().with_patience($patience);
+        let $queue = Shared::new(&mut $bench.block.queue, Hybrid::new(0)).unwrap().with_patience($patience);
         let ($ended, $clock) = (RefCell::default(), Cell::default());
         let mut $server = server_at(&$queue, &$ended, || $clock.get());
     };
@@ -218,7 +218,7 @@ fn wakers_that_call_back() {
         *requests.borrow_mut() = (0..40).map(|sector| bench.read(sector)).collect();
         let mine: Vec<_> = (40..45).map(|sector| bench.read(sector)).collect();
         let queue: &'static Shared<'static> =
-            Box::leak(Box::new(Shared::new(&mut bench.block, Hybrid::new(0)).unwrap()));
+            Box::leak(Box::new(Shared::new(&mut bench.block.queue, Hybrid::new(0)).unwrap()));
         QUEUE.set(Some((queue, requests)));
         let mut transfers: Vec<_> =
             mine.into_iter().map(|request| Box::pin(queue.request(request))).collect();

@@ -236,13 +236,14 @@ proptest! {
         let size = if features & RING_PACKED != 0 { size } else { 1 << size.ilog2() };
         let fake = Fake::new(DeviceType::NET, features::VERSION_1 | features, vec![], &[size; 2]);
         let mut net = Net::new(fake.transport(), &fake.grant(), fake.windows()).unwrap();
-        let (mut told, mut used, mut shown) = (net.counters().map(|counters| counters.submitted), [0; 2], 0);
+        let mut told = net.pair.counters().map(|counters| counters.submitted);
+        let (mut used, mut shown) = ([0; 2], 0);
         for (queue, step) in steps {
             match step {
-                Step::Submit(..) if queue == 0 => net.disable_interrupts(),
+                Step::Submit(..) if queue == 0 => net.pair.disable_interrupts(),
                 Step::Submit(most, written) => {
                     let mut left = written;
-                    let sent = net.send(most, |room| {
+                    let sent = net.pair.send(most, |room| {
                         if left > 0 {
                             left -= 1;
                             room.write(&[7; 60]).unwrap();
@@ -252,26 +253,26 @@ proptest! {
                     assert!(sent.map_or_else(|error| error == QueueError::Broken, expected));
                 }
                 Step::Kick => {
-                    net.kick();
-                    told = net.counters().map(|counters| counters.submitted);
+                    net.pair.kick();
+                    told = net.pair.counters().map(|counters| counters.submitted);
                 }
                 Step::Pop | Step::Reap => {
                     let most = if matches!(step, Step::Pop) { 1 } else { usize::MAX };
                     let before = shown;
-                    let received = net.receive(most, |frame| {
+                    let received = net.pair.receive(most, |frame| {
                         assert!((14..=1518).contains(&frame.len()));
                         shown += 1;
                     });
                     match received {
                         Ok(count) => assert!(count == shown - before && count <= most),
-                        Err(error) => assert!(error == QueueError::Broken && net.is_broken()),
+                        Err(error) => assert!(error == QueueError::Broken && net.pair.is_broken()),
                     }
                 }
                 Step::Interrupts(true) => {
-                    let there = net.enable_interrupts();
-                    assert!(there || !net.is_broken());
+                    let there = net.pair.enable_interrupts();
+                    assert!(there || !net.pair.is_broken());
                 }
-                Step::Interrupts(false) => net.disable_interrupts(),
+                Step::Interrupts(false) => net.pair.disable_interrupts(),
                 Step::Write(at, value) => {
                     let len = areas(&fake, queue).iter().map(|area| area.1).sum::<usize>();
                     put(&fake, queue, at.index(len / 2) * 2, value);
@@ -280,13 +281,13 @@ proptest! {
                     used[queue] = put_used(&fake, queue, used[queue], (ahead, id, written));
                 }
             }
-            let counters = net.counters();
+            let counters = net.pair.counters();
             for (counters, told) in counters.iter().zip(told) {
                 assert!(counters.completions <= told, "the card was told of {told}: {counters:?}");
                 assert!(counters.submitted - counters.completions <= size.into());
             }
             let filled = counters[0].submitted - counters[0].completions;
-            assert!(net.is_broken() || filled == u64::from(size), "a buffer in each slot");
+            assert!(net.pair.is_broken() || filled == u64::from(size), "a buffer in each slot");
         }
         drop(net);
         assert_eq!(fake.platform.dma_in_use(), 0);

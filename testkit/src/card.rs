@@ -51,7 +51,7 @@ impl Bench {
     }
 
     pub fn send(&mut self, frame: &[u8]) -> bool {
-        self.net.send(1, |room| room.write(frame).unwrap()).unwrap() == 1
+        self.net.pair.send(1, |room| room.write(frame).unwrap()).unwrap() == 1
     }
 
     pub fn receive(&mut self) -> Option<Vec<u8>> {
@@ -62,7 +62,7 @@ impl Bench {
 
     pub fn receive_up_to(&mut self, most: usize) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        let count = self.net.receive(most, |frame| {
+        let count = self.net.pair.receive(most, |frame| {
             let mut bytes = vec![0; frame.len()];
             assert_eq!(frame.read(&mut bytes), frame.len());
             frames.push(bytes);
