@@ -514,7 +514,7 @@ fn card_that_swallows_frames_is_given_up() {
         Timer::after_millis(100).await;
         assert_audit_clean();
         // Its driver is gone, too: another can have it.
-        assert!(start_card(&function).0.link_up());
+        assert!(start_card(&function).0.control.link_up());
     })
 }
 /// The stack's frames go nowhere.

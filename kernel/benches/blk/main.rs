@@ -98,11 +98,11 @@ impl Disk {
         let function = pci::enumerate(access, 0).find(is_disk).expect("there is a disk");
         let windows = DmaWindows::new(&KERNEL, function.address().id()).expect("nobody else has it");
         let (disk, interrupts) = disk::open(&windows, &Home::Pci(function), 1).expect("the disk starts");
-        let names: Vec<_> = features::names(block::features::NAMES, disk.features()).collect();
-        let (size, interrupts) = (disk.queue_size(), interrupts.name());
+        let names: Vec<_> = features::names(block::features::NAMES, disk.control.features()).collect();
+        let (size, interrupts) = (disk.queue.queue_size(), interrupts.name());
         info(format_args!("ours: queue of {size}, {interrupts}, {}", names.join(" ")));
-        let indirect = disk.features() & features::INDIRECT_DESC != 0;
-        let (sectors, agreed) = (disk.geometry().sectors, ours::agreed(&disk));
+        let indirect = disk.control.features() & features::INDIRECT_DESC != 0;
+        let (sectors, agreed) = (disk.queue.geometry().sectors, ours::agreed(&disk));
         Self { function, access, windows, sectors, indirect, agreed }
     }
 }

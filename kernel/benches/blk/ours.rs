@@ -48,7 +48,7 @@ pub struct Ours<const WRITE: bool> {
 
 /// What a driver and its disk have agreed on: size and depth of the queue, and features.
 pub fn agreed(disk: &Block<BusTransport>) -> (u16, usize, u64) {
-    (disk.queue_size(), disk.depth(), disk.features())
+    (disk.queue.queue_size(), disk.queue.depth(), disk.control.features())
 }
 
 impl<const WRITE: bool> Ours<WRITE> {
@@ -58,8 +58,8 @@ impl<const WRITE: bool> Ours<WRITE> {
         let (mut disk, interrupts) =
             disk::open(&disk.windows, &Home::Pci(disk.function), 1).expect("the disk starts");
         assert_eq!(agreed(&disk), kernels, "the disk is not driven as the kernel does");
-        disk.disable_interrupts();
-        if depth > disk.depth().min(DEEPEST) {
+        disk.queue.disable_interrupts();
+        if depth > disk.queue.depth().min(DEEPEST) {
             return None;
         }
         let free = (0..depth).filter_map(|_| workload.pool.take()).collect();
@@ -78,46 +78,46 @@ impl<const WRITE: bool> Guest for Ours<WRITE> {
                 false => Request::Read { sector, buffer, len: self.len },
                 true => Request::Write { sector, buffer, len: self.len },
             };
-            let ticket = self.disk.submit(request).expect("the ring has room for the depth");
+            let ticket = self.disk.queue.submit(request).expect("the ring has room for the depth");
             watch.submitted(ticket.index());
         }
-        self.disk.kick();
+        self.disk.queue.kick();
     }
 
     fn complete(&mut self, watch: &mut impl Watch) -> usize {
         let free = &mut self.free;
-        let reaped = self.disk.reap(|done| {
+        let reaped = self.disk.queue.reap(|done| {
             done.result.expect("the request succeeds");
             watch.completed(done.ticket.index());
             let _ = free.push(done.buffer.expect("the request had one"));
         });
         let reaped = reaped.expect("the ring is sound");
         if self.wait == Wait::Interrupt && reaped > 0 {
-            let _ = self.hybrid.look_again(reaped, self.disk.in_flight());
+            let _ = self.hybrid.look_again(reaped, self.disk.queue.in_flight());
         }
         reaped
     }
 
     fn wait(&mut self) {
-        if self.wait == Wait::Poll || self.hybrid.look_again(0, self.disk.in_flight()) {
+        if self.wait == Wait::Poll || self.hybrid.look_again(0, self.disk.queue.in_flight()) {
             return;
         }
         self.look.want();
         // Whoever the timer wakes, the processor goes on.
         if self.look.poll(&mut Context::from_waker(Waker::noop())) {
-            self.disk.kick_again();
+            self.disk.queue.kick_again();
         }
-        if !self.disk.enable_interrupts() {
+        if !self.disk.queue.enable_interrupts() {
             self.halts += 1;
             // Both at once: an interrupt that comes before the processor stops is not lost.
             interrupts::enable_and_hlt();
             interrupts::disable();
         }
-        self.disk.disable_interrupts();
+        self.disk.queue.disable_interrupts();
     }
 
     fn costs(&self) -> Option<Costs> {
-        let (interrupts, kicks) = (self.stats.count(0), self.disk.counters().kicks);
+        let (interrupts, kicks) = (self.stats.count(0), self.disk.queue.counters().kicks);
         Some(Costs { kicks, accesses: kicks, interrupts, halts: self.halts })
     }
 }

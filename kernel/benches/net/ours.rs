@@ -27,7 +27,7 @@ impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
     /// Brings the card up.
     pub fn open(function: &Function) -> Result<Self, Error> {
         let (mut net, interrupts) = nic::open(&Home::Pci(*function), 1)?;
-        net.disable_interrupts();
+        net.pair.disable_interrupts();
         Ok(Self {
             net,
             stats: interrupts.stats(),
@@ -40,14 +40,14 @@ impl<const WRITES: usize, const READS: usize> Ours<WRITES, READS> {
 
 /// Panics if the card is not driven as the kernel does: with the same features, and queues of the same size.
 pub fn check(function: &Function) {
-    let agreed = |net: &Net<BusTransport>| (net.features(), net.queue_sizes());
+    let agreed = |net: &Net<BusTransport>| (net.control.features(), net.pair.queue_sizes());
     let kernels = nic::open(&Home::Pci(*function), 1).map(|(net, _)| agreed(&net));
     assert_eq!(Ours::<1, 0>::open(function).map(|ours| agreed(&ours.net)), kernels);
 }
 
 impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
     fn features(&self) -> u64 {
-        self.net.features()
+        self.net.control.features()
     }
 
     fn load(&mut self, frame: &[u8]) {
@@ -61,25 +61,25 @@ impl<const WRITES: usize, const READS: usize> Card for Ours<WRITES, READS> {
             left -= until(|| {
                 let frame = &self.frame;
                 let write = |room: &mut TxFrame<'_>| (0..WRITES).for_each(|_| _ = room.write(frame));
-                let sent = self.net.send(left, write);
+                let sent = self.net.pair.send(left, write);
                 Some(sent.expect("the ring is sound")).filter(|&sent| sent > 0)
             });
         }
-        self.net.kick();
+        self.net.pair.kick();
     }
 
     #[inline(never)]
     fn receive(&mut self, _: usize) -> usize {
         let read = |frame: &RxFrame<'_>| (0..READS).for_each(|_| _ = frame.read(&mut self.copy));
-        let count = self.net.receive(usize::MAX, read).expect("the ring is sound");
+        let count = self.net.pair.receive(usize::MAX, read).expect("the ring is sound");
         if count > 0 {
-            self.net.kick();
+            self.net.pair.kick();
         }
         count
     }
 
     fn costs(&self) -> Option<Costs> {
-        let kicks = self.net.counters().iter().map(|counters| counters.kicks).sum();
+        let kicks = self.net.pair.counters().iter().map(|counters| counters.kicks).sum();
         Some(Costs { kicks, interrupts: Some([0, 1].map(|queue| self.stats.count(queue))) })
     }
 }

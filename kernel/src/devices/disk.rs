@@ -89,7 +89,7 @@ impl Disk {
     ) -> Result<&'static Self, Error> {
         let small = DmaPool::new(&windows, SMALL_COUNT, SMALL)?;
         let large = DmaPool::new(&windows, 1, MAX_READ)?;
-        let features = block.features();
+        let features = block.control.features();
         // For good, so that queues and tasks can be apart; a disk that is given up is shut down.
         let (control, queues) = Box::leak(Box::new(block)).split();
         let queues = queues.map(|queue| {

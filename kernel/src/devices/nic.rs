@@ -75,14 +75,14 @@ pub struct Nic {
 impl Nic {
     /// Takes a driver whose device has just been brought up.
     pub fn new(mut phy: Phy<BusTransport>, interrupts: DeviceInterrupts) -> Self {
-        let (mac, capabilities) = (phy.net.mac(), phy.capabilities());
+        let (mac, capabilities) = (phy.net.control.mac(), phy.capabilities());
         let sizes: Vec<u16> = phy.net.split().1.flat_map(|pair| pair.queue_sizes()).collect();
         let shared = Shared {
             counters: RefCell::new(alloc::vec![Counters::default(); sizes.len()]),
             sizes,
             interrupts: interrupts.stats(),
-            features: phy.net.features(),
-            link_up: Cell::new(phy.net.link_up()),
+            features: phy.net.control.features(),
+            link_up: Cell::new(phy.net.control.link_up()),
             gone: Cell::new(false),
         };
         let (shared, look) = (Rc::new(shared), SecondLook::default());
@@ -115,8 +115,8 @@ impl Nic {
     fn take_interrupts(&mut self, waker: &Waker) -> Result<(), Error> {
         let Some(phy) = &mut self.phy else { return Ok(()) };
         while let Poll::Ready(status) = self.interrupts.poll(&mut Context::from_waker(waker)) {
-            if status.config && phy.net.config_changed()? {
-                self.shared.link_up.set(phy.net.link_up());
+            if status.config && phy.net.control.config_changed()? {
+                self.shared.link_up.set(phy.net.control.link_up());
                 waker.wake_by_ref();
             }
         }
@@ -126,7 +126,7 @@ impl Nic {
 
 /// Resets the device of a driver, and drops that when nothing waits for it any more.
 async fn reset(mut phy: Phy<BusTransport>) {
-    let control = phy.net.split().0;
+    let control = &mut phy.net.control;
     if control.begin_shut_down().is_ok() {
         time::look_for(RESET_LIMIT, || control.poll_shut_down()).await;
     }

@@ -127,16 +127,19 @@ pub fn all_slots(order: u64) -> impl Iterator<Item = Piece> {
 fn full_ring_loses_nothing() {
     let options = Options { depth: 128, ..Options::default() };
     let (mut disk, _interrupts, windows) = start_disk_with(&options);
-    let geometry = disk.geometry();
+    let geometry = disk.queue.geometry();
     assert_eq!((geometry.sectors, geometry.block_size, geometry.read_only), (SECTORS, 512, false));
     let depth = if rings() & INDIRECT_DESC != 0 { 128 } else { 256 / 3 };
-    assert_eq!((disk.features(), disk.queue_size(), disk.depth()), (features(), 256, depth));
+    assert_eq!(
+        (disk.control.features(), disk.queue.queue_size(), disk.queue.depth()),
+        (features(), 256, depth)
+    );
     let pool = DmaPool::new(&windows, depth + 1, SLOT).expect("there is memory");
     for round in 0..2 {
         let write = |piece: Piece, buffer| piece.write(buffer, &piece.contents(round));
-        let batches = pump(&mut disk, &pool, all_slots(round), write, |_, _| {});
+        let batches = pump(&mut disk.queue, &pool, all_slots(round), write, |_, _| {});
         assert!(batches >= 4096 / 128, "{batches}");
-        assert!(one(&mut disk, Request::Flush).expect("flushing works").is_none());
+        assert!(one(&mut disk.queue, Request::Flush).expect("flushing works").is_none());
         // Parts of slots, of all lengths.
         let mut random = Random(round);
         let parts = all_slots(round + 7).map(|slot| {
@@ -144,7 +147,7 @@ fn full_ring_loses_nothing() {
             let sectors = 1 + random.below(SLOT_SECTORS - first);
             Piece { sector: slot.sector + first, len: sectors as usize * 512 }
         });
-        pump(&mut disk, &pool, parts, Piece::read, |piece, buffer| {
+        pump(&mut disk.queue, &pool, parts, Piece::read, |piece, buffer| {
             assert!(bytes(&buffer, piece.len) == piece.contents(round), "{piece:?}");
         });
     }
@@ -161,12 +164,12 @@ fn fill_queue(wish: u16, size: u16) {
     let (mut disk, _interrupts, windows) = start_disk_with(&options);
     // Header, data and status; with a table, one descriptor.
     let count = usize::from(if rings() & INDIRECT_DESC != 0 { size } else { size / 3 });
-    assert_eq!((disk.queue_size(), disk.depth()), (size, count));
+    assert_eq!((disk.queue.queue_size(), disk.queue.depth()), (size, count));
     let pool = DmaPool::new(&windows, count + 1, 512).expect("there is memory");
     let pieces = |order| all_slots(order).map(|slot| Piece { len: 512, ..slot }).take(2 * count + 7);
     let write = |piece: Piece, buffer| piece.write(buffer, &piece.contents(9));
-    pump(&mut disk, &pool, pieces(3), write, |_, _| {});
-    pump(&mut disk, &pool, pieces(3), Piece::read, |piece, buffer| {
+    pump(&mut disk.queue, &pool, pieces(3), write, |_, _| {});
+    pump(&mut disk.queue, &pool, pieces(3), Piece::read, |piece, buffer| {
         assert!(bytes(&buffer, piece.len) == piece.contents(9), "{piece:?}");
     });
 }
@@ -217,7 +220,7 @@ fn bad_requests_are_refused() {
     let foreign = DmaWindows::new(&KERNEL, card.address().id()).expect("nobody drives it");
     let pool = DmaPool::new(&windows, 2, SLOT).expect("there is memory");
     let foreign = DmaPool::new(&foreign, 1, SLOT).expect("there is memory");
-    let submitted = disk.counters().submitted;
+    let submitted = disk.queue.counters().submitted;
     use RequestError::*;
     for (sector, len, why) in [
         (SECTORS, 512, OutOfRange),
@@ -232,18 +235,19 @@ fn bad_requests_are_refused() {
     ] {
         for pool in [&pool, &foreign] {
             let buffer = pool.take().expect("it came back");
-            let (error, request) = disk.submit(Request::Read { sector, buffer, len }).expect_err("bad");
+            let (error, request) = disk.queue.submit(Request::Read { sector, buffer, len }).expect_err("bad");
             assert_eq!(error, why, "{sector} {len}");
             let buffer = request.into_buffer().expect("it comes back");
-            let (error, _) = disk.submit(Request::Write { sector, buffer, len }).expect_err("bad");
+            let (error, _) = disk.queue.submit(Request::Write { sector, buffer, len }).expect_err("bad");
             assert_eq!(error, why, "{sector} {len}");
         }
     }
     let last = Piece { sector: SECTORS - 1, len: 512 };
     let stranger = foreign.take().expect("it came back");
-    assert_eq!(one(&mut disk, last.read(stranger)).err(), Some(WrongDevice));
-    assert_eq!((disk.counters().submitted, disk.in_flight()), (submitted, 0));
-    let buffer = one(&mut disk, last.read(pool.take().expect("it came back"))).expect("the last sector");
+    assert_eq!(one(&mut disk.queue, last.read(stranger)).err(), Some(WrongDevice));
+    assert_eq!((disk.queue.counters().submitted, disk.queue.in_flight()), (submitted, 0));
+    let buffer =
+        one(&mut disk.queue, last.read(pool.take().expect("it came back"))).expect("the last sector");
     assert_eq!(bytes(&buffer.expect("a read has one"), 512), [0; 512]);
 }
 
@@ -253,12 +257,12 @@ const REFUSED: On = On("blk,net,formats", &bad_requests_are_refused);
 
 fn read_only_disk_is_not_written() {
     let (mut disk, _interrupts, windows) = start_disk(256);
-    assert_eq!((disk.features(), disk.geometry().read_only), (features() | READ_ONLY, true));
+    assert_eq!((disk.control.features(), disk.queue.geometry().read_only), (features() | READ_ONLY, true));
     let pool = DmaPool::new(&windows, 2, SLOT).expect("there is memory");
     let piece = Piece { sector: 8, len: SLOT };
     let take = || pool.take().expect("it came back");
-    assert_eq!(one(&mut disk, piece.write(take(), &[1; SLOT])).err(), Some(RequestError::ReadOnly));
-    let buffer = one(&mut disk, piece.read(take())).expect("reading works").expect("a read has one");
+    assert_eq!(one(&mut disk.queue, piece.write(take(), &[1; SLOT])).err(), Some(RequestError::ReadOnly));
+    let buffer = one(&mut disk.queue, piece.read(take())).expect("reading works").expect("a read has one");
     assert_eq!(bytes(&buffer, SLOT), numbered(8, SLOT));
 }
 
@@ -268,11 +272,11 @@ const READ_ONLY_DISK: On = On("blk-ro,formats", &read_only_disk_is_not_written);
 
 fn large_blocks_are_respected() {
     let (mut disk, _interrupts, windows) = start_disk(256);
-    assert_eq!((disk.geometry().block_size, disk.geometry().sectors), (4096, SECTORS));
+    assert_eq!((disk.queue.geometry().block_size, disk.queue.geometry().sectors), (4096, SECTORS));
     let pool = DmaPool::new(&windows, 1, 2 * SLOT).expect("there is memory");
     let mut read = |sector, len| {
         let buffer = pool.take().expect("it came back");
-        let buffer = one(&mut disk, Request::Read { sector, buffer, len })?.expect("a read has one");
+        let buffer = one(&mut disk.queue, Request::Read { sector, buffer, len })?.expect("a read has one");
         assert_eq!(bytes(&buffer, len), numbered(sector, len));
         Ok(())
     };
@@ -294,12 +298,12 @@ fn host_sees_what_was_written() {
     let inverted = |piece: Piece| -> Vec<u8> {
         numbered(piece.sector, piece.len).into_iter().map(|byte| !byte).collect()
     };
-    pump(&mut disk, &pool, all_slots(1), Piece::read, |piece, buffer| {
+    pump(&mut disk.queue, &pool, all_slots(1), Piece::read, |piece, buffer| {
         assert!(bytes(&buffer, piece.len) == numbered(piece.sector, piece.len), "{piece:?}");
     });
     let write = |piece, buffer| Piece::write(piece, buffer, &inverted(piece));
-    pump(&mut disk, &pool, all_slots(2), write, |_, _| {});
-    one(&mut disk, Request::Flush).expect("flushing works");
+    pump(&mut disk.queue, &pool, all_slots(2), write, |_, _| {});
+    one(&mut disk.queue, Request::Flush).expect("flushing works");
 }
 
 /// The host numbered the disk, and finds every bit of it inverted afterwards.
@@ -318,15 +322,15 @@ fn error_of_one_sector_is_reported() {
             (0, SLOT, Ok(())),
         ] {
             let request = Request::Read { sector, buffer: pool.take().expect("it came back"), len };
-            let answer = one(&mut disk, request);
+            let answer = one(&mut disk.queue, request);
             let answer = answer.map(|buffer| {
                 assert_eq!(bytes(&buffer.expect("a read has one"), len), numbered(sector, len));
             });
             assert_eq!(answer, result, "{sector} {len}, round {round}");
         }
     }
-    assert!(!disk.is_broken());
-    assert_eq!((disk.counters().rejected, disk.in_flight()), (0, 0));
+    assert!(!disk.queue.is_broken());
+    assert_eq!((disk.queue.counters().rejected, disk.queue.in_flight()), (0, 0));
 }
 
 /// A bad sector fails the requests that touch it, and no others.

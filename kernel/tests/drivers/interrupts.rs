@@ -33,14 +33,15 @@ fn disk_interrupts(kind: &'static str, vector: Option<u16>, polled: bool) -> ! {
         let mut timer = DeviceInterrupts::Polled(Timer::after_millis(1));
         let halts = executor::halts();
         for sector in 0..ROUNDS {
-            assert!(!disk.enable_interrupts(), "nothing is in flight");
+            assert!(!disk.queue.enable_interrupts(), "nothing is in flight");
             let buffer = pool.take().expect("it came back");
-            let ticket = disk.submit(Request::Read { sector, buffer, len: 512 }).expect("there is room");
-            disk.kick();
+            let ticket =
+                disk.queue.submit(Request::Read { sector, buffer, len: 512 }).expect("there is room");
+            disk.queue.kick();
             let mut answer = None;
             while answer.is_none() {
                 called(if polled { &mut timer } else { &mut own }).await;
-                let count = disk.reap(|done| answer = Some(done)).expect("the ring is sound");
+                let count = disk.queue.reap(|done| answer = Some(done)).expect("the ring is sound");
                 assert!(count == 1 || polled, "an interrupt without a reason");
             }
             let answer = answer.expect("it was waited for");
@@ -90,9 +91,9 @@ fn disk_is_polled() {
 const DISK_POLLED: On = On("blk-numbered=200", &disk_is_polled);
 
 fn send(card: &mut Card, frame: &[u8]) {
-    let sent = card.send(1, |room| room.write(frame).expect("it is short"));
+    let sent = card.pair.send(1, |room| room.write(frame).expect("it is short"));
     assert_eq!(sent, Ok(1), "the ring is empty");
-    card.kick();
+    card.pair.kick();
 }
 
 /// Frames one at a time between the two cards, the receiver asleep until its interrupt.
@@ -104,15 +105,15 @@ fn card_interrupts(kind: &'static str, vectors: [Option<u16>; 2]) -> ! {
         assert_eq!((calls.name(), [calls.vector(0), calls.vector(1)]), (kind, vectors));
         for round in 0..ROUNDS {
             let frame = [round as u8; 60];
-            assert!(!receiver.enable_interrupts(), "nothing is under way");
+            assert!(!receiver.pair.enable_interrupts(), "nothing is under way");
             send(&mut sender, &frame);
             called(&mut calls).await;
             let mut bytes = [0; 60];
             let read = |packet: &RxFrame<'_>| assert_eq!((packet.len(), packet.read(&mut bytes)), (60, 60));
-            assert_eq!(receiver.receive(1, read), Ok(1), "the interrupt has a reason");
-            receiver.disable_interrupts();
+            assert_eq!(receiver.pair.receive(1, read), Ok(1), "the interrupt has a reason");
+            receiver.pair.disable_interrupts();
             assert_eq!(bytes, frame);
-            receiver.kick();
+            receiver.pair.kick();
             // On a shared line, let it be heard that it was not the sender, so that the line opens again.
             poll_fn(|context| Poll::Ready(sender_calls.poll(context).is_ready())).await;
         }

@@ -35,7 +35,10 @@ fn drivers_start_again_and_again() {
     for round in 0..20 {
         let (mut disk, disk_interrupts, windows) = start_disk(256);
         let (card, card_interrupts, card_windows) = start_card(&cards[0]);
-        assert_eq!((disk.features(), card.features()), (crate::block::features(), crate::net::features()));
+        assert_eq!(
+            (disk.control.features(), card.control.features()),
+            (crate::block::features(), crate::net::features())
+        );
         assert_eq!(masters(), [true, true]);
         assert_audit_clean();
         let pool = DmaPool::new(&windows, 1, 512).expect("there is memory");
@@ -64,15 +67,19 @@ fn busy_driver_ends_cleanly() {
     let buffers: Vec<DmaBuf> = core::iter::from_fn(|| pool.take()).collect();
     let addresses: Vec<u64> = buffers.iter().map(physical).collect();
     for (buffer, sector) in buffers.into_iter().zip((0..).step_by(128)) {
-        disk.submit(Request::Read { sector, buffer, len: PAGE_SIZE }).expect("there is room");
+        disk.queue.submit(Request::Read { sector, buffer, len: PAGE_SIZE }).expect("there is room");
     }
-    disk.kick();
+    disk.queue.kick();
     let start = time::now();
     while time::now() - start < Duration::from_millis(300) {
-        disk.reap(|done| assert_eq!(done.result, Ok(()))).expect("the ring is sound");
+        disk.queue.reap(|done| assert_eq!(done.result, Ok(()))).expect("the ring is sound");
     }
-    assert!(disk.in_flight() > REQUESTS / 2, "the disk was to be slow: {} in flight", disk.in_flight());
-    assert_eq!(pool.available(), REQUESTS - disk.in_flight());
+    assert!(
+        disk.queue.in_flight() > REQUESTS / 2,
+        "the disk was to be slow: {} in flight",
+        disk.queue.in_flight()
+    );
+    assert_eq!(pool.available(), REQUESTS - disk.queue.in_flight());
     let start = time::now();
     drop(disk);
     drop(interrupts);
@@ -110,14 +117,14 @@ fn busy_driver_ends_cleanly() {
     let (mut disk, _interrupts, windows) = start_disk(256);
     let pool = DmaPool::new(&windows, 1, PAGE_SIZE).expect("there is memory");
     let buffer = pool.take().expect("it is new");
-    disk.submit(Request::Read { sector: 5, buffer, len: PAGE_SIZE }).expect("there is room");
-    disk.kick();
+    disk.queue.submit(Request::Read { sector: 5, buffer, len: PAGE_SIZE }).expect("there is room");
+    disk.queue.kick();
     let mut bytes = alloc::vec![0; PAGE_SIZE];
     until("a read after the reset", || {
         let copy = |done: ringfence_drivers::block::Done| {
             done.buffer.expect("a read has one").read_slice(&mut bytes, 0).expect("it fits");
         };
-        (disk.reap(copy).expect("the ring is sound") == 1).then_some(())
+        (disk.queue.reap(copy).expect("the ring is sound") == 1).then_some(())
     });
     assert_eq!(bytes, numbered(5, PAGE_SIZE));
 }

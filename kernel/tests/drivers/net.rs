@@ -26,7 +26,8 @@ fn pair() -> [(Card, DeviceInterrupts); 2] {
 
 /// A frame for experiments (IEEE 802, EtherType 0x88b5) with `number` and noise in it.
 fn frame(from: &Card, to: &Card, number: u64, len: usize) -> Vec<u8> {
-    let mut frame = [&to.mac()[..], &from.mac(), &[0x88, 0xb5], &number.to_le_bytes()].concat();
+    let mut frame =
+        [&to.control.mac()[..], &from.control.mac(), &[0x88, 0xb5], &number.to_le_bytes()].concat();
     let mut random = Random(number);
     frame.resize_with(len, || random.next() as u8);
     frame
@@ -34,18 +35,18 @@ fn frame(from: &Card, to: &Card, number: u64, len: usize) -> Vec<u8> {
 
 /// Waits for a frame.
 fn receive(card: &mut Card, mut read: impl FnMut(&RxFrame<'_>)) {
-    until("a frame", || (card.receive(1, &mut read).expect("the ring is sound") == 1).then_some(()));
+    until("a frame", || (card.pair.receive(1, &mut read).expect("the ring is sound") == 1).then_some(()));
 }
 
 /// Sends frames in one batch and checks that exactly these arrive.
 fn deliver(from: &mut Card, to: &mut Card, frames: &[Vec<u8>]) {
-    let before = (from.counters(), to.counters());
+    let before = (from.pair.counters(), to.pair.counters());
     let mut left = frames.iter();
     let write = |room: &mut TxFrame<'_>| {
         left.next().into_iter().for_each(|frame| room.write(frame).expect("it is short enough"));
     };
-    assert_eq!(from.send(usize::MAX, write), Ok(frames.len()), "the ring has room");
-    from.kick();
+    assert_eq!(from.pair.send(usize::MAX, write), Ok(frames.len()), "the ring has room");
+    from.pair.kick();
     for (index, frame) in frames.iter().enumerate() {
         let mut bytes = alloc::vec![0; 2048];
         receive(to, |packet| {
@@ -54,9 +55,9 @@ fn deliver(from: &mut Card, to: &mut Card, frames: &[Vec<u8>]) {
             assert!(bytes[..len] == frame[..], "frame {index} of {} bytes was changed", frame.len());
         });
     }
-    to.kick();
-    assert_eq!(to.receive(1, |_| {}), Ok(0), "one frame too many");
-    let (sent, received) = (from.counters()[1], to.counters()[0]);
+    to.pair.kick();
+    assert_eq!(to.pair.receive(1, |_| {}), Ok(0), "one frame too many");
+    let (sent, received) = (from.pair.counters()[1], to.pair.counters()[0]);
     assert!(sent.kicks - before.0[1].kicks <= 1, "one notification for a batch");
     assert!(received.kicks - before.1[0].kicks <= 1, "one notification for all buffers");
     assert_eq!(sent.submitted - before.0[1].submitted, frames.len() as u64);
@@ -65,11 +66,11 @@ fn deliver(from: &mut Card, to: &mut Card, frames: &[Vec<u8>]) {
 
 fn frames_arrive_unchanged() {
     let [(mut one, _calls), (mut two, _more_calls)] = pair();
-    assert_eq!(one.mac(), [0x52, 0x54, 0, 0, 0, 1]);
-    assert_eq!(two.mac(), [0x52, 0x54, 0, 0, 0, 2]);
+    assert_eq!(one.control.mac(), [0x52, 0x54, 0, 0, 0, 1]);
+    assert_eq!(two.control.mac(), [0x52, 0x54, 0, 0, 0, 2]);
     for card in [&one, &two] {
-        assert_eq!((card.features(), card.queue_sizes()), (features(), [256, 256]));
-        assert_eq!((card.mtu(), card.link_up()), (1500, true));
+        assert_eq!((card.control.features(), card.pair.queue_sizes()), (features(), [256, 256]));
+        assert_eq!((card.control.mtu(), card.control.link_up()), (1500, true));
     }
     let mut random = Random(1);
     // Every length, in batches of all sizes, in both directions.
@@ -86,8 +87,8 @@ fn frames_arrive_unchanged() {
         deliver(&mut two, &mut one, &back);
     }
     for card in [&one, &two] {
-        assert_eq!(card.counters().map(|counters| counters.rejected), [0, 0]);
-        assert_eq!(card.counters()[1].submitted, 1455);
+        assert_eq!(card.pair.counters().map(|counters| counters.rejected), [0, 0]);
+        assert_eq!(card.pair.counters()[1].submitted, 1455);
     }
 }
 
@@ -100,16 +101,16 @@ fn full_transmit_ring_recovers() {
     for round in 0..3 {
         let frame = frame(&one, &two, round, 100);
         let too_long = |room: &mut TxFrame<'_>| assert!(room.write(&[0; MAX_FRAME_LEN + 1]).is_err());
-        assert_eq!(one.send(1, too_long), Ok(0), "it is not sent");
+        assert_eq!(one.pair.send(1, too_long), Ok(0), "it is not sent");
         let write = |room: &mut TxFrame<'_>| room.write(&frame).expect("it is short enough");
         let mut sent = 0;
         // The device may still be at the last ones.
         until("room for all", || {
-            sent += one.send(usize::MAX, write).expect("the ring is sound");
-            (!one.can_send() && sent >= 256).then_some(())
+            sent += one.pair.send(usize::MAX, write).expect("the ring is sound");
+            (!one.pair.can_send() && sent >= 256).then_some(())
         });
         assert_eq!(sent, 256, "as many as the ring holds");
-        one.kick();
+        one.pair.kick();
         for _ in 0..256 {
             let mut bytes = [0; 100];
             receive(&mut two, |packet| {
@@ -117,10 +118,10 @@ fn full_transmit_ring_recovers() {
                 assert!(bytes == frame[..]);
             });
         }
-        two.kick();
-        until("room to send", || one.can_send().then_some(()));
+        two.pair.kick();
+        until("room to send", || one.pair.can_send().then_some(()));
     }
-    assert_eq!(one.counters()[1].kicks, 3);
+    assert_eq!(one.pair.counters()[1].kicks, 3);
 }
 
 /// All buffers out and back.

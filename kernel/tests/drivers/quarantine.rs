@@ -172,9 +172,9 @@ fn live_queue_stays_quarantined() {
         let bytes = buffer.as_volatile_slice();
         bytes.fill(BLANK).expect("it may be written");
         targets.push(Target { start: bytes.as_ptr().as_ptr(), sector });
-        disk.submit(Request::Read { sector, buffer, len: PAGE_SIZE }).expect("there is room");
+        disk.queue.submit(Request::Read { sector, buffer, len: PAGE_SIZE }).expect("there is room");
     }
-    disk.kick();
+    disk.queue.kick();
     let known = frames(&windows);
     assert_eq!(known.len() * PAGE_SIZE, windows.usage().0);
     assert_eq!((count(Owner::Dma), count(Owner::Quarantined)), (known.len(), 0));

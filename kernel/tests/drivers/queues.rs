@@ -52,7 +52,7 @@ fn lanes<'a>(
 
 fn all_queues_at_once() {
     let (mut disk, _interrupts, windows) = start_disk_with(&options());
-    assert_eq!(disk.features(), features() | MQ);
+    assert_eq!(disk.control.features(), features() | MQ);
     let pool = DmaPool::new(&windows, usize::from(QUEUES) * 32, SLOT).expect("there is memory");
     // Each round reads what another queue wrote in the round before.
     for round in 0..6 {
@@ -102,7 +102,7 @@ const AT_ONCE: On = On("blk-mq=4,rings", &all_queues_at_once);
 
 fn as_many_queues_as_there_are() {
     let (mut disk, _interrupts, windows) = start_disk_with(&Options { queues: 9, ..options() });
-    assert_eq!((disk.features() & MQ, disk.split().1.count()), (MQ, 2));
+    assert_eq!((disk.control.features() & MQ, disk.split().1.count()), (MQ, 2));
     let pool = DmaPool::new(&windows, 33, SLOT).expect("there is memory");
     for queue in disk.split().1 {
         pump(queue, &pool, all_slots(1).take(100), Piece::read, |_, _| {});
@@ -248,8 +248,8 @@ fn idle_queue_is_reset() {
         });
     }
     let past = Request::Read { sector: SECTORS, buffer: pool.take().expect("it came back"), len: SLOT };
-    assert_eq!(one(&mut disk, past).err(), Some(RequestError::OutOfRange));
-    assert_eq!(disk.counters().rejected, 0);
+    assert_eq!(one(&mut disk.queue, past).err(), Some(RequestError::OutOfRange));
+    assert_eq!(disk.queue.counters().rejected, 0);
 }
 
 /// It works on as if new.

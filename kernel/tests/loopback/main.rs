@@ -62,24 +62,24 @@ fn disk_has_a_name() {
     }
     // An event index asks for one interrupt: at first for the first answer.
     assert_eq!(device.interrupts(), 1);
-    assert!(!block.enable_interrupts());
+    assert!(!block.queue.enable_interrupts());
     for _ in 0..2 {
-        block.submit(Request::Flush).expect("there is room");
-        block.kick();
+        block.queue.submit(Request::Flush).expect("there is room");
+        block.queue.kick();
         let mut result = None;
-        block.reap(|done| result = Some(done.result)).expect("the ring is sound");
+        block.queue.reap(|done| result = Some(done.result)).expect("the ring is sound");
         assert_eq!((result, device.interrupts()), (Some(Ok(())), 2));
     }
     // Asked for again, then taken back: without that the next answer would be the third.
-    assert!(!block.enable_interrupts());
-    block.disable_interrupts();
-    block.submit(Request::Flush).expect("there is room");
-    block.kick();
-    assert_eq!((block.reap(drop), device.interrupts()), (Ok(1), 2));
-    assert!(!block.enable_interrupts());
-    block.submit(Request::Flush).expect("there is room");
-    block.kick();
-    assert_eq!((block.reap(drop), device.interrupts()), (Ok(1), 3));
+    assert!(!block.queue.enable_interrupts());
+    block.queue.disable_interrupts();
+    block.queue.submit(Request::Flush).expect("there is room");
+    block.queue.kick();
+    assert_eq!((block.queue.reap(drop), device.interrupts()), (Ok(1), 2));
+    assert!(!block.queue.enable_interrupts());
+    block.queue.submit(Request::Flush).expect("there is room");
+    block.queue.kick();
+    assert_eq!((block.queue.reap(drop), device.interrupts()), (Ok(1), 3));
 }
 
 /// A request as its bytes are: what a driver with a bug could send. Nothing, if there are no bytes to answer
@@ -179,11 +179,11 @@ fn senseless_requests_are_answered() {
     drop((queue, driver));
     let mut disk = start(&device, &windows);
     let buffer = pools.take(512, 1);
-    disk.submit(Request::Read { sector: last, buffer, len: 512 }).expect("there is room");
-    disk.kick();
+    disk.queue.submit(Request::Read { sector: last, buffer, len: 512 }).expect("there is room");
+    disk.queue.kick();
     let mut bytes = [1; 512];
     let read = |done: Done| done.buffer.expect("a read has one").read_slice(&mut bytes, 0).expect("it fits");
-    assert_eq!(disk.reap(read), Ok(1));
+    assert_eq!(disk.queue.reap(read), Ok(1));
     assert_eq!(bytes, [0; 512]);
 }
 
@@ -196,13 +196,16 @@ fn directions_are_kept() {
     let pool = |direction| DmaPool::new_for(&windows, 1, 512, direction).expect("there is memory");
     let (to_device, from_device) = (pool(Direction::ToDevice), pool(Direction::FromDevice));
     let mut one = |request| {
-        if let Err((error, request)) = block.submit(request) {
-            assert_eq!((error, block.in_flight()), (RequestError::WrongDirection, 0));
+        if let Err((error, request)) = block.queue.submit(request) {
+            assert_eq!((error, block.queue.in_flight()), (RequestError::WrongDirection, 0));
             return (Err(error), request.into_buffer().expect("it comes back"));
         }
-        block.kick();
+        block.queue.kick();
         let mut answer = None;
-        assert_eq!(block.reap(|done| answer = Some((done.result, done.buffer.expect("it has one")))), Ok(1));
+        assert_eq!(
+            block.queue.reap(|done| answer = Some((done.result, done.buffer.expect("it has one")))),
+            Ok(1)
+        );
         answer.expect("it was reaped")
     };
     for round in 0..3 {
@@ -404,10 +407,10 @@ fn reset_ends_what_is_in_flight() {
         for sector in 0..40 {
             let buffer = pool.take().expect("one for each");
             buffer.as_volatile_slice().fill(BLANK).expect("it may be written");
-            block.submit(Request::Read { sector, buffer, len: SECTOR_SIZE }).expect("there is room");
+            block.queue.submit(Request::Read { sector, buffer, len: SECTOR_SIZE }).expect("there is room");
         }
-        block.kick();
-        assert_eq!((block.reap(drop), pool.available()), (Ok(0), 0), "the device is held");
+        block.queue.kick();
+        assert_eq!((block.queue.reap(drop), pool.available()), (Ok(0), 0), "the device is held");
         drop(block);
         assert_eq!((pool.available(), device.status()), (40, 0));
         device.poll();

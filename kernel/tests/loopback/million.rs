@@ -35,9 +35,9 @@ pub struct Exerciser {
 
 impl Exerciser {
     pub fn new(block: RamBlock, windows: &DmaWindows) -> Self {
-        let flights = alloc::vec![None; block.tickets()];
+        let flights = alloc::vec![None; block.queue.tickets()];
         Self {
-            pool: DmaPool::new(windows, block.depth(), MOST * SECTOR_SIZE).expect("there is memory"),
+            pool: DmaPool::new(windows, block.queue.depth(), MOST * SECTOR_SIZE).expect("there is memory"),
             block,
             generations: alloc::vec![0; SECTORS],
             busy: alloc::vec![false; SECTORS],
@@ -91,13 +91,17 @@ impl Exerciser {
             } else {
                 Request::Read { sector, buffer, len }
             };
-            let ticket = self.block.submit(request).expect("there is room");
+            let ticket = self.block.queue.submit(request).expect("there is room");
             assert!(self.flights[ticket.index()].replace((first, sectors, write, number)).is_none());
         }
-        self.block.kick();
+        self.block.queue.kick();
         let mut answers = Vec::with_capacity(batch);
-        let reaped = self.block.reap(|done| answers.push(done)).expect("the ring is sound");
-        assert_eq!((reaped, self.block.in_flight()), (batch, 0), "the device is done when it was notified");
+        let reaped = self.block.queue.reap(|done| answers.push(done)).expect("the ring is sound");
+        assert_eq!(
+            (reaped, self.block.queue.in_flight()),
+            (batch, 0),
+            "the device is done when it was notified"
+        );
         let (mut expected, mut highest) = ([0; MOST * SECTOR_SIZE], 0);
         for Done { ticket, result, buffer } in answers {
             let flight = self.flights[ticket.index()].take().expect("it was in flight");
@@ -127,18 +131,18 @@ impl Exerciser {
 
     /// Exchanges `requests` in batches of up to as many as the queue holds, with an audit now and then.
     pub fn exercise(&mut self, requests: usize) {
-        let (mut left, before) = (requests, self.block.counters());
+        let (mut left, before) = (requests, self.block.queue.counters());
         while left > 0 {
-            let batch = (1 + random(&mut self.state, self.block.depth())).min(left);
+            let batch = (1 + random(&mut self.state, self.block.queue.depth())).min(left);
             self.exchange(batch);
             if left / 50_000 != (left - batch) / 50_000 {
                 assert_sound();
             }
             left -= batch;
         }
-        let counters = self.block.counters();
+        let counters = self.block.queue.counters();
         assert_eq!(counters.completions - before.completions, requests as u64);
-        assert_eq!((counters.rejected, self.pool.available()), (0, self.block.depth()));
+        assert_eq!((counters.rejected, self.pool.available()), (0, self.block.queue.depth()));
         assert_sound();
     }
 }
@@ -169,8 +173,8 @@ fn echo(card: &mut Net<Loopback<Echo>>, count: u64) {
             lengths.push_back(len);
             sent += 1;
         };
-        card.send(batch as usize, write).expect("the ring is sound");
-        card.kick();
+        card.pair.send(batch as usize, write).expect("the ring is sound");
+        card.pair.kick();
         let mut read = |packet: &RxFrame<'_>| {
             let len = lengths.pop_front().expect("no more frames come than were sent");
             assert_eq!((packet.len(), packet.read(&mut bytes)), (len, len), "frame {received}");
@@ -181,10 +185,10 @@ fn echo(card: &mut Net<Loopback<Echo>>, count: u64) {
                 assert_sound();
             }
         };
-        while card.receive(usize::MAX, &mut read).expect("the ring is sound") > 0 {}
+        while card.pair.receive(usize::MAX, &mut read).expect("the ring is sound") > 0 {}
     }
     assert!(lengths.is_empty());
-    let [receive, transmit] = card.counters();
+    let [receive, transmit] = card.pair.counters();
     assert_eq!((receive.completions, transmit.submitted), (count, count));
     assert_eq!((receive.rejected, transmit.rejected), (0, 0));
     assert_sound();
@@ -194,7 +198,7 @@ fn million_requests_are_served() {
     let before = counts();
     let (device, windows) = disk();
     let mut disk = Exerciser::new(start(&device, &windows), &windows);
-    assert_eq!((disk.block.queue_size(), disk.block.geometry().sectors), (256, SECTORS as u64));
+    assert_eq!((disk.block.queue.queue_size(), disk.block.queue.geometry().sectors), (256, SECTORS as u64));
     let began = time::now();
     disk.exercise(300_000);
     assert_eq!(disk.overtaken, 0, "the device serves in order");
@@ -207,7 +211,10 @@ fn million_requests_are_served() {
     let wire = Loopback::new(Echo::new(MAC), card_windows.clone());
     let mut card = Net::new(wire.clone(), &wire.grant().expect("it is a model"), card_windows.clone())
         .expect("the card starts");
-    assert_eq!((card.mac(), card.link_up(), card.queue_sizes()), (MAC, true, [256, 256]));
+    assert_eq!(
+        (card.control.mac(), card.control.link_up(), card.pair.queue_sizes()),
+        (MAC, true, [256, 256])
+    );
     let began = time::now();
     echo(&mut card, 600_000);
     log::info!("600,000 frames in {} ms", (time::now() - began).as_millis());

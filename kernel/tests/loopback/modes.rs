@@ -50,11 +50,12 @@ fn every_combination_of_ring_features() {
         let mut exerciser = Exerciser::new(block.expect("the disk starts"), &windows);
         let block = exerciser.block();
         let always = features::VERSION_1 | features::ACCESS_PLATFORM | block::features::FLUSH;
-        assert_eq!(block.features(), chosen | always);
+        assert_eq!(block.control.features(), chosen | always);
         let deepest = if has(features::INDIRECT_DESC) { wish.queue_size } else { wish.queue_size / 3 };
-        assert_eq!((block.queue_size(), block.depth()), (wish.queue_size, deepest.into()));
+        assert_eq!((block.queue.queue_size(), block.queue.depth()), (wish.queue_size, deepest.into()));
         exerciser.exercise(500);
-        let reset = exerciser.block().reset_queue(0);
+        let Block { control, queue, .. } = exerciser.block();
+        let reset = control.reset_queue(queue);
         let missing = Err(Error::MissingFeature(features::RING_RESET));
         assert_eq!(reset, if has(features::RING_RESET) { Ok(()) } else { missing });
         exerciser.exercise(500);
@@ -81,7 +82,7 @@ fn several_queues() {
                 &wish,
             )
             .expect("the disk starts");
-            assert_ne!(block.features() & block::features::MQ, 0);
+            assert_ne!(block.control.features() & block::features::MQ, 0);
             let pool = DmaPool::new(&windows, queues.into(), SECTOR_SIZE).expect("there is memory");
             let (_, each) = block.split();
             let mut each = each.collect::<Vec<_>>();
