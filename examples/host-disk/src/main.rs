@@ -23,7 +23,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The device. It sees no memory but through `windows`, so its grant needs no promise.
     let device = Loopback::new(RamDisk::new(SECTORS, *b"host-disk\0\0\0\0\0\0\0\0\0\0\0"), windows.clone());
     let mut disk = Block::new(device.clone(), &device.grant()?, windows.clone())?;
-    println!("{:?}", disk.geometry());
+    let queue = &mut disk.queue;
+    println!("{:?}", queue.geometry());
 
     // Every sector is written: its bytes are its number.
     let pool = DmaPool::new(&windows, DEPTH, SECTOR_SIZE)?;
@@ -35,24 +36,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         {
             buffer.write_slice(&sector.to_le_bytes().repeat(SECTOR_SIZE / 8), 0)?;
             // From here on the buffer is the device's.
-            disk.submit(Request::Write { sector, buffer, len: SECTOR_SIZE }).map_err(|(error, _)| error)?;
+            queue.submit(Request::Write { sector, buffer, len: SECTOR_SIZE }).map_err(|(error, _)| error)?;
         }
         // One notification for all of them.
-        disk.kick();
+        queue.kick();
         // Each buffer is ours again, and goes home to the pool when it is dropped.
-        written += disk.reap(|done| done.result.expect("the model writes what it is given"))?;
+        written += queue.reap(|done| done.result.expect("the model writes what it is given"))?;
     }
 
     // And one of them is read.
     let buffer = pool.take().ok_or("all buffers are home")?;
-    disk.submit(Request::Read { sector: 1234, buffer, len: SECTOR_SIZE }).map_err(|(error, _)| error)?;
-    disk.kick();
+    queue.submit(Request::Read { sector: 1234, buffer, len: SECTOR_SIZE }).map_err(|(error, _)| error)?;
+    queue.kick();
     let mut first = [0; 8];
     let mut copied = Ok(());
-    disk.reap(|done| copied = done.buffer.map_or(Ok(()), |buffer| buffer.read_slice(&mut first, 0)))?;
+    queue.reap(|done| copied = done.buffer.map_or(Ok(()), |buffer| buffer.read_slice(&mut first, 0)))?;
     copied?;
     println!("{written} sectors written; number {} says {}", 1234, u64::from_le_bytes(first));
-    println!("{:?}", disk.counters());
+    println!("{:?}", queue.counters());
     if u64::from_le_bytes(first) == 1234 { Ok(()) } else { Err("it is another sector".into()) }
 }
 

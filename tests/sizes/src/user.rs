@@ -98,19 +98,19 @@ fn disk(id: DeviceId, transport: PciTransport) -> Result<(), Error> {
     let buffers = ringfence_memory::DmaPool::new(&windows, 32, 4096)?;
     for sector in black_box(0)..black_box(8) {
         let Some(buffer) = buffers.take() else { break };
-        disk.submit(match black_box(sector) & 3 {
+        disk.queue.submit(match black_box(sector) & 3 {
             0 => Request::Flush,
             1 => Request::Read { sector, buffer, len: 4096 },
             _ => Request::Write { sector, buffer, len: 4096 },
         })?;
     }
-    disk.kick();
-    while disk.in_flight() > 0 {
-        disk.reap(|done| _ = black_box(done))?;
-        while !disk.enable_interrupts() {
+    disk.queue.kick();
+    while disk.queue.in_flight() > 0 {
+        disk.queue.reap(|done| _ = black_box(done))?;
+        while !disk.queue.enable_interrupts() {
             black_box(());
         }
-        disk.disable_interrupts();
+        disk.queue.disable_interrupts();
     }
     Ok(())
 }
@@ -124,13 +124,13 @@ fn card(id: DeviceId, transport: PciTransport) -> Result<(), Error> {
     let mut frame = [0; 1514];
     while black_box(true) {
         let mut len = 0;
-        card.receive(8, |received| len = received.read(&mut frame))?;
-        card.send(1, |room| _ = room.write(black_box(&frame[..len.min(1514)])))?;
-        card.kick();
-        if !card.enable_interrupts() {
+        card.pair.receive(8, |received| len = received.read(&mut frame))?;
+        card.pair.send(1, |room| _ = room.write(black_box(&frame[..len.min(1514)])))?;
+        card.pair.kick();
+        if !card.pair.enable_interrupts() {
             black_box(());
         }
-        card.disable_interrupts();
+        card.pair.disable_interrupts();
     }
     Ok(())
 }
