@@ -15,7 +15,6 @@ mod storage;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::iter;
-use core::ops::{Deref, DerefMut};
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
@@ -276,28 +275,6 @@ impl<T: Transport> Block<T> {
         (&mut self.control, iter::once(&mut self.queue).chain(&mut self.others))
     }
 
-    /// Resets queue `index`, in which nothing is in flight, and sets it up again.
-    ///
-    /// # Errors
-    /// [`Error::QueueUnavailable`] if there is no such queue, or as for [`Device::reset_queue`].
-    pub fn reset_queue(&mut self, index: u16) -> Result<(), Error> {
-        let (control, mut queues) = self.split();
-        control.reset_queue(queues.nth(index.into()).ok_or(Error::QueueUnavailable(index))?)
-    }
-
-    /// The features in use.
-    pub fn features(&self) -> u64 {
-        self.control.features()
-    }
-
-    /// See [`BlockControl::config_changed`].
-    ///
-    /// # Errors
-    /// Any: drop the driver.
-    pub fn config_changed(&mut self) -> Result<bool, Error> {
-        self.control.config_changed()
-    }
-
     /// Submits a request to [`queue`](Self::queue) and waits for it, up to `limit`: for set-up, or where
     /// there is nothing else to do. A [`SharedQueue`] does not wait.
     ///
@@ -349,20 +326,6 @@ impl<T: Transport> Block<T> {
 
 /// How a request ended, and its buffer.
 pub type CallResult = (Result<(), RequestError>, Option<DmaBuf>);
-
-impl<T: Transport> Deref for Block<T> {
-    type Target = BlockQueue<T::Notifier>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.queue
-    }
-}
-
-impl<T: Transport> DerefMut for Block<T> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.queue
-    }
-}
 
 impl<T: Transport> Drop for Block<T> {
     fn drop(&mut self) {

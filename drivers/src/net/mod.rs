@@ -10,7 +10,6 @@ mod phy;
 
 use alloc::vec::Vec;
 use core::iter;
-use core::ops::{Deref, DerefMut};
 
 use ringfence_memory::{DeviceId, DmaGrant, DmaWindows};
 
@@ -178,52 +177,9 @@ impl<T: Transport> Net<T> {
         (&mut self.control, iter::once(&mut self.pair).chain(&mut self.others))
     }
 
-    /// The device's MAC address. If it has none, or that of a group or only zeros, a locally administered
-    /// one, the same at each start.
-    pub fn mac(&self) -> [u8; 6] {
-        self.control.mac()
-    }
-
-    /// The most bytes that the frames to send may carry after their Ethernet header: 68..=1500.
-    pub fn mtu(&self) -> u16 {
-        self.control.mtu()
-    }
-
-    /// Whether the cable is plugged in, as of the last [`config_changed`](Self::config_changed).
-    pub fn link_up(&self) -> bool {
-        self.control.link_up()
-    }
-
-    /// The features in use.
-    pub fn features(&self) -> u64 {
-        self.control.features()
-    }
-
     /// How many pairs are in use.
     pub fn pairs(&self) -> usize {
         self.others.len().saturating_add(1)
-    }
-
-    /// See [`NetControl::config_changed`].
-    ///
-    /// # Errors
-    /// Any: drop the driver.
-    pub fn config_changed(&mut self) -> Result<bool, Error> {
-        self.control.config_changed()
-    }
-}
-
-impl<T: Transport> Deref for Net<T> {
-    type Target = NetPair<T::Notifier>;
-
-    fn deref(&self) -> &Self::Target {
-        &self.pair
-    }
-}
-
-impl<T: Transport> DerefMut for Net<T> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        &mut self.pair
     }
 }
 
