@@ -17,8 +17,8 @@ use common::{Machine, quick_limits};
 use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
-use ringfence_services::fs::{FileSystem, FsError, Node};
-use ringfence_services::http::{Disk, FileError, Files, Metadata, Names, Server};
+use ringfence_services::fs::{FileSystem, FsError, Metadata, Node};
+use ringfence_services::http::{Disk, FileError, Files, Names, Server};
 
 /// A disk that always answers at once, as a cache does.
 struct Image(File, u64);

@@ -98,7 +98,7 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::NotADirectory`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`]. The cursor
     /// then stays where it was.
     pub async fn read_dir(&self, node: &Node, cursor: &mut u64) -> Result<Option<DirBlock>, FsError> {
-        if node.kind() != Kind::Directory {
+        if node.metadata().kind != Kind::Directory {
             return Err(FsError::NotADirectory);
         }
         // Where the block starts in the folder, and its bytes.
@@ -116,7 +116,7 @@ impl<B: BlockSource> FileSystem<B> {
     async fn dir_block(&self, node: &Node, number: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
         let block_size = self.geometry.block_size;
         let offset = number.saturating_mul(block_size as u64);
-        if offset >= node.size() {
+        if offset >= node.metadata().size {
             return Ok(None);
         }
         let mut bytes = zeroed(block_size)?;

@@ -63,13 +63,23 @@ pub(super) enum Content {
     BlockMap([u8; 60]),
 }
 
+/// What is known of a file or folder before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// Inode number: tells files of one disk apart.
+    pub inode: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Size in bytes.
+    pub size: u64,
+    /// When the contents last changed, in seconds since 1970-01-01 00:00 UTC.
+    pub mtime: i64,
+}
+
 /// An opened file or folder. It remembers where the last read was, so that sequential reading is cheap: give
 /// each reader its own.
 pub struct Node {
-    inode: u32,
-    kind: Kind,
-    size: u64,
-    mtime: i64,
+    metadata: Metadata,
     pub(super) content: Content,
     /// The directory has a hash tree.
     pub(super) is_indexed: bool,
@@ -79,24 +89,9 @@ pub struct Node {
 }
 
 impl Node {
-    /// Inode number.
-    pub fn inode(&self) -> u32 {
-        self.inode
-    }
-
-    /// What it is.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Size in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// When the contents last changed, in seconds since 1970-01-01 00:00 UTC.
-    pub fn mtime(&self) -> i64 {
-        self.mtime
+    /// What is known of it.
+    pub fn metadata(&self) -> Metadata {
+        self.metadata
     }
 
     /// From the bytes of the inode table.
@@ -139,11 +134,9 @@ impl Node {
         // Two more bits of the seconds, beyond 2038 (the 32-bit part stays signed).
         let epoch = extra.filter(|_| extra_size >= 12).map_or(0, |extra| extra.mtime_extra.get() & 3);
         let seconds = i64::from(inode.mtime.get().cast_signed());
+        let mtime = seconds.saturating_add(i64::from(epoch) << 32);
         Ok(Self {
-            inode: number,
-            kind,
-            size,
-            mtime: seconds.saturating_add(i64::from(epoch) << 32),
+            metadata: Metadata { inode: number, kind, size, mtime },
             content,
             is_indexed: flags & FLAG_INDEX != 0,
             checksum_seed,

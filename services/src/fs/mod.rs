@@ -23,7 +23,7 @@ mod super_block;
 
 pub use cache::{CacheStats, PAGE_SIZE, PageCache};
 pub use dir::{DirBlock, DirEntry};
-pub use inode::{Kind, Node, ROOT_INODE};
+pub use inode::{Kind, Metadata, Node, ROOT_INODE};
 
 use crate::block::{BlockError, BlockSource};
 use crate::text::NoMemory;
@@ -132,7 +132,7 @@ impl<B: BlockSource> FileSystem<B> {
         cache.read(SUPER_BLOCK_OFFSET, &mut super_block, 0).await?;
         let geometry = Geometry::parse(&super_block, disk_size)?;
         let fs = Self { cache, geometry, work: Cell::new(0) };
-        match fs.node(ROOT_INODE).await?.kind() {
+        match fs.node(ROOT_INODE).await?.metadata().kind {
             Kind::Directory => Ok(fs),
             _ => Err(corrupt("the root is not a folder")),
         }
@@ -189,7 +189,7 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::IsADirectory`], [`FsError::NotAFile`], [`FsError::Corrupt`], [`FsError::Io`],
     /// [`FsError::NoMemory`]; the contents of `buf` are then unspecified. The same read may be tried again.
     pub async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        match node.kind() {
+        match node.metadata().kind {
             Kind::File => self.read_content(node, offset, buf).await,
             Kind::Directory => Err(FsError::IsADirectory),
             Kind::Symlink | Kind::Other => Err(FsError::NotAFile),
@@ -197,7 +197,7 @@ impl<B: BlockSource> FileSystem<B> {
     }
 
     async fn read_content(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
-        let left = node.size().saturating_sub(offset);
+        let left = node.metadata().size.saturating_sub(offset);
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
         let (buf, _) = buf.split_at_mut_checked(len).unwrap_or_default();
         if let Content::Inline(data) = &node.content {
@@ -219,7 +219,8 @@ impl<B: BlockSource> FileSystem<B> {
             match run.physical {
                 None => part.fill(0),
                 Some(physical) => {
-                    let file_left = usize::try_from(node.size().saturating_sub(end)).unwrap_or(usize::MAX);
+                    let file_left =
+                        usize::try_from(node.metadata().size.saturating_sub(end)).unwrap_or(usize::MAX);
                     let ahead = tail.len().max(window).min(run_left.saturating_sub(count)).min(file_left);
                     let start = (physical << bits).saturating_add(within);
                     if let Some(loaded) = self.cache.read(start, part, ahead).await? {

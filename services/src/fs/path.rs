@@ -46,7 +46,7 @@ impl<B: BlockSource> FileSystem<B> {
                 _ => {}
             }
             let child = self.node(self.find(&node, name).await?).await?;
-            if child.kind() == Kind::Symlink {
+            if child.metadata().kind == Kind::Symlink {
                 links = links.saturating_add(1);
                 if links > MAX_LINKS {
                     return Err(FsError::TooManyLinks);
@@ -63,11 +63,11 @@ impl<B: BlockSource> FileSystem<B> {
                     node = self.node(ROOT_INODE).await?;
                 }
                 (path, at) = (target, 0);
-            } else if child.kind() != Kind::Directory && end < path.len() {
+            } else if child.metadata().kind != Kind::Directory && end < path.len() {
                 return Err(FsError::NotADirectory);
             } else {
                 above.try_reserve(1).map_err(|_| FsError::NoMemory)?;
-                above.push(node.inode());
+                above.push(node.metadata().inode);
                 node = child;
             }
         }
@@ -80,11 +80,11 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::Corrupt`] if it is empty or has a NUL, and what reading gives.
     pub async fn read_link(&self, node: &Node) -> Result<Vec<u8>, FsError> {
         let target = match &node.content {
-            _ if node.kind() != Kind::Symlink => return Err(FsError::NotFound),
+            _ if node.metadata().kind != Kind::Symlink => return Err(FsError::NotFound),
             Content::Inline(data) => text::bytes(data)?,
             _ => {
                 // `Node::parse` has bounded the size.
-                let mut target = zeroed(node.size() as usize)?;
+                let mut target = zeroed(node.metadata().size as usize)?;
                 self.read_content(node, 0, &mut target).await?;
                 target
             }

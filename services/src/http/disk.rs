@@ -4,9 +4,9 @@ use alloc::rc::Rc;
 
 use async_lock::OnceCell;
 
-use super::{FileError, Files, Kind, Metadata, Names};
+use super::{FileError, Files, Names};
 use crate::block::BlockSource;
-use crate::fs::{self, FileSystem, FsError, Node};
+use crate::fs::{FileSystem, FsError, Kind, Metadata, Node};
 
 /// The disk that files are served from, or the reason why there is none.
 pub struct Disk<B> {
@@ -69,16 +69,6 @@ impl From<FsError> for FileError {
     }
 }
 
-impl From<fs::Kind> for Kind {
-    fn from(kind: fs::Kind) -> Self {
-        match kind {
-            fs::Kind::File => Self::File,
-            fs::Kind::Directory => Self::Directory,
-            fs::Kind::Symlink | fs::Kind::Other => Self::Other,
-        }
-    }
-}
-
 impl<B: BlockSource> Files for Disk<B> {
     type Node = Node;
 
@@ -87,12 +77,7 @@ impl<B: BlockSource> Files for Disk<B> {
     }
 
     fn metadata(&self, node: &Node) -> Metadata {
-        Metadata {
-            kind: node.kind().into(),
-            size: node.size(),
-            modified: u64::try_from(node.mtime()).ok(),
-            id: u64::from(node.inode()),
-        }
+        node.metadata()
     }
 
     async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {
@@ -104,7 +89,7 @@ impl<B: BlockSource> Files for Disk<B> {
         let Some(block) = self.ready().await?.read_dir(dir, &mut next).await? else { return Ok(false) };
         for entry in block.entries() {
             let entry = entry?;
-            if !names.push(entry.name, entry.kind.map_or(Kind::Other, Kind::from))? {
+            if !names.push(entry.name, entry.kind.unwrap_or(Kind::Other))? {
                 return Ok(true);
             }
             *cursor = entry.next;

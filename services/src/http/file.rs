@@ -11,10 +11,8 @@ use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Selection, select};
 use super::response::{Broken, Head, Length, Wire};
-use super::{
-    Exchange, Failure, FileError, Files, Kind, Metadata, Method, Refusal, Request, Routes, Server, Status,
-    listing,
-};
+use super::{Exchange, Failure, FileError, Files, Method, Refusal, Request, Routes, Server, Status, listing};
+use crate::fs::{Kind, Metadata};
 use crate::text::{NoMemory, Text};
 
 /// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
@@ -154,9 +152,10 @@ struct Version {
 impl Version {
     fn of(metadata: &Metadata) -> Self {
         let mut etag = String::new();
-        let (id, size) = (metadata.id, metadata.size);
-        let _ = write!(etag, "\"{id:x}-{size:x}-{:x}\"", metadata.modified.unwrap_or(0));
-        let modified = metadata.modified.map(|seconds| {
+        let Metadata { inode, size, mtime, .. } = *metadata;
+        let seconds = u64::try_from(mtime).ok();
+        let _ = write!(etag, "\"{inode:x}-{size:x}-{:x}\"", seconds.unwrap_or(0));
+        let modified = seconds.map(|seconds| {
             let mut text = String::new();
             http_date(seconds, &mut text);
             text

@@ -5,31 +5,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::block::BlockError;
+use crate::fs::{Kind, Metadata};
 use crate::text::NoMemory;
-
-/// What a path leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A regular file.
-    File,
-    /// A directory.
-    Directory,
-    /// Anything else (device, socket, pipe): not served.
-    Other,
-}
-
-/// The metadata that a response needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Metadata {
-    /// What it is.
-    pub kind: Kind,
-    /// Length in bytes.
-    pub size: u64,
-    /// Last change in seconds since 1970 (UTC), if known.
-    pub modified: Option<u64>,
-    /// Tells files of one disk apart (the inode number); part of the ETag.
-    pub id: u64,
-}
 
 /// Why the disk did not give what was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,8 @@ use embedded_io_async::{Read, Write};
 
 use super::path::{DiskPath, html_escape, percent_encode};
 use super::response::{Broken, Stream};
-use super::{Exchange, FileError, Files, Kind, Names};
+use super::{Exchange, FileError, Files, Names};
+use crate::fs::Kind;
 use crate::text::Text;
 
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\

@@ -23,7 +23,7 @@ mod worker;
 
 pub use disk::Disk;
 pub use exchange::{Exchange, Failure, Refusal};
-pub use files::{FileError, Files, Kind, Metadata, Names};
+pub use files::{FileError, Files, Names};
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};

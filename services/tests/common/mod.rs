@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, System};
 use ringfence_services::block::BlockError;
-use ringfence_services::http::{FileError, Files, Kind, Limits, Metadata, Names, Server};
+use ringfence_services::fs::{Kind, Metadata};
+use ringfence_services::http::{FileError, Files, Limits, Names, Server};
 
 /// Files in memory, with faults on demand.
 #[derive(Default)]
@@ -92,7 +93,7 @@ impl Files for Tree {
     }
 
     fn metadata(&self, node: &TreeNode) -> Metadata {
-        Metadata { kind: node.kind, size: node.size, modified: Some(784_111_777), id: 12 }
+        Metadata { inode: 12, kind: node.kind, size: node.size, mtime: 784_111_777 }
     }
 
     async fn read_at(&self, node: &TreeNode, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {

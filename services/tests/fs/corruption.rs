@@ -56,7 +56,7 @@ fn walk(image: Vec<u8>) -> Outcome {
             outcome.corrupt += 1;
             continue;
         };
-        match node.kind() {
+        match node.metadata().kind {
             Kind::Directory => outcome.corrupt += u32::from(list(&fs, &node, &mut left).is_err()),
             Kind::File => {
                 outcome.files += 1;
@@ -103,11 +103,13 @@ fn list(
 fn read(fs: &FileSystem<MemDisk>, node: &ringfence_services::fs::Node) -> Result<(), FsError> {
     let mut buf = vec![0; 16 << 10];
     // The start, the end and some of the middle: sizes may be anything.
-    for offset in
-        (0..40).map(|n| n << 14).chain([node.size() / 2, node.size().saturating_sub(5000), u64::MAX - 3])
-    {
+    for offset in (0..40).map(|n| n << 14).chain([
+        node.metadata().size / 2,
+        node.metadata().size.saturating_sub(5000),
+        u64::MAX - 3,
+    ]) {
         let len = bounded!(fs, fs.read_at(node, offset, &mut buf))?;
-        assert_eq!(len as u64, node.size().saturating_sub(offset).min(buf.len() as u64));
+        assert_eq!(len as u64, node.metadata().size.saturating_sub(offset).min(buf.len() as u64));
     }
     Ok(())
 }
@@ -125,7 +127,7 @@ fn metadata_bytes(image: &[u8]) -> Vec<usize> {
             left.extend(block.entries().map(|entry| entry.unwrap().inode));
         }
         // A read of one byte takes the way through the extents or the block map.
-        files += u32::from(block_on(fs.read_at(&node, node.size() / 2, &mut [0])).is_ok());
+        files += u32::from(block_on(fs.read_at(&node, node.metadata().size / 2, &mut [0])).is_ok());
     }
     assert!(files > 50);
     let sectors = disk.sectors_read.borrow();

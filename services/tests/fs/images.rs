@@ -29,8 +29,8 @@ fn check(options: &[&str], kib: usize, many: usize) {
 }
 
 fn links(fs: &FileSystem<MemDisk>) {
-    let index = block_on(fs.lookup(b"index.html")).unwrap().inode();
-    let found = |path: &str| block_on(fs.lookup(path.as_bytes())).map(|node| node.inode());
+    let index = block_on(fs.lookup(b"index.html")).unwrap().metadata().inode;
+    let found = |path: &str| block_on(fs.lookup(path.as_bytes())).map(|node| node.metadata().inode);
     for path in
         ["link", "/link", "//./link", "link of 58", "link of 59", "link of 60", "link of 61", "link of 150"]
     {
@@ -130,7 +130,7 @@ fn sizes_beyond_32_bits() {
     let image = make_image(folder.path(), &["-b", "4096"], 8192);
     let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
     let node = block_on(fs.lookup(b"big")).unwrap();
-    assert_eq!(node.size(), (5 << 30) + 3);
+    assert_eq!(node.metadata().size, (5 << 30) + 3);
     let mut buf = [1; 200];
     assert_eq!(block_on(fs.read_at(&node, (5 << 30) - 103, &mut buf)), Ok(106));
     assert_eq!(&buf[..10], b"\0\0\0the end");
@@ -154,7 +154,7 @@ fn large_folders_need_little_memory() {
     let image = make_image(folder.path(), &["-b", "4096", "-N", "6000"], 16 << 10);
     let fs = block_on(FileSystem::open(MemDisk::new(image), 64 << 10)).unwrap();
     let node = block_on(fs.lookup(b"many")).unwrap();
-    assert!(node.size() > 300_000);
+    assert!(node.metadata().size > 300_000);
     let (count, peak) = peak_of(|| {
         let (mut count, mut cursor) = (0, 0);
         while let Some(block) = block_on(fs.read_dir(&node, &mut cursor)).unwrap() {
@@ -277,7 +277,7 @@ fn checksums_are_checked() {
         let many = block_on(fs.lookup(b"many"))?;
         assert_eq!(names(&fs, &many)?.len(), 5000);
         let node = block_on(fs.lookup(b"sparse"))?;
-        assert_eq!(node.kind(), Kind::File);
+        assert_eq!(node.metadata().kind, Kind::File);
         read_all(&fs, &node, 4096).map(|_| ())
     };
     assert_eq!(check(image.clone()), Ok(()));

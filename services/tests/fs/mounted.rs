@@ -145,7 +145,7 @@ fn check(image: &Path, dir: &Path, block_size: usize, with_checksums: bool) -> R
     assert!(ours.keys().map(Vec::as_slice).eq(listed(large).iter().map(|name| name.as_bytes())));
     for name in ours.keys().step_by(97) {
         let found = block_on(fs.lookup(&[large.as_bytes(), b"/", name].concat())).unwrap();
-        assert_eq!(found.inode(), ours[name].0);
+        assert_eq!(found.metadata().inode, ours[name].0);
     }
     for folder in listed("").iter().filter(|name| *name != large) {
         let inside = format!("/{}/", folder.to_str().unwrap());

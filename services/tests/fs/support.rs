@@ -144,7 +144,7 @@ pub fn read_all<B: BlockSource>(fs: &FileSystem<B>, node: &Node, piece: usize) -
         let len = block_on(fs.read_at(node, all.len() as u64, &mut buf))?;
         all.extend_from_slice(&buf[..len]);
         if len < piece {
-            assert_eq!(all.len() as u64, node.size());
+            assert_eq!(all.len() as u64, node.metadata().size);
             return Ok(all);
         }
     }
@@ -168,7 +168,7 @@ pub fn names<B: BlockSource>(fs: &FileSystem<B>, node: &Node) -> Result<Names, F
 /// Compares a folder of the image with its source, and everything below it.
 pub fn compare<B: BlockSource>(fs: &FileSystem<B>, source: &Path, inside: &str, has_file_type: bool) {
     let node = block_on(fs.lookup(inside.as_bytes())).unwrap();
-    assert_eq!(node.kind(), Kind::Directory);
+    assert_eq!(node.metadata().kind, Kind::Directory);
     let mut listed = names(fs, &node).unwrap();
     if inside == "/" {
         assert_eq!(listed.remove(&b"lost+found"[..]).map(|found| found.1.is_some()), Some(has_file_type));
@@ -187,8 +187,8 @@ pub fn compare<B: BlockSource>(fs: &FileSystem<B>, source: &Path, inside: &str, 
         };
         assert_eq!(listed_kind, has_file_type.then_some(kind), "{name:?}");
         let child = block_on(fs.node(inode)).unwrap();
-        assert_eq!(child.kind(), kind, "{name:?}");
-        assert_eq!(child.mtime(), meta.mtime(), "{name:?}");
+        assert_eq!(child.metadata().kind, kind, "{name:?}");
+        assert_eq!(child.metadata().mtime, meta.mtime(), "{name:?}");
         match kind {
             Kind::Directory => {
                 compare(fs, &entry.path(), &format!("{inside}{}/", name.to_str().unwrap()), has_file_type)
@@ -198,10 +198,10 @@ pub fn compare<B: BlockSource>(fs: &FileSystem<B>, source: &Path, inside: &str, 
                 assert_eq!(block_on(fs.read_link(&child)).unwrap(), target.as_os_str().as_bytes());
             }
             Kind::File => {
-                assert_eq!(child.size(), meta.len(), "{name:?}");
+                assert_eq!(child.metadata().size, meta.len(), "{name:?}");
                 let path = [inside.as_bytes(), name.as_bytes()].concat();
                 let found = block_on(fs.lookup(&path)).unwrap();
-                assert_eq!(found.inode(), inode);
+                assert_eq!(found.metadata().inode, inode);
                 let expected = fs::read(entry.path()).unwrap();
                 assert!(read_all(fs, &found, 64 * 1024).unwrap() == expected, "{name:?} differs");
             }
