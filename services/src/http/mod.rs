@@ -5,13 +5,13 @@
 //! [`Limits`].
 
 mod date;
-mod disk;
 mod exchange;
 mod failures;
 mod file;
 mod files;
 mod listing;
 mod mime;
+mod mount;
 mod path;
 mod range;
 mod request;
@@ -21,9 +21,9 @@ mod stats;
 mod status;
 mod worker;
 
-pub use disk::Disk;
 pub use exchange::{Exchange, Failure, Refusal};
 pub use files::{FileError, Files, Names};
+pub use mount::Disk;
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
