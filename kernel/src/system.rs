@@ -1,6 +1,7 @@
 //! The running system: devices, file system, network stack and HTTP server, each as tasks of one executor.
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
@@ -10,6 +11,7 @@ use embassy_futures::yield_now;
 use ringfence_memory::PAGE_SIZE;
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockSource;
+use ringfence_services::fs::FileSystem;
 use ringfence_services::http::{self, Limits, Server};
 use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
 use spin::Once;
@@ -19,15 +21,14 @@ use crate::devices::Devices;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
-use crate::devices::status::{OpenedDisk, Status};
+use crate::devices::status::{Files, Status};
 use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;
 /// Connections served at once, on each network card.
 const WORKERS: usize = 72;
 
-type Files = http::Disk<&'static Disk>;
-type HttpServer = Server<Files, Api<Status>>;
+type HttpServer = Server<FileSystem<&'static Disk>, Api<Status>>;
 
 /// Runs the system for good.
 pub fn run(boot: Boot) -> ! {
@@ -37,10 +38,10 @@ pub fn run(boot: Boot) -> ! {
     devices.log();
 
     let ram = memory::space().frames().total() as u64 * PAGE_SIZE as u64;
-    let opened = OpenedDisk::default();
-    let status = Status::new(devices, opened.clone());
+    let files = Rc::new(Files::new());
+    let status = Status::new(devices, files.clone());
     let server: &'static HttpServer =
-        Box::leak(Box::new(Server::new(Files::new(), Api(status), Limits::default())));
+        Box::leak(Box::new(Server::new(files.clone(), Api(status), Limits::default())));
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
     executor::run(|spawner| {
         executor::spawn(&spawner, settle());
@@ -60,7 +61,7 @@ pub fn run(boot: Boot) -> ! {
         for (disk, interrupts) in started.disks {
             disk.tasks(interrupts).into_iter().for_each(|task| executor::spawn(&spawner, task));
         }
-        executor::spawn(&spawner, open_disk(server, disks, opened, ram));
+        executor::spawn(&spawner, open_disk(files, disks, ram));
     })
 }
 
@@ -88,7 +89,7 @@ async fn announce(stack: &'static Stack<Nic>) {
 }
 
 /// Opens the first disk that has an ext4 file system, or else the first disk, to learn what is wrong with it.
-async fn open_disk(server: &'static HttpServer, disks: Vec<&'static Disk>, opened: OpenedDisk, ram: u64) {
+async fn open_disk(files: Rc<Files>, disks: Vec<&'static Disk>, ram: u64) {
     let mut chosen = disks.first().copied();
     for disk in &disks {
         if has_ext4(disk).await {
@@ -106,9 +107,8 @@ async fn open_disk(server: &'static HttpServer, disks: Vec<&'static Disk>, opene
         }
     }
     let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;
-    match server.files().open(chosen, cache).await {
+    match files.open(chosen, cache).await {
         Ok(fs) => {
-            opened.set(Some(fs));
             log::info!(
                 "disk         ext4 \"{}\", {} MiB, blocks of {} bytes{place}",
                 String::from_utf8_lossy(fs.label()),

@@ -5,7 +5,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::client::{Client, Then, responses};
-use common::{Machine, Tree, quick_limits};
+use common::{Machine, Tree, mounted, quick_limits};
 use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::http::Server;
@@ -20,7 +20,8 @@ fn get(server: &Server<Tree, Api<Machine>>, path: &str) -> (u16, String, String)
 }
 
 fn server(machine: Machine) -> Server<Tree, Api<Machine>> {
-    Server::new(Tree::default().with("/a.txt", "0123456789"), Api(machine), quick_limits())
+    let files = Tree::default().with("/a.txt", "0123456789");
+    Server::new(mounted(files), Api(machine), quick_limits())
 }
 
 #[test]

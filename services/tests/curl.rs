@@ -30,8 +30,11 @@ fn start() -> SocketAddr {
             .with("/a.txt", "0123456789")
             .with("/dir/b c.css", "b")
             .with_generated("/big.bin", 50_000_000);
-        let server: &'static _ =
-            Box::leak(Box::new(Server::new(tree, Api(Machine::default()), Limits::default())));
+        let server: &'static _ = Box::leak(Box::new(Server::new(
+            common::mounted(tree),
+            Api(Machine::default()),
+            Limits::default(),
+        )));
         let mut executor = LocalPool::new();
         let spawner = executor.spawner();
         executor.run_until(async {

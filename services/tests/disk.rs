@@ -4,6 +4,7 @@ mod common;
 
 use std::cell::Cell;
 use std::process::Command;
+use std::rc::Rc;
 
 use common::client::{Client, Then, responses};
 use common::{Machine, byte_at, quick_limits};
@@ -12,7 +13,8 @@ use futures::executor::block_on;
 use futures::future::join;
 use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
-use ringfence_services::http::{Disk, Server};
+use ringfence_services::fs::FileSystem;
+use ringfence_services::http::{Mount, Server};
 
 /// A disk in memory that can be pulled out.
 struct Image {
@@ -39,10 +41,12 @@ impl BlockSource for Image {
     }
 }
 
-type App = Server<Disk<&'static Image>, Api<Machine>>;
+type Files = FileSystem<&'static Image>;
+type App = Server<Files, Api<Machine>>;
 
-fn app() -> App {
-    Server::new(Disk::new(), Api(Machine::default()), quick_limits())
+fn app() -> (App, Rc<Mount<Files>>) {
+    let files = Rc::new(Mount::new());
+    (Server::new(files.clone(), Api(Machine::default()), quick_limits()), files)
 }
 
 /// Status and body of an HTTP/1.0 request.
@@ -81,9 +85,9 @@ fn ext4() -> &'static Image {
 
 #[test]
 fn files_of_an_ext4_image() {
-    let (server, image) = (app(), ext4());
+    let ((server, files), image) = (app(), ext4());
     block_on(async {
-        server.files().open(Some(image), 1 << 20).await.unwrap();
+        files.open(Some(image), 1 << 20).await.unwrap();
         assert_eq!(get(&server, "/").await, (200, b"<h1>hello</h1>".to_vec()));
         for path in ["/dir/big.bin", "/link.bin"] {
             let (status, body) = get(&server, path).await;
@@ -115,9 +119,9 @@ fn no_disk_and_unusable_disks_are_said_to_be_so() {
         (Some(leak(vec![])), "not an ext4 file system"),
         (Some(leak(broken)), "The disk cannot be used: "),
     ] {
-        let server = app();
+        let (server, files) = app();
         block_on(async {
-            let said = server.files().open(disk, 1 << 20).await.err().expect("not usable").to_string();
+            let said = files.open(disk, 1 << 20).await.err().expect("not usable").to_string();
             assert!(said.contains(why), "{said}");
             let (status, body) = get(&server, "/").await;
             assert_eq!(status, 503);
@@ -129,12 +133,12 @@ fn no_disk_and_unusable_disks_are_said_to_be_so() {
 
 #[test]
 fn who_asks_before_the_disk_is_open_waits() {
-    let (server, image) = (app(), ext4());
+    let ((server, files), image) = (app(), ext4());
     block_on(async {
         assert_eq!(get(&server, "/metrics").await.0, 200);
         let opening = async {
             Timer::after_millis(100).await;
-            server.files().open(Some(image), 1 << 20).await.unwrap();
+            files.open(Some(image), 1 << 20).await.unwrap();
         };
         assert_eq!(join(get(&server, "/"), opening).await.0.0, 200);
     });
@@ -142,7 +146,7 @@ fn who_asks_before_the_disk_is_open_waits() {
 
 #[test]
 fn the_future_is_small() {
-    let server = app();
+    let (server, _) = app();
     let mut client = Client::new(b"", Then::Finish);
     let size = size_of_val(&server.serve(&mut client, || false));
     println!("serve on ext4: {size} bytes");

@@ -3,16 +3,18 @@
 mod common;
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
 use common::client::{Client, Then, responses};
-use common::{FaultKind, Machine, Tree, server};
+use common::{FaultKind, Machine, Tree, quick_limits, server};
 use futures::executor::block_on;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
-use ringfence_services::http::{FileError, Server};
+use ringfence_services::fs::FsError;
+use ringfence_services::http::{Mount, Server};
 
 thread_local! {
     /// Each test runs on a thread of its own.
@@ -52,7 +54,7 @@ fn site() -> Tree {
     Tree::default().with("/dir/a b.txt", "0123456789").with_generated("/big.bin", 1_000_000)
 }
 
-fn failing(error: FileError) -> Server<Tree, Api<Machine>> {
+fn failing(error: FsError) -> Server<Tree, Api<Machine>> {
     let tree = site();
     *tree.fault.borrow_mut() = Some(error);
     server(tree)
@@ -60,16 +62,20 @@ fn failing(error: FileError) -> Server<Tree, Api<Machine>> {
 
 #[test]
 fn a_failure_is_logged_with_its_reason() {
-    for (error, status, reason) in [
-        (FileError::Corrupt("a folder fails its checksum"), 500, "a folder fails its checksum"),
-        (FileError::Io(BlockError::Device), 500, "the disk reported an error"),
-        (FileError::Io(BlockError::Gone), 503, "the disk is gone"),
-        (FileError::Unsupported("an encrypted file"), 503, "an encrypted file"),
-        (FileError::Unavailable("There is no disk.".into()), 503, "There is no disk."),
-        (FileError::OutOfMemory, 503, "no memory"),
+    let none = || {
+        let files = Rc::new(Mount::from(Err("There is no disk.".into())));
+        Server::new(files, Api(Machine::default()), quick_limits())
+    };
+    for (server, status, reason) in [
+        (none(), 503, "There is no disk."),
+        (failing(FsError::Corrupt("a folder fails its checksum")), 500, "a folder fails its checksum"),
+        (failing(FsError::Io(BlockError::Device)), 500, "the disk reported an error"),
+        (failing(FsError::Io(BlockError::Gone)), 503, "the disk is gone"),
+        (failing(FsError::Unsupported("an encrypted file")), 503, "an encrypted file"),
+        (failing(FsError::NoMemory), 503, "no memory"),
     ] {
         for target in ["/dir/", "/dir/a%20b.txt", "/"] {
-            let (got, lines) = ask(&failing(error.clone()), target);
+            let (got, lines) = ask(&server, target);
             assert_eq!(got, Some(status));
             let [line] = &lines[..] else { panic!("{lines:?}") };
             let parts = [format!(" {target}: "), status.to_string(), reason.to_string()];
@@ -92,7 +98,7 @@ fn a_body_cut_short_is_logged() {
         [(FaultKind::Io, "the disk reported an error"), (FaultKind::Corrupt, "as asked for")]
     {
         let server = server(site());
-        server.files().read_fault.set(Some((500_000, kind)));
+        server.files().unwrap().read_fault.set(Some((500_000, kind)));
         let (status, lines) = ask(&server, "/big.bin");
         assert_eq!((status, lines.len()), (None, 1));
         assert!(lines[0].contains("/big.bin") && lines[0].contains("cut short") && lines[0].contains(reason));
@@ -102,7 +108,7 @@ fn a_body_cut_short_is_logged() {
 /// A client that causes failures on purpose does not fill the log, and cannot write into it what it likes.
 #[test]
 fn the_log_is_not_flooded() {
-    let server = failing(FileError::Corrupt("it"));
+    let server = failing(FsError::Corrupt("it"));
     let lines: Vec<_> = (0..1000).flat_map(|n| ask(&server, &format!("/{n}")).1).collect();
     assert!((1..=10).contains(&lines.len()), "{} lines for 1,000 failures", lines.len());
     // Later it goes on, and says what was left out.
@@ -111,7 +117,7 @@ fn the_log_is_not_flooded() {
     assert_eq!(later.len(), 2);
     assert!(later[0].contains(&format!("{} ", 1000 - lines.len())), "{later:?}");
     assert!(later[1].contains("/later"));
-    let (status, lines) = ask(&failing(FileError::Corrupt("it")), &format!("/\u{9b}é{}", "x".repeat(3000)));
+    let (status, lines) = ask(&failing(FsError::Corrupt("it")), &format!("/\u{9b}é{}", "x".repeat(3000)));
     assert_eq!(status, Some(500));
     let shown: String = lines.concat().replace('…', "");
     assert!(

@@ -3,6 +3,7 @@
 mod common;
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use common::client::{Client, Response, Then, responses};
@@ -11,7 +12,8 @@ use embassy_time::Timer;
 use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
-use ringfence_services::http::{End, FileError, Server};
+use ringfence_services::fs::FsError;
+use ringfence_services::http::{End, Mount, Server};
 
 fn run(server: &Server<Tree, Api<Machine>>, client: &mut Client) -> End {
     block_on(server.serve(client, || false))
@@ -366,21 +368,22 @@ fn cut_off_requests() {
 
 #[test]
 fn a_disk_that_fails() {
-    let fails = |error: FileError| {
+    let fails = |error: FsError| {
         let tree = site();
         *tree.fault.borrow_mut() = Some(error);
         server(tree)
     };
-    let server_without = fails(FileError::Unavailable("There is no disk.".into()));
+    let none = Rc::new(Mount::<Tree>::from(Err("There is no disk.".into())));
+    let server_without = Server::new(none, Api(Machine::default()), quick_limits());
     for target in ["/", "/a.txt", "/dir/"] {
         let got = get(&server_without, target, "");
         assert_eq!(got.status, 503);
         assert!(got.text().contains("There is no disk."));
     }
     assert_eq!(get(&server_without, "/metrics", "").status, 200);
-    assert_eq!(get(&fails(FileError::Corrupt("it")), "/a.txt", "").status, 500);
-    assert_eq!(get(&fails(FileError::Io(BlockError::Device)), "/dir/", "").status, 500);
-    assert_eq!(get(&fails(FileError::OutOfMemory), "/a.txt", "").status, 503);
+    assert_eq!(get(&fails(FsError::Corrupt("it")), "/a.txt", "").status, 500);
+    assert_eq!(get(&fails(FsError::Io(BlockError::Device)), "/dir/", "").status, 500);
+    assert_eq!(get(&fails(FsError::NoMemory), "/a.txt", "").status, 503);
 
     for kind in [FaultKind::Io, FaultKind::Corrupt] {
         // At the first byte: an error page, and the connection lives on.
@@ -389,7 +392,7 @@ fn a_disk_that_fails() {
         let server = common::server(tree);
         assert_eq!(get(&server, "/big.bin", "").status, 500);
         // In the middle: what was promised cannot be kept, so the connection is reset.
-        server.files().read_fault.set(Some((1_000_000, kind)));
+        server.files().unwrap().read_fault.set(Some((1_000_000, kind)));
         let mut client = Client::new(b"GET /big.bin HTTP/1.1\r\nHost: h\r\n\r\n", Then::Silence);
         assert_eq!(run(&server, &mut client), End::Abort);
         assert!(client.output.len() > 900_000 && client.output.len() < 1_100_000);
@@ -404,12 +407,12 @@ fn a_gigabyte_in_small_pieces() {
     client.discard = true;
     assert_eq!(run(&server, &mut client), End::Drain);
     assert!(client.written > 1 << 30 && client.written < (1 << 30) + 400);
-    assert!(server.files().largest_read.get() <= 32 << 10);
+    assert!(server.files().unwrap().largest_read.get() <= 32 << 10);
 }
 
 #[test]
 fn random_bytes_never_panic_and_always_end() {
-    let server = Server::new(site(), Api(Machine::default()), quick_limits());
+    let server = server(site());
     let mut seed = 0x9e37_79b9_97f4_a7c5_u64;
     let mut random = move || {
         seed ^= seed << 13;

@@ -17,7 +17,8 @@ use common::{Machine, byte_at};
 use embedded_io_async::{ErrorType, Read, Write};
 use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
-use ringfence_services::http::{Disk, End, Limits, Server};
+use ringfence_services::fs::FileSystem;
+use ringfence_services::http::{End, Limits, Server};
 
 /// Fails on demand; each test runs on a thread of its own.
 struct Short;
@@ -158,13 +159,12 @@ fn image(options: &[&str]) -> Image {
     Image(Rc::new(std::fs::read(path).unwrap()))
 }
 
-type App = Server<Disk<Image>, Api<Machine>>;
+type App = Server<FileSystem<Image>, Api<Machine>>;
 
 /// A server with an empty cache.
 fn app(image: &Image, cache: usize) -> App {
-    let server = Server::new(Disk::new(), Api(Machine::default()), Limits::default());
-    block_on(async { server.files().open(Some(image.clone()), cache).await.map(|_| ()) }).unwrap();
-    server
+    let files = block_on(FileSystem::open(image.clone(), cache)).unwrap();
+    Server::new(common::mounted(files), Api(Machine::default()), Limits::default())
 }
 
 fn poll<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {

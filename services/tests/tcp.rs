@@ -170,7 +170,7 @@ fn closing_in_every_way() {
         peer.tcp(handle).abort();
 
         // A disk error in the middle of a body: a reset, so that the client knows.
-        app.1.files().read_fault.set(Some((500_000, FaultKind::Io)));
+        app.1.files().unwrap().read_fault.set(Some((500_000, FaultKind::Io)));
         let handle = peer.connect();
         peer.send(handle, request("/m.bin", "").as_bytes()).await;
         let (_, clean) = peer.read_to_end(handle).await;
@@ -198,7 +198,7 @@ fn a_client_that_stops_reading_or_vanishes_is_let_go() {
 #[test]
 fn a_slow_disk_stalls_nobody() {
     with_server(Setup { limits: Limits::default(), ..Setup::default() }, |mut peer, app| async move {
-        app.1.files().delay.set(Duration::from_secs(1));
+        app.1.files().unwrap().delay.set(Duration::from_secs(1));
         let slow: Vec<_> = (0..10).map(|_| peer.connect()).collect();
         for handle in &slow {
             peer.send(*handle, request("/m.bin", "").as_bytes()).await;

@@ -18,7 +18,7 @@ use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
 use ringfence_services::fs::{FileSystem, FsError, Metadata, Node};
-use ringfence_services::http::{Disk, FileError, Files, Names, Server};
+use ringfence_services::http::{Files, Names, Server};
 
 /// A disk that always answers at once, as a cache does.
 struct Image(File, u64);
@@ -76,29 +76,29 @@ fn holes(size: u64) -> Image {
 }
 
 /// Counts the pieces of folders that are read.
-struct Counted(Disk<Image>, Cell<u64>);
+struct Counted(FileSystem<Image>, Cell<u64>);
 
 impl Files for Counted {
     type Node = Node;
 
-    async fn lookup(&self, path: &[u8]) -> Result<Node, FileError> {
+    async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
         if path.ends_with(b"/index.html") {
-            return Err(FileError::NotFound);
+            return Err(FsError::NotFound);
         }
         self.0.lookup(path).await
     }
 
     fn metadata(&self, node: &Node) -> Metadata {
-        self.0.metadata(node)
+        node.metadata()
     }
 
-    async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {
+    async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         self.0.read_at(node, offset, buf).await
     }
 
-    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FileError> {
+    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
         self.1.set(self.1.get() + 1);
-        self.0.read_dir(dir, cursor, names).await
+        Files::read_dir(&self.0, dir, cursor, names).await
     }
 }
 
@@ -118,16 +118,16 @@ fn steps<T>(work: impl Future<Output = T>, limit: u64, done: impl Fn() -> u64) -
 }
 
 fn list(image: Image, limit: u64) -> (bool, u64, u64) {
-    let files = Counted(Disk::new(), Cell::new(0));
-    block_on(files.0.open(Some(image), 16 << 20)).unwrap();
-    let server = Server::new(files, Api(Machine::default()), quick_limits());
+    let files = block_on(FileSystem::open(image, 16 << 20)).unwrap();
+    let server =
+        Server::new(common::mounted(Counted(files, Cell::new(0))), Api(Machine::default()), quick_limits());
     let mut client = Client::new(b"GET /dir/ HTTP/1.0\r\n\r\n", Then::Finish);
     let (end, polls, largest) = {
         let serve = server.serve(&mut client, || false);
-        steps(serve, limit, || server.files().1.get())
+        steps(serve, limit, || server.files().unwrap().1.get())
     };
-    println!("{polls} polls, at most {largest} blocks in one, {} in all", server.files().1.get());
-    (end.is_some() && client.output.ends_with(b"</html>\n"), server.files().1.get(), largest)
+    println!("{polls} polls, at most {largest} blocks in one, {} in all", server.files().unwrap().1.get());
+    (end.is_some() && client.output.ends_with(b"</html>\n"), server.files().unwrap().1.get(), largest)
 }
 
 /// A folder that claims 20 GiB of holes, each of which is a valid empty block: nobody notices while it is

@@ -3,29 +3,29 @@
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::cell::Cell;
 
 use ringfence_services::api::{DeviceInfo, Heap, System};
 use ringfence_services::fs::FileSystem;
+use ringfence_services::http::Mount;
 
 use crate::devices::Devices;
 use crate::devices::disk::Disk;
 use crate::memory::{self, heap};
 use crate::{executor, interrupts};
 
-/// The file system that is served from, once it is open.
-pub type OpenedDisk = Rc<Cell<Option<&'static FileSystem<&'static Disk>>>>;
+/// The file system that is served, once it is open.
+pub type Files = Mount<FileSystem<&'static Disk>>;
 
 /// The running system.
 pub struct Status {
     devices: Devices,
-    opened: OpenedDisk,
+    files: Rc<Files>,
 }
 
 impl Status {
     /// Reports on these devices and the file system on one of them.
-    pub fn new(devices: Devices, opened: OpenedDisk) -> Self {
-        Self { devices, opened }
+    pub fn new(devices: Devices, files: Rc<Files>) -> Self {
+        Self { devices, files }
     }
 }
 
@@ -53,7 +53,7 @@ impl System for Status {
         emit("halts_total", "Times the processor had nothing to do.", executor::halts());
         emit("unexpected_interrupts_total", "Interrupts that no device claims.", interrupts::unexpected());
         emit("heap_allocations_total", "Allocations on the kernel heap.", heap::usage().allocations);
-        if let Some(cache) = self.opened.get().map(FileSystem::cache_stats) {
+        if let Some(cache) = self.files.get().map(FileSystem::cache_stats) {
             emit("cache_hits_total", "Page cache: pages that were there.", cache.hits);
             emit("cache_misses_total", "Page cache: pages that had to be read.", cache.misses);
         }

@@ -73,7 +73,7 @@ impl fmt::Display for FsError {
             Self::Unsupported(what) => write!(f, "not supported: {what}"),
             Self::Corrupt(what) => write!(f, "the file system is damaged: {what}"),
             Self::Io(error) => error.fmt(f),
-            Self::NoMemory => f.write_str("no memory to read a block"),
+            Self::NoMemory => f.write_str("no memory"),
             Self::NotFound => f.write_str("no such file or folder"),
             Self::NotADirectory => f.write_str("not a folder"),
             Self::IsADirectory => f.write_str("this is a folder"),

@@ -1,11 +1,13 @@
 //! One request and its response.
 
+use alloc::rc::Rc;
 use core::fmt::{self, Write as _};
 
 use embedded_io_async::{Read, Write};
 
-use super::{Broken, FileError, Head, PathError, Request, Status, Wire};
+use super::{Broken, Head, PathError, Request, Status, Wire};
 use crate::block::BlockError;
+use crate::fs::FsError;
 use crate::text::{NoMemory, Text};
 
 /// A request that is being answered.
@@ -54,7 +56,23 @@ pub struct Refusal {
     pub(super) status: Status,
     field: Option<(&'static str, Text)>,
     /// What went wrong with the disk, if anything did.
-    pub(super) why: Option<FileError>,
+    pub(super) why: Option<Why>,
+}
+
+#[derive(Debug)]
+pub(super) enum Why {
+    /// There is no usable disk. The sentence says why, for the person who asked.
+    NoDisk(Rc<str>),
+    Failed(FsError),
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoDisk(why) => f.write_str(why),
+            Self::Failed(error) => error.fmt(f),
+        }
+    }
 }
 
 impl Refusal {
@@ -70,11 +88,11 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.why {
-            Some(FileError::Corrupt(_)) => f.write_str("The file system on the disk is damaged here."),
+            Some(Why::Failed(FsError::Corrupt(_))) => {
+                f.write_str("The file system on the disk is damaged here.")
+            }
             Some(
-                why @ (FileError::Unavailable(_)
-                | FileError::Unsupported(_)
-                | FileError::Io(BlockError::Gone)),
+                why @ (Why::NoDisk(_) | Why::Failed(FsError::Unsupported(_) | FsError::Io(BlockError::Gone))),
             ) => why.fmt(f),
             _ => f.write_str(self.status.sentence()),
         }
@@ -87,17 +105,27 @@ impl From<Status> for Refusal {
     }
 }
 
-impl From<FileError> for Refusal {
-    fn from(why: FileError) -> Self {
-        let status = match &why {
-            FileError::NotFound => Status::NotFound,
-            FileError::Unavailable(_) | FileError::Unsupported(_) | FileError::OutOfMemory => {
+impl From<&Rc<str>> for Refusal {
+    fn from(why: &Rc<str>) -> Self {
+        Self { status: Status::Unavailable, field: None, why: Some(Why::NoDisk(why.clone())) }
+    }
+}
+
+impl From<FsError> for Refusal {
+    fn from(error: FsError) -> Self {
+        let status = match error {
+            FsError::NotFound
+            | FsError::NotADirectory
+            | FsError::IsADirectory
+            | FsError::NotAFile
+            | FsError::TooManyLinks
+            | FsError::NameTooLong => return Status::NotFound.into(),
+            FsError::Unsupported(_) | FsError::NoMemory | FsError::Io(BlockError::Gone) => {
                 Status::Unavailable
             }
-            FileError::Io(BlockError::Gone) => Status::Unavailable,
-            FileError::Corrupt(_) | FileError::Io(_) => Status::InternalError,
+            FsError::NotExt4 | FsError::Corrupt(_) | FsError::Io(_) => Status::InternalError,
         };
-        Self { status, field: None, why: Some(why) }
+        Self { status, field: None, why: Some(Why::Failed(error)) }
     }
 }
 
@@ -124,7 +152,7 @@ impl From<Broken> for Failure {
 
 impl From<NoMemory> for Refusal {
     fn from(error: NoMemory) -> Self {
-        FileError::from(error).into()
+        FsError::from(error).into()
     }
 }
 

@@ -6,8 +6,6 @@ use core::fmt;
 use embassy_time::{Duration, Instant};
 use log::warn;
 
-use super::FileError;
-
 /// At most [`BURST`] failures are logged in so much time: a client that causes them must not fill the log,
 /// which may be a slow serial port.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -25,7 +23,7 @@ pub(super) struct Failures {
 
 impl Failures {
     /// Notes that the request for `target` got `outcome` because of `why`.
-    pub(super) fn note(&self, target: &str, outcome: &dyn fmt::Display, why: &FileError) {
+    pub(super) fn note(&self, target: &str, outcome: &dyn fmt::Display, why: &dyn fmt::Display) {
         let now = Instant::now();
         let ago = self.since.get().map(|since| now.saturating_duration_since(since));
         if ago.is_none_or(|ago| ago >= WINDOW) {

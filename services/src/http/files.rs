@@ -1,50 +1,9 @@
 //! Where the files come from.
 
-use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::fmt;
 
-use crate::block::BlockError;
-use crate::fs::{Kind, Metadata};
-use crate::text::NoMemory;
-
-/// Why the disk did not give what was asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FileError {
-    /// No such file, or a component of the path is not a directory.
-    NotFound,
-    /// There is no usable disk. The sentence says why, for the person who asked.
-    Unavailable(Rc<str>),
-    /// The file system uses something there that is not known.
-    Unsupported(&'static str),
-    /// The file system contradicts itself.
-    Corrupt(&'static str),
-    /// The device reported an error, or did not answer in time.
-    Io(BlockError),
-    /// Memory is short; try again later.
-    OutOfMemory,
-}
-
-impl fmt::Display for FileError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotFound => f.write_str("no such file or folder"),
-            Self::Unavailable(why) => f.write_str(why),
-            Self::Unsupported(what) => write!(f, "not supported: {what}"),
-            Self::Corrupt(what) => write!(f, "the file system is damaged: {what}"),
-            Self::Io(error) => error.fmt(f),
-            Self::OutOfMemory => f.write_str("no memory"),
-        }
-    }
-}
-
-impl core::error::Error for FileError {}
-
-impl From<NoMemory> for FileError {
-    fn from(_: NoMemory) -> Self {
-        Self::OutOfMemory
-    }
-}
+use crate::block::BlockSource;
+use crate::fs::{FileSystem, FsError, Kind, Metadata, Node};
 
 /// Some names of a directory: as many as fit a bound, whatever the directory holds.
 #[derive(Default)]
@@ -71,16 +30,16 @@ impl Names {
     /// symbolic link. Returns false, with nothing added, when there is no more room.
     ///
     /// # Errors
-    /// [`FileError::OutOfMemory`], and [`FileError::Corrupt`] for a name that is too long.
-    pub fn push(&mut self, name: &[u8], kind: Kind) -> Result<bool, FileError> {
-        let len = u8::try_from(name.len()).map_err(|_| FileError::Corrupt("a name is too long"))?;
+    /// [`FsError::NoMemory`], and [`FsError::Corrupt`] for a name that is too long.
+    pub fn push(&mut self, name: &[u8], kind: Kind) -> Result<bool, FsError> {
+        let len = u8::try_from(name.len()).map_err(|_| FsError::Corrupt("a name is too long"))?;
         let start = self.names.len();
         self.is_full |= self.entries.len() >= Self::MAX || start.saturating_add(name.len()) > Self::BYTES;
         if self.is_full {
             return Ok(false);
         }
-        self.entries.try_reserve(1).map_err(|_| FileError::OutOfMemory)?;
-        self.names.try_reserve(name.len()).map_err(|_| FileError::OutOfMemory)?;
+        self.entries.try_reserve(1).map_err(|_| FsError::NoMemory)?;
+        self.names.try_reserve(name.len()).map_err(|_| FsError::NoMemory)?;
         self.names.extend_from_slice(name);
         self.entries.push(Entry { start: u32::try_from(start).unwrap_or(u32::MAX), len, kind });
         Ok(true)
@@ -118,21 +77,46 @@ pub trait Files {
 
     /// Finds `path`: absolute, components separated by single slashes, no `.` or `..`, no slash at the end
     /// except for `/` itself. Symbolic links are followed.
-    async fn lookup(&self, path: &[u8]) -> Result<Self::Node, FileError>;
+    async fn lookup(&self, path: &[u8]) -> Result<Self::Node, FsError>;
 
     /// The metadata of an opened node.
     fn metadata(&self, node: &Self::Node) -> Metadata;
 
     /// Reads at most `buf.len()` bytes at `offset`; 0 only at the end of the file.
-    async fn read_at(&self, node: &Self::Node, offset: u64, buf: &mut [u8]) -> Result<usize, FileError>;
+    async fn read_at(&self, node: &Self::Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError>;
 
     /// Adds the next few entries of a directory (up to a block's worth, and as many as fit), without `.` and
     /// `..`. `cursor` is 0 at first and advanced by each call, which may add nothing. Returns false after the
     /// last.
-    async fn read_dir(
-        &self,
-        dir: &Self::Node,
-        cursor: &mut u64,
-        names: &mut Names,
-    ) -> Result<bool, FileError>;
+    async fn read_dir(&self, dir: &Self::Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError>;
+}
+
+impl<B: BlockSource> Files for FileSystem<B> {
+    type Node = Node;
+
+    async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
+        self.lookup(path).await
+    }
+
+    fn metadata(&self, node: &Node) -> Metadata {
+        node.metadata()
+    }
+
+    async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
+        self.read_at(node, offset, buf).await
+    }
+
+    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
+        let mut next = *cursor;
+        let Some(block) = self.read_dir(dir, &mut next).await? else { return Ok(false) };
+        for entry in block.entries() {
+            let entry = entry?;
+            if !names.push(entry.name, entry.kind.unwrap_or(Kind::Other))? {
+                return Ok(true);
+            }
+            *cursor = entry.next;
+        }
+        *cursor = next;
+        Ok(true)
+    }
 }

@@ -4,8 +4,8 @@ use embedded_io_async::{Read, Write};
 
 use super::path::{DiskPath, html_escape, percent_encode};
 use super::response::{Broken, Stream};
-use super::{Exchange, FileError, Files, Names};
-use crate::fs::Kind;
+use super::{Exchange, Files, Names};
+use crate::fs::{FsError, Kind};
 use crate::text::Text;
 
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
@@ -20,7 +20,7 @@ pub struct Page {
 
 /// Reads the part of a folder that begins at `cursor`, 0 at first. The caller reads the first part before it
 /// calls [`send`], so that an unreadable folder is an error page.
-pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> Result<Page, FileError> {
+pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> Result<Page, FsError> {
     let mut names = Names::default();
     let mut more = true;
     while more && !names.is_full() {

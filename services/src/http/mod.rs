@@ -22,8 +22,8 @@ mod status;
 mod worker;
 
 pub use exchange::{Exchange, Failure, Refusal};
-pub use files::{FileError, Files, Names};
-pub use mount::Disk;
+pub use files::{Files, Names};
+pub use mount::Mount;
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
@@ -32,12 +32,14 @@ pub use stats::{Counter, Gauge, Stats};
 pub use status::Status;
 pub use worker::worker;
 
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
+use crate::fs::FsError;
 use crate::text::NoMemory;
 use failures::Failures;
 use request::{MAX_HEAD, Parsed};
@@ -85,7 +87,7 @@ pub enum End {
 
 /// The server: where files come from, what else is answered, limits and counters.
 pub struct Server<F, R> {
-    files: F,
+    files: Rc<Mount<F>>,
     routes: R,
     limits: Limits,
     stats: Stats,
@@ -94,13 +96,13 @@ pub struct Server<F, R> {
 
 impl<F: Files, R: Routes> Server<F, R> {
     /// A server with all counters at zero.
-    pub fn new(files: F, routes: R, limits: Limits) -> Self {
+    pub fn new(files: Rc<Mount<F>>, routes: R, limits: Limits) -> Self {
         Self { files, routes, limits, stats: Stats::default(), failures: Failures::default() }
     }
 
-    /// Where files come from.
-    pub fn files(&self) -> &F {
-        &self.files
+    /// Where files come from, once they are there.
+    pub fn files(&self) -> Option<&F> {
+        self.files.get()
     }
 
     /// The counters.
@@ -192,7 +194,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     /// Answers what is no request.
     async fn refuse_head<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
         if status == Status::Unavailable {
-            self.failures.note("a request's head", &status, &FileError::OutOfMemory);
+            self.failures.note("a request's head", &status, &FsError::NoMemory);
         }
         let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
         match self.refuse(&mut exchange, &status.into()).await {
@@ -207,7 +209,7 @@ impl<F: Files, R: Routes> Server<F, R> {
         exchange: &mut Exchange<'_, '_, C>,
         refusal: &Refusal,
     ) -> Result<(), Broken> {
-        if let Some(why) = refusal.why.as_ref().filter(|why| **why != FileError::NotFound) {
+        if let Some(why) = &refusal.why {
             self.failures.note(&exchange.request.path, &refusal.status, why);
         }
         exchange.refuse(refusal).await
@@ -222,7 +224,7 @@ impl<F: Files, R: Routes> Server<F, R> {
                 End::Abort
             }
             Broken::Refused => {
-                self.failures.note(&request.path, &Status::Unavailable, &FileError::OutOfMemory);
+                self.failures.note(&request.path, &Status::Unavailable, &FsError::NoMemory);
                 End::Drain
             }
         }
@@ -242,7 +244,7 @@ impl<F: Files, R: Routes> Server<F, R> {
             exchange.keep &= exchange.request.http_1_1;
             return Ok(self.routes.answer(exchange, &path.path).await?);
         }
-        self.send_path(exchange, &path).await
+        file::send_path(self.files.ready().await?, exchange, &path).await
     }
 }
 

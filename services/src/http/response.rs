@@ -5,7 +5,8 @@ use core::fmt::{self, Write as _};
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 
-use super::{Exchange, FileError, Stats, Status};
+use super::{Exchange, Stats, Status};
+use crate::fs::FsError;
 use crate::text::{NoMemory, Text};
 
 /// The connection is of no more use.
@@ -14,14 +15,14 @@ pub enum Broken {
     /// The peer is gone, or too slow.
     Lost,
     /// The rest of a response cannot be had: only a reset can still tell the client.
-    Cut(FileError),
+    Cut(FsError),
     /// There is no memory for a response, and that is all the client was told: see [`Wire::give_up`].
     Refused,
 }
 
 impl From<NoMemory> for Broken {
     fn from(_: NoMemory) -> Self {
-        Self::Cut(FileError::OutOfMemory)
+        Self::Cut(FsError::NoMemory)
     }
 }
 

@@ -8,12 +8,13 @@ pub mod wire;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::time::Duration;
 
 use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, System};
 use ringfence_services::block::BlockError;
-use ringfence_services::fs::{Kind, Metadata};
-use ringfence_services::http::{FileError, Files, Limits, Names, Server};
+use ringfence_services::fs::{FsError, Kind, Metadata};
+use ringfence_services::http::{Files, Limits, Mount, Names, Server};
 
 /// Files in memory, with faults on demand.
 #[derive(Default)]
@@ -22,7 +23,7 @@ pub struct Tree {
     /// Made-up long files: every byte is a function of its offset.
     generated: BTreeMap<Vec<u8>, u64>,
     /// Every call fails with this.
-    pub fault: RefCell<Option<FileError>>,
+    pub fault: RefCell<Option<FsError>>,
     /// Reads from this offset on fail.
     pub read_fault: Cell<Option<(u64, FaultKind)>>,
     /// Reads take this long.
@@ -68,15 +69,15 @@ impl Tree {
         self.files.keys().chain(self.generated.keys())
     }
 
-    fn check(&self) -> Result<(), FileError> {
-        self.fault.borrow().clone().map_or(Ok(()), Err)
+    fn check(&self) -> Result<(), FsError> {
+        self.fault.borrow().map_or(Ok(()), Err)
     }
 }
 
 impl Files for Tree {
     type Node = TreeNode;
 
-    async fn lookup(&self, path: &[u8]) -> Result<TreeNode, FileError> {
+    async fn lookup(&self, path: &[u8]) -> Result<TreeNode, FsError> {
         assert!(path.starts_with(b"/") && (path == b"/" || !path.ends_with(b"/")), "{}", path.escape_ascii());
         assert!(!path.windows(2).any(|w| w == b"//") && !path.contains(&0));
         self.check()?;
@@ -89,14 +90,14 @@ impl Files for Tree {
         if path == b"/" || self.names().any(|name| name.starts_with(&prefix)) {
             return node(Kind::Directory, 4096);
         }
-        Err(FileError::NotFound)
+        Err(FsError::NotFound)
     }
 
     fn metadata(&self, node: &TreeNode) -> Metadata {
         Metadata { inode: 12, kind: node.kind, size: node.size, mtime: 784_111_777 }
     }
 
-    async fn read_at(&self, node: &TreeNode, offset: u64, buf: &mut [u8]) -> Result<usize, FileError> {
+    async fn read_at(&self, node: &TreeNode, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         self.check()?;
         self.largest_read.set(self.largest_read.get().max(buf.len()));
         let delay = self.delay.get();
@@ -104,9 +105,9 @@ impl Files for Tree {
             embassy_time::Timer::after_micros(delay.as_micros() as u64).await;
         }
         match self.read_fault.get() {
-            Some((from, FaultKind::Io)) if offset >= from => return Err(FileError::Io(BlockError::Device)),
+            Some((from, FaultKind::Io)) if offset >= from => return Err(FsError::Io(BlockError::Device)),
             Some((from, FaultKind::Corrupt)) if offset >= from => {
-                return Err(FileError::Corrupt("as asked for"));
+                return Err(FsError::Corrupt("as asked for"));
             }
             _ => {}
         }
@@ -118,7 +119,7 @@ impl Files for Tree {
         Ok(n)
     }
 
-    async fn read_dir(&self, dir: &TreeNode, cursor: &mut u64, names: &mut Names) -> Result<bool, FileError> {
+    async fn read_dir(&self, dir: &TreeNode, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
         self.check()?;
         let prefix = [&dir.path[..], if dir.path == b"/" { b"" } else { b"/" }].concat();
         let mut children = BTreeMap::new();
@@ -206,6 +207,11 @@ pub fn quick_limits() -> Limits {
     }
 }
 
+/// Files that are there from the start.
+pub fn mounted<F>(files: F) -> Rc<Mount<F>> {
+    Rc::new(Mount::from(Ok(files)))
+}
+
 pub fn server(tree: Tree) -> Server<Tree, Api<Machine>> {
-    Server::new(tree, Api(Machine::default()), quick_limits())
+    Server::new(mounted(tree), Api(Machine::default()), quick_limits())
 }

@@ -184,8 +184,10 @@ pub fn with_server<F: Future<Output = ()> + 'static>(setup: Setup, test: impl Fn
         .with_generated("/m.bin", 1_000_000)
         .with_generated("/big.bin", 100_000_000);
     let config = Config { addressing: setup.addressing, seed: 42, pool: pool_config() };
-    let app: App =
-        Rc::new((Stack::new(ours, config), Server::new(tree, Api(Machine::default()), setup.limits)));
+    let app: App = Rc::new((
+        Stack::new(ours, config),
+        Server::new(super::mounted(tree), Api(Machine::default()), setup.limits),
+    ));
     let mut executor = LocalPool::new();
     let spawn = |future: Pin<Box<dyn Future<Output = ()>>>| executor.spawner().spawn_local(future).unwrap();
     let running = app.clone();
