@@ -1,15 +1,81 @@
 //! A folder as an HTML page.
 
+use alloc::vec::Vec;
+
 use embedded_io_async::{Read, Write};
 
 use super::path::{DiskPath, html_escape, percent_encode};
 use super::response::{Broken, Stream};
-use super::{Exchange, Files, Names};
+use super::{Exchange, Files};
 use crate::fs::{FsError, Kind};
 use crate::text::Text;
 
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
     ul{list-style:none;padding:0}a{text-decoration:none}a:hover{text-decoration:underline}";
+
+/// Some names of a directory: as many as fit a bound, whatever the directory holds.
+#[derive(Default)]
+pub struct Names {
+    entries: Vec<Entry>,
+    /// One after the other.
+    names: Vec<u8>,
+    is_full: bool,
+}
+
+struct Entry {
+    start: u32,
+    len: u8,
+    kind: Kind,
+}
+
+impl Names {
+    /// Entries that fit. A listing is sorted within so many.
+    pub const MAX: usize = 256;
+    /// Bytes of names that fit.
+    const BYTES: usize = 16 << 10;
+
+    /// Adds a name, as stored (any bytes but `/` and NUL, 255 at most), and what it is, without following a
+    /// symbolic link. Returns false, with nothing added, when there is no more room.
+    ///
+    /// # Errors
+    /// [`FsError::NoMemory`], and [`FsError::Corrupt`] for a name that is too long.
+    pub fn push(&mut self, name: &[u8], kind: Kind) -> Result<bool, FsError> {
+        let len = u8::try_from(name.len()).map_err(|_| FsError::Corrupt("a name is too long"))?;
+        let start = self.names.len();
+        self.is_full |= self.entries.len() >= Self::MAX || start.saturating_add(name.len()) > Self::BYTES;
+        if self.is_full {
+            return Ok(false);
+        }
+        self.entries.try_reserve(1).map_err(|_| FsError::NoMemory)?;
+        self.names.try_reserve(name.len()).map_err(|_| FsError::NoMemory)?;
+        self.names.extend_from_slice(name);
+        self.entries.push(Entry { start: u32::try_from(start).unwrap_or(u32::MAX), len, kind });
+        Ok(true)
+    }
+
+    /// Whether there was a name that did not fit.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Folders first, then by name.
+    fn sort(&mut self) {
+        let names = &self.names;
+        self.entries.sort_unstable_by_key(|entry| (entry.kind != Kind::Directory, entry.name(names)));
+    }
+
+    /// The entries.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Kind)> {
+        self.entries.iter().map(|entry| (entry.name(&self.names), entry.kind))
+    }
+}
+
+impl Entry {
+    fn name<'a>(&self, names: &'a [u8]) -> &'a [u8] {
+        let rest = names.get(self.start as usize..).unwrap_or_default();
+        rest.get(..usize::from(self.len)).unwrap_or_default()
+    }
+}
 
 /// The next part of a folder, and where it goes on if there is more. A large folder is sent as several sorted
 /// parts.
