@@ -17,8 +17,8 @@ use common::{Machine, quick_limits};
 use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
-use ringfence_services::fs::{FileSystem, FsError, Metadata, Node};
-use ringfence_services::http::{Files, Names, Server};
+use ringfence_services::fs::{DirEntry, FileSystem, FsError, Metadata, Node};
+use ringfence_services::http::{Files, Server};
 
 /// A disk that always answers at once, as a cache does.
 struct Image(File, u64);
@@ -96,9 +96,14 @@ impl Files for Counted {
         self.0.read_at(node, offset, buf).await
     }
 
-    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
+    async fn read_dir(
+        &self,
+        dir: &Node,
+        cursor: &mut u64,
+        take: impl FnMut(DirEntry<'_>) -> Result<bool, FsError>,
+    ) -> Result<bool, FsError> {
         self.1.set(self.1.get() + 1);
-        Files::read_dir(&self.0, dir, cursor, names).await
+        Files::read_dir(&self.0, dir, cursor, take).await
     }
 }
 

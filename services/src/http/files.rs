@@ -1,8 +1,7 @@
 //! Where the files come from.
 
-use super::Names;
 use crate::block::BlockSource;
-use crate::fs::{FileSystem, FsError, Kind, Metadata, Node};
+use crate::fs::{DirEntry, FileSystem, FsError, Metadata, Node};
 
 /// A read-only tree of files.
 #[allow(async_fn_in_trait, reason = "one single-threaded executor: futures need not be Send")]
@@ -20,10 +19,15 @@ pub trait Files {
     /// Reads at most `buf.len()` bytes at `offset`; 0 only at the end of the file.
     async fn read_at(&self, node: &Self::Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError>;
 
-    /// Adds the next few entries of a directory (up to a block's worth, and as many as fit), without `.` and
-    /// `..`. `cursor` is 0 at first and advanced by each call, which may add nothing. Returns false after the
-    /// last.
-    async fn read_dir(&self, dir: &Self::Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError>;
+    /// Shows `take` the next few entries of a directory, up to a block's worth, without `.` and `..`, until
+    /// it says false: that one was not taken. `cursor` is 0 at first, and each call, which may show none,
+    /// moves it behind all that were taken. Returns false after the last.
+    async fn read_dir(
+        &self,
+        dir: &Self::Node,
+        cursor: &mut u64,
+        take: impl FnMut(DirEntry<'_>) -> Result<bool, FsError>,
+    ) -> Result<bool, FsError>;
 }
 
 impl<B: BlockSource> Files for FileSystem<B> {
@@ -41,17 +45,22 @@ impl<B: BlockSource> Files for FileSystem<B> {
         self.read_at(node, offset, buf).await
     }
 
-    async fn read_dir(&self, dir: &Node, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
-        let mut next = *cursor;
-        let Some(block) = self.read_dir(dir, &mut next).await? else { return Ok(false) };
+    async fn read_dir(
+        &self,
+        dir: &Node,
+        cursor: &mut u64,
+        mut take: impl FnMut(DirEntry<'_>) -> Result<bool, FsError>,
+    ) -> Result<bool, FsError> {
+        let mut end = *cursor;
+        let Some(block) = self.read_dir(dir, &mut end).await? else { return Ok(false) };
         for entry in block.entries() {
             let entry = entry?;
-            if !names.push(entry.name, entry.kind.unwrap_or(Kind::Other))? {
+            if !take(entry)? {
                 return Ok(true);
             }
             *cursor = entry.next;
         }
-        *cursor = next;
+        *cursor = end;
         Ok(true)
     }
 }

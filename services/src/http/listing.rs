@@ -7,7 +7,7 @@ use embedded_io_async::{Read, Write};
 use super::path::{DiskPath, html_escape, percent_encode};
 use super::response::{Broken, Stream};
 use super::{Exchange, Files};
-use crate::fs::{FsError, Kind};
+use crate::fs::{DirEntry, FsError, Kind};
 use crate::text::Text;
 
 const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}\
@@ -15,7 +15,7 @@ const STYLE: &str = "body{font:16px/1.6 system-ui,sans-serif;max-width:50rem;mar
 
 /// Some names of a directory: as many as fit a bound, whatever the directory holds.
 #[derive(Default)]
-pub struct Names {
+struct Names {
     entries: Vec<Entry>,
     /// One after the other.
     names: Vec<u8>,
@@ -25,21 +25,20 @@ pub struct Names {
 struct Entry {
     start: u32,
     len: u8,
-    kind: Kind,
+    is_folder: bool,
 }
 
 impl Names {
     /// Entries that fit. A listing is sorted within so many.
-    pub const MAX: usize = 256;
+    const MAX: usize = 256;
     /// Bytes of names that fit.
     const BYTES: usize = 16 << 10;
 
-    /// Adds a name, as stored (any bytes but `/` and NUL, 255 at most), and what it is, without following a
-    /// symbolic link. Returns false, with nothing added, when there is no more room.
+    /// Adds a name. Returns false, with nothing added, when there is no more room.
     ///
     /// # Errors
     /// [`FsError::NoMemory`], and [`FsError::Corrupt`] for a name that is too long.
-    pub fn push(&mut self, name: &[u8], kind: Kind) -> Result<bool, FsError> {
+    fn push(&mut self, DirEntry { name, kind, .. }: DirEntry<'_>) -> Result<bool, FsError> {
         let len = u8::try_from(name.len()).map_err(|_| FsError::Corrupt("a name is too long"))?;
         let start = self.names.len();
         self.is_full |= self.entries.len() >= Self::MAX || start.saturating_add(name.len()) > Self::BYTES;
@@ -49,24 +48,25 @@ impl Names {
         self.entries.try_reserve(1).map_err(|_| FsError::NoMemory)?;
         self.names.try_reserve(name.len()).map_err(|_| FsError::NoMemory)?;
         self.names.extend_from_slice(name);
-        self.entries.push(Entry { start: u32::try_from(start).unwrap_or(u32::MAX), len, kind });
+        let (start, is_folder) = (u32::try_from(start).unwrap_or(u32::MAX), kind == Some(Kind::Directory));
+        self.entries.push(Entry { start, len, is_folder });
         Ok(true)
     }
 
     /// Whether there was a name that did not fit.
-    pub fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.is_full
     }
 
     /// Folders first, then by name.
     fn sort(&mut self) {
         let names = &self.names;
-        self.entries.sort_unstable_by_key(|entry| (entry.kind != Kind::Directory, entry.name(names)));
+        self.entries.sort_unstable_by_key(|entry| (!entry.is_folder, entry.name(names)));
     }
 
-    /// The entries.
-    pub fn iter(&self) -> impl Iterator<Item = (&[u8], Kind)> {
-        self.entries.iter().map(|entry| (entry.name(&self.names), entry.kind))
+    /// The names, and which are those of folders.
+    fn iter(&self) -> impl Iterator<Item = (&[u8], bool)> {
+        self.entries.iter().map(|entry| (entry.name(&self.names), entry.is_folder))
     }
 }
 
@@ -90,7 +90,7 @@ pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> R
     let mut names = Names::default();
     let mut more = true;
     while more && !names.is_full() {
-        more = files.read_dir(dir, &mut cursor, &mut names).await?;
+        more = files.read_dir(dir, &mut cursor, |entry| names.push(entry)).await?;
     }
     names.sort();
     Ok(Page { names, cursor: more.then_some(cursor) })
@@ -108,8 +108,8 @@ pub async fn send<F: Files, C: Read + Write>(
     let mut stream = Stream::begin(exchange, "text/html; charset=utf-8").await?;
     begin(path, &mut stream.text);
     loop {
-        for (name, kind) in page.names.iter() {
-            item(name, kind, &mut stream.text);
+        for (name, is_folder) in page.names.iter() {
+            item(name, is_folder, &mut stream.text);
             stream.pass().await?;
         }
         let Some(cursor) = page.cursor.filter(|_| request.with_body()) else { break };
@@ -133,8 +133,8 @@ fn begin(path: &DiskPath, out: &mut Text) {
     }
 }
 
-fn item(name: &[u8], kind: Kind, out: &mut Text) {
-    let slash = if kind == Kind::Directory { "/" } else { "" };
+fn item(name: &[u8], is_folder: bool, out: &mut Text) {
+    let slash = if is_folder { "/" } else { "" };
     // `./` keeps a name with a colon from being read as a scheme.
     out.push_str("<li><a href=\"./");
     percent_encode(name, out);

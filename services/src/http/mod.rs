@@ -23,7 +23,6 @@ mod worker;
 
 pub use exchange::{Exchange, Failure, Refusal};
 pub use files::Files;
-pub use listing::Names;
 pub use mount::Mount;
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, Method, Request};

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, System};
 use ringfence_services::block::BlockError;
-use ringfence_services::fs::{FsError, Kind, Metadata};
-use ringfence_services::http::{Files, Limits, Mount, Names, Server};
+use ringfence_services::fs::{DirEntry, FsError, Kind, Metadata};
+use ringfence_services::http::{Files, Limits, Mount, Server};
 
 /// Files in memory, with faults on demand.
 #[derive(Default)]
@@ -119,7 +119,12 @@ impl Files for Tree {
         Ok(n)
     }
 
-    async fn read_dir(&self, dir: &TreeNode, cursor: &mut u64, names: &mut Names) -> Result<bool, FsError> {
+    async fn read_dir(
+        &self,
+        dir: &TreeNode,
+        cursor: &mut u64,
+        mut take: impl FnMut(DirEntry<'_>) -> Result<bool, FsError>,
+    ) -> Result<bool, FsError> {
         self.check()?;
         let prefix = [&dir.path[..], if dir.path == b"/" { b"" } else { b"/" }].concat();
         let mut children = BTreeMap::new();
@@ -131,7 +136,7 @@ impl Files for Tree {
         let mut left = children.into_iter().skip(*cursor as usize).take(7).peekable();
         let more = left.peek().is_some();
         for (name, kind) in left {
-            if !names.push(&name, kind)? {
+            if !take(DirEntry { name: &name, inode: 12, kind: Some(kind), next: *cursor + 1 })? {
                 break;
             }
             *cursor += 1;
