@@ -1,6 +1,7 @@
 //! Virtio block devices (section 5.2): read, write, flush and identify, as many at once as the rings hold.
 
 mod calls;
+pub(crate) mod error;
 pub mod features;
 mod queue;
 mod request;
@@ -26,8 +27,9 @@ use crate::virtio::{Device, DeviceType, Error, LOOK_AGAIN, Offer, QueueOptions, 
 use request::Common;
 
 pub use crate::virtio::Ticket;
+pub use error::RequestError;
 pub use queue::BlockQueue;
-pub use request::{Request, RequestError};
+pub use request::Request;
 pub use shared::{Patience, SharedQueue, Transfer};
 #[cfg(any(feature = "embedded-storage-async", feature = "block-device-driver"))]
 pub use storage::SharedStorage;

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use super::request::{Command, Common, InFlight, Request, RequestError};
+use super::error::RequestError;
+use super::request::{Command, Common, InFlight, Request};
 use super::{Done, Geometry, Ticket};
 use ringfence_memory::Quiet;
 

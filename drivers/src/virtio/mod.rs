@@ -12,7 +12,7 @@ use ringfence_memory::{
 };
 
 #[cfg(feature = "blk")]
-use crate::block::{Request, RequestError};
+use crate::block::error::RequestError;
 
 pub use device::{Device, DriverOk, Offer, QueueShape, RESET_LIMIT, Starting};
 pub use queue::{
@@ -203,8 +203,8 @@ impl From<RequestError> for Error {
 }
 
 #[cfg(feature = "blk")]
-impl From<(RequestError, Request)> for Error {
-    fn from((error, _): (RequestError, Request)) -> Self {
+impl<B> From<(RequestError, B)> for Error {
+    fn from((error, _): (RequestError, B)) -> Self {
         Self::Request(error)
     }
 }
