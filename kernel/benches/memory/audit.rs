@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use ringfence_kernel::memory::space;
 use ringfence_kernel::time;
 
-use crate::operations::Live;
+use crate::live::Live;
 use crate::support::{Series, count, report};
 
 /// How many whole audits are counted, and how many are timed.

@@ -9,7 +9,7 @@ use ringfence_memory::{
     DeviceId, DmaPool, DmaWindows, FrameRange, FrameRequest, MmioRegion, Owner, PAGE_SIZE, PhysAddr,
 };
 
-use crate::operations::{Live, ROUNDS};
+use crate::live::{Live, ROUNDS};
 use crate::support::{Random, Series, count, report};
 
 /// Names of the sizes, how many pages each has, and the number of rounds: zeroing takes long.

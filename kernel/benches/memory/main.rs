@@ -7,11 +7,12 @@ extern crate alloc;
 mod audit;
 mod devices;
 mod fragmentation;
+mod live;
 mod operations;
 #[path = "../support/mod.rs"]
 mod support;
 
-use operations::Live;
+use live::Live;
 use ringfence_kernel::boot::Boot;
 use ringfence_kernel::qemu::{self, ExitCode};
 use ringfence_kernel::{fw_cfg, memory, println};

@@ -4,13 +4,12 @@ use alloc::vec::Vec;
 
 use ringfence_kernel::memory::space;
 use ringfence_kernel::println;
-use ringfence_memory::{FrameRequest, MappedPages, PAGE_SIZE, PageRequest, Private, Protection};
+use ringfence_memory::{FrameRequest, PAGE_SIZE, PageRequest, Protection};
 
-use crate::support::{Random, Series, count};
+use crate::live::{Live, ROUNDS};
+use crate::support::{Series, count};
 use crate::{audit, devices};
 
-/// How often each operation is measured.
-pub const ROUNDS: usize = 201;
 /// Names of the sizes, how many pages each has, and the number of rounds: zeroing takes long.
 const SIZES: [(&str, usize, usize); 4] =
     [("4 KiB", 1, ROUNDS), ("64 KiB", 16, ROUNDS), ("2 MiB", 512, 101), ("1 GiB", 1 << 18, 3)];
@@ -27,37 +26,6 @@ pub fn measure(depth: usize) {
     protect(&mut live);
     audit::count_steps(&mut live);
     assert_eq!(live.mappings.len(), depth);
-}
-
-/// The live mappings: 4 KiB each, all owned here.
-pub struct Live {
-    pub mappings: Vec<MappedPages<Private>>,
-    pub random: Random,
-}
-
-impl Live {
-    /// Makes them, frees a third of them in random order, and makes new ones: what is free is scattered as in
-    /// use.
-    pub fn new(depth: usize) -> Self {
-        let mut live = Self { mappings: Vec::with_capacity(depth), random: Random::new(0x5eed) };
-        live.mappings.extend((0..depth).map(|_| page()));
-        for _ in 0..depth / 3 {
-            let victim = live.random.below(live.mappings.len());
-            live.mappings.swap_remove(victim);
-        }
-        live.mappings.extend((live.mappings.len()..depth).map(|_| page()));
-        live
-    }
-
-    /// Replaces one: rounds do not begin where the last one ended.
-    pub fn churn(&mut self) {
-        let victim = self.random.below(self.mappings.len());
-        self.mappings[victim] = page();
-    }
-}
-
-fn page() -> MappedPages<Private> {
-    space().allocate(1, Protection::ReadWrite).expect("the guest has room for the live mappings")
 }
 
 /// Each step of the life of a mapping, then all of it at once. The zeroing is told apart: it is done once
