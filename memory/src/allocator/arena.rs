@@ -28,7 +28,8 @@
 //! [`FrameAllocator::keep_dma`].
 
 use super::buddy::{AllocError, Request};
-use crate::allocator::frames::{FrameAllocator, FrameRequest, Owner};
+use crate::allocator::frames::{FrameAllocator, FrameRequest};
+use crate::allocator::owner::Owner;
 use crate::range::FrameRange;
 
 /// Frames on their way into a DMA mapping: the first ones of a block.

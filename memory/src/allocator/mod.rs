@@ -5,8 +5,10 @@ pub(crate) mod arena;
 pub(crate) mod bits;
 pub(crate) mod buddy;
 pub(crate) mod frames;
+pub(crate) mod owner;
 pub(crate) mod pages;
 
 pub use buddy::AllocError;
-pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest, Owner};
+pub use frames::{AllocatedFrames, FrameAllocator, FrameRequest};
+pub use owner::Owner;
 pub use pages::{AllocatedPages, PageAllocator, PageRequest};

@@ -20,17 +20,18 @@
 use crate::address::{PhysAddr, VirtAddr};
 use crate::allocator::bits;
 use crate::allocator::buddy::FreeUnits;
-use crate::allocator::frames::{Inner, Owner};
+use crate::allocator::frames::Inner;
+use crate::allocator::owner::Owner;
 use crate::device::Claims;
 use crate::paging::{AddressSpace, ENTRIES, LOW_PAGES, Mapper, Protection, Pte, TOP, Table, Tag, leaf_pages};
 use crate::range::{FrameRange, PageRange};
-use core::ops::Range;
 
+pub(crate) mod progress;
 mod report;
 mod windows;
 
+use progress::{Phase, Place, Progress};
 pub use report::{Finding, Report};
-use windows::Place;
 
 /// Work of an ordinary step: words of bitmaps, table entries, and what costs as much as some of them.
 const STEP: usize = 1024;
@@ -52,88 +53,6 @@ fn page_address(page: u64) -> VirtAddr {
 
 const fn with_sign(page: u64) -> u64 {
     ((page << 28) as i64 >> 28) as u64 & ((1 << 52) - 1)
-}
-
-/// What the next step does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    /// No audit is under way.
-    Idle,
-    /// Forgets marks, and counts RAM, from this word on.
-    Clear(usize),
-    /// Forgets which tables, from this one on, were seen.
-    Tables(usize),
-    /// Looks at free blocks: of private memory, then of the DMA arena.
-    Free(Owner),
-    /// Looks at tables.
-    Walk,
-    /// Looks at the devices' windows, from here on.
-    Windows(Place),
-}
-
-/// The audit that is under way in a frame allocator, or was last.
-pub(crate) struct Progress {
-    /// How many were begun, or begun again.
-    begun: u64,
-    phase: Phase,
-    /// The pages below this number (without its sign) have been looked at, and are kept track of.
-    walked: u64,
-    /// Frames that they map, by [`Tag`].
-    mapped: [usize; 4],
-    /// The last leaf, by its first page, whose frames are not as they must be.
-    blamed: Option<u64>,
-    /// Frames of RAM.
-    present: usize,
-    report: Report,
-    /// The last report, and how many audits had been begun by then.
-    last: Option<(u64, Report)>,
-}
-
-impl Progress {
-    pub fn new() -> Self {
-        Self {
-            begun: 0,
-            phase: Phase::Idle,
-            walked: 0,
-            mapped: [0; 4],
-            blamed: None,
-            present: 0,
-            report: Report::new(),
-            last: None,
-        }
-    }
-
-    /// Begins again if an audit is under way.
-    pub fn restart(&mut self) {
-        if self.phase != Phase::Idle {
-            self.begin();
-        }
-    }
-
-    fn begin(&mut self) {
-        let (begun, last) = (self.begun + 1, self.last.take());
-        *self = Self { begun, phase: Phase::Clear(0), last, ..Self::new() };
-    }
-
-    fn end(&mut self, report: Report) {
-        self.last = Some((self.begun, report));
-        self.phase = Phase::Idle;
-    }
-
-    /// The pages from number `page` on are now mapped to these frames (as indices), or not any more.
-    pub fn change(&mut self, scratch: &mut [u64], tag: Tag, page: u64, frames: Range<usize>, mapped: bool) {
-        let walked = self.walked.saturating_sub(page & LOW_PAGES);
-        let end = frames.end.min(frames.start.saturating_add(walked as usize));
-        let count = end - frames.start;
-        // Tables that were tampered with may lead below zero; then the count is far from what is booked.
-        if mapped {
-            bits::set(scratch, frames.start, end);
-            self.mapped[tag as usize] = self.mapped[tag as usize].wrapping_add(count);
-        } else {
-            bits::clear(scratch, frames.start, end);
-            self.mapped[tag as usize] = self.mapped[tag as usize].wrapping_sub(count);
-        }
-    }
 }
 
 /// An audit, to be done step by step: see [`AddressSpace::start_audit`].

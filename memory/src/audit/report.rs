@@ -2,7 +2,7 @@
 
 use crate::DeviceId;
 use crate::address::{PhysAddr, VirtAddr};
-use crate::allocator::frames::Owner;
+use crate::allocator::owner::Owner;
 use core::fmt;
 
 /// How many findings are kept.

@@ -1,24 +1,9 @@
 //! The audit's look at the devices' windows.
 
+use super::progress::Place;
 use super::{Finding, ONE, Report};
 use crate::address::{PAGE_SHIFT, PAGE_SIZE, VirtAddr};
 use crate::paging::{AddressSpace, Tag, leaf_pages};
-
-/// How far it has come: the table, the window by its device address, and the bytes of that.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    table: u64,
-    window: u64,
-    offset: usize,
-}
-
-impl Place {
-    pub const START: Self = Self::at_table(0);
-
-    const fn at_table(table: u64) -> Self {
-        Self { table, window: 0, offset: 0 }
-    }
-}
 
 impl AddressSpace {
     /// Looks at windows from `place` on, until `limit` is reached: every window has live memory, which is

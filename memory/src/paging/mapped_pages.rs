@@ -2,7 +2,8 @@
 
 use super::{AddressSpace, MapError, Protection, Tag};
 use crate::address::{PhysAddr, VirtAddr};
-use crate::allocator::frames::{AllocatedFrames, Owner};
+use crate::allocator::frames::AllocatedFrames;
+use crate::allocator::owner::Owner;
 use crate::allocator::pages::AllocatedPages;
 use crate::range::{FrameRange, Page, PageRange};
 use alloc::vec::Vec;
