@@ -1,7 +1,8 @@
 //! What the file system needs of a disk.
 
-use core::fmt;
 use core::future::Future;
+
+use thiserror::Error;
 
 /// Bytes in one sector, the unit in which a [`BlockSource`] is addressed (virtio 1.x, section 5.2.4).
 pub const SECTOR_SIZE: usize = 512;
@@ -10,27 +11,18 @@ pub const SECTOR_SIZE: usize = 512;
 pub const MAX_READ: usize = 128 * 1024;
 
 /// Why a disk did not answer a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum BlockError {
     /// The device reported an error, or answered with too few bytes.
+    #[error("the disk reported an error")]
     Device,
     /// The sectors are not all on the device.
+    #[error("read past the end of the disk")]
     OutOfRange,
     /// The device is gone, or was reset for good.
+    #[error("the disk is gone")]
     Gone,
 }
-
-impl fmt::Display for BlockError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Device => "the disk reported an error",
-            Self::OutOfRange => "read past the end of the disk",
-            Self::Gone => "the disk is gone",
-        })
-    }
-}
-
-impl core::error::Error for BlockError {}
 
 /// A disk that many tasks read at the same time.
 ///

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 /// There is no memory for it now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory")]
 pub struct NoMemory;
 
 /// A copy of `bytes`.

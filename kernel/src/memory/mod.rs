@@ -14,14 +14,13 @@ pub mod heap;
 pub mod image;
 pub(crate) mod loader_window;
 
-use core::fmt;
-
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use ringfence_memory::{
     AddressSpace, AllocError, Cpu, FrameAllocator, FrameRange, MapError, MappedPages, Mapper, Mmio, Owner,
     PAGE_SIZE, PageAllocator, PageRange, PhysAddr, Protection, Stale, TablePool, VirtAddr,
 };
 use spin::Once;
+use thiserror::Error;
 use x86_64::instructions::tlb;
 use x86_64::registers::control::{Cr3, Cr3Flags};
 use x86_64::structures::paging::PhysFrame;
@@ -42,50 +41,23 @@ const PAGE: u64 = PAGE_SIZE as u64;
 const GIB: u64 = 1 << 30;
 
 /// Why the kernel could not set up its own memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InitError {
     /// No usable region has this many bytes in one piece, for page tables and bitmaps.
+    #[error("there is too little RAM: no free piece of {} KiB; give the guest more memory", .0 >> 10)]
     TooLittleMemory(u64),
     /// A part of the image is not mapped by the loader.
+    #[error("the loader has not mapped all of the kernel")]
     ImageNotMapped,
     /// A range does not fit the address space.
+    #[error("memory outside the address space")]
     BadRange,
     /// The mapper refused.
-    Map(MapError),
+    #[error("memory cannot be mapped: {0}")]
+    Map(#[from] MapError),
     /// An allocator refused.
-    Alloc(AllocError),
-}
-
-impl fmt::Display for InitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TooLittleMemory(bytes) => {
-                write!(
-                    f,
-                    "there is too little RAM: no free piece of {} KiB; give the guest more memory",
-                    bytes >> 10
-                )
-            }
-            Self::ImageNotMapped => f.write_str("the loader has not mapped all of the kernel"),
-            Self::BadRange => f.write_str("memory outside the address space"),
-            Self::Map(error) => write!(f, "memory cannot be mapped: {error}"),
-            Self::Alloc(error) => write!(f, "memory cannot be had: {error}"),
-        }
-    }
-}
-
-impl core::error::Error for InitError {}
-
-impl From<MapError> for InitError {
-    fn from(error: MapError) -> Self {
-        Self::Map(error)
-    }
-}
-
-impl From<AllocError> for InitError {
-    fn from(error: AllocError) -> Self {
-        Self::Alloc(error)
-    }
+    #[error("memory cannot be had: {0}")]
+    Alloc(#[from] AllocError),
 }
 
 /// The one processor's page tables and TLB.

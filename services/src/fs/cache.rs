@@ -342,7 +342,7 @@ impl<B: BlockSource> PageCache<B> {
             stats.requests = stats.requests.wrapping_add(1);
             stats.pages_requested = stats.pages_requested.wrapping_add(count as u64);
         });
-        self.source.read(first.saturating_mul(SECTORS_PER_PAGE), &mut bufs).await.map_err(FsError::Io)?;
+        self.source.read(first.saturating_mul(SECTORS_PER_PAGE), &mut bufs).await?;
         drop(bufs);
         Ok(pages)
     }

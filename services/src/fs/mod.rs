@@ -29,10 +29,10 @@ use crate::block::{BlockError, BlockSource};
 use crate::text::NoMemory;
 use alloc::vec::Vec;
 use core::cell::Cell;
-use core::fmt;
 use embassy_futures::yield_now;
 use inode::Content;
 use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
+use thiserror::Error;
 
 /// Longest path, in bytes.
 pub const PATH_MAX: usize = 4096;
@@ -40,51 +40,42 @@ pub const PATH_MAX: usize = 4096;
 pub const NAME_MAX: usize = 255;
 
 /// Why the file system could not do what it was asked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FsError {
     /// There is no ext4 super block on the disk.
+    #[error("not an ext4 file system (a partition table is not looked into)")]
     NotExt4,
     /// The disk uses something that this reader does not know.
+    #[error("not supported: {0}")]
     Unsupported(&'static str),
     /// What the disk says cannot be true.
+    #[error("the file system is damaged: {0}")]
     Corrupt(&'static str),
     /// The disk did not answer.
-    Io(BlockError),
+    #[error(transparent)]
+    Io(#[from] BlockError),
     /// No memory for a block.
+    #[error("no memory")]
     NoMemory,
     /// There is nothing with this name.
+    #[error("no such file or folder")]
     NotFound,
     /// A name in the middle of the path is not a folder, or a folder is needed.
+    #[error("not a folder")]
     NotADirectory,
     /// A file is needed, and this is a folder.
+    #[error("this is a folder")]
     IsADirectory,
     /// A file is needed, and this is a device, pipe or socket.
+    #[error("not a regular file")]
     NotAFile,
     /// More than 40 symbolic links: most likely they form a loop.
+    #[error("too many symbolic links")]
     TooManyLinks,
     /// A name of more than [`NAME_MAX`] bytes, or a path of more than [`PATH_MAX`].
+    #[error("the name is too long")]
     NameTooLong,
 }
-
-impl fmt::Display for FsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotExt4 => f.write_str("not an ext4 file system (a partition table is not looked into)"),
-            Self::Unsupported(what) => write!(f, "not supported: {what}"),
-            Self::Corrupt(what) => write!(f, "the file system is damaged: {what}"),
-            Self::Io(error) => error.fmt(f),
-            Self::NoMemory => f.write_str("no memory"),
-            Self::NotFound => f.write_str("no such file or folder"),
-            Self::NotADirectory => f.write_str("not a folder"),
-            Self::IsADirectory => f.write_str("this is a folder"),
-            Self::NotAFile => f.write_str("not a regular file"),
-            Self::TooManyLinks => f.write_str("too many symbolic links"),
-            Self::NameTooLong => f.write_str("the name is too long"),
-        }
-    }
-}
-
-impl core::error::Error for FsError {}
 
 impl From<NoMemory> for FsError {
     fn from(_: NoMemory) -> Self {

@@ -4,6 +4,7 @@ use alloc::rc::Rc;
 use core::fmt::{self, Write as _};
 
 use embedded_io_async::{Read, Write};
+use thiserror::Error;
 
 use super::{Broken, Head, PathError, Request, Status, Wire};
 use crate::block::BlockError;
@@ -99,6 +100,8 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl core::error::Error for Refusal {}
+
 impl From<Status> for Refusal {
     fn from(status: Status) -> Self {
         Self { status, field: None, why: None }
@@ -130,7 +133,8 @@ impl From<FsError> for Refusal {
 }
 
 /// Why a request was not answered.
-#[derive(Debug)]
+#[derive(Debug, Error)]
+#[error(transparent)]
 pub enum Failure {
     /// The client can be told.
     Refused(Refusal),

@@ -1,29 +1,22 @@
 //! Paths: from a request target to a path on the disk and back, and text safe inside HTML.
 
 use alloc::vec::Vec;
-use core::fmt::{self, Write};
+use core::fmt::Write;
+
+use thiserror::Error;
 
 use crate::text::NoMemory;
 
 /// Why a target gives no path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PathError {
     /// It is not one that can name a file: bad percent-encoding, NUL, a `..` in any disguise.
+    #[error("not a path")]
     Invalid,
     /// There is no memory for the path.
+    #[error("no memory")]
     NoMemory,
 }
-
-impl fmt::Display for PathError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Invalid => "not a path",
-            Self::NoMemory => "no memory",
-        })
-    }
-}
-
-impl core::error::Error for PathError {}
 
 impl From<NoMemory> for PathError {
     fn from(_: NoMemory) -> Self {

@@ -4,19 +4,23 @@ use core::fmt::{self, Write as _};
 
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
+use thiserror::Error;
 
 use super::{Exchange, Stats, Status};
 use crate::fs::FsError;
 use crate::text::{NoMemory, Text};
 
 /// The connection is of no more use.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Broken {
     /// The peer is gone, or too slow.
+    #[error("the client is gone, or too slow")]
     Lost,
     /// The rest of a response cannot be had: only a reset can still tell the client.
+    #[error("the response is cut off: {0}")]
     Cut(FsError),
     /// There is no memory for a response, and that is all the client was told: see [`Wire::give_up`].
+    #[error("no memory for a response")]
     Refused,
 }
 

@@ -98,6 +98,8 @@ impl fmt::Display for Status {
     }
 }
 
+impl core::error::Error for Status {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,5 @@
 //! One TCP connection as `embedded_io_async` streams.
 
-use core::fmt;
 use core::future::poll_fn;
 use core::task::Poll;
 
@@ -11,16 +10,9 @@ use smoltcp::socket::tcp::{RecvError, Socket, State};
 use super::{Nic, Stack};
 
 /// The connection is gone: reset by either side, or the peer stopped answering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection was reset or the peer stopped answering")]
 pub struct TcpError;
-
-impl fmt::Display for TcpError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the connection was reset or the peer stopped answering")
-    }
-}
-
-impl core::error::Error for TcpError {}
 
 impl Error for TcpError {
     fn kind(&self) -> ErrorKind {

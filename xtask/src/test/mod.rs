@@ -14,7 +14,6 @@ mod promises;
 mod system;
 
 use std::collections::HashSet;
-use std::fmt::{self, Display, Formatter};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -52,16 +51,9 @@ impl Test {
 }
 
 /// Why a test could not run here. As its error, it has not failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
 pub struct Skipped(pub String);
-
-impl Display for Skipped {
-    fn fmt(&self, out: &mut Formatter) -> fmt::Result {
-        out.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Skipped {}
 
 /// What the tests boot.
 #[derive(Clone, Debug)]
