@@ -49,7 +49,8 @@ impl Filter {
                 Ok(level) if filter.modules.push((module, level)).is_ok() => {}
                 Ok(_) => log::warn!("log: {module} is left out, {MAX_MODULES} modules at most"),
                 Err(_) => {
-                    log::warn!("log: unknown level {level:?}: use off, error, warn, info, debug or trace");
+                    let level = level.escape_debug();
+                    log::warn!("log: unknown level {level}: use off, error, warn, info, debug or trace");
                 }
             }
         }

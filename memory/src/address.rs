@@ -68,9 +68,15 @@ macro_rules! address {
             }
         }
 
-        impl fmt::Debug for $address {
+        impl fmt::Display for $address {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 write!(f, concat!($letter, ":{:#x}"), self.0)
+            }
+        }
+
+        impl fmt::Debug for $address {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
             }
         }
     };

@@ -69,26 +69,28 @@ pub enum Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WrongRoot(at) => write!(f, "the processor uses a foreign top-level table at {at:?}"),
-            Self::ForeignTable(at) => write!(f, "page table at {at:?} lies outside the pool"),
-            Self::TableTwice(at) => write!(f, "page table at {at:?} is linked twice"),
-            Self::TableCount(at) => write!(f, "page table at {at:?} has a wrong use count"),
+            Self::WrongRoot(at) => write!(f, "the processor uses a foreign top-level table at {at}"),
+            Self::ForeignTable(at) => write!(f, "page table at {at} lies outside the pool"),
+            Self::TableTwice(at) => write!(f, "page table at {at} is linked twice"),
+            Self::TableCount(at) => write!(f, "page table at {at} has a wrong use count"),
             Self::MappedTwice(page, frame) => {
-                write!(f, "frame {frame:?} is mapped twice, the second time at {page:?}")
+                write!(f, "frame {frame} is mapped twice, the second time at {page}")
             }
-            Self::MappedButFree(page, frame) => write!(f, "frame {frame:?} is free, yet mapped at {page:?}"),
-            Self::FreeTwice(frame) => write!(f, "free frame {frame:?} is listed twice or is not RAM"),
-            Self::WritableExecutable(page) => write!(f, "page {page:?} is writable and executable"),
-            Self::UnexpectedFlags(page) => write!(f, "page {page:?} has flags that are never set"),
-            Self::OutsideKnownRanges(page) => write!(f, "page {page:?} lies outside the known ranges"),
-            Self::PageFree(page) => write!(f, "page {page:?} is free, yet mapped"),
-            Self::UnclaimedMmio(page) => write!(f, "page {page:?} maps registers that nobody claimed"),
-            Self::NotRam(page, frame) => write!(f, "page {page:?} maps {frame:?}, which is not RAM"),
+            Self::MappedButFree(page, frame) => write!(f, "frame {frame} is free, yet mapped at {page}"),
+            Self::FreeTwice(frame) => write!(f, "free frame {frame} is listed twice or is not RAM"),
+            Self::WritableExecutable(page) => write!(f, "page {page} is writable and executable"),
+            Self::UnexpectedFlags(page) => write!(f, "page {page} has flags that are never set"),
+            Self::OutsideKnownRanges(page) => write!(f, "page {page} lies outside the known ranges"),
+            Self::PageFree(page) => write!(f, "page {page} is free, yet mapped"),
+            Self::UnclaimedMmio(page) => write!(f, "page {page} maps registers that nobody claimed"),
+            Self::NotRam(page, frame) => write!(f, "page {page} maps {frame}, which is not RAM"),
             Self::Count { owner, booked, found } => {
                 write!(f, "{booked} frames booked as {owner}, {found} found")
             }
-            Self::WindowWithoutRegion(device) => write!(f, "{device:?} has a window without a region"),
-            Self::WindowNotDma(page) => write!(f, "page {page:?} is in a window, but not DMA memory"),
+            Self::WindowWithoutRegion(device) => {
+                write!(f, "device {:#x} has a window without a region", device.0)
+            }
+            Self::WindowNotDma(page) => write!(f, "page {page} is in a window, but not DMA memory"),
             Self::Windows { regions, windows } => write!(f, "{regions} DMA regions, {windows} windows"),
             Self::Tables { booked, found } => write!(f, "{booked} page tables in use, {found} found"),
         }
