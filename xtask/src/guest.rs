@@ -27,7 +27,8 @@ impl Guest {
     pub fn start(mut command: Command) -> Result<Self> {
         let (mut reader, writer) = std::io::pipe()?;
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
-        let child = command.spawn().with_context(|| format!("cannot start {:?}", command.get_program()))?;
+        let child =
+            command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()))?;
         drop(command); // and with it our ends of the pipe
         let output = Arc::new(Output::default());
         let shared = Arc::clone(&output);
@@ -70,7 +71,7 @@ impl Guest {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                bail!("nothing in {limit:?}; last line: {}", last_line(&output));
+                bail!("nothing in {} s; last line: {}", limit.as_secs_f32(), last_line(&output));
             }
             state = self.output.changed.wait_timeout(state, left).expect("the reader does not panic").0;
         }

@@ -25,7 +25,7 @@ pub fn build_tests(toolchain: &Toolchain) -> Result<(Vec<(String, PathBuf)>, boo
 pub fn run_cargo(toolchain: &Toolchain, arguments: &[OsString]) -> Result<u8> {
     let mut command = cargo(toolchain, &root().join("kernel"));
     // What the tests have built, whatever CARGO_TARGET_DIR is; and for the runner this program as it is.
-    command.arg("--config").arg(format!("build.target-dir={:?}", target()?.join("kernel")));
+    command.arg("--config").arg(format!("build.target-dir='{}'", target()?.join("kernel").display()));
     command.env("RINGFENCE_XTASK", std::env::current_exe()?);
     let status = command.args(arguments).status().context("cannot start cargo")?;
     Ok(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1))

@@ -164,7 +164,7 @@ pub fn exec_tethered(mut arguments: impl Iterator<Item = OsString>) -> Error {
     let program = arguments.next().unwrap_or_default();
     match rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)) {
         Ok(()) => Error::new(Command::new(&program).args(arguments).exec())
-            .context(format!("cannot start {program:?}")),
+            .context(format!("cannot start {}", program.display())),
         Err(error) => Error::new(error).context("cannot tie QEMU to this process"),
     }
 }

@@ -66,8 +66,10 @@ fn run(machine: &Machine, what: &str, guest: &str, limit: Duration) -> Result<Ou
         output.lines().any(|line| line == "bench-done")
     };
     let output = qemu.wait_until(limit, done).with_context(|| format!("{guest}, {what}"))?;
-    let status = qemu.wait_exit(Duration::from_secs(5))?.and_then(|status| status.code());
-    ensure!(status == Some(exit::PASS), "{guest}, {what}: it ended with {status:?}: {}", last_line(&output));
+    let status = qemu.wait_exit(Duration::from_secs(5))?;
+    let how = status.map_or_else(|| "not at all".to_owned(), |status| format!("with {status}"));
+    let right = status.and_then(|status| status.code()) == Some(exit::PASS);
+    ensure!(right, "{guest}, {what}: it ended {how}: {}", last_line(&output));
     let depth = what.parse().ok();
     let output = Output {
         rows: read(&output, "bench-row: ", |line| figures::parse_row(line, guest, depth))?,

@@ -294,6 +294,69 @@ mod tests {
         assert!(count > 15, "only {count} files with property tests were found");
     }
 
+    /// `text` without its unit tests.
+    fn without_tests(text: &str) -> &str {
+        text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default()
+    }
+
+    /// The sources of what is run, but for tests.
+    fn sources_that_run(visit: &mut impl FnMut(&Path, &str)) {
+        for folder in ["memory", "drivers", "device-side", "services", "kernel", "xtask"] {
+            sources(&root().join(folder).join("src"), &mut |path, text| {
+                let is_test = path.ends_with("tests.rs") || path.to_string_lossy().ends_with("_tests.rs");
+                if !is_test && !path.starts_with(root().join("xtask/src/test")) {
+                    visit(path, without_tests(text));
+                }
+            });
+        }
+    }
+
+    /// What `{:?}` makes is for programmers: it may stand in `Debug` itself, where a mistake of theirs ends
+    /// the program, and in what is logged for them alone.
+    #[test]
+    fn nobody_is_shown_debug_formatting() {
+        const FOR_PROGRAMMERS: [&str; 7] =
+            ["panic", "assert", "assert_eq", "assert_ne", "unreachable", "debug", "trace"];
+        let mut shown = Vec::new();
+        sources_that_run(&mut |path, text| {
+            for (at, _) in text.match_indices("?}") {
+                let before = &text[..at];
+                let of_macro = before.rsplit_once("!(").map_or("", |(before, _)| before);
+                let name = of_macro.rsplit(|letter: char| !letter.is_alphanumeric() && letter != '_').next();
+                let item = before.lines().rfind(|line| line.trim_start().starts_with("impl"));
+                let in_debug = item.is_some_and(|line| line.contains("Debug for"));
+                if !in_debug && !FOR_PROGRAMMERS.contains(&name.unwrap_or_default()) {
+                    shown.push(format!("{}:{}", path.display(), before.lines().count()));
+                }
+            }
+        });
+        assert!(shown.is_empty(), "debug formatting is shown to people: {shown:#?}");
+    }
+
+    /// Whatever is called an error can be shown, and is one to those who pass any error on.
+    #[test]
+    fn errors_say_what_they_are() {
+        let (mut count, mut silent) = (0, Vec::new());
+        sources_that_run(&mut |path, text| {
+            for (at, _) in text.match_indices("Error {").chain(text.match_indices("Error;")) {
+                let line = text[..at].lines().last().unwrap_or_default();
+                let Some(name) = line.strip_prefix("pub enum ").or_else(|| line.strip_prefix("pub struct "))
+                else {
+                    continue;
+                };
+                let name = format!("{name}Error");
+                let attributes = text[..at].rsplit_once("\n\n").map_or("", |(_, item)| item);
+                let derived = attributes.contains("Error)]") && attributes.contains("#[derive(");
+                count += 1;
+                if !derived && !text.contains(&format!("messages! {{ {name} {{")) {
+                    silent.push(format!("{}: {name}", path.display()));
+                }
+            }
+        });
+        assert!(count > 20, "only {count} errors were found");
+        assert!(silent.is_empty(), "errors that say nothing: {silent:#?}");
+    }
+
     /// rustfmt sees to the width of code, but leaves comments as they are, and code in macros. Strings may be
     /// wider.
     #[test]

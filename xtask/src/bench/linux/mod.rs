@@ -118,7 +118,7 @@ fn shell(folder: &Path, script: &str) -> Result<()> {
     command.args(["-euc", script]).current_dir(folder).stdin(Stdio::null());
     command.stdout(File::create(&log)?).stderr(File::options().append(true).open(&log)?);
     let status = command.status()?;
-    ensure!(status.success(), "{script:?} ended with {status}: {}", fs::read_to_string(&log)?.trim());
+    ensure!(status.success(), "`{script}` ended with {status}: {}", fs::read_to_string(&log)?.trim());
     Ok(())
 }
 
