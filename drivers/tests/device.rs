@@ -324,6 +324,9 @@ fn a_start_that_cannot_be() {
     let begin = |transport, kind, grant| Device::begin_reset(transport, kind, grant, fake.windows());
     let (error, transport) = begin(fake.transport(), DeviceType::NET, &grant).err().unwrap();
     assert_eq!(error, Error::WrongType);
+    let without_it =
+        || -> Result<(), Error> { Ok(begin(fake.transport(), DeviceType::NET, &grant).map(drop)?) };
+    assert_eq!(without_it(), Err(Error::WrongType));
     let (error, transport) = begin(transport, KIND, &other).err().unwrap();
     assert_eq!(error, Error::Dma(DmaError::WrongDevice));
     fake.model().gone = true;

@@ -181,6 +181,13 @@ fn threads_share_a_pool() {
     assert_eq!(windows.usage(), (4096, 0));
 }
 
+/// Whoever does not want back what was refused writes `?`.
+#[test]
+fn a_refusal_works_with_a_question_mark() {
+    let pool = || -> Result<DmaPool, DmaError> { Ok(DmaPool::of(Vec::new(), 64)?) };
+    assert_eq!(pool().err(), Some(DmaError::BadLength));
+}
+
 /// What is said to be for interrupt handlers takes no lock.
 #[test]
 fn what_an_interrupt_handler_may_do() {

@@ -23,6 +23,21 @@ fn boot_passes_the_audit() {
     assert!(system.machine.walk(0).is_none());
 }
 
+/// Whoever does not want back what was refused writes `?`.
+#[test]
+fn a_refusal_works_with_a_question_mark() {
+    let system = System::small();
+    let space = system.space;
+    let map = |pages, frames| -> Result<MappedPages<Private>, MapError> {
+        let pages = space.pages().allocate(PageRequest::new(pages)).map_err(MapError::Pages)?;
+        let frames = space.frames().allocate(FrameRequest::new(frames)).map_err(MapError::Frames)?;
+        Ok(space.map_allocated_pages_to(pages, frames, Protection::ReadOnly)?)
+    };
+    assert_eq!(map(2, 1).err(), Some(MapError::SizeMismatch));
+    assert!(map(2, 2).is_ok());
+    system.check();
+}
+
 #[test]
 fn memory_is_real_and_goes_back() {
     let system = System::small();

@@ -93,7 +93,7 @@ impl<T: Transport> NetControl<T> {
     /// Asks the device to use `pairs` pairs; `false` if it cannot be asked.
     pub(super) fn ask_for_pairs(&mut self, pairs: u16) -> Result<bool, Error> {
         let Some(commands) = &mut self.commands else { return Ok(false) };
-        commands.submit(SetPairs(pairs)).map_err(|(error, _)| error)?;
+        commands.submit(SetPairs(pairs))?;
         commands.kick();
         Ok(true)
     }

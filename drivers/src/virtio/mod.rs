@@ -189,22 +189,18 @@ impl From<VirtioPciError> for Error {
 }
 
 /// So that `?` works where what was refused is not needed any more.
-impl<B> From<(QueueError, B)> for Error {
-    fn from((error, _): (QueueError, B)) -> Self {
-        Self::Queue(error)
+impl<T, E> From<(E, T)> for Error
+where
+    Self: From<E>,
+{
+    fn from((error, _): (E, T)) -> Self {
+        error.into()
     }
 }
 
 #[cfg(feature = "blk")]
 impl From<RequestError> for Error {
     fn from(error: RequestError) -> Self {
-        Self::Request(error)
-    }
-}
-
-#[cfg(feature = "blk")]
-impl<B> From<(RequestError, B)> for Error {
-    fn from((error, _): (RequestError, B)) -> Self {
         Self::Request(error)
     }
 }

@@ -72,6 +72,13 @@ crate::error::messages! { DmaError {
     Access(error: VolatileError) => "outside the memory: {error}",
 } }
 
+/// So that `?` works where what was refused is not needed any more.
+impl<T> From<(Self, T)> for DmaError {
+    fn from((error, _): (Self, T)) -> Self {
+        error
+    }
+}
+
 /// An empty list with room for `count`.
 fn list<T>(count: usize) -> Result<Vec<T>, DmaError> {
     let mut list = Vec::new();

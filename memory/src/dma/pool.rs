@@ -171,7 +171,7 @@ impl DmaPool {
                 Err(error) => return Err(error),
             }
         }
-        Self::cut(regions, &counts, slot_len).map_err(|(error, _)| error)
+        Ok(Self::cut(regions, &counts, slot_len)?)
     }
 
     /// A pool of buffers of `slot_len` bytes, as many as fit into each of `regions`: memory that was

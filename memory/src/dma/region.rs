@@ -97,7 +97,7 @@ impl DmaWindows {
         let table = self.table();
         let memory =
             table.platform.dma_allocate(table.device, pages, direction).map_err(DmaError::Platform)?;
-        self.open_to(memory, direction, descriptors).map_err(|(error, _)| error)
+        Ok(self.open_to(memory, direction, descriptors)?)
     }
 
     /// A region of memory that the kernel has already: pages of its cache, say, which the device fills or

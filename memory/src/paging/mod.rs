@@ -57,3 +57,16 @@ crate::error::messages! { MapError {
     Frames(error) => "no frames: {error}",
     Pages(error) => "no pages: {error}",
 } }
+
+/// So that `?` works where what was refused is not needed any more.
+impl<T> From<(Self, T)> for MapError {
+    fn from((error, _): (Self, T)) -> Self {
+        error
+    }
+}
+
+impl<T, U> From<(Self, T, U)> for MapError {
+    fn from((error, ..): (Self, T, U)) -> Self {
+        error
+    }
+}

@@ -89,7 +89,7 @@ impl AddressSpace {
     /// As [`allocate`](Self::allocate), writable, with what the last owners left in it.
     pub(super) fn allocate_stale(&'static self, count: usize) -> Result<MappedPages<Private>, MapError> {
         let pages = self.pages.allocate(PageRequest::new(count)).map_err(MapError::Pages)?;
-        self.map_stale(pages).map_err(|(error, _)| error)
+        Ok(self.map_stale(pages)?)
     }
 
     /// Maps a stack of `count` pages between two pages that stay unmapped.
@@ -99,7 +99,7 @@ impl AddressSpace {
         let mut below = self.pages.allocate(with_guards).map_err(MapError::Pages)?;
         let mut middle = below.split_off(1);
         let above = middle.split_off(count);
-        let pages = self.map_allocated_pages(middle, Protection::ReadWrite).map_err(|(error, _)| error)?;
+        let pages = self.map_allocated_pages(middle, Protection::ReadWrite)?;
         Ok(Stack { pages, guards: [below, above] })
     }
 
