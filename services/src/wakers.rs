@@ -27,8 +27,8 @@ impl Wakers {
         Ok(())
     }
 
-    /// Adds a task, unless it is there. Without memory for it, it is woken at once, and looks again in its next
-    /// turn.
+    /// Adds a task, unless it is there. Without memory for it, it is woken at once, and looks again in its
+    /// next turn.
     pub fn add(&mut self, waker: &Waker) {
         if self.try_add(waker).is_err() {
             waker.wake_by_ref();

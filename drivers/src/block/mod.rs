@@ -69,8 +69,8 @@ pub struct Options {
     /// The most descriptors of each queue, from 3 on.
     pub queue_size: u16,
     /// The most requests in flight in each queue. Each takes 3 descriptors; where that is too many and the
-    /// device offers [`INDIRECT_DESC`](crate::virtio::features::INDIRECT_DESC), all take one and a table, which costs the
-    /// device more time.
+    /// device offers [`INDIRECT_DESC`](crate::virtio::features::INDIRECT_DESC), all take one and a table,
+    /// which costs the device more time.
     pub depth: u16,
     /// Which of the [`QUEUES`] features may be accepted.
     pub features: u64,

@@ -46,8 +46,8 @@ impl Buffers for ToFill {
 
 /// A virtio entropy device.
 ///
-/// What it gives is as good as the host that gives it: mix it with what else there is. No byte is given twice.
-/// Dropping it resets the device, as with [`Block`](crate::block::Block).
+/// What it gives is as good as the host that gives it: mix it with what else there is. No byte is given
+/// twice. Dropping it resets the device, as with [`Block`](crate::block::Block).
 pub struct Rng<T: Transport> {
     // First, so that it is dropped first.
     device: Device<T>,

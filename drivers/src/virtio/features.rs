@@ -47,8 +47,8 @@ pub const QUEUES: u64 =
 pub(super) const POSSIBLE: u64 = !(if cfg!(feature = "packed") { 0 } else { RING_PACKED }
     | if cfg!(feature = "in-order") { 0 } else { IN_ORDER });
 
-/// What an accepted bit (left) needs to be accepted too (right), whatever the device is. For those of one kind
-/// of device its driver sees to that.
+/// What an accepted bit (left) needs to be accepted too (right), whatever the device is. For those of one
+/// kind of device its driver sees to that.
 const PREREQUISITES: &[(u64, u64)] = &[(ACCESS_PLATFORM, VERSION_1)];
 
 /// The bits to accept: those offered and implemented whose prerequisites are accepted.

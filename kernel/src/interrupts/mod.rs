@@ -76,8 +76,8 @@ pub struct Interrupt {
     seen: u64,
 }
 
-/// How often an interrupt fired, for whoever shows it. To be read while the interrupt has its owner: after that
-/// the number is that of the next one.
+/// How often an interrupt fired, for whoever shows it. To be read while the interrupt has its owner: after
+/// that the number is that of the next one.
 #[derive(Clone, Copy, Debug)]
 pub struct Counter(usize);
 
