@@ -6,10 +6,10 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::Duration;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use ringfence_testkit::host_does;
 
 const PAGE: usize = 4096;
 const DEVICE: DeviceId = DeviceId(0x18);
@@ -176,6 +176,8 @@ fn regions_that_do_not_belong_together() {
 struct InPieces(HostPlatform, usize);
 
 unsafe impl Platform for InPieces {
+    host_does!(0: mmio_map, now, registry);
+
     fn dma_allocate(
         &self,
         device: DeviceId,
@@ -187,18 +189,6 @@ unsafe impl Platform for InPieces {
         } else {
             self.0.dma_allocate(device, pages, direction)
         }
-    }
-
-    fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, _: usize) -> Result<MmioMemory, PlatformError> {
-        Err(PlatformError::BadRange)
-    }
-
-    fn now(&self) -> Duration {
-        self.0.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.0.registry()
     }
 }
 

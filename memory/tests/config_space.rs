@@ -3,7 +3,6 @@
 
 use std::array;
 use std::collections::BTreeSet;
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -13,6 +12,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use ringfence_testkit::host_does;
 use ringfence_testkit::registers::*;
 use spin::Mutex;
 
@@ -398,28 +398,13 @@ struct Careless {
 }
 
 unsafe impl Platform for Careless {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.host.dma_allocate(device, pages, direction)
-    }
+    host_does!(host: dma_allocate, now, registry);
 
     fn mmio_map(&self, _: Option<DeviceId>, _: PhysAddr, len: usize) -> Result<MmioMemory, PlatformError> {
         self.asked.lock().push(len);
         let words = vec![0_u64; 0x20_0000 / 8].leak().as_mut_ptr().cast::<u8>();
         let start = NonNull::new(words.wrapping_add(self.off.0)).unwrap();
         Ok(unsafe { MmioMemory::new(start, len.wrapping_add_signed(-self.off.1), Box::new(())) })
-    }
-
-    fn now(&self) -> Duration {
-        self.host.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.host.registry()
     }
 }
 

@@ -1,13 +1,12 @@
 //! Memory-mapped configuration space, on a platform that has no address space to give away.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
-use std::time::Duration;
 
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::*;
+use ringfence_testkit::host_does;
 
 const WINDOW: u64 = 0xb000_0000;
 const MIB: usize = 1 << 20;
@@ -19,14 +18,7 @@ struct Small {
 }
 
 unsafe impl Platform for Small {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.host.dma_allocate(device, pages, direction)
-    }
+    host_does!(host: dma_allocate, now, registry);
 
     fn mmio_map(
         &self,
@@ -40,14 +32,6 @@ unsafe impl Platform for Small {
         let registers = self.host.mmio_map(device, start, len)?;
         self.left.store(left, SeqCst);
         Ok(registers)
-    }
-
-    fn now(&self) -> Duration {
-        self.host.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.host.registry()
     }
 }
 

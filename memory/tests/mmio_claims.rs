@@ -1,13 +1,12 @@
 //! Registers of a kernel that has them mapped: [`MmioClaims`], and what is made without a boxed owner.
 #![allow(clippy::undocumented_unsafe_blocks)]
 
-use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
 
 use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
+use ringfence_testkit::host_does;
 use ringfence_testkit::registers::{BAR_LEN, Card};
 
 const START: u64 = 0xc000_0000;
@@ -35,14 +34,7 @@ fn at(page: u64) -> PhysAddr {
 struct Mapped(&'static MmioClaims, HostPlatform);
 
 unsafe impl Platform for Mapped {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.1.dma_allocate(device, pages, direction)
-    }
+    host_does!(1: dma_allocate, now, registry);
 
     fn mmio_map(
         &self,
@@ -51,14 +43,6 @@ unsafe impl Platform for Mapped {
         len: usize,
     ) -> Result<MmioMemory, PlatformError> {
         self.0.claim(device, start, len)
-    }
-
-    fn now(&self) -> Duration {
-        self.1.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.1.registry()
     }
 }
 

@@ -1,21 +1,17 @@
 //! The other side of the drivers, for tests: a device model that shares no code with them. It reaches memory
 //! only by device address, and it can lie.
 
-use std::num::NonZeroUsize;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ringfence_drivers::virtio::{ConfigField, DeviceType, Error, Notify, QueueSetup, Transport};
 use ringfence_memory::host::{HostMemory, HostPlatform};
-use ringfence_memory::{
-    Bytes, DeviceId, Direction, DmaGrant, DmaMemory, DmaRegistry, DmaWindows, MmioMemory, PhysAddr, Platform,
-    PlatformError, Quiet, ResetError,
-};
+use ringfence_memory::{Bytes, DeviceId, DmaGrant, DmaWindows, Platform, Quiet, ResetError};
 // Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
 use spin::{Mutex, MutexGuard};
 
-use crate::{DeviceRing, RING_PACKED, RING_RESET};
+use crate::{DeviceRing, RING_PACKED, RING_RESET, host_does};
 
 pub const ID: DeviceId = DeviceId(0x18);
 
@@ -37,31 +33,11 @@ pub struct Clocked<F>(pub &'static HostPlatform, pub F);
 
 // SAFETY: all but the time is the host's.
 unsafe impl<F: Fn() + Sync> Platform for Clocked<F> {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.0.dma_allocate(device, pages, direction)
-    }
-
-    fn mmio_map(
-        &self,
-        device: Option<DeviceId>,
-        start: PhysAddr,
-        len: usize,
-    ) -> Result<MmioMemory, PlatformError> {
-        self.0.mmio_map(device, start, len)
-    }
+    host_does!(0: dma_allocate, mmio_map, registry);
 
     fn now(&self) -> Duration {
         (self.1)();
         self.0.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.0.registry()
     }
 }
 

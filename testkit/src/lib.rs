@@ -9,6 +9,7 @@ pub mod disk;
 mod fake;
 pub mod fake_queue;
 pub mod heap;
+mod host_does;
 pub mod machine;
 pub mod pci;
 pub mod registers;

@@ -4,13 +4,14 @@
 
 pub mod stepped;
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use ringfence_memory::host::{HostMemory, HostPlatform};
 use ringfence_memory::*;
 // Spin locks: ThreadSanitizer does not see what the standard library does while its locks are contended.
 use spin::Mutex;
+
+use crate::host_does;
 
 pub const BAR: u64 = 0xfe00_0000;
 pub const BAR_LEN: usize = 0x8000;
@@ -231,14 +232,7 @@ impl Clock {
 }
 
 unsafe impl Platform for Clock {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.platform.dma_allocate(device, pages, direction)
-    }
+    host_does!(platform: dma_allocate, registry);
 
     fn mmio_map(
         &self,
@@ -255,10 +249,6 @@ unsafe impl Platform for Clock {
         let hook = self.on_read.lock().take();
         hook.into_iter().for_each(|mut hook| hook());
         self.platform.now()
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.platform.registry()
     }
 }
 

@@ -2,7 +2,6 @@
 //! read-only, so that a write faults; it is let through, and the trap flag stops the processor behind it.
 
 use std::cell::{Cell, RefCell};
-use std::num::NonZeroUsize;
 use std::ptr::{self, NonNull};
 use std::sync::Once;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use ringfence_memory::host::HostPlatform;
 use ringfence_memory::*;
 
 use super::BAR_LEN;
+use crate::host_does;
 
 type OnWrite = Box<dyn FnMut(&Stepped, usize)>;
 type Clock = Box<dyn FnMut(&Stepped) -> Duration>;
@@ -109,14 +109,7 @@ extern "C" fn trap(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) 
 
 // One block of registers, which is lent to whoever asks.
 unsafe impl Platform for Stepped {
-    fn dma_allocate(
-        &self,
-        device: DeviceId,
-        pages: NonZeroUsize,
-        direction: Direction,
-    ) -> Result<DmaMemory, PlatformError> {
-        self.host.dma_allocate(device, pages, direction)
-    }
+    host_does!(host: dma_allocate, registry);
 
     fn mmio_map(
         &self,
@@ -133,9 +126,5 @@ unsafe impl Platform for Stepped {
 
     fn now(&self) -> Duration {
         (self.clock.borrow_mut())(self)
-    }
-
-    fn registry(&self) -> &DmaRegistry {
-        self.host.registry()
     }
 }
