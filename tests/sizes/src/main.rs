@@ -19,13 +19,16 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 struct Heap(AtomicUsize);
 
+// A kernel's heap is a function that is called, not a few instructions wherever something is allocated.
 // SAFETY: no memory is handed out twice; that it is memory, nobody needs who does not run.
 unsafe impl GlobalAlloc for Heap {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let at = self.0.fetch_add(layout.size() + layout.align(), Ordering::Relaxed);
         black_box(ptr::with_exposed_provenance_mut(at.next_multiple_of(layout.align())))
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, at: *mut u8, _: Layout) {
         black_box(at);
     }
