@@ -5,8 +5,11 @@ use alloc::vec::Vec;
 
 use ringfence_memory::Segment;
 
-use super::chain::{Added, Buffers, Chain};
-use super::ring::{Bad, Layout, Ring, Sequential, Used};
+use super::chain::{Added, Chain};
+#[cfg(feature = "packed")]
+use super::packed::PackedRing;
+use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
+use super::split::SplitRing;
 use super::{Error, QueueError, QueueSetup};
 
 /// The used element of several chains, and how many of those are left. The length is known of the last alone:
@@ -17,10 +20,27 @@ struct Batch {
     left: usize,
 }
 
+/// A ring in which chains can be put one behind the other.
+pub(super) enum Plain {
+    Split(SplitRing),
+    #[cfg(feature = "packed")]
+    Packed(PackedRing),
+}
+
+/// Does the same with either.
+macro_rules! with_plain {
+    ($plain:expr, $ring:ident => $do:expr) => {
+        match $plain {
+            Plain::Split($ring) => $do,
+            #[cfg(feature = "packed")]
+            Plain::Packed($ring) => $do,
+        }
+    };
+}
+
 /// A ring with the chains in it, oldest first.
-#[derive(Debug)]
-pub(super) struct InOrder<R> {
-    ring: R,
+pub(super) struct InOrder {
+    ring: Plain,
     /// Number of descriptors.
     size: u16,
     /// Where the next chain begins, in a table whose descriptors are taken in turn (2.7.9).
@@ -34,10 +54,10 @@ pub(super) struct InOrder<R> {
     batch: Option<Batch>,
 }
 
-impl<R: Sequential> InOrder<R> {
+impl InOrder {
     /// # Errors
     /// [`QueueError::OutOfMemory`].
-    pub(super) fn new(ring: R, layout: &Layout) -> Result<Self, QueueError> {
+    pub(super) fn new(ring: Plain, layout: &Layout) -> Result<Self, QueueError> {
         let mut chains = Vec::new();
         chains.try_reserve_exact(layout.slots.into()).map_err(|_| QueueError::OutOfMemory)?;
         chains.extend((0..layout.slots).map(|slot| (slot, slot)));
@@ -62,25 +82,63 @@ impl<R: Sequential> InOrder<R> {
     }
 }
 
-impl<R: Sequential> Ring for InOrder<R> {
+impl AnyRing for InOrder {
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
+        // There are never more than there are slots.
+        let at = self.index(self.count);
+        let last = self.chains.get_mut(at).ok_or(QueueError::Broken)?;
+        let (added, id) = with_plain!(&mut self.ring, ring => ring.add_at(chain, self.head))?;
+        *last = (chain.slot, id);
+        self.count = self.count.wrapping_add(1);
+        let head = self.head.wrapping_add(added.count);
+        self.head = head.checked_rem(self.size).unwrap_or(0);
+        Ok(added)
+    }
+
+    fn next_used(&mut self, number: u64) -> Result<Option<Used>, Bad> {
+        if self.batch.is_some() {
+            // One element for several chains; the index must cover them all.
+            if !with_plain!(&self.ring, ring => ring.may_be_skipped(number)) {
+                return Err(Bad);
+            }
+        } else if let Some(last) = with_plain!(&mut self.ring, ring => ring.next_used(number))? {
+            let left = self.ended(last).ok_or(Bad)?;
+            self.batch = Some(Batch { last, left });
+        }
+        let Some(Batch { last, left }) = self.batch else { return Ok(None) };
+        let (slot, _) = self.chain(0).ok_or(Bad)?;
+        Ok(Some(Used { id: slot.into(), len: last.len.filter(|_| left == 1) }))
+    }
+
+    fn go_on(&mut self, count: u16) {
+        self.first = self.index(1);
+        (self.count, self.told) = (self.count.saturating_sub(1), self.told.saturating_sub(1));
+        let left = self.batch.map_or(0, |batch| batch.left.saturating_sub(1));
+        self.batch = self.batch.filter(|_| left > 0).map(|batch| Batch { left, ..batch });
+        with_plain!(&mut self.ring, ring => ring.go_on(count));
+    }
+}
+
+impl Ring for InOrder {
     type Available = ();
-    type Used = R::Used;
+    /// The ring below knows.
+    type Used = ();
 
     fn setup(&self, index: u16) -> Result<QueueSetup<'_>, Error> {
-        self.ring.setup(index)
+        with_plain!(&self.ring, ring => ring.setup(index))
     }
 
     fn rewind(&mut self) {
         (self.head, self.first, self.count, self.told, self.batch) = (0, 0, 0, 0, None);
-        self.ring.rewind();
+        with_plain!(&mut self.ring, ring => ring.rewind());
     }
 
     fn position(&self) -> u16 {
-        self.ring.position()
+        with_plain!(&self.ring, ring => ring.position())
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
-        self.ring.set_ends::<B>(context).map(|_| false)
+    fn set_ends(&mut self, ends: EndsOf<'_>) -> Result<bool, QueueError> {
+        with_plain!(&mut self.ring, ring => ring.set_ends(ends)).map(|_| false)
     }
 
     fn available(&self) {}
@@ -97,63 +155,38 @@ impl<R: Sequential> Ring for InOrder<R> {
         Err(QueueError::Broken)
     }
 
-    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
-        // There are never more than there are slots.
-        let at = self.index(self.count);
-        let last = self.chains.get_mut(at).ok_or(QueueError::Broken)?;
-        let (added, id) = self.ring.add_at(chain, self.head)?;
-        *last = (chain.slot, id);
-        self.count = self.count.wrapping_add(1);
-        let head = self.head.wrapping_add(added.count);
-        self.head = head.checked_rem(self.size).unwrap_or(0);
-        Ok(added)
-    }
-
     fn publish(&mut self, number: u64) -> bool {
         self.told = self.count;
-        self.ring.publish(number)
+        with_plain!(&mut self.ring, ring => ring.publish(number))
     }
 
     fn is_kick_due(&self, chains: u16) -> bool {
-        self.ring.is_kick_due(chains)
+        with_plain!(&self.ring, ring => ring.is_kick_due(chains))
     }
 
-    fn look(&mut self, in_flight: u16) -> Result<R::Used, QueueError> {
-        self.ring.look(in_flight)
+    fn look(&mut self, in_flight: u16) -> Result<(), QueueError> {
+        with_plain!(&mut self.ring, ring => ring.look(in_flight).map(drop))
     }
 
-    fn used(&mut self, at: R::Used, number: u64) -> Result<Option<Used>, Bad> {
-        if self.batch.is_some() {
-            // One element for several chains; the index must cover them all.
-            if !self.ring.may_be_skipped(at, number) {
-                return Err(Bad);
-            }
-        } else if let Some(last) = self.ring.element(at, number)? {
-            let left = self.ended(last).ok_or(Bad)?;
-            self.batch = Some(Batch { last, left });
-        }
-        let Some(Batch { last, left }) = self.batch else { return Ok(None) };
-        let (slot, _) = self.chain(0).ok_or(Bad)?;
-        Ok(Some(Used { id: slot.into(), len: last.len.filter(|_| left == 1) }))
+    fn used(&mut self, (): (), number: u64) -> Result<Option<Used>, Bad> {
+        self.next_used(number)
     }
 
-    fn advance(&mut self, at: &mut R::Used, count: u16) {
-        self.first = self.index(1);
-        (self.count, self.told) = (self.count.saturating_sub(1), self.told.saturating_sub(1));
-        let left = self.batch.map_or(0, |batch| batch.left.saturating_sub(1));
-        self.batch = self.batch.filter(|_| left > 0).map(|batch| Batch { left, ..batch });
-        self.ring.advance(at, count);
+    fn advance(&mut self, (): &mut (), count: u16) {
+        self.go_on(count);
     }
 
-    fn set_used(&mut self, at: R::Used, number: u64) {
-        self.ring.set_used(at, number);
+    fn set_used(&mut self, (): (), number: u64) {
+        with_plain!(&mut self.ring, ring => ring.set_used(ring.now(), number));
     }
+
+    fn now(&self) {}
 
     fn disable_interrupts(&mut self) {
-        self.ring.disable_interrupts();
+        with_plain!(&mut self.ring, ring => ring.disable_interrupts());
     }
 
     fn enable_interrupts(&mut self) {
-        self.ring.enable_interrupts();
+        with_plain!(&mut self.ring, ring => ring.enable_interrupts());
     }
 }

@@ -18,7 +18,7 @@ use ringfence_memory::{DmaWindows, Life, Quiet};
 
 use super::{DriverOk, Error, Notify, QueueSetup, QueueShape, features};
 #[cfg(feature = "in-order")]
-use in_order::InOrder;
+use in_order::{InOrder, Plain};
 #[cfg(feature = "packed")]
 use packed::PackedRing;
 use ring::{Layout, Ring};
@@ -114,7 +114,6 @@ pub struct QueueOptions {
 }
 
 /// A queue's memory, in the format that was negotiated.
-#[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "one for each queue")]
 #[repr(u8)] // A tag of its own: which of the first two it is costs one comparison.
 enum Format {
@@ -122,9 +121,7 @@ enum Format {
     #[cfg(feature = "packed")]
     Packed(PackedRing),
     #[cfg(feature = "in-order")]
-    SplitInOrder(InOrder<SplitRing>),
-    #[cfg(all(feature = "packed", feature = "in-order"))]
-    PackedInOrder(InOrder<PackedRing>),
+    InOrder(InOrder),
 }
 
 /// Does the same with any kind of ring.
@@ -135,9 +132,7 @@ macro_rules! with_ring {
             #[cfg(feature = "packed")]
             Format::Packed($ring) => $do,
             #[cfg(feature = "in-order")]
-            Format::SplitInOrder($ring) => $do,
-            #[cfg(all(feature = "packed", feature = "in-order"))]
-            Format::PackedInOrder($ring) => $do,
+            Format::InOrder($ring) => $do,
         }
     };
 }
@@ -146,8 +141,7 @@ impl Format {
     #[inline(never)]
     fn has_used(&mut self, in_flight: u16, completed: u64) -> Result<bool, QueueError> {
         with_ring!(self, ring => {
-            let at = ring.look(in_flight)?;
-            Ok(ring.used(at, completed)?.is_some())
+            ring.look(in_flight).and_then(|at| Ok(ring.used(at, completed)?.is_some()))
         })
     }
 }
@@ -218,9 +212,9 @@ impl NewQueue {
         let packed = || PackedRing::new(windows, layout, event_index);
         let format = match (has(features::RING_PACKED), has(features::IN_ORDER)) {
             #[cfg(all(feature = "packed", feature = "in-order"))]
-            (true, true) => Format::PackedInOrder(InOrder::new(packed()?, &layout)?),
+            (true, true) => Format::InOrder(InOrder::new(Plain::Packed(packed()?), &layout)?),
             #[cfg(feature = "in-order")]
-            (false, true) => Format::SplitInOrder(InOrder::new(split()?, &layout)?),
+            (false, true) => Format::InOrder(InOrder::new(Plain::Split(split()?), &layout)?),
             #[cfg(feature = "packed")]
             (true, _) => Format::Packed(packed()?),
             _ => Format::Split(split()?),
@@ -250,7 +244,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
         if have_ends(0) && (!have_ends(layout.slots.saturating_sub(1)) || layout.longest < 2) {
             return Err(QueueError::BadChain);
         }
-        let is_ready = with_ring!(&mut format, ring => ring.set_ends::<B>(&context))?;
+        let is_ready = with_ring!(&mut format, ring => ring.set_ends(&|slot| B::ends(&context, slot)))?;
         let longest = if is_ready { B::longest(&context) } else { 0 };
         Ok(Self {
             slots: Slots::new(context, &layout, longest)?,
@@ -372,9 +366,7 @@ impl<B: Buffers, N: Notify> Queue<B, N> {
             #[cfg(feature = "packed")]
             Format::Packed(ring) => self.slots.submit(ring, buffers, request),
             #[cfg(feature = "in-order")]
-            Format::SplitInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
-            #[cfg(all(feature = "packed", feature = "in-order"))]
-            Format::PackedInOrder(ring) => self.slots.submit_any(ring, buffers, request()),
+            Format::InOrder(ring) => self.slots.submit_any(ring, buffers, request()),
         };
         slot.map(|slot| Ticket::new(slot, number))
     }

@@ -11,9 +11,9 @@ use ringfence_memory::{
     DescriptorBits, DescriptorTable, Direction, DmaArray, DmaWindows, Packed, Segment, fence,
 };
 
-use super::chain::{Added, Buffers, Chain};
+use super::chain::{Added, Chain};
 use super::indirect::Tables;
-use super::ring::{Bad, Layout, Ring, Sequential, Used};
+use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
 use super::{Error, QueueError, QueueSetup};
 
 /// Flags of a descriptor, where they are in its second half.
@@ -201,6 +201,23 @@ impl PackedRing {
     }
 }
 
+impl AnyRing for PackedRing {
+    #[inline(never)]
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
+        let added = self.write(chain)?;
+        self.available = self.available.after(added.count, self.layout.size);
+        Ok(added)
+    }
+
+    fn next_used(&mut self, number: u64) -> Result<Option<Used>, Bad> {
+        self.used(self.used, number)
+    }
+
+    fn go_on(&mut self, count: u16) {
+        self.used = self.used.after(count, self.layout.size);
+    }
+}
+
 impl Ring for PackedRing {
     type Available = Position;
     type Used = Position;
@@ -224,8 +241,8 @@ impl Ring for PackedRing {
         self.available.told().to_word()
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
-        let one = if B::ends(context, 0).is_some() { 3 } else { 1 };
+    fn set_ends(&mut self, ends: EndsOf<'_>) -> Result<bool, QueueError> {
+        let one = if ends(0).is_some() { 3 } else { 1 };
         Ok(self.tables.is_none() && one <= self.layout.reserved)
     }
 
@@ -249,13 +266,6 @@ impl Ring for PackedRing {
     ) -> Result<Added, QueueError> {
         let added = self.write_one(*available, slot, segment, ends)?;
         *available = available.after(added.count, self.layout.size);
-        Ok(added)
-    }
-
-    #[inline(never)]
-    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
-        let added = self.write(chain)?;
-        self.available = self.available.after(added.count, self.layout.size);
         Ok(added)
     }
 
@@ -283,8 +293,17 @@ impl Ring for PackedRing {
     }
 
     #[inline(always)]
-    fn used(&mut self, at: Position, number: u64) -> Result<Option<Used>, Bad> {
-        self.element(at, number)
+    fn used(&mut self, at: Position, _: u64) -> Result<Option<Used>, Bad> {
+        // Acquire: buffers are read after the flags that cover them. The id and the length come with the
+        // flags.
+        let rest = self.descriptors.load_rest(at.index.into(), Ordering::Acquire);
+        let rest = rest.ok_or(Bad)?;
+        if !at.is_used(rest) {
+            return Ok(None);
+        }
+        // The length is valid only where WRITE says so (2.8.13), but QEMU (seen in 7.2) never sets it.
+        let Descriptor { id, len, .. } = Descriptor::from_words([0, rest]);
+        Ok(Some(Used { id: id.into(), len: Some(len) }))
     }
 
     #[inline(always)]
@@ -295,6 +314,14 @@ impl Ring for PackedRing {
     #[inline]
     fn set_used(&mut self, at: Position, _: u64) {
         self.used = at;
+    }
+
+    fn leave(&mut self, at: Position) {
+        self.used = at;
+    }
+
+    fn now(&self) -> Position {
+        self.used
     }
 
     fn disable_interrupts(&mut self) {
@@ -310,26 +337,15 @@ impl Ring for PackedRing {
     }
 }
 
-impl Sequential for PackedRing {
-    fn add_at(&mut self, chain: Chain<'_>, _: u16) -> Result<(Added, u16), QueueError> {
+/// What [`InOrder`](super::in_order::InOrder) needs.
+impl PackedRing {
+    /// Writes any chain, and says what the device will call it.
+    pub(super) fn add_at(&mut self, chain: Chain<'_>, _: u16) -> Result<(Added, u16), QueueError> {
         Ok((self.add(chain)?, chain.slot))
     }
 
-    #[inline(always)]
-    fn element(&self, at: Position, _: u64) -> Result<Option<Used>, Bad> {
-        // Acquire: buffers are read after the flags that cover them. The id and the length come with the
-        // flags.
-        let rest = self.descriptors.load_rest(at.index.into(), Ordering::Acquire);
-        let rest = rest.ok_or(Bad)?;
-        if !at.is_used(rest) {
-            return Ok(None);
-        }
-        // The length is valid only where WRITE says so (2.8.13), but QEMU (seen in 7.2) never sets it.
-        let Descriptor { id, len, .. } = Descriptor::from_words([0, rest]);
-        Ok(Some(Used { id: id.into(), len: Some(len) }))
-    }
-
-    fn may_be_skipped(&self, _: Position, _: u64) -> bool {
+    /// Whether the device may have used a chain without an element of its own.
+    pub(super) fn may_be_skipped(&self, _: u64) -> bool {
         true
     }
 }

@@ -3,7 +3,7 @@
 
 use ringfence_memory::Segment;
 
-use super::chain::{Added, Buffers, Chain};
+use super::chain::{Added, Chain};
 use super::{Error, QueueError, QueueOptions, QueueSetup};
 
 /// How slots share the descriptors. Either all slots have a table (INDIRECT_DESC) and take one descriptor, or
@@ -63,8 +63,26 @@ impl From<Bad> for QueueError {
     }
 }
 
+/// What the chains of each slot begin and end with: see [`Buffers::ends`](super::Buffers::ends).
+pub(super) type EndsOf<'a> = &'a dyn Fn(u16) -> Option<[Segment<'a>; 2]>;
+
+/// What is done off the path of a request, which is compiled for each format: that is compiled once for all.
+pub(super) trait AnyRing {
+    /// Writes any chain; the device is not told. On failure nothing is taken.
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError>;
+
+    /// The next used element of those that the last look showed, after `number` others.
+    fn next_used(&mut self, number: u64) -> Result<Option<Used>, Bad>;
+
+    /// Goes on by a chain of `count` descriptors, which are free now.
+    fn go_on(&mut self, count: u16);
+
+    /// The chain in `slot` came back, which took descriptors of no slot: those are free now.
+    fn give_back(&mut self, _slot: u16) {}
+}
+
 /// A virtqueue's memory, as the driver uses it.
-pub(super) trait Ring {
+pub(super) trait Ring: AnyRing {
     /// Where the next chain is made available, and what a look has shown and where in it one is: by value, so
     /// that they stay in registers. What the number of a chain says is not in them.
     type Available: Copy;
@@ -82,9 +100,9 @@ pub(super) trait Ring {
     /// Where the driver is, as a notification says it (2.9).
     fn position(&self) -> u16;
 
-    /// Learns the [ends](Buffers::ends) of the slots. Called once, before anything is added. Whether chains
-    /// with one segment of their own can be written by [`add_one`](Self::add_one).
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError>;
+    /// Learns the ends of the slots. Called once, before anything is added. Whether chains with one segment
+    /// of their own can be written by [`add_one`](Self::add_one).
+    fn set_ends(&mut self, ends: EndsOf<'_>) -> Result<bool, QueueError>;
 
     /// Where the next chain goes.
     fn available(&self) -> Self::Available;
@@ -93,8 +111,8 @@ pub(super) trait Ring {
     fn set_available(&mut self, available: Self::Available);
 
     /// Writes a chain whose own segment is `segment`, between the ends of its slot; with the slot how many
-    /// chains were added before. The device is not told. On failure nothing is taken, and [`add`](Self::add)
-    /// finds out why.
+    /// chains were added before. The device is not told. On failure nothing is taken, and
+    /// [`add`](AnyRing::add) finds out why.
     fn add_one(
         &mut self,
         available: &mut Self::Available,
@@ -109,9 +127,6 @@ pub(super) trait Ring {
     fn add_again(&mut self, _available: &mut Self::Available, _: (u16, u64)) -> bool {
         false
     }
-
-    /// Writes any chain; the device is not told. On failure nothing is taken.
-    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError>;
 
     /// Tells the device of all that was added: `number` chains since the ring was new. `true` if it wants to
     /// be notified of it.
@@ -133,25 +148,13 @@ pub(super) trait Ring {
     /// The next look goes on from here, `number` chains having come back.
     fn set_used(&mut self, at: Self::Used, number: u64);
 
-    /// The chain in `slot` came back, which took descriptors of no slot: those are free now.
-    fn give_back(&mut self, _slot: u16) {}
+    /// [`next_used`](AnyRing::next_used) is to go on from there; and where it is.
+    fn leave(&mut self, _at: Self::Used) {}
+    fn now(&self) -> Self::Used;
 
     /// Asks the device not to interrupt. Only a wish: interrupts may come anyway.
     fn disable_interrupts(&mut self);
 
     /// Asks the device to interrupt for the next used element.
     fn enable_interrupts(&mut self);
-}
-
-/// A ring whose chains [`InOrder`](super::in_order::InOrder) can put one behind the other.
-pub(super) trait Sequential: Ring {
-    /// Writes any chain, in a split ring to the descriptors from `head` on, and says what the device will
-    /// call it.
-    fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError>;
-
-    /// The used element that is due, whatever it names.
-    fn element(&self, at: Self::Used, number: u64) -> Result<Option<Used>, Bad>;
-
-    /// Whether the device may have used a chain without an element of its own.
-    fn may_be_skipped(&self, at: Self::Used, number: u64) -> bool;
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 use core::mem;
 
 use super::chain::{Added, Buffers, Chain};
-use super::ring::{Bad, Layout, Ring, Used};
+use super::ring::{AnyRing, Bad, Layout, Ring, Used};
 use super::{Completion, QueueError};
 
 /// What is in a slot.
@@ -268,9 +268,9 @@ impl<B: Buffers> Slots<B> {
     /// As `submit`, but any chain.
     #[cold]
     #[inline(never)]
-    pub(super) fn submit_any<R: Ring>(
+    pub(super) fn submit_any(
         &mut self,
-        ring: &mut R,
+        ring: &mut dyn AnyRing,
         buffers: B,
         request: B::Request,
     ) -> Result<u16, (QueueError, B)> {
@@ -345,8 +345,15 @@ impl<B: Buffers> Slots<B> {
     /// one has, frees the slot of one that was given up and drops its buffers, or finds the element wrong.
     #[cold]
     #[inline(never)]
-    fn take_marked<R: Ring>(&mut self, ring: &mut R, mut at: R::Used) -> Result<R::Used, QueueError> {
-        let Some(used) = ring.used(at, self.completed)? else { return Ok(at) };
+    fn take_marked<R: Ring>(&mut self, ring: &mut R, at: R::Used) -> Result<R::Used, QueueError> {
+        ring.leave(at);
+        self.take_any_marked(ring)?;
+        Ok(ring.now())
+    }
+
+    #[inline(never)]
+    fn take_any_marked(&mut self, ring: &mut dyn AnyRing) -> Result<(), QueueError> {
+        let Some(used) = ring.next_used(self.completed)? else { return Ok(()) };
         // The whole 32 bits: an id that only looks right after truncation is wrong.
         let slot = self.slots.get_mut(used.id as usize).ok_or(QueueError::Broken)?;
         // Neither one that is free nor one that the device was not told of.
@@ -359,13 +366,13 @@ impl<B: Buffers> Slots<B> {
             ring.give_back(used.id as u16);
         }
         if slot.number & GIVEN_UP != 0 {
-            let chain = slot.came_back(ring, &mut at, used);
-            (slot.number, slot.next) = (FREE, mem::replace(&mut self.free, chain.ticket.slot));
+            ring.go_on(slot.count);
+            (slot.number, slot.next) = (FREE, mem::replace(&mut self.free, used.id as u16));
             self.completed = self.completed.wrapping_add(1);
             self.late = self.late.wrapping_add(1);
             drop(mem::take(&mut slot.buffers));
         }
-        Ok(at)
+        Ok(())
     }
 
     /// If foreign code unwinds from here on the queue is broken: a slot may be neither in flight nor free.
@@ -481,9 +488,9 @@ impl<B: Buffers> Slot<B> {
 
     #[cold]
     #[inline(never)]
-    fn add_any_again<R: Ring>(
+    fn add_any_again(
         &mut self,
-        ring: &mut R,
+        ring: &mut dyn AnyRing,
         request: B::Request,
         context: &B::Context,
         (slot, number): (u16, u64),

@@ -13,9 +13,9 @@ use ringfence_memory::virtqueue::split::{self, AVAILABLE, Descriptor, NO_NOTIFIC
 use ringfence_memory::virtqueue::{NEXT, need_event};
 use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment, Split, fence};
 
-use super::chain::{Added, Buffers, Chain};
+use super::chain::{Added, Chain};
 use super::indirect::Tables;
-use super::ring::{Bad, Layout, Ring, Sequential, Used};
+use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
 use super::spare::Spare;
 use super::{Error, QueueError, QueueSetup};
 
@@ -149,6 +149,33 @@ impl SplitRing {
     }
 }
 
+impl AnyRing for SplitRing {
+    #[inline(never)]
+    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
+        let Chain { slot, number, .. } = chain;
+        let added = match &mut self.tables {
+            Some(tables) => {
+                let head = (&mut self.descriptors, slot, 0.into(), false);
+                tables.add(chain, &self.layout, link, head)?
+            }
+            None => self.add_direct(chain)?,
+        };
+        self.add_available(number, slot);
+        Ok(added)
+    }
+
+    fn next_used(&mut self, number: u64) -> Result<Option<Used>, Bad> {
+        self.used(self.seen, number)
+    }
+
+    fn go_on(&mut self, _: u16) {}
+
+    #[cold]
+    fn give_back(&mut self, slot: u16) {
+        self.spare.give_back(slot);
+    }
+}
+
 impl Ring for SplitRing {
     type Available = ();
     /// The used index.
@@ -176,12 +203,12 @@ impl Ring for SplitRing {
         self.published
     }
 
-    fn set_ends<B: Buffers>(&mut self, context: &B::Context) -> Result<bool, QueueError> {
+    fn set_ends(&mut self, ends: EndsOf<'_>) -> Result<bool, QueueError> {
         let Layout { slots, reserved, .. } = self.layout;
-        let have_ends = B::ends(context, 0).is_some();
+        let have_ends = ends(0).is_some();
         self.ready_for_one = self.tables.is_none() && reserved >= if have_ends { 3 } else { 1 };
         for slot in (0..slots).filter(|_| have_ends && self.ready_for_one) {
-            let [first, last] = B::ends(context, slot).ok_or(QueueError::BadChain)?;
+            let [first, last] = ends(slot).ok_or(QueueError::BadChain)?;
             let (second, end) = (slot.wrapping_add(self.second), slot.wrapping_add(self.last));
             store(&mut self.descriptors, slot, &first, Some(second))?;
             store(&mut self.descriptors, end, &last, None)?;
@@ -218,20 +245,6 @@ impl Ring for SplitRing {
     fn add_again(&mut self, (): &mut (), (slot, number): (u16, u64)) -> bool {
         self.add_available(number, slot);
         true
-    }
-
-    #[inline(never)]
-    fn add(&mut self, chain: Chain<'_>) -> Result<Added, QueueError> {
-        let Chain { slot, number, .. } = chain;
-        let added = match &mut self.tables {
-            Some(tables) => {
-                let head = (&mut self.descriptors, slot, 0.into(), false);
-                tables.add(chain, &self.layout, link, head)?
-            }
-            None => self.add_direct(chain)?,
-        };
-        self.add_available(number, slot);
-        Ok(added)
     }
 
     #[inline]
@@ -280,7 +293,13 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn used(&mut self, end: u16, number: u64) -> Result<Option<Used>, Bad> {
-        self.element(end, number)
+        if number as u16 == end {
+            return Ok(None);
+        }
+        let element = self.used_elements.load_wrapping(number as usize, Ordering::Relaxed);
+        let element = u64::from_le(element);
+        let UsedElement { id, len } = UsedElement::from_word(element);
+        Ok(Some(Used { id, len: Some(len) }))
     }
 
     #[inline(always)]
@@ -291,9 +310,8 @@ impl Ring for SplitRing {
         self.used = number as u16;
     }
 
-    #[cold]
-    fn give_back(&mut self, slot: u16) {
-        self.spare.give_back(slot);
+    fn now(&self) -> u16 {
+        self.seen
     }
 
     fn disable_interrupts(&mut self) {
@@ -309,8 +327,10 @@ impl Ring for SplitRing {
     }
 }
 
-impl Sequential for SplitRing {
-    fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError> {
+/// What [`InOrder`](super::in_order::InOrder) needs.
+impl SplitRing {
+    /// Writes any chain to the descriptors from `head` on, and says what the device will call it.
+    pub(super) fn add_at(&mut self, chain: Chain<'_>, head: u16) -> Result<(Added, u16), QueueError> {
         let Self { descriptors, tables, layout, .. } = self;
         let added = if let Some(tables) = tables {
             tables.add(chain, layout, link, (descriptors, head, 0.into(), false))?
@@ -326,18 +346,8 @@ impl Sequential for SplitRing {
         Ok((added, head))
     }
 
-    #[inline(always)]
-    fn element(&self, end: u16, number: u64) -> Result<Option<Used>, Bad> {
-        if number as u16 == end {
-            return Ok(None);
-        }
-        let element = self.used_elements.load_wrapping(number as usize, Ordering::Relaxed);
-        let element = u64::from_le(element);
-        let UsedElement { id, len } = UsedElement::from_word(element);
-        Ok(Some(Used { id, len: Some(len) }))
-    }
-
-    fn may_be_skipped(&self, end: u16, number: u64) -> bool {
-        number as u16 != end
+    /// Whether the device may have used a chain without an element of its own.
+    pub(super) fn may_be_skipped(&self, number: u64) -> bool {
+        number as u16 != self.seen
     }
 }
