@@ -97,19 +97,28 @@ impl Slots {
         }
     }
 
-    /// Puts a slot back. `false` if the pool is gone.
-    fn give(&self, slot: &Slot) -> bool {
-        let mut head = self.head.load(Ordering::Relaxed);
+    /// Puts a slot back. Never inlined: buffers are dropped in many places.
+    ///
+    /// # Safety
+    /// It is a buffer's, whose share in its pool's `Slots` is given up.
+    #[inline(never)]
+    unsafe fn give(slot: NonNull<Slot>) {
+        // SAFETY: the caller's share.
+        let (Slot { next, index, .. }, pool) = unsafe { (slot.as_ref(), slot.as_ref().pool) };
+        // SAFETY: as above.
+        let free = unsafe { &pool.as_ref().head };
+        let mut head = free.load(Ordering::Relaxed);
         while head != CLOSED {
-            slot.next.store(head as u32, Ordering::Relaxed);
-            let new = head & !u64::from(u32::MAX) | u64::from(slot.index + 1);
+            next.store(head as u32, Ordering::Relaxed);
+            let new = head & !u64::from(u32::MAX) | u64::from(*index + 1);
             // Release: whoever takes it next sees what its last user did.
-            match self.head.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
-                Ok(_) => return true,
+            match free.compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
                 Err(now) => head = now,
             }
         }
-        false
+        // SAFETY: the pool is gone, and the buffer is in no list.
+        unsafe { Self::settle(pool, -1) }
     }
 
     /// Length of a list that begins with `head`; bounded, as it may change meanwhile.
@@ -392,12 +401,8 @@ impl DmaBuf {
 impl Drop for DmaBuf {
     #[inline]
     fn drop(&mut self) {
-        let (slot, pool) = (self.slot(), self.slot().pool);
-        // SAFETY: as in `slot`.
-        if !unsafe { pool.as_ref() }.give(slot) {
-            // SAFETY: the buffer is dropped, and is in no list.
-            unsafe { Slots::settle(pool, -1) }
-        }
+        // SAFETY: the buffer is dropped.
+        unsafe { Slots::give(self.0) }
     }
 }
 

@@ -384,6 +384,11 @@ impl<B: Buffers> Slots<B> {
     }
 }
 
+/// Drops what is seldom dropped, where that is in nobody's way.
+#[cold]
+#[inline(never)]
+fn apart<B: Buffers>(_: B) {}
+
 /// Why chains are not taken one after the other any more.
 enum End {
     Reached,
@@ -440,8 +445,8 @@ impl<B: Buffers> Slots<B> {
             }) {
                 Some(Ok(())) => slot.number = number,
                 refused => {
-                    (slot.number, slot.next, slot.buffers) =
-                        (FREE, mem::replace(&mut free, index), B::default());
+                    (slot.number, slot.next) = (FREE, mem::replace(&mut free, index));
+                    apart(mem::take(&mut slot.buffers));
                     result = refused.unwrap_or(Ok(()));
                     break;
                 }
