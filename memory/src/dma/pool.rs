@@ -161,14 +161,13 @@ impl DmaPool {
     ) -> Result<Self, DmaError> {
         let bytes = count.checked_mul(slot_len).filter(|&bytes| 0 < bytes && bytes <= LONGEST as usize);
         bytes.ok_or(DmaError::BadLength)?;
-        let (mut regions, mut counts) = (super::list(1)?, super::list(1)?);
+        let mut regions = Vec::new();
         let (mut missing, mut together) = (count, count);
         while missing > 0 {
             match windows.allocate_for(together * slot_len, direction) {
                 Ok(region) => {
+                    missing = missing.saturating_sub(region.len() / slot_len);
                     super::push(&mut regions, region)?;
-                    super::push(&mut counts, together)?;
-                    missing -= together;
                     together = together.min(missing);
                 }
                 // Physical memory is in pieces: smaller ones will do, down to a page or a buffer.
@@ -180,7 +179,7 @@ impl DmaPool {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self::cut(regions, &counts, slot_len)?)
+        Ok(Self::cut(regions, count, slot_len)?)
     }
 
     /// A pool of buffers of `slot_len` bytes, as many as fit into each of `regions`: memory that was
@@ -199,21 +198,16 @@ impl DmaPool {
         if !regions.iter().all(alike) {
             return Err((DmaError::WrongDevice, regions));
         }
-        let mut counts = match super::list(regions.len()) {
-            Ok(counts) => counts,
-            Err(error) => return Err((error, regions)),
-        };
-        counts.extend(regions.iter().map(|region| region.len() / slot_len));
-        Self::cut(regions, &counts, slot_len)
+        let count = regions.iter().map(|region| region.len() / slot_len).sum();
+        Self::cut(regions, count, slot_len)
     }
 
-    /// Cuts so many slots out of each region, which have room for them.
+    /// Cuts `count` slots out of the regions, which have room for so many.
     fn cut(
         regions: Vec<DmaRegion>,
-        counts: &[usize],
+        count: usize,
         slot_len: usize,
     ) -> Result<Self, (DmaError, Vec<DmaRegion>)> {
-        let count: usize = counts.iter().sum();
         if count == 0 || slot_len > LONGEST as usize || count >= u32::MAX as usize {
             return Err((DmaError::BadLength, regions));
         }
@@ -226,10 +220,11 @@ impl DmaPool {
         let mut pool = NonNull::from(Box::leak(Box::new(pool)));
         // SAFETY: nobody else has it yet.
         let shared = unsafe { pool.as_mut() };
-        for (at, (region, &in_it)) in shared.regions.iter().zip(counts).enumerate() {
+        for (at, region) in shared.regions.iter().enumerate() {
             let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(&region.0.table));
             let allowed = [Direction::ToDevice, Direction::FromDevice]
                 .map(|way| if region.direction().allows(way) { slot_len as u32 } else { 0 });
+            let in_it = (bytes.len() / slot_len).min(count - slots.len());
             for offset in (0..in_it).map(|index| index.wrapping_mul(slot_len)) {
                 // SAFETY: `bytes` has room for `in_it` slots.
                 let start = unsafe { bytes.as_ptr().add(offset) };
