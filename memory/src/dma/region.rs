@@ -5,7 +5,7 @@ use core::fmt;
 use core::num::NonZeroUsize;
 use core::ops::Deref;
 
-use super::windows::{DmaWindows, TableState, Window, WindowTable, with_room};
+use super::windows::{DmaWindows, TableState, Window, WindowTable};
 use super::{DmaAddr, DmaError};
 use crate::{Direction, DmaMemory, PAGE_SIZE, VolatileSlice};
 
@@ -122,8 +122,7 @@ impl DmaWindows {
     ) -> Result<Arc<Region>, (DmaError, DmaMemory)> {
         let (table, memory) = (self.table(), Arc::new(memory));
         let window = Window { memory: memory.clone(), direction, closed: None };
-        let opened = with_room(&table.state, |state| &mut state.windows, |state| state.insert(window));
-        match opened.and_then(|opened| opened) {
+        match table.open(window) {
             Ok(()) => Ok(Arc::new(Region {
                 memory,
                 table: table.clone(),
@@ -141,8 +140,8 @@ impl DmaWindows {
 }
 
 impl TableState {
-    /// Opens a window, if there is none to any of its addresses.
-    fn insert(&mut self, window: Window) -> Result<(), DmaError> {
+    /// As [`WindowTable::open`], where there is room in the list.
+    pub(super) fn insert(&mut self, window: Window) -> Result<(), DmaError> {
         let (start, end) = (window.device_address, window.device_address + window.len as u64);
         let at = self.windows.partition_point(|other| other.device_address < start);
         let before = at.checked_sub(1).is_some_and(|last| {

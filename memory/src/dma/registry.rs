@@ -1,26 +1,26 @@
 //! The window tables of a platform, by device.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::fmt;
+use core::iter;
 use core::sync::atomic::Ordering;
 
 use super::DmaError;
-use super::windows::{DmaWindows, Side, TableClaim, WindowTable, with_room};
+use super::windows::{DmaWindows, Side, TableClaim, WindowTable};
 use crate::lock::{Level, Lock};
 use crate::{DeviceId, Platform};
 
 /// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be
 /// released by the device's next driver.
 pub struct DmaRegistry {
-    /// By device.
-    tables: Lock<Vec<Arc<WindowTable>>>,
+    /// The newest one, which leads to the others.
+    newest: Lock<Option<Arc<WindowTable>>>,
 }
 
 impl DmaRegistry {
     /// A register of no tables.
     pub const fn new() -> Self {
-        Self { tables: Lock::new(Level::Registry, Vec::new()) }
+        Self { newest: Lock::new(Level::Registry, None) }
     }
 
     /// The table of a device, which nobody else has from here on.
@@ -29,18 +29,19 @@ impl DmaRegistry {
         device: DeviceId,
         side: Side,
     ) -> Result<DmaWindows, DmaError> {
-        let new = Arc::new(WindowTable::new(platform, device, side));
-        let found = with_room(
-            &platform.registry().tables,
-            |tables| tables,
-            |tables| match tables.binary_search_by_key(&new.key(), |table| table.key()) {
-                Ok(at) => tables[at].clone(),
-                Err(at) => {
-                    tables.insert(at, new.clone());
-                    new.clone()
+        // Not under the lock: it allocates.
+        let mut new = Arc::new(WindowTable::new(platform, device, side));
+        let found = {
+            let mut newest = platform.registry().newest.lock();
+            let found = all(&newest).find(|table| table.key() == new.key()).cloned();
+            found.unwrap_or_else(|| {
+                if let Some(new) = Arc::get_mut(&mut new) {
+                    new.older = newest.take();
                 }
-            },
-        )?;
+                *newest = Some(new.clone());
+                new.clone()
+            })
+        };
         if found.claimed.swap(true, Ordering::Acquire) {
             Err(DmaError::Claimed)
         } else {
@@ -50,9 +51,14 @@ impl DmaRegistry {
 
     /// The first table whose [key](WindowTable::key) is at least `key`. Tables stay.
     pub(crate) fn table_from(&self, key: u64) -> Option<Arc<WindowTable>> {
-        let tables = self.tables.lock();
-        tables.get(tables.partition_point(|table| table.key() < key)).cloned()
+        let newest = self.newest.lock();
+        all(&newest).filter(|table| table.key() >= key).min_by_key(|table| table.key()).cloned()
     }
+}
+
+/// All tables, the newest first.
+fn all(newest: &Option<Arc<WindowTable>>) -> impl Iterator<Item = &Arc<WindowTable>> {
+    iter::successors(newest.as_ref(), |table| table.older.as_ref())
 }
 
 impl Default for DmaRegistry {
@@ -63,6 +69,6 @@ impl Default for DmaRegistry {
 
 impl fmt::Debug for DmaRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaRegistry({} devices)", self.tables.lock().len())
+        write!(f, "DmaRegistry({} devices)", all(&self.newest.lock()).count())
     }
 }

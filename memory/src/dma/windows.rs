@@ -16,30 +16,6 @@ use crate::{
     rust_vmm::{GuestAddress, GuestRegionCollection, NewBitmap},
 };
 
-/// Calls `then` when the list in `lock` has room for one more, and never allocates while the lock is held.
-pub(super) fn with_room<S, T, R>(
-    lock: &Lock<S>,
-    list: impl Fn(&mut S) -> &mut Vec<T>,
-    then: impl FnOnce(&mut S) -> R,
-) -> Result<R, DmaError> {
-    let mut larger = Vec::new();
-    loop {
-        let mut state = lock.lock();
-        let full = list(&mut state);
-        if full.len() == full.capacity() {
-            let len = full.len();
-            if larger.capacity() <= len {
-                drop(state);
-                larger = super::list((2 * len).max(8))?;
-                continue;
-            }
-            larger.append(full);
-            core::mem::swap(full, &mut larger);
-        }
-        return Ok(then(&mut state));
-    }
-}
-
 /// What is on the other side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
@@ -103,6 +79,8 @@ pub(crate) struct WindowTable {
     /// The same, but for [`LEAVING`] once the device was asked to reset.
     present: AtomicU64,
     pub(super) state: Lock<TableState>,
+    /// The one of the registry that was made before it.
+    pub(super) older: Option<Arc<WindowTable>>,
 }
 
 /// No life.
@@ -340,6 +318,25 @@ impl fmt::Debug for DmaWindows {
 }
 
 impl WindowTable {
+    /// Opens a window, if there is none to any of its addresses. Never allocates while the lock is held.
+    pub(super) fn open(&self, window: Window) -> Result<(), DmaError> {
+        let mut larger = Vec::new();
+        loop {
+            let mut state = self.state.lock();
+            let len = state.windows.len();
+            if len == state.windows.capacity() {
+                if larger.capacity() <= len {
+                    drop(state);
+                    larger = super::list((2 * len).max(8))?;
+                    continue;
+                }
+                larger.append(&mut state.windows);
+                core::mem::swap(&mut state.windows, &mut larger);
+            }
+            return state.insert(window);
+        }
+    }
+
     pub(super) fn new(platform: &'static dyn Platform, device: DeviceId, side: Side) -> Self {
         let state = TableState {
             told: false,
@@ -353,7 +350,7 @@ impl WindowTable {
         };
         let (claimed, state) = (AtomicBool::new(false), Lock::new(Level::Windows, state));
         let (life, present) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { platform, device, side, claimed, life, present, state }
+        Self { platform, device, side, claimed, life, present, state, older: None }
     }
 
     pub(crate) fn device(&self) -> DeviceId {
