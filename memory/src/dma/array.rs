@@ -107,7 +107,7 @@ impl<T: AtomicAccess> DmaArray<T> {
     /// Where the device finds the value at `index`; `None` beyond the end.
     pub fn address(&self, index: usize) -> Option<DmaAddr<'_>> {
         let offset = index.wrapping_mul(size_of::<T>()) as u64;
-        let (value, life) = (self.device_address.wrapping_add(offset), self.region.table.life());
+        let (value, life) = (self.device_address.wrapping_add(offset), self.region.table().life());
         (index < self.count).then_some(DmaAddr { value, region: &self.region, life })
     }
 

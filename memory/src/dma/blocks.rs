@@ -60,7 +60,7 @@ impl<const N: usize> DmaBlocks<N> {
         let len = N.checked_mul(WORD).and_then(|block| room.checked_mul(block)).ok_or(DmaError::BadLength)?;
         let region = windows.allocate_for(len, Direction::Both)?.0;
         let start = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast();
-        let (device_address, table) = (region.device_address, Arc::as_ptr(&region.table));
+        let (device_address, table) = (region.device_address, Arc::as_ptr(region.table()));
         Ok(Self { start, count, last: room.wrapping_sub(1), device_address, table, region })
     }
 

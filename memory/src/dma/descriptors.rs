@@ -146,7 +146,7 @@ impl<F: RingFormat> DescriptorTable<F> {
         let len = count.checked_mul(DESCRIPTOR_LEN).filter(|&len| len > 0).ok_or(DmaError::BadLength)?;
         let region = windows.open(len.checked_add(more).ok_or(DmaError::BadLength)?, direction, len)?;
         let words = region.as_volatile_slice().subslice(0, len)?.as_ptr().cast::<u64>();
-        let (table, life) = (Arc::as_ptr(&region.table), region.table.open_descriptors());
+        let (table, life) = (Arc::as_ptr(region.table()), region.table().open_descriptors());
         Ok(Self {
             words,
             count,
@@ -414,7 +414,7 @@ impl<'a> QueueAddresses<'a> {
     /// The life of the device in which it can be told of them: that in which the descriptors were made.
     pub fn life(&self) -> Life {
         let [DmaAddr { region, life: number, .. }, ..] = self.addresses;
-        Life { table: region.table.clone(), number }
+        Life { table: region.table().clone(), number }
     }
 
     /// The three of them, in this order.

@@ -129,7 +129,7 @@ impl DmaAddr<'_> {
 
 impl PartialEq for DmaAddr<'_> {
     fn eq(&self, other: &Self) -> bool {
-        let same = Arc::ptr_eq(&self.region.table, &other.region.table);
+        let same = Arc::ptr_eq(self.region.table(), other.region.table());
         same && (self.value, self.life) == (other.value, other.life)
     }
 }

@@ -193,7 +193,7 @@ impl DmaPool {
             return Err((DmaError::BadLength, regions));
         };
         let alike = |other: &DmaRegion| {
-            Arc::ptr_eq(&other.0.table, &first.0.table) && other.direction() == first.direction()
+            Arc::ptr_eq(other.0.table(), first.0.table()) && other.direction() == first.direction()
         };
         if !regions.iter().all(alike) {
             return Err((DmaError::WrongDevice, regions));
@@ -221,7 +221,7 @@ impl DmaPool {
         // SAFETY: nobody else has it yet.
         let shared = unsafe { pool.as_mut() };
         for (at, region) in shared.regions.iter().enumerate() {
-            let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(&region.0.table));
+            let (bytes, table) = (region.as_volatile_slice(), Arc::as_ptr(region.0.table()));
             let allowed = [Direction::ToDevice, Direction::FromDevice]
                 .map(|way| if region.direction().allows(way) { slot_len as u32 } else { 0 });
             let in_it = (bytes.len() / slot_len).min(count - slots.len());
@@ -318,7 +318,7 @@ impl DmaBuf {
     /// Where the device finds the buffer's first byte.
     pub fn address(&self) -> DmaAddr<'_> {
         let region = &self.region().0;
-        DmaAddr { value: self.device_address(), region, life: region.table.life() }
+        DmaAddr { value: self.device_address(), region, life: region.table().life() }
     }
 
     #[inline]

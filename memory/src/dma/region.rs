@@ -14,9 +14,8 @@ use crate::{Direction, DmaMemory, PAGE_SIZE, VolatileSlice};
 pub(crate) struct Region {
     /// In the list of windows as well, and in every snapshot that shows it.
     pub(super) memory: Arc<DmaMemory>,
-    pub(super) table: Arc<WindowTable>,
     /// Keeps the table claimed.
-    pub(super) _windows: DmaWindows,
+    pub(super) windows: DmaWindows,
     pub(super) direction: Direction,
     /// So many of its first bytes are descriptors: nothing else that a device writes may be there.
     pub(super) descriptors: usize,
@@ -31,9 +30,16 @@ impl Deref for Region {
     }
 }
 
+impl Region {
+    #[inline]
+    pub(super) fn table(&self) -> &Arc<WindowTable> {
+        self.windows.table()
+    }
+}
+
 impl Drop for Region {
     fn drop(&mut self) {
-        self.table.close_window(self.device_address);
+        self.table().close_window(self.device_address);
     }
 }
 
@@ -64,7 +70,7 @@ impl DmaRegion {
     /// Where the device finds the byte at `offset`; `None` beyond the end.
     pub fn address(&self, offset: usize) -> Option<DmaAddr<'_>> {
         let value = self.0.device_address.checked_add(offset as u64).filter(|_| offset < self.len())?;
-        Some(DmaAddr { value, region: &self.0, life: self.0.table.life() })
+        Some(DmaAddr { value, region: &self.0, life: self.0.table().life() })
     }
 
     /// All of the region's bytes.
@@ -123,13 +129,7 @@ impl DmaWindows {
         let (table, memory) = (self.table(), Arc::new(memory));
         let window = Window { memory: memory.clone(), direction, closed: None };
         match table.open(window) {
-            Ok(()) => Ok(Arc::new(Region {
-                memory,
-                table: table.clone(),
-                _windows: self.clone(),
-                direction,
-                descriptors,
-            })),
+            Ok(()) => Ok(Arc::new(Region { memory, windows: self.clone(), direction, descriptors })),
             // The window had the only other share, and is dropped.
             Err(error) => match Arc::into_inner(memory) {
                 Some(memory) => Err((error, memory)),

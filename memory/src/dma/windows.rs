@@ -265,7 +265,7 @@ impl DmaWindows {
         write: impl FnOnce([u64; N]) -> R,
     ) -> Result<R, DmaError> {
         let table = self.table();
-        if addresses.iter().any(|address| !Arc::ptr_eq(&address.region.table, table)) {
+        if addresses.iter().any(|address| !Arc::ptr_eq(address.region.table(), table)) {
             return Err(DmaError::WrongDevice);
         }
         let mut state = table.state.lock();
