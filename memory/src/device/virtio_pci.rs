@@ -100,6 +100,16 @@ impl Part {
         self.bar == other.bar && self.range.start < other.range.end && other.range.start < self.range.end
     }
 
+    /// Becomes both, and what is between them, if that is nothing.
+    fn absorbs(&mut self, other: &Self) -> bool {
+        let (range, with) = (&mut self.range, &other.range);
+        let touches = self.bar == other.bar && range.start <= with.end && with.start <= range.end;
+        if touches {
+            *range = range.start.min(with.start)..range.end.max(with.end);
+        }
+        touches
+    }
+
     fn holds(&self, other: &Self) -> bool {
         self.bar == other.bar && self.range.start <= other.range.start && other.range.end <= self.range.end
     }
@@ -115,22 +125,17 @@ struct Mapped {
 
 impl Mapped {
     /// `parts` that lie in the same page, or side by side, are in one run.
-    fn new<const N: usize>(
+    fn new(
         platform: &'static dyn Platform,
         device: DeviceId,
         bars: Bars,
-        mut parts: [Option<Part>; N],
+        parts: &[Option<Part>],
     ) -> Result<Self, VirtioPciError> {
         let mut mapped = Self { platform, device, bars, runs: Vec::new() };
-        parts.sort_unstable_by_key(|part| part.as_ref().map(|part| (part.bar, part.range.start)));
         for part in parts.iter().flatten() {
-            let pages = mapped.pages(part)?;
-            match mapped.runs.last_mut() {
-                Some((run, _)) if run.bar == pages.bar && pages.range.start <= run.range.end => {
-                    run.range.end = run.range.end.max(pages.range.end);
-                }
-                _ => mapped.add(pages)?,
-            }
+            let mut pages = mapped.pages(part)?;
+            mapped.runs.retain(|(run, _)| !pages.absorbs(run));
+            mapped.add(pages)?;
         }
         Ok(mapped)
     }
@@ -231,7 +236,7 @@ impl VirtioPci {
 
         let table = msix.as_ref().map(|(table, _)| table.clone());
         let parts = [Some(common.clone()), Some(isr.clone()), device.clone(), table];
-        let mut mapped = Mapped::new(platform, config.address().id(), bars, parts)?;
+        let mut mapped = Mapped::new(platform, config.address().id(), bars, &parts)?;
         config.enable_memory();
         config.enable_intx(false);
         let msix = msix.and_then(|(table, found)| {
