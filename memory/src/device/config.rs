@@ -299,6 +299,7 @@ impl ConfigSpace {
     }
 
     /// Reads the 32-bit register at `offset` (rounded down to a multiple of 4).
+    #[inline(never)]
     pub fn read_u32(&self, offset: u16) -> u32 {
         self.access.read(self.address, offset & !3)
     }
@@ -352,6 +353,7 @@ impl ConfigSpace {
     }
 
     /// While it is held nobody keeps the function from answering at its memory BARs.
+    #[inline(never)]
     pub(super) fn alone(&self) -> Guard<'static, ()> {
         ALONE.lock()
     }

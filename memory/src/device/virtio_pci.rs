@@ -210,6 +210,8 @@ impl VirtioPci {
     ///
     /// # Errors
     /// Any: the device was not told of anything.
+    // What is as large as this is smaller to make in place than in the registers of a caller.
+    #[inline(never)]
     pub fn new(platform: &'static dyn Platform, config: ConfigSpace) -> Result<Self, VirtioPciError> {
         let bars = config.bars();
         let find = |kind| {

@@ -73,7 +73,9 @@ pub(super) struct SplitRing {
 }
 
 impl SplitRing {
-    /// Rings for `layout.size` descriptors: a power of two.
+    /// Rings for `layout.size` descriptors: a power of two. What is as large as these is smaller to make in
+    /// place than in the registers of a caller.
+    #[inline(never)]
     pub(super) fn new(windows: &DmaWindows, layout: Layout, event_index: bool) -> Result<Self, Error> {
         let size = usize::from(layout.size);
         let (available_len, used_len) = (AVAILABLE.len(layout.size), USED.len(layout.size));
