@@ -15,11 +15,8 @@ use crate::{AtomicAccess, VolatileError};
 /// open.
 pub struct DmaArray<T> {
     start: NonNull<T>,
-    /// Not 0.
-    count: usize,
-    /// `count - 1`.
+    /// The index of the last value.
     last: usize,
-    device_address: u64,
     /// Keeps `start` valid.
     region: Arc<Region>,
 }
@@ -48,28 +45,25 @@ impl<T: AtomicAccess> DmaArray<T> {
         if !start.is_aligned() {
             return Err(VolatileError::Misaligned.into());
         }
-        let device_address = region.device_address.wrapping_add(offset as u64);
-        Ok(Self { start, count, last, device_address, region: region.clone() })
+        Ok(Self { start, last, region: region.clone() })
     }
 
     /// The `count` values from `index` on, as an array of their own in the same memory. `None` if there are
     /// none, or not as many.
     pub fn part(&self, index: usize, count: usize) -> Option<Self> {
         let last = count.checked_sub(1)?;
-        index.checked_add(count).filter(|&end| end <= self.count)?;
-        let (start, offset) = (self.at(index)?, index.wrapping_mul(size_of::<T>()) as u64);
-        let device_address = self.device_address.wrapping_add(offset);
-        Some(Self { start, count, last, device_address, region: self.region.clone() })
+        index.checked_add(last).filter(|&end| end <= self.last)?;
+        Some(Self { start: self.at(index)?, last, region: self.region.clone() })
     }
 
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.count
+        self.last + 1
     }
 
     /// Always false: an array has at least one value.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        false
     }
 
     /// The value at `index`; `None` beyond the end. Panics if `order` is not one for loads.
@@ -106,15 +100,16 @@ impl<T: AtomicAccess> DmaArray<T> {
 
     /// Where the device finds the value at `index`; `None` beyond the end.
     pub fn address(&self, index: usize) -> Option<DmaAddr<'_>> {
-        let offset = index.wrapping_mul(size_of::<T>()) as u64;
-        let (value, life) = (self.device_address.wrapping_add(offset), self.region.table().life());
-        (index < self.count).then_some(DmaAddr { value, region: &self.region, life })
+        let offset = self.at(index)?.addr().get() - self.region.start.addr().get();
+        let (value, life) =
+            (self.region.device_address.wrapping_add(offset as u64), self.region.table().life());
+        Some(DmaAddr { value, region: &self.region, life })
     }
 
     #[inline]
     fn at(&self, index: usize) -> Option<NonNull<T>> {
-        // SAFETY: `index` is below the number of values from `start` on.
-        (index < self.count).then(|| unsafe { self.start.add(index) })
+        // SAFETY: `index` is not above that of the last value from `start` on.
+        (index <= self.last).then(|| unsafe { self.start.add(index) })
     }
 
     #[inline]
@@ -126,6 +121,6 @@ impl<T: AtomicAccess> DmaArray<T> {
 
 impl<T> fmt::Debug for DmaArray<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DmaArray({} of {} bytes)", self.count, size_of::<T>())
+        write!(f, "DmaArray({} of {} bytes)", self.last + 1, size_of::<T>())
     }
 }
