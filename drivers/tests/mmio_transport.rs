@@ -113,7 +113,7 @@ fn what_is_not_driven() {
         (0x70, u32::MAX, Error::Gone),
         (0x34, 0, Error::QueueUnavailable(0)),
         (0x44, 1, Error::QueueUnavailable(0)),
-        (0x10, 0, Error::MissingFeature(features::VERSION_1)),
+        (0x10, 0, Error::MissingFeature(32)),
     ] {
         let device = Device::new();
         device.put(at, value);

@@ -116,6 +116,11 @@ impl<T: Transport> Device<T> {
     }
 }
 
+/// The device does not offer `feature`, a single bit.
+const fn missing(feature: u64) -> Error {
+    Error::MissingFeature(feature.trailing_zeros() as u8)
+}
+
 /// Whether it is the device that the driver and the grant are for, and there.
 fn may_take<T: Transport>(
     transport: &T,
@@ -199,7 +204,7 @@ impl<T: Transport> Offer<T> {
         let implemented = implemented & features::POSSIBLE | features::VERSION_1 | features::ACCESS_PLATFORM;
         let features = features::select(device.offered, implemented);
         if features & features::VERSION_1 == 0 {
-            return Err(Error::MissingFeature(features::VERSION_1));
+            return Err(missing(features::VERSION_1));
         }
         device.transport.set_driver_features(features);
         device.advance(status::FEATURES_OK).map_err(|error| match error {
@@ -286,7 +291,7 @@ impl<T: Transport> Device<T> {
     pub fn begin_reset_queue<B: Buffers>(&mut self, queue: &mut Queue<B, T::Notifier>) -> Result<(), Error> {
         if self.features & features::RING_RESET == 0 {
             self.expect(status::DRIVER_OK)?;
-            return Err(Error::MissingFeature(features::RING_RESET));
+            return Err(missing(features::RING_RESET));
         }
         self.expect_queue(queue)?;
         if queue.in_flight() != 0 || queue.is_resetting() {

@@ -93,8 +93,8 @@ pub enum Error {
     NeedsReset,
     /// A status bit did not stick.
     StatusRefused(u8),
-    /// The device does not offer a feature without which nothing works: its bit.
-    MissingFeature(u64),
+    /// The device does not offer a feature without which nothing works: the number of its bit.
+    MissingFeature(u8),
     /// The device refused the features that were chosen from its own offer.
     FeaturesRefused,
     /// The configuration kept changing while it was read.
@@ -132,7 +132,7 @@ ringfence_memory::messages! { Error {
     Gone => "unplugged",
     NeedsReset => "failed and needs a reset",
     StatusRefused(bit) => "refuses status bit {bit:#04x}",
-    MissingFeature(bits) => "lacks feature {bits:#x}",
+    MissingFeature(bit) => "lacks feature {bit}",
     FeaturesRefused => "refuses features that it offered",
     ConfigUnstable => "its configuration never holds still",
     BadConfig => "its configuration makes no sense",
