@@ -133,17 +133,19 @@ impl Mapped {
     ) -> Result<Self, VirtioPciError> {
         let mut mapped = Self { platform, device, bars, runs: Vec::new() };
         for part in parts.iter().flatten() {
-            let mut pages = mapped.pages(part)?;
-            mapped.runs.retain(|(run, _)| !pages.absorbs(run));
-            mapped.add(pages)?;
+            mapped.add(mapped.pages(part)?)?;
         }
         Ok(mapped)
     }
 
-    /// Those that nobody uses any more are given back first: a device may have a doorbell in a page of its
-    /// own for each queue, and another one after each reset of that.
-    fn add(&mut self, pages: Part) -> Result<(), VirtioPciError> {
-        self.runs.retain(|(_, region)| region.as_ref().is_none_or(MmioRegion::is_shared));
+    /// One run with those that it touches and that were not used yet. Those that nobody uses any more are
+    /// given back first: a device may have a doorbell in a page of its own for each queue, and another one
+    /// after each reset of that.
+    fn add(&mut self, mut pages: Part) -> Result<(), VirtioPciError> {
+        self.runs.retain(|(run, region)| match region {
+            Some(region) => region.is_shared(),
+            None => !pages.absorbs(run),
+        });
         self.runs.try_reserve(1).map_err(|_| PlatformError::OutOfMemory)?;
         self.runs.push((pages, None));
         Ok(())
