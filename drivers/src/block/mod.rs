@@ -102,7 +102,7 @@ pub struct Geometry {
 impl Geometry {
     /// Whether a block goes into a request.
     fn has_requests(&self) -> bool {
-        self.block_size.div_ceil(self.segment_size) <= self.segments
+        self.block_size.div_ceil(self.segment_size.max(1)) <= self.segments
     }
 }
 

@@ -131,7 +131,7 @@ ringfence_memory::messages! { Error {
     ResetTimeout => "does not reset in time",
     Gone => "unplugged",
     NeedsReset => "failed and needs a reset",
-    StatusRefused(bit) => "refuses status bit {bit:#04x}",
+    StatusRefused(bit) => "refuses status bit {bit}",
     MissingFeature(bit) => "lacks feature {bit}",
     FeaturesRefused => "refuses features that it offered",
     ConfigUnstable => "its configuration never holds still",

@@ -43,26 +43,24 @@ impl ConfigSpace {
             1 => 2,
             _ => 0,
         };
-        let [registers, masks] = self.without_decoding(|alone| {
+        let registers: [(u32, u32); BAR_COUNT] = self.without_decoding(|alone| {
             // Not before: another caller may be writing ones meanwhile.
-            let registers: [u32; BAR_COUNT] = core::array::from_fn(|index| self.read_u32(bar(index)));
-            let masks = core::array::from_fn(|index| {
+            core::array::from_fn(|index| {
+                let register = self.read_u32(bar(index));
                 if index >= count {
-                    return 0;
+                    return (register, 0);
                 }
                 self.write(alone, bar(index), u32::MAX);
                 let mask = self.read_u32(bar(index));
-                self.write(alone, bar(index), registers[index]);
-                mask
-            });
-            [registers, masks]
+                self.write(alone, bar(index), register);
+                (register, mask)
+            })
         });
         let mut bars = [None; BAR_COUNT];
-        let mut rest = 0..count;
-        while let Some(index) = rest.next() {
-            let upper = is_wide(registers[index]).then(|| rest.next()).flatten();
-            let upper = upper.map(|upper| (registers[upper], masks[upper]));
-            bars[index] = Bar::new(registers[index], masks[index], upper);
+        let mut rest = bars.iter_mut().zip(registers).take(count);
+        while let Some((place, (low, mask))) = rest.next() {
+            let upper = is_wide(low).then(|| rest.next()).flatten().map(|(_, upper)| upper);
+            *place = Bar::new(low, mask, upper);
         }
         bars
     }

@@ -340,7 +340,11 @@ impl DmaBuf {
 
     /// Which way its bytes may go.
     pub fn direction(&self) -> Direction {
-        self.region().direction()
+        match self.slot().allowed {
+            [0, _] => Direction::FromDevice,
+            [_, 0] => Direction::ToDevice,
+            _ => Direction::Both,
+        }
     }
 
     /// All of the buffer's bytes.
