@@ -156,10 +156,10 @@ struct Row {
 }
 
 const ROWS: [Row; 4] = [
-    Row { title: "disk, split rings", features: "blk", code: 55_000 },
-    Row { title: "network card, split rings", features: "net", code: 65_000 },
-    Row { title: "both, split rings", features: "blk,net", code: 80_000 },
-    Row { title: "both, all rings (default)", features: "blk,net,rings", code: 115_000 },
+    Row { title: "disk, split rings", features: "blk", code: 46_500 },
+    Row { title: "network card, split rings", features: "net", code: 53_500 },
+    Row { title: "both, split rings", features: "blk,net", code: 66_000 },
+    Row { title: "both, all rings (default)", features: "blk,net,rings", code: 88_000 },
 ];
 const CRATE_LIMIT: usize = 6;
 
