@@ -13,7 +13,7 @@ use ringfence_memory::{
 
 use super::queue::{DescChain, DescError, DriverNotify};
 use super::ring::{Desc, DescAccess, DescType, descriptor};
-use super::rings::{walk, writable};
+use super::taken::{walk, writable};
 
 /// Why the buffers of a chain cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

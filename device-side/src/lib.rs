@@ -49,3 +49,4 @@ mod position;
 pub mod queue;
 pub mod ring;
 mod rings;
+mod taken;

@@ -13,7 +13,7 @@ use ringfence_memory::{AtomicAccess, Bytes, fuchsia::DeviceRange};
 use super::error::QueueError;
 use super::memory::PackedMemory;
 use super::ring::{Desc, descriptor, is_aligned};
-use super::rings::Taken;
+use super::taken::Taken;
 
 pub(super) struct Packed<'a> {
     memory: PackedMemory<'a>,

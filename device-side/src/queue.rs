@@ -12,7 +12,8 @@ use super::packed::Packed;
 pub use super::position::Position;
 pub use super::ring::DescType;
 use super::ring::{Desc, Device, Driver};
-use super::rings::{Rings, Taken};
+use super::rings::Rings;
+use super::taken::Taken;
 use ringfence_drivers::virtio::features;
 
 /// How the driver learns that chains were returned: an interrupt, or whatever the transport has.
