@@ -3,7 +3,7 @@
 use ringfence_memory::{DmaError, Segment};
 
 use super::QueueError;
-use super::ring::Layout;
+use super::layout::Layout;
 
 /// Keeps [`Buffers`] among the types of this crate.
 pub(crate) mod sealed {

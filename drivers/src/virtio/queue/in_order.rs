@@ -6,9 +6,10 @@ use alloc::vec::Vec;
 use ringfence_memory::Segment;
 
 use super::chain::{Added, Chain};
+use super::layout::Layout;
 #[cfg(feature = "packed")]
 use super::packed::PackedRing;
-use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
+use super::ring::{AnyRing, Bad, EndsOf, Ring, Used};
 use super::split::SplitRing;
 use super::{Error, QueueError, QueueSetup};
 

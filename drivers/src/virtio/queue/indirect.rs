@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use ringfence_memory::{DescriptorBits, DescriptorTable, Direction, DmaWindows, RingFormat, Segment};
 
 use super::chain::{Added, Chain};
-use super::ring::Layout;
+use super::layout::Layout;
 use super::{Error, QueueError};
 
 /// Tables of equal length.

@@ -6,6 +6,7 @@ mod controls;
 #[cfg(feature = "in-order")]
 mod in_order;
 mod indirect;
+mod layout;
 #[cfg(feature = "packed")]
 mod packed;
 mod poll_policy;
@@ -19,9 +20,10 @@ use ringfence_memory::{DmaWindows, Life, Quiet};
 use super::{DriverOk, Error, Notify, QueueSetup, QueueShape, features};
 #[cfg(feature = "in-order")]
 use in_order::{InOrder, Plain};
+use layout::Layout;
 #[cfg(feature = "packed")]
 use packed::PackedRing;
-use ring::{Layout, Ring};
+use ring::Ring;
 use slots::Slots;
 use split::SplitRing;
 

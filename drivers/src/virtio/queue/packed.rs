@@ -13,7 +13,8 @@ use ringfence_memory::{
 
 use super::chain::{Added, Chain};
 use super::indirect::Tables;
-use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
+use super::layout::Layout;
+use super::ring::{AnyRing, Bad, EndsOf, Ring, Used};
 use super::{Error, QueueError, QueueSetup};
 
 /// Flags of a descriptor, where they are in its second half.

@@ -4,7 +4,8 @@ use alloc::vec::Vec;
 use core::mem;
 
 use super::chain::{Added, Buffers, Chain};
-use super::ring::{AnyRing, Bad, Layout, Ring, Used};
+use super::layout::Layout;
+use super::ring::{AnyRing, Bad, Ring, Used};
 use super::{Completion, QueueError};
 
 /// What is in a slot.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::QueueError;
-use super::ring::Layout;
+use super::layout::Layout;
 
 /// No descriptor.
 const NONE: u16 = u16::MAX;

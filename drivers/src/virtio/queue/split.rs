@@ -15,7 +15,8 @@ use ringfence_memory::{DescriptorTable, Direction, DmaArray, DmaWindows, Segment
 
 use super::chain::{Added, Chain};
 use super::indirect::Tables;
-use super::ring::{AnyRing, Bad, EndsOf, Layout, Ring, Used};
+use super::layout::Layout;
+use super::ring::{AnyRing, Bad, EndsOf, Ring, Used};
 use super::spare::Spare;
 use super::{Error, QueueError, QueueSetup};
 
