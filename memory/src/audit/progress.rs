@@ -88,7 +88,8 @@ impl Progress {
     }
 }
 
-/// How far the look at the devices' windows has come: the table, the window by its device address, and the bytes of that.
+/// How far the look at the devices' windows has come: the table, the window by its device address, and the
+/// bytes of that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) table: u64,

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use super::region::Region;
 use super::segment::Segment;
-use super::windows::WindowTable;
+use super::table::WindowTable;
 use super::{DmaError, DmaWindows};
 use crate::{AtomicAccess, Direction};
 

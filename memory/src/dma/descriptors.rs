@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use super::region::Region;
 use super::segment::Segment;
-use super::windows::WindowTable;
+use super::table::WindowTable;
 use super::{DmaAddr, DmaArray, DmaError, DmaWindows, Life};
 use crate::virtqueue::{DESCRIPTOR_LEN, INDIRECT, MAX_SIZE, WRITE, packed, split};
 use crate::{AtomicAccess, Direction, VolatileError};

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::fmt;
 
-use super::windows::WindowTable;
+use super::table::WindowTable;
 
 /// One life of a device: the time from a reset that was seen to the next. It names the window table, so that
 /// lives of different devices, or of one id on two platforms, are never taken for each other.

@@ -24,6 +24,7 @@ mod region;
 mod registry;
 mod segment;
 mod snapshot;
+mod table;
 mod windows;
 
 use alloc::sync::Arc;
@@ -43,7 +44,7 @@ pub use windows::DmaWindows;
 
 use crate::{Direction, PlatformError, VolatileError};
 use region::Region;
-pub(crate) use windows::Side;
+pub(crate) use table::Side;
 
 /// Why a DMA call was refused. Nothing changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

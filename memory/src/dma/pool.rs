@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, AtomicU32, Ordering};
 
 use super::segment::LONGEST;
-use super::windows::WindowTable;
+use super::table::WindowTable;
 use super::{DmaAddr, DmaError, DmaRegion, DmaWindows};
 use crate::{AtomicU64, Bytes, Direction, PAGE_SIZE, PlatformError, VolatileError, VolatileSlice};
 

@@ -5,7 +5,8 @@ use core::fmt;
 use core::num::NonZeroUsize;
 use core::ops::Deref;
 
-use super::windows::{DmaWindows, TableState, Window, WindowTable};
+use super::table::{TableState, Window, WindowTable};
+use super::windows::DmaWindows;
 use super::{DmaAddr, DmaError};
 use crate::{Direction, DmaMemory, PAGE_SIZE, VolatileSlice};
 

@@ -6,7 +6,7 @@ use core::iter;
 use core::sync::atomic::Ordering;
 
 use super::DmaError;
-use super::windows::{DmaWindows, Side, TableClaim, WindowTable};
+use super::table::{Side, TableClaim, WindowTable};
 use crate::lock::{Level, Lock};
 use crate::{DeviceId, Platform};
 
@@ -28,7 +28,7 @@ impl DmaRegistry {
         platform: &'static dyn Platform,
         device: DeviceId,
         side: Side,
-    ) -> Result<DmaWindows, DmaError> {
+    ) -> Result<Arc<TableClaim>, DmaError> {
         // Not under the lock: it allocates.
         let mut new = Arc::new(WindowTable::new(platform, device, side));
         let found = {
@@ -45,7 +45,7 @@ impl DmaRegistry {
         if found.claimed.swap(true, Ordering::Acquire) {
             Err(DmaError::Claimed)
         } else {
-            Ok(DmaWindows(Arc::new(TableClaim(found))))
+            Ok(Arc::new(TableClaim(found)))
         }
     }
 

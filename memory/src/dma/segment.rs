@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 
 use super::DmaBuf;
 use super::region::Region;
-use super::windows::WindowTable;
+use super::table::WindowTable;
 
 /// Bytes for a device to read or to write, borrowed from the value that owns them: inside it, in a direction
 /// that it allows, not empty, and shorter than 4 GiB by at least 256 KiB.

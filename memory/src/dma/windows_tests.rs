@@ -11,7 +11,9 @@ use crate::host::HostPlatform;
 use crate::paging::tlb::Flush;
 use crate::paging::{AddressSpace, Mapper, Protection, TablePool, Tag};
 use crate::range::{FrameRange, PageRange};
-use crate::{Cpu, FrameAllocator, MmioMemory, PageAllocator, PhysAddr, PlatformError, Stale, VirtAddr};
+use crate::{
+    Cpu, DmaMemory, FrameAllocator, MmioMemory, PageAllocator, PhysAddr, PlatformError, Stale, VirtAddr,
+};
 use crate::{DmaRegion, PAGE_SIZE};
 
 use std::boxed::Box;
