@@ -1,10 +1,10 @@
 //! The block driver's options: several queues, depths and sizes of rings, indirect tables, both formats.
 
-use std::thread;
+use std::{mem, thread};
 
 use ringfence_drivers::block::{self, Block, BlockQueue, Options, Request, RequestError};
 use ringfence_drivers::virtio::{DeviceType, Error, QueueError, features};
-use ringfence_memory::{DmaBuf, DmaPool};
+use ringfence_memory::{DmaBuf, DmaError, DmaPool};
 use ringfence_testkit::bench::FORMATS;
 use ringfence_testkit::disk::{ALL, Disk, SECTOR, SECTORS, bytes, config};
 use ringfence_testkit::{
@@ -294,6 +294,33 @@ fn without_proof_no_queue_gives_anything_back() {
     let in_use = fake.platform.dma_in_use();
     drop(block);
     assert_eq!((pool.available(), fake.platform.dma_in_use()), (BUFFERS - 2, in_use));
+}
+
+/// Safe code can swap the parts of two disks. No buffer comes back before the device that has it was reset.
+#[test]
+fn queues_swapped_between_two_disks() {
+    for format in FORMATS {
+        let bench = |_| Bench::new(format | RING_RESET, config_with(1), &[16], &Options::default()).unwrap();
+        let mut benches = [0, 1].map(bench);
+        for bench in &mut benches {
+            assert!(!bench.fill(&mut Disk::new(bench.fake.ring(0))).is_empty());
+        }
+        let [Bench { fake, mut block, pool }, other] = benches;
+        let available = (pool.available(), other.pool.available());
+        let mut swapped = other.block;
+        mem::swap(&mut block.queue, &mut swapped.queue);
+        let wrong = Err(Error::Dma(DmaError::WrongLife));
+        assert_eq!(block.control.reset_queue(&mut block.queue), wrong);
+
+        drop(block);
+        assert_eq!((fake.model().status, other.fake.model().status), (0, 15), "one device was reset");
+        assert_eq!((pool.available(), other.pool.available()), available, "and has no queue here");
+        drop((pool, other.pool));
+        assert!(other.fake.platform.dma_in_use() > 0, "the device may still write there");
+        drop(swapped);
+        assert_eq!(other.fake.model().status, 0);
+        assert_eq!((fake.platform.dma_in_use(), other.fake.platform.dma_in_use()), (0, 0));
+    }
 }
 
 /// D15: no request is slower because of another.
