@@ -213,9 +213,45 @@ fn key(guest: &str, workload: &str, depth: Option<u64>, metric: &str, unit: &str
     Key { guest, workload, depth, metric, unit }
 }
 
+/// A number with three digits that count, or, from 100 on, all before the point.
+pub fn figure(value: f64) -> String {
+    match value {
+        _ if value.fract() == 0.0 => thousands(value as u64),
+        100.0.. => thousands(value.round() as u64),
+        10.0.. => format!("{value:.1}"),
+        1.0.. => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+/// With a comma between thousands.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commas_between_thousands() {
+        let cases = [(0, "0"), (999, "999"), (1000, "1,000"), (100_000, "100,000"), (1_234_567, "1,234,567")];
+        cases.into_iter().for_each(|(number, text)| assert_eq!(thousands(number), text));
+    }
+
+    #[test]
+    fn three_digits_count() {
+        let cases = [(0.01234, "0.012"), (1.0, "1"), (2.345, "2.35"), (99.96, "100.0"), (1234.5, "1,235")];
+        cases.into_iter().for_each(|(value, text)| assert_eq!(figure(value), text));
+    }
 
     #[test]
     fn intervals_are_those_of_the_sign_test() {

@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use super::figures::{Estimate, plain};
-use super::report::{figure, thousands};
+use super::figures::{Estimate, figure, plain, thousands};
 
 /// Margins of a panel, in pixels.
 const LEFT: f64 = 52.0;

@@ -1,7 +1,7 @@
 //! What the benchmarks are to show, and whether they do.
 
-use super::figures::Estimate;
-use super::report::{Table, figure};
+use super::figures::{Estimate, figure};
+use super::report::Table;
 
 /// On which side of its target a figure must be.
 #[derive(Clone, Copy)]

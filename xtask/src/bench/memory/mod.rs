@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::figures::{Estimate, Key, Row, compare};
+use super::figures::{Estimate, Key, Row, compare, figure, thousands};
 use super::plot::{Chart, Panel, Series, Style, styled};
-use super::report::{self, Lines, Report, Table, figure, thousands};
+use super::report::{self, Lines, Report, Table};
 use super::targets::{self, Bound, Target};
 use super::{machine, run, versions};
 use crate::kernel;
