@@ -6,8 +6,10 @@ use ringfence_drivers::pci::{Bar, Function, enumerate};
 use ringfence_drivers::probe::{Match, probe};
 use ringfence_drivers::virtio::DeviceType;
 use ringfence_kernel::devices::Devices;
+use ringfence_kernel::memory::space;
 use ringfence_kernel::platform::CONFIG_PORTS;
 use ringfence_kernel::testing::On;
+use ringfence_memory::{FrameRange, PhysAddr};
 use x86_64::instructions::port::Port;
 
 use crate::support::{assert_audit_clean, config, functions, functions_for, tables};
@@ -33,6 +35,13 @@ fn ecam_and_ports_agree() {
         by_memory.iter().map(describe).collect::<Vec<_>>(),
         by_ports.iter().map(describe).collect::<Vec<_>>()
     );
+    // Mapped are the two buses with devices, and no other.
+    let is_free = |bus: u64| {
+        let start = PhysAddr::new(ecam.base + (bus << 20)).expect("firmware says so");
+        let frames = FrameRange::from_phys_addr(start, 1 << 20).expect("a bus is 1 MiB");
+        space().claim_mmio(frames, None).is_ok()
+    };
+    assert_eq!((0..256).filter(|bus| !is_free(*bus)).collect::<Vec<_>>(), [0, 1]);
     // It is not the ports twice: they end at 256 bytes, where a root port goes on.
     assert_eq!(by_memory[1].config().read_u32(0x100) & 0xffff, 1, "error reporting comes first");
     assert!(by_ports.iter().all(|function| function.config().read_u32(0x100) == u32::MAX));
