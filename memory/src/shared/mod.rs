@@ -1,6 +1,7 @@
 //! Bytes that a device, or another processor, may access meanwhile: how they are reached, and how they are
 //! found by somebody else's addresses.
 
+mod atomic_access;
 mod bitmap;
 mod bytes;
 mod collection;
@@ -15,6 +16,7 @@ mod phys_map;
 pub mod shadow;
 mod volatile;
 
+pub use atomic_access::AtomicAccess;
 pub use bitmap::{AtomicBitmap, Bitmap, BitmapSlice, NewBitmap, RefSlice, WithBitmapSlice};
 pub use bytes::Bytes;
 pub use collection::{GuestMemoryHeap, GuestRegionCollection, GuestRegionCollectionError, GuestRegionHeap};
@@ -26,6 +28,4 @@ pub use guest_memory::{
 };
 #[cfg(feature = "mapper")]
 pub use phys_map::{PhysMap, PhysRegion};
-pub use volatile::{
-    AtomicAccess, Direction, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence,
-};
+pub use volatile::{Direction, VolatileArrayRef, VolatileError, VolatileRef, VolatileSlice, fence};
