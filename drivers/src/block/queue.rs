@@ -147,8 +147,8 @@ impl<N: Notify> BlockQueue<N> {
         self.0.disable_interrupts();
     }
 
-    /// Asks for an interrupt at the next completion; a new queue has asked for the first. `true`: something is
-    /// there already; reap instead of sleeping.
+    /// Asks for an interrupt at the next completion; a new queue has asked for the first. `true`: something
+    /// is there already; reap instead of sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         self.0.enable_interrupts()

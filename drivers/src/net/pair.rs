@@ -343,8 +343,8 @@ impl<N: Notify> NetPair<N> {
     }
 
     /// Asks for an interrupt at the next received frame and, only while the transmit ring is full, when
-    /// frames were sent; a new card has asked for the first frame. `true`: something is there already, or room
-    /// that was not there when it was last [asked for](Self::can_send); go on instead of sleeping.
+    /// frames were sent; a new card has asked for the first frame. `true`: something is there already, or
+    /// room that was not there when it was last [asked for](Self::can_send); go on instead of sleeping.
     #[must_use]
     pub fn enable_interrupts(&mut self) -> bool {
         self.arm() != [false, false]

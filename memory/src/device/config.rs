@@ -97,8 +97,8 @@ pub unsafe trait ConfigAccess: Sync {
 ///
 /// A bus is 1 MiB, which is mapped when the bus is [opened](ConfigAccess::open_bus), as `pci::enumerate` does
 /// with each, and stays so if any device answers there. A bus that was not opened, or that the platform would
-/// not map (it knows why), reads as all ones: as if it were empty. Opening it again tries again. Two that open
-/// the same bus wait for each other, the platform's mapping included; nothing else here takes a lock.
+/// not map (it knows why), reads as all ones: as if it were empty. Opening it again tries again. Two that
+/// open the same bus wait for each other, the platform's mapping included; nothing else here takes a lock.
 pub struct Ecam {
     platform: &'static dyn Platform,
     start: PhysAddr,
