@@ -1,7 +1,7 @@
 //! `check::features`, `check::package` and `check::sizes`: the crates as other kernels take them.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Test;
 use super::host::{Build, run_cargo};
 use crate::setup::Toolchain;
-use crate::{kernel, root, setup};
+use crate::{kernel, root, setup, target};
 
 /// What is for others to take.
 const CRATES: [&str; 3] = ["memory", "drivers", "device-side"];
@@ -76,12 +76,30 @@ fn package() -> Result<()> {
         check_metadata(package).with_context(|| name.to_owned())?;
         check_rust_version(package, &packages).with_context(|| name.to_owned())?;
     }
+    let folder = target()?.join("package-check");
+    forget_packages(&folder)?;
     let names = CRATES.map(|name| format!("--package=ringfence-{name}"));
-    let line: Vec<&str> = names.iter().map(String::as_str).chain(["--allow-dirty"]).collect();
+    let folder = format!("--target-dir={}", folder.display());
+    let line: Vec<&str> = names.iter().map(String::as_str).chain(["--allow-dirty", &folder]).collect();
     let online = [&["publish", "--dry-run"], &line[..]].concat();
     let offline = [&["package", "--offline"], &line[..]].concat();
     // Without a registry at hand, all but the question whether it would take them.
     run_cargo(Build::Plain, &online).or_else(|_| run_cargo(Build::Plain, &offline)).map(drop)
+}
+
+/// Removes what cargo keeps of an earlier run. It packs into a registry of its own in `folder`, and takes
+/// what comes from a registry never to change: it would build this run's drivers with that run's `memory`.
+fn forget_packages(folder: &Path) -> Result<()> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let unpacked = home.unwrap_or_default().join("registry/src");
+    let registries = std::fs::read_dir(unpacked).into_iter().flatten().flatten();
+    let name = |name| format!("ringfence-{name}-{}", env!("CARGO_PKG_VERSION"));
+    let old = registries.flat_map(|registry| CRATES.map(|crate_name| registry.path().join(name(crate_name))));
+    for folder in old.chain([folder.to_owned()]).filter(|folder| folder.exists()) {
+        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+    }
+    Ok(())
 }
 
 fn metadata() -> Result<Vec<Value>> {
