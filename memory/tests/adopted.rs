@@ -101,6 +101,20 @@ fn no_address_is_adopted_twice() {
     windows.adopt(memory, Direction::Both).expect("it is quiet");
 }
 
+/// A buffer is the only value that reaches its bytes: none is made of a region in which there is an array.
+#[test]
+fn a_region_with_an_array_is_no_buffer() {
+    let windows = windows();
+    let region = windows.allocate(PAGE).unwrap();
+    let array = region.array::<u64>(8, 1).unwrap();
+    let (error, region) = DmaBuf::from_region(region).unwrap_err();
+    assert_eq!(error, DmaError::Shared);
+    let (error, mut regions) = DmaPool::of(vec![windows.allocate(PAGE).unwrap(), region], 64).unwrap_err();
+    assert_eq!((error, regions.len()), (DmaError::Shared, 2));
+    drop(array);
+    DmaBuf::from_region(regions.pop().unwrap()).expect("it is the only one now");
+}
+
 /// Buffers over pages of a cache: the device has the cache's bytes in each, and each page is back when all
 /// are.
 #[test]

@@ -60,6 +60,8 @@ pub enum DmaError {
     WrongDevice,
     /// The address, or the descriptor table, is of a life of the device that has ended.
     WrongLife,
+    /// Somebody else has access to a part of the region.
+    Shared,
     /// The access does not fit the memory.
     Access(VolatileError),
 }
@@ -70,6 +72,7 @@ crate::error::messages! { DmaError {
     BadLength => "no bytes, or too many",
     WrongDevice => "memory of another device, or a grant for another",
     WrongLife => "the device was reset since",
+    Shared => "somebody has a part of the region",
     Access(error: VolatileError) => "outside the memory: {error}",
 } }
 

@@ -187,7 +187,8 @@ impl DmaPool {
     ///
     /// # Errors
     /// With the regions: [`DmaError::BadLength`] if no buffer fits, [`DmaError::WrongDevice`] if the regions
-    /// are not of one device, or not of one direction.
+    /// are not of one device, or not of one direction, [`DmaError::Shared`] while there is an
+    /// [array](DmaRegion::array) in one.
     pub fn of(regions: Vec<DmaRegion>, slot_len: usize) -> Result<Self, (DmaError, Vec<DmaRegion>)> {
         let Some(first) = regions.first().filter(|_| slot_len > 0) else {
             return Err((DmaError::BadLength, regions));
@@ -197,6 +198,10 @@ impl DmaPool {
         };
         if !regions.iter().all(alike) {
             return Err((DmaError::WrongDevice, regions));
+        }
+        // An array could write to what a device has of the buffer.
+        if !regions.iter().all(|region| Arc::strong_count(&region.0) == 1) {
+            return Err((DmaError::Shared, regions));
         }
         let count = regions.iter().map(|region| region.len() / slot_len).sum();
         Self::cut(regions, count, slot_len)
@@ -372,7 +377,8 @@ impl DmaBuf {
     /// it came from when the buffer is dropped and the device is quiet.
     ///
     /// # Errors
-    /// With the region: [`DmaError::BadLength`] for 4 GiB and more, [`DmaError::Platform`] without memory.
+    /// With the region: [`DmaError::BadLength`] for 4 GiB and more, [`DmaError::Shared`] while there is an
+    /// [array](DmaRegion::array) in it, [`DmaError::Platform`] without memory.
     pub fn from_region(region: DmaRegion) -> Result<Self, (DmaError, DmaRegion)> {
         let len = region.len();
         let mut regions = match super::list(1) {
