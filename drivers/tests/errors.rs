@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 
 use ringfence_drivers::block::{Request, RequestError};
 use ringfence_drivers::virtio::{BufferList, Error, QueueError, Ticket};
-use ringfence_memory::DmaError;
+use ringfence_memory::{DmaError, VolatileError};
 
 type RefusedRequest = (RequestError, Request);
 type RefusedList = (QueueError, BufferList);
@@ -25,13 +25,19 @@ fn what_is_refused_passes_through_a_question_mark() {
 }
 
 #[test]
+fn a_copy_that_does_not_fit_is_an_error_of_the_driver() {
+    let copy = || -> Result<(), Error> { Ok(Err(VolatileError::OutOfBounds)?) };
+    assert_eq!(copy(), Err(Error::Dma(DmaError::Access(VolatileError::OutOfBounds))));
+}
+
+#[test]
 fn errors_are_sentences_down_to_their_cause() {
     let errors: [(Box<dyn StdError>, _); 4] = [
         (
             Box::new(Error::Queue(QueueError::Broken)),
             "a queue failed: the device broke the rules of the ring",
         ),
-        (Box::new(Error::Dma(DmaError::BadLength)), "no DMA memory: no bytes, or too many"),
+        (Box::new(Error::Dma(DmaError::BadLength)), "a length of no bytes, or too many"),
         (Box::new(Error::Request(RequestError::BadStatus(7))), "a request failed: the disk reports status 7"),
         (Box::new(RequestError::OutOfRange), "beyond the end of the disk"),
     ];

@@ -31,7 +31,7 @@ impl DeviceId {
 pub enum PlatformError {
     /// No run of free frames, page-table pages or address space is large enough.
     OutOfMemory,
-    /// The range is empty, misaligned, overflows, or is RAM.
+    /// The range is empty, misaligned, overflows, is RAM, or was not [offered](crate::MmioClaims::offer).
     BadRange,
     /// Somebody already holds this range.
     Claimed,
@@ -39,7 +39,7 @@ pub enum PlatformError {
 
 crate::error::messages! { PlatformError {
     OutOfMemory => "out of memory",
-    BadRange => "not a range that can be mapped",
+    BadRange => "cannot be mapped, or was not offered",
     Claimed => "somebody holds it already",
 } }
 

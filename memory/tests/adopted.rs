@@ -83,7 +83,7 @@ fn no_address_is_adopted_twice() {
     for (pages, address) in [(1, 0x7000_4000), (1, 0x7000_7000), (2, 0x7000_3000), (9, 0x7000_0000)] {
         let (memory, _, back) = cached(pages, address);
         let (error, memory) = windows.adopt(memory, Direction::Both).unwrap_err();
-        assert_eq!(error, DmaError::Claimed, "{pages} pages at {address:#x}");
+        assert_eq!(error, DmaError::Overlap, "{pages} pages at {address:#x}");
         assert!(!back.load(SeqCst));
         drop(memory);
         assert!(back.load(SeqCst));
@@ -96,7 +96,7 @@ fn no_address_is_adopted_twice() {
     drop(region);
     let (memory, ..) = cached(1, 0x7000_5000);
     let (error, memory) = windows.adopt(memory, Direction::Both).unwrap_err();
-    assert_eq!(error, DmaError::Claimed, "the device may still write there");
+    assert_eq!(error, DmaError::Overlap, "the device may still write there");
     windows.reset_model().unwrap();
     windows.adopt(memory, Direction::Both).expect("it is quiet");
 }

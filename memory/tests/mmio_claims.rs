@@ -66,10 +66,11 @@ fn registers_are_where_they_are_mapped() {
 fn only_what_is_on_offer_is_claimed() {
     let (claims, _) = claims();
     let last = PAGES as u64 - 1;
-    assert_eq!(claims.offer(at(last), 2 * PAGE), Err(ClaimError::Ram), "the end is beyond");
-    assert_eq!(claims.offer(PhysAddr::new(START - 1).unwrap(), 2), Err(ClaimError::Ram));
-    assert_eq!(claims.offer(PhysAddr::new(0x1000).unwrap(), PAGE), Err(ClaimError::Ram));
-    assert!(claims.offer(at(0), 0).is_err());
+    assert_eq!(claims.offer(at(last), 2 * PAGE), Err(ClaimError::OutOfRange), "the end is beyond");
+    assert_eq!(claims.offer(PhysAddr::new(START - 1).unwrap(), 2), Err(ClaimError::OutOfRange));
+    assert_eq!(claims.offer(PhysAddr::new(0x1000).unwrap(), PAGE), Err(ClaimError::OutOfRange));
+    assert_eq!(claims.offer(at(0), 0), Err(ClaimError::ZeroLength));
+    assert_eq!(claims.offer(PhysAddr::new(0x1000).unwrap(), 0), Err(ClaimError::ZeroLength));
     assert!(claims.offer(at(0), usize::MAX).is_err());
     claims.offer(at(last), PAGE).unwrap();
     claims.offer(at(4), 4 * PAGE).unwrap();

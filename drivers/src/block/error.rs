@@ -51,7 +51,7 @@ ringfence_memory::messages! { RequestError {
     BadStatus(status) => "the disk reports status {status}, which there is not",
     BadLength => "the disk says that it wrote an impossible number of bytes",
     TimedOut => "no answer in time",
-    Broken => "the disk broke the rules of the queue",
+    Broken => "the queue is broken, or closed",
 } }
 
 impl<B> From<(Self, B)> for RequestError {

@@ -9,6 +9,7 @@ use core::fmt;
 
 use ringfence_memory::{
     DmaError, MmioError, PlatformError, ResetError, SetQueueError, VirtioMmioError, VirtioPciError,
+    VolatileError,
 };
 
 #[cfg(feature = "blk")]
@@ -127,7 +128,7 @@ ringfence_memory::messages! { Error {
     MissingCapability(kind) => "virtio structure {kind} is missing or malformed",
     Platform(error: PlatformError) => "its registers cannot be claimed: {error}",
     Mmio(error: MmioError) => "a register is not where the device says: {error}",
-    Dma(error: DmaError) => "no DMA memory: {error}",
+    Dma(error: DmaError) => "{error}",
     ResetTimeout => "does not reset in time",
     Gone => "unplugged",
     NeedsReset => "failed and needs a reset",
@@ -165,6 +166,13 @@ impl Error {
             SetQueueError::Unavailable => Self::QueueUnavailable(index),
             SetQueueError::Refused => Self::QueueRefused(index),
         }
+    }
+}
+
+/// So that `?` works after copying from a buffer.
+impl From<VolatileError> for Error {
+    fn from(error: VolatileError) -> Self {
+        Self::Dma(DmaError::Access(error))
     }
 }
 

@@ -23,6 +23,8 @@ pub enum ClaimError {
     ZeroLength,
     /// The range is (partly) RAM.
     Ram,
+    /// The range is not (all) in the one that holds registers.
+    OutOfRange,
     /// The range shares a page with one offered before.
     Overlap,
     /// No room for another range.
@@ -39,6 +41,7 @@ pub enum ClaimError {
 crate::error::messages! { ClaimError {
     ZeroLength => "no registers",
     Ram => "RAM, not registers",
+    OutOfRange => "not where this platform has registers",
     Overlap => "shares a page with registers that were offered before",
     Full => "too many ranges of registers",
     NotOffered => "not among the registers that were offered",
@@ -205,14 +208,14 @@ impl MmioClaims {
     /// names.
     ///
     /// # Errors
-    /// [`ClaimError::Ram`] if it is not among the registers. Others if it is empty, if it shares a page with
-    /// a range that was offered, or if there are 128 already.
+    /// [`ClaimError::OutOfRange`] if it is not among the registers. Others if it is empty, if it shares a
+    /// page with a range that was offered, or if there are 128 already.
     pub fn offer(&self, start: PhysAddr, len: usize) -> Result<(), ClaimError> {
         let frames = FrameRange::from_phys_addr(start, len as u64).map_err(|_| ClaimError::ZeroLength)?;
-        match self.virtual_address(&frames) {
-            Some(_) => self.claims.lock().offer(frames),
-            None => Err(ClaimError::Ram),
+        if !frames.is_empty() && self.virtual_address(&frames).is_none() {
+            return Err(ClaimError::OutOfRange);
         }
+        self.claims.lock().offer(frames)
     }
 
     /// Puts the BARs of a function on offer, as far as they are in memory and the firmware has placed them.
@@ -232,9 +235,8 @@ impl MmioClaims {
     /// that was offered, of which no other `device` has any part.
     ///
     /// # Errors
-    /// [`PlatformError::Claimed`] or [`PlatformError::BadRange`], as [`Platform::mmio_map`] says.
-    ///
-    /// [`Platform::mmio_map`]: crate::Platform::mmio_map
+    /// [`PlatformError::Claimed`] if somebody has some of it, or another device some of what was offered with
+    /// it; [`PlatformError::BadRange`] if it was not offered.
     pub fn claim(
         &'static self,
         device: Option<DeviceId>,

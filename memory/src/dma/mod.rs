@@ -56,6 +56,8 @@ pub enum DmaError {
     Claimed,
     /// A length of zero, or one that overflows when rounded up.
     BadLength,
+    /// The device has a window to some of this memory, or had one since it was last reset.
+    Overlap,
     /// The address, or the memory, belongs to another device; or the grant is for another.
     WrongDevice,
     /// The address, or the descriptor table, is of a life of the device that has ended.
@@ -67,11 +69,12 @@ pub enum DmaError {
 }
 
 crate::error::messages! { DmaError {
-    Platform(error: PlatformError) => "the platform has no DMA memory: {error}",
-    Claimed => "another driver has the device",
-    BadLength => "no bytes, or too many",
+    Platform(error: PlatformError) => "no memory for the device: {error}",
+    Claimed => "somebody has the device, or memory of it",
+    Overlap => "the device has that memory, or had it since its last reset",
+    BadLength => "a length of no bytes, or too many",
     WrongDevice => "memory of another device, or a grant for another",
-    WrongLife => "the device was reset since",
+    WrongLife => "of another device, or of before its last reset",
     Shared => "somebody has a part of the region",
     Access(error: VolatileError) => "outside the memory: {error}",
 } }

@@ -114,7 +114,7 @@ impl DmaWindows {
     /// may become anything. For the drivers it is as any other; only, it need not be zeroed.
     ///
     /// # Errors
-    /// With the memory. [`DmaError::Claimed`] if the device has a window to some of these addresses, or a
+    /// With the memory. [`DmaError::Overlap`] if the device has a window to some of these addresses, or a
     /// closed one from which it has not been reset; [`DmaError::Platform`] if there is no room for the
     /// window.
     pub fn adopt(&self, memory: DmaMemory, direction: Direction) -> Result<DmaRegion, (DmaError, DmaMemory)> {
@@ -150,7 +150,7 @@ impl TableState {
             last.device_address + last.len as u64 > start
         });
         if before || self.windows.get(at).is_some_and(|next| next.device_address < end) {
-            return Err(DmaError::Claimed);
+            return Err(DmaError::Overlap);
         }
         self.regions += 1;
         self.open += window.len;
