@@ -54,8 +54,9 @@ crate::error::messages! { PlatformError {
 /// The drivers build their memory safety on these promises:
 /// - memory from `dma_allocate` is as [`DmaMemory::new`] demands, and is not given out again before the
 ///   `DmaMemory` is dropped;
-/// - it is *type-stable*: what has once been DMA memory is never anything else again. After a drop it may be
-///   given out anew, to any device, but no Rust object ever lies there;
+/// - it is *type-stable*: it is never anything else again. After a drop it may be given out anew, to any
+///   device, but no Rust object ever lies there (what the kernel itself lets a device
+///   [adopt](crate::DmaWindows::adopt) is not from here, and may become anything once it is back);
 /// - memory from `mmio_map` is as [`MmioMemory::new`] demands, and each byte of it belongs to one caller
 ///   until dropped; of one BAR, or other range of registers that belong together, it has no parts for two
 ///   devices at a time;
@@ -206,8 +207,9 @@ impl DmaMemory {
     /// `len` bytes from `start` on, which dropping `owner` gives back.
     ///
     /// # Safety
-    /// - The bytes are whole 4 KiB pages, zeroed, and until `owner` is dropped they are readable and writable
-    ///   at `start`, and hold no Rust object that anybody uses.
+    /// - The bytes are whole 4 KiB pages, zeroed (or, for [`DmaWindows::adopt`](crate::DmaWindows::adopt)
+    ///   alone, initialized), and until `owner` is dropped they are readable and writable at `start`, and
+    ///   hold no Rust object that anybody uses.
     /// - To the device the same bytes begin at `device_address` and are contiguous, and
     ///   `device_address + len` does not overflow.
     pub unsafe fn new(

@@ -44,11 +44,12 @@ impl Drop for Region {
     }
 }
 
-/// A contiguous run of zeroed bytes that one device may reach; page-aligned.
+/// A contiguous run of bytes that one device may reach, zeroed unless [adopted](DmaWindows::adopt);
+/// page-aligned.
 ///
 /// Not `Clone`: whoever holds the region, and the parts cut from it, are the only ones on the driver's side
 /// to access it. When they are all dropped the device's window closes: later snapshots do not show it. The
-/// memory goes back to the platform when the last snapshot is gone and the device is known to be quiet.
+/// memory goes back to the platform when the last snapshot is gone and the device has been reset.
 /// Accessing the bytes takes no lock; dropping does.
 pub struct DmaRegion(pub(super) Arc<Region>);
 
@@ -107,11 +108,41 @@ impl DmaWindows {
         Ok(self.open_to(memory, direction, descriptors)?)
     }
 
-    /// A region of memory that the kernel has already: pages of its cache, say, which the device fills or
-    /// reads without a copy. The memory is the device's in `direction` from here on. It goes back, by
-    /// whatever [`DmaMemory::new`] or [`DmaMemory::from_raw`] was told to give it back by, when the region,
-    /// all that was cut from it and the last snapshot are gone and the device is known to be quiet: then it
-    /// may become anything. For the drivers it is as any other; only, it need not be zeroed.
+    /// A region of memory that the kernel has already: pages that the device fills or reads without a copy.
+    /// The memory is the device's in `direction` from here on. For the drivers it is as any other; only, it
+    /// need not be zeroed.
+    ///
+    /// It goes back, by whatever [`DmaMemory::new`] or [`DmaMemory::from_raw`] was told to give it back by,
+    /// when the region, all that was cut from it and the last snapshot are gone, and the device has been
+    /// reset since (unless it was told of nothing yet). That is as a rule when the driver is dropped; the
+    /// reset of a queue is not enough. Until then it is in quarantine, and cannot be adopted again: keep the
+    /// region or its buffers and reuse them. Afterwards it may become anything.
+    ///
+    /// ```
+    /// use ringfence_memory::{Direction, DmaBuf, DmaError, DmaMemory, DmaWindows, PAGE_SIZE};
+    /// # use core::ptr::NonNull;
+    /// # use ringfence_memory::{DeviceId, host::HostPlatform};
+    /// # use std::alloc::{Layout, alloc_zeroed};
+    /// # let page = || NonNull::new(unsafe { alloc_zeroed(Layout::from_size_align(4096, 4096).unwrap()) });
+    ///
+    /// /// The kernel has its page back.
+    /// unsafe fn give_back(start: NonNull<u8>, len: usize) {
+    ///     // ...
+    /// }
+    ///
+    /// # let platform = Box::leak(Box::new(HostPlatform::new()));
+    /// # let windows = DmaWindows::for_model(platform, DeviceId::off_bus(0))?;
+    /// # let start = page().unwrap();
+    /// # let device_address = start.as_ptr().addr() as u64;
+    /// // SAFETY: one page, which devices find at that address, and nobody else uses until `give_back`.
+    /// let memory = unsafe { DmaMemory::from_raw(start, PAGE_SIZE, device_address, give_back) };
+    /// let region = windows.adopt(memory, Direction::Both).map_err(|(error, _)| error)?;
+    /// let buffer = DmaBuf::from_region(region).map_err(|(error, _)| error)?; // for a `Request`, say
+    /// # let mut first = [1];
+    /// # buffer.read_slice(&mut first, 0)?;
+    /// # assert_eq!((first, windows.usage()), ([0], (PAGE_SIZE, 0)));
+    /// # Ok::<(), DmaError>(())
+    /// ```
     ///
     /// # Errors
     /// With the memory. [`DmaError::Overlap`] if the device has a window to some of these addresses, or a
