@@ -69,7 +69,7 @@ impl fmt::Debug for PciAddress {
     }
 }
 
-/// A way to reach configuration space: ECAM ([`Ecam`]) or the I/O ports 0xcf8/0xcfc (in the kernel).
+/// A way to reach configuration space: ECAM ([`Ecam`]) or the I/O ports 0xcf8/0xcfc (`ConfigPorts`, on x86).
 ///
 /// # Safety
 /// `read` and `write` must touch nothing but the configuration space of `function`, and a read must return
@@ -115,6 +115,10 @@ const BUS_LEN: usize = 1 << 20;
 impl Ecam {
     /// The window of `first_bus..=last_bus`, which begins at `start`: 1 MiB for each bus. The first bus is
     /// claimed and mapped at once. 32 bytes of heap for each bus.
+    ///
+    /// The `platform` must be able to map each bus uncached. If it has an [`MmioClaims`](crate::MmioClaims),
+    /// the window lies in its range, and is [offered](crate::MmioClaims::offer) before. `pci::enumerate`
+    /// wants a `&'static Ecam`: leak it, or keep it in a static.
     ///
     /// # Safety
     /// It is configuration space of `segment`, as the firmware says, and nothing else.
