@@ -52,7 +52,8 @@ impl<N: Notify> BlockQueue<N> {
         self.0.is_in_flight(ticket)
     }
 
-    /// Waits no more for a request: it is *lost*. It may still happen, and counts as in flight. Its buffer
+    /// Waits no more for the request that `ticket`, one of this queue, names (that of another may name one
+    /// here, too): it is *lost*. It may still happen, and counts as in flight. Its buffer
     /// stays with the queue until the device is done with it, and then goes back to its pool; nobody is told.
     /// `false` if no request in flight has this ticket, or it was given up before.
     pub fn give_up(&mut self, ticket: Ticket) -> bool {
