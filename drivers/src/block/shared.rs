@@ -58,8 +58,9 @@ pub struct SharedQueue<'a, N> {
 }
 
 impl<'a, N: Notify> SharedQueue<'a, N> {
-    /// Takes a queue with nothing in flight. `hybrid` says when the server sleeps. The device may lose half
-    /// of the slots, and be silent for 30 seconds.
+    /// Takes a queue, as a rule with nothing in flight: of requests that are, nobody hears any more, and
+    /// their buffers go back to their pools when they are done. `hybrid` says when the server sleeps. The
+    /// device may lose half of the slots, and be silent for 30 seconds.
     ///
     /// # Errors
     /// [`QueueError::OutOfMemory`].
@@ -117,6 +118,10 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
     /// the rule of [`Hybrid`]. To be polled by one task for as long as the driver lives. Before each call the
     /// task must have arranged that the queue's interrupt wakes it; afterwards, that it is woken at
     /// [`next_deadline`](Self::next_deadline).
+    ///
+    /// Without an executor, whoever polls requests and server in turns sleeps only if no waker that they were
+    /// given was called since: serving may have ended a request, and a server that has more to do wakes
+    /// itself. With [`Waker::noop`] and a processor that halts after each round, that goes unseen.
     ///
     /// `now` is the time since a moment of the caller's choice, and never goes back.
     ///
