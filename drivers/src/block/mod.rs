@@ -166,7 +166,10 @@ impl<T: Transport> BlockControl<T> {
         Ok(self.sectors.swap(sectors, Ordering::Relaxed) != sectors)
     }
 
-    /// Resets the device for good. With the proof, what its queues still hold can be used again.
+    /// Resets the device for good. With the proof, what its queues still hold can be used again: dropping the
+    /// [`Block`] gives the buffers back to their pools, or [`SharedQueue::close`] does for its queue.
+    ///
+    /// The queues do not notice: they take requests as before, which nobody answers. Submit no more.
     ///
     /// # Errors
     /// [`ResetError::Timeout`] after [`RESET_LIMIT`](crate::virtio::RESET_LIMIT): the memory is not used
@@ -279,6 +282,21 @@ impl<T: Transport> Block<T> {
 
     /// Submits a request to [`queue`](Self::queue) and waits for it, up to `limit`: for set-up, or where
     /// there is nothing else to do. A [`SharedQueue`] does not wait.
+    ///
+    /// `Ok` has the request's result and its buffer, also if it was refused: `Ok((Err(_), Some(buffer)))`.
+    ///
+    /// ```
+    /// # use core::time::Duration;
+    /// # use ringfence_drivers::block::{Block, Request};
+    /// # use ringfence_drivers::virtio::{Error, Transport};
+    /// # use ringfence_memory::DmaBuf;
+    /// # fn read<T: Transport>(disk: &mut Block<T>, buffer: DmaBuf) -> Result<Option<DmaBuf>, Error> {
+    /// let request = Request::Read { sector: 0, buffer, len: 512 };
+    /// let (result, buffer) = disk.call(request, Duration::from_secs(1))?; // no answer
+    /// result?; // refused, or failed
+    /// # Ok(buffer)
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Busy`] if requests are in flight for which somebody waits, [`Error::Timeout`], after which
