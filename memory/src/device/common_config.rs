@@ -32,7 +32,7 @@ pub mod common {
     pub const KNOWN_LEN: usize = 0x40;
 }
 
-/// The common configuration structure (4.1.4.3).
+/// The common configuration structure (4.1.4.3). Its methods are those of [`DeviceControl`].
 pub type CommonConfig = DeviceControl<CommonRegisters>;
 
 /// Its registers.

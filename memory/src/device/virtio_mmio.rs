@@ -58,6 +58,7 @@ crate::error::messages! { VirtioMmioError {
 } }
 
 /// A virtio device behind registers in memory, version 2 (4.2).
+/// Its methods are those of [`DeviceControl`].
 ///
 /// ```
 /// use ringfence_memory::host::HostPlatform;
