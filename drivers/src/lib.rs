@@ -38,7 +38,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(
     not(all(feature = "blk", feature = "net", feature = "packed", feature = "in-order")),
-    allow(dead_code, unused_imports, reason = "the rest has what these need")
+    allow(dead_code, unused_imports, reason = "the rest has what these need"),
+    allow(rustdoc::broken_intra_doc_links, reason = "the documentation links to the rest")
 )]
 #![cfg_attr(
     not(test),

@@ -15,6 +15,10 @@
 //! [`seed_systems`] says what differs.
 #![no_std]
 #![cfg_attr(not(feature = "mapper"), allow(dead_code, reason = "the mapper looks more closely at the rest"))]
+#![cfg_attr(
+    not(feature = "mapper"),
+    allow(rustdoc::broken_intra_doc_links, reason = "they lead to the mapper")
+)]
 
 extern crate alloc;
 #[cfg(any(test, feature = "host"))]
