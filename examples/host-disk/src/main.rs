@@ -24,7 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let device = Loopback::new(RamDisk::new(SECTORS, *b"host-disk\0\0\0\0\0\0\0\0\0\0\0"), windows.clone());
     let mut disk = Block::new(device.clone(), &device.grant()?, windows.clone())?;
     let queue = &mut disk.queue;
-    println!("{:?}", queue.geometry());
+    let geometry = queue.geometry();
+    println!("disk        {} sectors, blocks of {} bytes", geometry.sectors, geometry.block_size);
 
     // Every sector is written: its bytes are its number.
     let pool = DmaPool::new(&windows, DEPTH, SECTOR_SIZE)?;
@@ -52,8 +53,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut copied = Ok(());
     queue.reap(|done| copied = done.buffer.map_or(Ok(()), |buffer| buffer.read_slice(&mut first, 0)))?;
     copied?;
-    println!("{written} sectors written; number {} says {}", 1234, u64::from_le_bytes(first));
-    println!("{:?}", queue.counters());
+    println!("written     {written} sectors");
+    println!("sector 1234 says {}", u64::from_le_bytes(first));
+    let counters = queue.counters();
+    println!("requests    {}, with {} notifications", counters.completions, counters.kicks);
     if u64::from_le_bytes(first) == 1234 { Ok(()) } else { Err("it is another sector".into()) }
 }
 
