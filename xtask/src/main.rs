@@ -43,6 +43,7 @@ fn dispatch() -> Result<u8> {
         Command::Minikernel(options) => minikernel::run(&options, None),
         Command::Cargo { arguments } => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
         Command::Boot { built } => match cli::parse_built(&built)? {
+            (elf, _) if !elf.is_file() => bail!("boot: no program {}: cargo calls this", elf.display()),
             (elf, Command::Run(options)) => run::run(&options, Some(elf)),
             (elf, Command::Minikernel(options)) => minikernel::run(&options, Some(elf)),
             (elf, Command::Test { filter, gdb: false }) => test::test_image(&elf, &filter),

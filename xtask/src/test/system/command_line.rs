@@ -160,7 +160,7 @@ fn names(output: &Output, cause: &str) -> Result<()> {
 
 fn errors_are_one_line(_: &Kernel) -> Result<()> {
     let port = free_port()?.to_string();
-    let cases: [(&[&str], &str); 11] = [
+    let cases: [(&[&str], &str); 12] = [
         (&["--bogus"], "--bogus"),
         (&["frobnicate"], "frobnicate"),
         (&["--port", "99999"], "99999"),
@@ -172,6 +172,7 @@ fn errors_are_one_line(_: &Kernel) -> Result<()> {
         (&["--disk", "/no/such/image", "--port", &port], "/no/such/image"),
         (&["--disk", "/", "--port", &port], "/"),
         (&["bench", "gpu"], "gpu"),
+        (&["boot", "/no/such/program"], "/no/such/program"),
     ];
     for (arguments, cause) in cases {
         names(&refused(arguments)?, cause)?;
