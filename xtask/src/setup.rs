@@ -194,11 +194,15 @@ pub fn thread_sanitizer() -> Option<PathBuf> {
     compilers.find(|_| cfg!(all(target_arch = "x86_64", target_os = "linux")))
 }
 
+/// The folder that `variable` names, else `name` in the user's own.
+pub fn home(variable: &str, name: &str) -> PathBuf {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    named.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(name))).unwrap_or_default()
+}
+
 fn rustup_sysroots() -> Vec<PathBuf> {
-    let home = std::env::var_os("RUSTUP_HOME").map(PathBuf::from);
-    let home =
-        home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".rustup"))).unwrap_or_default();
-    let entries = std::fs::read_dir(home.join("toolchains")).into_iter().flatten().flatten();
+    let entries =
+        std::fs::read_dir(home("RUSTUP_HOME", ".rustup").join("toolchains")).into_iter().flatten().flatten();
     let mut sysroots: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     sysroots.sort_by_key(|sysroot| {
         let name = sysroot.file_name().unwrap_or_default().to_string_lossy().into_owned();

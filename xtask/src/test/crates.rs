@@ -1,7 +1,7 @@
 //! `check::features`, `check::package` and `check::sizes`: the crates as other kernels take them.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -90,9 +90,7 @@ fn package() -> Result<()> {
 /// Removes what cargo keeps of an earlier run. It packs into a registry of its own in `folder`, and takes
 /// what comes from a registry never to change: it would build this run's drivers with that run's `memory`.
 fn forget_packages(folder: &Path) -> Result<()> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let unpacked = home.unwrap_or_default().join("registry/src");
+    let unpacked = setup::home("CARGO_HOME", ".cargo").join("registry/src");
     let registries = std::fs::read_dir(unpacked).into_iter().flatten().flatten();
     let name = |name| format!("ringfence-{name}-{}", env!("CARGO_PKG_VERSION"));
     let old = registries.flat_map(|registry| CRATES.map(|crate_name| registry.path().join(name(crate_name))));
