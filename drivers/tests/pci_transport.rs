@@ -10,6 +10,7 @@ use ringfence_drivers::net::Net;
 use ringfence_drivers::virtio::{Error, InterruptStatus, features};
 use ringfence_memory::{Bytes, DmaError, DmaPool, DmaWindows, MmioError, PlatformError};
 use ringfence_testkit::config::virtio_capability;
+use ringfence_testkit::disk::answer_read;
 use ringfence_testkit::pci::*;
 use ringfence_testkit::{Clocked, DeviceRing, ID, RING_PACKED, RING_RESET, grant};
 
@@ -35,22 +36,7 @@ fn a_block_device_end_to_end() {
     block.queue.kick();
     assert_eq!(card.get16(doorbell), 0, "the queue's index, at its own place");
     let addresses = [0x20, 0x28, 0x30].map(|offset| card.get64(COMMON + offset));
-    let mut ring = DeviceRing::new(card.platform, ID, 64, addresses, 0);
-    let chain = ring.take().unwrap();
-    ring.write(&chain.segments[1], &[7; 512]);
-    ring.write(&chain.segments[2], &[0]);
-    ring.complete(chain.head, 513);
-    let mut count = 0;
-    block
-        .queue
-        .reap(|done| {
-            let mut data = [0; 512];
-            done.buffer.unwrap().read_slice(&mut data, 0).unwrap();
-            assert_eq!((done.result, data), (Ok(()), [7; 512]));
-            count += 1;
-        })
-        .unwrap();
-    assert_eq!(count, 1);
+    answer_read(&mut block.queue, DeviceRing::new(card.platform, ID, 64, addresses, 0));
     drop(block);
     assert_eq!(card.registers.slice().read_obj::<u8>(COMMON + 0x14), Ok(0));
     assert_eq!(card.get16(COMMON + 0x1c), 1, "a queue is not disabled, but the device reset (4.1.4.3.2)");

@@ -1,7 +1,7 @@
 //! A disk in memory that carries out what comes through a ring (section 5.2.6).
 
-use ringfence_drivers::block::{self, Request};
-use ringfence_drivers::virtio::{DeviceType, features};
+use ringfence_drivers::block::{self, BlockQueue, Request};
+use ringfence_drivers::virtio::{DeviceType, Notify, features};
 use ringfence_memory::DmaBuf;
 use ringfence_memory::host::HostPlatform;
 
@@ -30,6 +30,23 @@ pub fn disk_on(platform: &'static HostPlatform, features: u64) -> Fake {
 
 pub fn read(buffer: DmaBuf) -> Request {
     Request::Read { sector: 0, buffer, len: SECTOR }
+}
+
+/// Answers the one request of `queue`, a read of a sector, with sevens, and sees that the driver has them.
+pub fn answer_read(queue: &mut BlockQueue<impl Notify>, mut ring: DeviceRing) {
+    let chain = ring.take().unwrap();
+    ring.write(&chain.segments[1], &[7; SECTOR]);
+    ring.write(&chain.segments[2], &[0]);
+    ring.complete(chain.head, 513);
+    let mut count = 0;
+    let reaped = queue.reap(|done| {
+        let mut data = [0; SECTOR];
+        done.buffer.unwrap().read_slice(&mut data, 0).unwrap();
+        assert_eq!((done.result, data), (Ok(()), [7; SECTOR]));
+        count += 1;
+    });
+    reaped.unwrap();
+    assert_eq!(count, 1);
 }
 
 pub struct Disk {
