@@ -22,7 +22,6 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
             "function",
             "is_page_aligned",
             "is_writable",
-            "kind",
             "names",
             "number",
             "offset_of_address",

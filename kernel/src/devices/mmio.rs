@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use ringfence_drivers::virtio::{DeviceType, Error, MmioTransport};
+use ringfence_drivers::virtio::{DeviceType, Error, MmioTransport, Transport};
 use ringfence_memory::{DeviceId, MmioRegion, PAGE_SIZE, PhysAddr, VirtioMmio};
 
 use super::offer;
@@ -119,7 +119,7 @@ pub fn find(command_line: &str) -> Vec<Result<Found, (Place, Error)>> {
             Err(error) => return Some(Err((place, error))),
         };
         let mut found = Found { place, kind: DeviceType(0), id, registers };
-        match found.transport().map(|transport| transport.kind()) {
+        match found.transport().map(|transport| transport.device_type()) {
             Ok(kind) => {
                 found.kind = kind;
                 Some(Ok(found))
@@ -134,13 +134,13 @@ pub fn find(command_line: &str) -> Vec<Result<Found, (Place, Error)>> {
 /// The registers at `place`. Several devices may have theirs in one page, which is claimed once.
 fn claim(claimed: &mut Vec<(u64, MmioRegion)>, place: &Place) -> Result<MmioRegion, Error> {
     let (start, len) = place.pages();
-    if !claimed.iter().any(|(first, region)| *first <= start && start + len <= first + region.len() as u64) {
+    let holds =
+        |(first, region): &&(u64, MmioRegion)| *first <= start && start + len <= first + region.len() as u64;
+    if !claimed.iter().any(|one| holds(&one)) {
         let address = PhysAddr::new(start).ok_or(Error::BadConfig)?;
         offer(address, len);
         claimed.push((start, MmioRegion::map(&KERNEL, None, address, len as usize)?));
     }
-    let inside =
-        claimed.iter().find(|(first, region)| *first <= start && start + len <= first + region.len() as u64);
-    let (first, region) = inside.ok_or(Error::BadConfig)?;
+    let (first, region) = claimed.iter().find(holds).ok_or(Error::BadConfig)?;
     Ok(region.part((place.start - first) as usize, place.len as usize)?)
 }

@@ -35,11 +35,6 @@ impl MmioTransport {
         self.registers.device()
     }
 
-    /// Its kind.
-    pub fn kind(&self) -> DeviceType {
-        self.kind
-    }
-
     /// What the handler of its interrupt calls for each.
     ///
     /// # Errors
