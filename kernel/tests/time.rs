@@ -106,23 +106,27 @@ fn the_clock_is_refined() {
 #[test_case]
 fn a_second_look_follows_each_sleep() {
     run(async {
-        let mut look = SecondLook::default();
-        let mut looks = Vec::new();
-        let mut next = Timer::after(Duration::from_millis(50));
+        let (mut look, mut looks) = (SecondLook::default(), Vec::new());
+        let (start, mut rest) = (Instant::now(), None);
         assert!(look.want(), "no timer runs");
-        let start = Instant::now();
         poll_fn(|context| {
             if look.poll(context) {
                 looks.push(start.elapsed());
             } else if looks.is_empty() {
                 assert!(!look.want(), "a timer runs");
             }
-            Pin::new(&mut next).poll(context)
+            // On a busy host the second may be late: only what follows it is measured from it.
+            if looks.len() < 2 {
+                return Poll::Pending;
+            }
+            let rest = rest.get_or_insert_with(|| Timer::after(Duration::from_millis(20)));
+            Pin::new(rest).poll(context)
         })
         .await;
         let least = Duration::from_micros(LOOK_AGAIN.as_micros() as u64);
         assert_eq!(looks.len(), 2, "one for each sleep: {looks:?}");
-        assert!(looks[0] >= least && looks[1] >= looks[0] + least, "{looks:?}");
+        // What is noted is a little later than the time that the next sleep begins with.
+        assert!(looks[0] >= least && looks[1] >= 2 * least, "{looks:?}");
         // It begins anew.
         assert!(look.want());
         poll_fn(|context| if look.poll(context) { Poll::Ready(()) } else { Poll::Pending }).await;
