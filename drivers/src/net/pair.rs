@@ -82,6 +82,25 @@ impl TxFrame<'_> {
         self.len = frame.len() as u32;
         Ok(())
     }
+
+    /// Makes `parts`, one behind the other, the contents: headers and data from where they are.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    #[inline]
+    pub fn write_parts(&mut self, parts: &[&[u8]]) -> Result<(), VolatileError> {
+        let len = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+        if len == 0 || len > self.most {
+            return Err(VolatileError::OutOfBounds);
+        }
+        let mut at = FRAME_AT;
+        for part in parts {
+            self.buffer.write_slice(part, at)?;
+            at = at.saturating_add(part.len());
+        }
+        self.len = len as u32;
+        Ok(())
+    }
 }
 
 impl fmt::Debug for TxFrame<'_> {

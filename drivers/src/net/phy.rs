@@ -124,6 +124,17 @@ impl<T: Transport> Phy<T> {
         Some(Transmit { pair, buffer: &mut self.to_send })
     }
 
+    /// Sends a frame that is made of parts, one behind the other, which are copied to where the device reads
+    /// them. Returns whether there was room for it; one that is longer than the MTU allows, or a broken
+    /// ring's, is lost, as frames may be. The device learns of it with the next [`kick`](Self::kick).
+    pub fn send(&mut self, parts: &[&[u8]]) -> bool {
+        let Some(pair) = self.net.split().1.find_map(|pair| pair.can_send().then_some(pair)) else {
+            return false;
+        };
+        let _ = pair.send(1, |room| _ = room.write_parts(parts));
+        true
+    }
+
     /// The longest frame to send, in bytes.
     pub(super) fn longest(&self) -> usize {
         usize::from(self.net.control.mtu()).saturating_add(ETHERNET_HEADER_LEN)
