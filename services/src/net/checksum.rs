@@ -1,0 +1,89 @@
+//! The Internet checksum (RFC 1071).
+
+/// The sum over pieces of a packet, one after the other, of any length each.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Sum {
+    /// In the byte order of this machine, as the words were read.
+    words: u128,
+    /// Whether the next byte is the second one of a 16-bit word.
+    odd: bool,
+}
+
+impl Sum {
+    /// The same, with `bytes` behind what is summed already.
+    pub(super) fn add(mut self, bytes: &[u8]) -> Self {
+        let (words, tail) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        last.iter_mut().zip(tail).for_each(|(to, from)| *to = *from);
+        let mut sum = u128::from(u64::from_ne_bytes(last));
+        for word in words {
+            // Less than 2^60 words: it cannot wrap.
+            sum = sum.wrapping_add(u128::from(u64::from_ne_bytes(*word)));
+        }
+        let sum = if self.odd { u128::from(fold(sum).swap_bytes()) } else { sum };
+        self.words = self.words.wrapping_add(sum);
+        self.odd ^= bytes.len() % 2 == 1;
+        self
+    }
+
+    /// The same, with `other` behind it. Both are of an even length.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self { words: self.words.wrapping_add(other.words), ..other }
+    }
+
+    /// The bytes of the checksum field, if that was 0 when it was summed; and 0 twice if a packet is whole.
+    pub(super) fn finish(self) -> [u8; 2] {
+        (!fold(self.words)).to_ne_bytes()
+    }
+}
+
+/// The one's complement sum of all 16-bit words in a sum of larger ones.
+fn fold(sum: u128) -> u16 {
+    // Each step adds the upper half to the lower one; after the last there is no carry left.
+    let sum = (sum & u128::from(u64::MAX)).wrapping_add(sum >> 64);
+    let sum = (sum & u128::from(u64::MAX)).wrapping_add(sum >> 64) as u64;
+    let sum = (sum & 0xffff_ffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff).wrapping_add((sum >> 16) & 0xffff).wrapping_add(sum >> 32);
+    let sum = (sum & 0xffff).wrapping_add(sum >> 16);
+    (sum & 0xffff).wrapping_add(sum >> 16) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use smoltcp::wire::{Icmpv4Packet, Ipv4Packet};
+    use std::vec::Vec;
+
+    proptest! {
+        /// What smoltcp says of the same bytes, wherever they are cut.
+        #[test]
+        fn any_bytes_in_any_pieces(bytes in proptest::collection::vec(any::<u8>(), 4..200),
+                                   cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..5)) {
+            let mut packet = bytes;
+            Icmpv4Packet::new_unchecked(&mut packet).fill_checksum();
+            let expected = [packet[2], packet[3]];
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(packet.len() + 1)).collect();
+            cuts.extend([0, packet.len()]);
+            cuts.sort_unstable();
+            let sum = |packet: &[u8]| {
+                let pieces = cuts.windows(2).map(|cut| &packet[cut[0]..cut[1]]);
+                pieces.fold(Sum::default(), Sum::add).finish()
+            };
+            prop_assert_eq!(sum(&packet), [0, 0]);
+            (packet[2], packet[3]) = (0, 0);
+            prop_assert_eq!(sum(&packet), expected);
+        }
+    }
+
+    #[test]
+    fn carries() {
+        let mut packet = [0xff; 20];
+        Ipv4Packet::new_unchecked(&mut packet[..]).set_header_len(20);
+        Ipv4Packet::new_unchecked(&mut packet[..]).fill_checksum();
+        assert_eq!(Sum::default().add(&packet).finish(), [0, 0]);
+        assert_eq!(fold(u128::MAX), u16::MAX);
+        assert_eq!(fold((1 << 64) - 1), u16::MAX);
+        assert_eq!(fold(1 << 64), 1);
+    }
+}
