@@ -1,6 +1,8 @@
 //! Runs tasks until none is ready, then halts the processor until an interrupt.
 
 use alloc::boxed::Box;
+use alloc::collections::TryReserveError;
+use alloc::vec::Vec;
 use core::future::Future;
 use core::pin::Pin;
 use core::ptr;
@@ -51,7 +53,28 @@ pub fn run(start: impl FnOnce(Spawner)) -> ! {
 
 /// Starts a task. Its memory is on the heap, for good.
 pub fn spawn(spawner: &Spawner, task: impl Future<Output = ()> + 'static) {
-    let storage: &'static raw::TaskStorage<_> = Box::leak(Box::new(raw::TaskStorage::new()));
+    start(spawner, Box::leak(Box::new(raw::TaskStorage::new())), task);
+}
+
+/// Starts a task, if there is memory for it.
+///
+/// # Errors
+/// If there is none.
+pub fn try_spawn(spawner: &Spawner, task: impl Future<Output = ()> + 'static) -> Result<(), TryReserveError> {
+    let mut storage = Vec::new();
+    storage.try_reserve_exact(1)?;
+    storage.push(raw::TaskStorage::new());
+    if let [storage] = storage.leak() {
+        start(spawner, storage, task);
+    }
+    Ok(())
+}
+
+fn start<F: Future<Output = ()> + 'static>(
+    spawner: &Spawner,
+    storage: &'static raw::TaskStorage<F>,
+    task: F,
+) {
     match storage.spawn(|| task) {
         Ok(token) => spawner.spawn(token),
         Err(_) => unreachable!("the storage is new"),

@@ -8,12 +8,13 @@ use core::arch::x86_64::{__cpuid, _rdrand64_step};
 
 use embassy_executor::Spawner;
 use embassy_futures::yield_now;
+use embassy_time::Timer;
 use ringfence_memory::PAGE_SIZE;
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockSource;
 use ringfence_services::fs::FileSystem;
 use ringfence_services::http::{self, Limits, Server};
-use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
+use ringfence_services::net::{Addressing, Config, Stack, TcpConfig};
 use spin::Once;
 
 use crate::boot::Boot;
@@ -25,8 +26,6 @@ use crate::devices::status::{Files, Status};
 use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;
-/// Connections served at once, on each network card.
-const WORKERS: usize = 72;
 
 type HttpServer = Server<FileSystem<&'static Disk>, Api<Status>>;
 
@@ -48,12 +47,11 @@ pub fn run(boot: Boot) -> ! {
         if started.nics.is_empty() {
             log::warn!("there is no usable network device: nothing can be served");
         }
-        let pool = PoolConfig::for_memory(HTTP_PORT, ram / started.nics.len().max(1) as u64);
+        let tcp = TcpConfig::for_memory(HTTP_PORT, ram / started.nics.len().max(1) as u64);
         for nic in started.nics {
-            let config =
-                Config { addressing: Addressing::Dhcp, seed: seed(started.entropy.as_deref()), pool };
+            let config = Config { addressing: Addressing::Dhcp, seed: seed(started.entropy.as_deref()), tcp };
             let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
-            executor::spawn(&spawner, start_workers(spawner, stack, server));
+            executor::spawn(&spawner, start_workers(spawner, stack, server, tcp.connections));
             executor::spawn(&spawner, announce(stack));
             executor::spawn(&spawner, async { stack.run().await });
         }
@@ -65,10 +63,22 @@ pub fn run(boot: Boot) -> ! {
     })
 }
 
-/// Starts the tasks that serve connections.
-async fn start_workers(spawner: Spawner, stack: &'static Stack<Nic>, server: &'static HttpServer) {
-    for _ in 0..WORKERS {
-        executor::spawn(&spawner, async { http::worker(stack, server).await });
+/// Starts the tasks that serve connections, one for each that finds no task free: up to `most`, and as memory
+/// allows. They stay.
+async fn start_workers(
+    spawner: Spawner,
+    stack: &'static Stack<Nic>,
+    server: &'static HttpServer,
+    most: usize,
+) {
+    for _ in 0..most {
+        stack.wait_unserved().await;
+        let worker = || async { http::worker(stack, server).await };
+        while executor::try_spawn(&spawner, worker()).is_err() {
+            Timer::after_millis(100).await;
+        }
+        // It looks for its connection first.
+        yield_now().await;
     }
 }
 

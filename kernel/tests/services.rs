@@ -33,7 +33,7 @@ use ringfence_kernel::testing::On;
 use ringfence_kernel::{executor, interrupts};
 use ringfence_memory::{ConfigAccess, ConfigSpace, DmaWindows, PciAddress};
 use ringfence_services::block::{BlockError, BlockSource, MAX_READ};
-use ringfence_services::net::{Addressing, Config, PoolConfig, Stack};
+use ringfence_services::net::{Addressing, Config, Stack, TcpConfig};
 
 use support::{
     Random, Task, assert_audit_clean, config, functions_for, numbered, run_with, start_card, start_disk,
@@ -416,8 +416,8 @@ const TOO_MANY: On = On("disks=33", &one_disk_too_many);
 
 /// A stack that asks for an address.
 fn stack(nic: Nic) -> &'static Stack<Nic> {
-    let pool = PoolConfig::for_memory(80, 64 << 20);
-    let config = Config { addressing: Addressing::Dhcp, seed: 1, pool };
+    let tcp = TcpConfig::for_memory(80, 64 << 20);
+    let config = Config { addressing: Addressing::Dhcp, seed: 1, tcp };
     Box::leak(Box::new(Stack::new(nic, config)))
 }
 

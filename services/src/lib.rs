@@ -42,5 +42,6 @@ pub mod block;
 pub mod fs;
 pub mod http;
 pub mod net;
+pub mod shared;
 mod text;
 pub mod wakers;

@@ -41,6 +41,16 @@ impl Wakers {
         self.0.drain(..count).for_each(Waker::wake);
     }
 
+    /// Wakes the first. Returns whether there is one.
+    pub fn wake_one(&mut self) -> bool {
+        self.0.pop_front().map(Waker::wake).is_some()
+    }
+
+    /// Whether nobody waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Wakes all.
     pub fn wake_all(&mut self) {
         self.wake(usize::MAX);

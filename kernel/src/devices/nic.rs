@@ -166,6 +166,12 @@ impl stack::Nic for Nic {
         self.shared.link_up.get()
     }
 
+    fn send(&mut self, parts: &[&[u8]]) -> bool {
+        let room = self.phy.as_mut().is_some_and(|phy| phy.send(parts));
+        self.sent |= room;
+        room
+    }
+
     fn flush(&mut self) {
         let Some(phy) = &mut self.phy else { return };
         phy.kick();

@@ -1,22 +1,85 @@
-//! A frame on its way into smoltcp, one at a time, so that it can be looked at first.
+//! Frames on their way in: each goes to TCP, is answered here, or is smoltcp's.
+
+use core::net::IpAddr;
 
 use smoltcp::iface::{Interface, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, RxToken, TxToken};
-use smoltcp::socket::Socket;
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpEndpoint, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpProtocol, Ipv4Address};
 
-/// Gives a frame to smoltcp, with room for its answer; but not one of [`is_repeated`].
+use super::frame::Packet;
+use super::tcp::{Output, PIECES, Tcp};
+use super::{icmp, lease, micros};
+
+/// Takes a frame in, with room for one to answer it. Returns whether smoltcp was told.
 pub(super) fn take_in(
     iface: &mut Interface,
     sockets: &mut SocketSet<'_>,
+    tcp: &mut Tcp,
     now: Instant,
     frame: &[u8],
     room: impl TxToken,
     capabilities: DeviceCapabilities,
-) {
-    if !is_repeated(sockets, frame) {
-        iface.poll_ingress_single(now, &mut OneFrame { frame: Some((frame, room)), capabilities }, sockets);
+) -> bool {
+    let HardwareAddress::Ethernet(own) = iface.hardware_addr();
+    if let Some(packet) = Packet::parse(frame) {
+        let is_icmp = matches!(packet.protocol, IpProtocol::Icmp | IpProtocol::Icmpv6);
+        let is_ours = is_own(iface, packet.to) && is_unicast(packet.from);
+        if packet.protocol == IpProtocol::Tcp {
+            if is_ours {
+                tcp.take(&packet, &mut Answer(Some(room)), micros(now));
+            }
+            return false;
+        }
+        if is_icmp && icmp::is_echo_request(&packet) {
+            if is_ours {
+                icmp::answer(&packet, own, room);
+            }
+            return false;
+        }
+        if let Some(origin) = (is_icmp && is_ours).then(|| icmp::too_big(&packet)).flatten() {
+            tcp.too_big(&origin, micros(now));
+        }
+    }
+    let complete = lease::with_mask(frame, mask(iface));
+    let frame = complete.as_deref().unwrap_or(frame);
+    iface.poll_ingress_single(now, &mut OneFrame { frame: Some((frame, room)), capabilities }, sockets);
+    true
+}
+
+/// The subnet mask that a lease keeps which names none.
+fn mask(iface: &Interface) -> Ipv4Address {
+    let of = |cidr: &IpCidr| match cidr {
+        IpCidr::Ipv4(cidr) => Some(cidr.netmask()),
+        IpCidr::Ipv6(_) => None,
+    };
+    // One that is new has the whole link for its network: others are reached by their requests.
+    iface.ip_addrs().iter().find_map(of).unwrap_or(Ipv4Address::new(255, 255, 255, 0))
+}
+
+/// Whether an address is one of the interface's.
+fn is_own(iface: &Interface, address: IpAddr) -> bool {
+    iface.ip_addrs().iter().any(|cidr| IpAddr::from(cidr.address()) == address)
+}
+
+/// Whether an address can be somebody's.
+fn is_unicast(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !address.is_multicast() && !address.is_unspecified() && !address.is_loopback() && !is_broadcast
+}
+
+/// Room for the one answer to a frame.
+struct Answer<T>(Option<T>);
+
+impl<T: TxToken> Output for Answer<T> {
+    fn send(&mut self, headers: &[u8], data: &[&[u8]; PIECES]) -> bool {
+        let length = data.iter().fold(headers.len(), |sum, piece| sum.saturating_add(piece.len()));
+        let Some(room) = self.0.take() else { return false };
+        room.consume(length, |frame| {
+            let bytes = headers.iter().chain(data.iter().copied().flatten());
+            frame.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        });
+        true
     }
 }
 
@@ -55,32 +118,4 @@ impl<'a, T: TxToken> Device for OneFrame<'a, T> {
     fn capabilities(&self) -> DeviceCapabilities {
         self.capabilities.clone()
     }
-}
-
-/// Whether a frame would begin a connection that is there already, as a repeated SYN does. smoltcp gives such
-/// a segment to the first socket that takes it, and a listening one takes it as well as the connection's own;
-/// that one would ignore it, whatever its state. So it is not shown to smoltcp at all: no segment of a known
-/// connection reaches a listener.
-fn is_repeated(sockets: &SocketSet<'_>, frame: &[u8]) -> bool {
-    let Some((from, to)) = opening(frame) else { return false };
-    sockets.iter().any(|(_, socket)| match socket {
-        Socket::Tcp(socket) => (socket.remote_endpoint(), socket.local_endpoint()) == (Some(from), Some(to)),
-        _ => false,
-    })
-}
-
-/// Source and destination of a segment that a listening socket takes: one with neither ACK nor RST.
-fn opening(frame: &[u8]) -> Option<(IpEndpoint, IpEndpoint)> {
-    let frame = EthernetFrame::new_checked(frame).ok()?;
-    if frame.ethertype() != EthernetProtocol::Ipv4 {
-        return None;
-    }
-    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
-    if packet.next_header() != IpProtocol::Tcp {
-        return None;
-    }
-    let segment = TcpPacket::new_checked(packet.payload()).ok()?;
-    let from = IpEndpoint::new(packet.src_addr().into(), segment.src_port());
-    let to = IpEndpoint::new(packet.dst_addr().into(), segment.dst_port());
-    (!segment.ack() && !segment.rst()).then_some((from, to))
 }

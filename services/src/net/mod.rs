@@ -1,20 +1,23 @@
-//! TCP/IP over one Ethernet device: smoltcp, driven by one task.
+//! TCP/IP over one Ethernet device, driven by one task.
 //!
 //! [`Stack::run`] is the only place where packets move. It runs when the device has something (through the
-//! waker it leaves with [`Nic::register_waker`]), when a socket was used, and when a timer of the stack is
-//! due. smoltcp has no listen backlog: a SYN needs a socket in LISTEN. The pool keeps a few of those ready
-//! and makes the next one as soon as one is taken, within the same poll, so a burst of connections costs no
-//! resets and an idle stack little memory.
+//! waker it leaves with [`Nic::register_waker`]), when a connection was used, and when a timer is due. TCP
+//! and echo requests are answered here; what an interface needs besides, ARP, neighbor discovery,
+//! DHCP, the addresses of IPv6 and fragments, is smoltcp's.
 
+mod checksum;
 mod early;
+mod frame;
+mod icmp;
 mod ingress;
+mod lease;
 mod nic;
-mod pool;
 mod socket;
+mod tcp;
 
 pub use nic::Nic;
-pub use pool::PoolConfig;
-pub use socket::{TcpError, TcpSocket};
+pub use socket::TcpSocket;
+pub use tcp::{TcpConfig, TcpError, TcpStats};
 
 use core::cell::{Cell, RefCell};
 use core::future::{Future, poll_fn};
@@ -22,28 +25,30 @@ use core::pin::pin;
 use core::task::{Context, Poll, Waker};
 
 use crate::wakers::Wakers;
-use alloc::vec::Vec;
+use alloc::vec;
 use early::Early;
 use embassy_time::Timer;
 use ingress::take_in;
 use log::{info, warn};
-use pool::Pool;
 use smoltcp::iface::{Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{RxToken, TxToken};
 use smoltcp::socket::dhcpv4;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
-    HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr,
+    HardwareAddress, IpCidr, Ipv4Address, Ipv4Cidr, Ipv6Cidr,
 };
+use tcp::{Micros, Output, PIECES, Sent, Tcp};
 
 /// Frames taken from the device in one poll before other tasks get a turn.
 const INGRESS_BUDGET: usize = 64;
-/// Rounds over all sockets (one segment each) in one poll before other tasks get a turn.
-const EGRESS_BUDGET: usize = 64;
+/// Packets of smoltcp's in one poll.
+const EGRESS_BUDGET: usize = 8;
+/// Bytes in front of a packet.
+const ETHERNET_HEADER: usize = 14;
 /// When to look again if something waits to be sent and the device had no room: it may not interrupt for
 /// that.
-const DEVICE_FULL_RETRY: Duration = Duration::from_millis(1);
+const DEVICE_FULL_RETRY: Micros = 1000;
 
 /// How the interface gets its IPv4 address.
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +71,8 @@ pub struct Config {
     pub addressing: Addressing,
     /// Unpredictable bits: initial sequence numbers, DHCP transaction ids.
     pub seed: u64,
-    /// The TCP port served and the sockets for it.
-    pub pool: PoolConfig,
+    /// The TCP port served, and how much there may be of everything.
+    pub tcp: TcpConfig,
 }
 
 /// Bytes of TCP payload and connections since start.
@@ -92,9 +97,13 @@ struct Inner<N: Nic> {
     iface: Interface,
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
-    pool: Pool,
+    tcp: Tcp,
     early: Early,
     link_up: bool,
+    /// When smoltcp has something to do: a packet for it, or a timer.
+    smoltcp_due: Option<Instant>,
+    /// Where packets for other networks go, as the lease says.
+    router: Option<Ipv4Address>,
     /// Whether the network is to be told which hardware address is behind our address now.
     announce: bool,
     /// The task in [`Stack::run`].
@@ -106,11 +115,16 @@ struct Inner<N: Nic> {
 impl<N: Nic> Stack<N> {
     /// Takes the device. Nothing is sent before [`run`](Self::run) is polled.
     pub fn new(mut nic: N, config: Config) -> Self {
-        let hardware = HardwareAddress::Ethernet(usable_mac(nic.mac(), config.seed));
-        let mut iface_config = smoltcp::iface::Config::new(hardware);
+        let hardware = usable_mac(nic.mac(), config.seed);
+        let mut iface_config = smoltcp::iface::Config::new(HardwareAddress::Ethernet(hardware));
         iface_config.random_seed = config.seed;
+        iface_config.slaac = true;
         let mut iface = Interface::new(iface_config, &mut nic, now());
-        let mut sockets = SocketSet::new(Vec::with_capacity(config.pool.sockets.saturating_add(1)));
+        iface.update_ip_addrs(|addresses| {
+            // Cannot fail: the list is empty.
+            let _ = addresses.push(link_local(hardware).into());
+        });
+        let mut sockets = SocketSet::new(vec![]);
         let dhcp = match config.addressing {
             Addressing::Dhcp => Some(sockets.add(dhcp_client())),
             Addressing::Static { address, gateway } => {
@@ -119,15 +133,19 @@ impl<N: Nic> Stack<N> {
             }
         };
         let link_up = nic.link_up();
-        let pool = Pool::new(config.pool);
+        let longest = nic.capabilities().max_transmission_unit.saturating_sub(ETHERNET_HEADER);
+        let mtu = u16::try_from(longest).unwrap_or(u16::MAX);
+        let tcp = Tcp::new(config.tcp, hardware, mtu, config.seed);
         let inner = Inner {
             nic,
             iface,
             sockets,
             dhcp,
-            pool,
+            tcp,
             early: Early::default(),
             link_up,
+            smoltcp_due: Some(now()),
+            router: None,
             announce: true,
             runner: None,
             waiting: Wakers::default(),
@@ -164,21 +182,27 @@ impl<N: Nic> Stack<N> {
         self.inner.borrow().address()
     }
 
-    /// The next connection to the port of the pool. Any number of tasks may wait here.
+    /// The next connection to the port served that has sent something. Any number of tasks may wait here.
     pub async fn accept(&self) -> TcpSocket<'_, N> {
-        let handle = poll_fn(|cx| self.inner.borrow_mut().accept(cx)).await;
+        let id = poll_fn(|cx| self.inner.borrow_mut().tcp.accept(cx)).await;
         self.count(|stats| stats.accepted = stats.accepted.saturating_add(1));
-        TcpSocket::new(self, handle)
+        TcpSocket::new(self, id)
     }
 
-    /// Whether somebody is waiting for a free socket or a free task: idle connections should make room.
+    /// Waits until there is a connection that no task waits for in [`accept`](Self::accept): until one more
+    /// task is of use.
+    pub async fn wait_unserved(&self) {
+        poll_fn(|cx| self.inner.borrow_mut().tcp.poll_unserved(cx)).await;
+    }
+
+    /// Whether somebody waits for a free connection or a free task: idle connections should make room.
     pub fn crowded(&self) -> bool {
-        self.inner.borrow().pool.crowded()
+        self.inner.borrow().tcp.crowded()
     }
 
-    /// TCP sockets that exist now: listening, connected and closing.
-    pub fn sockets(&self) -> usize {
-        self.inner.borrow().pool.total()
+    /// The connections.
+    pub fn tcp(&self) -> TcpStats {
+        self.inner.borrow().tcp.stats()
     }
 
     /// Traffic since start.
@@ -206,28 +230,40 @@ impl<N: Nic> Inner<N> {
         }
         self.check_link();
         let now = now();
-        self.iface.poll_maintenance(now);
         self.announce(now);
-        let more_in = self.ingress(now);
-        let more_out = self.egress(now);
-        let changed = self.update_dhcp();
-        let linger = self.pool.maintain(&mut self.sockets, now);
+        let mut more = self.ingress(now);
+        if self.smoltcp_due.is_some_and(|due| due <= now) {
+            more |= self.poll_smoltcp(now);
+        }
+        let micros = micros(now);
+        self.tcp.look(&mut Frames(&mut self.nic), micros);
+        let sent = self.tcp.send(&mut Frames(&mut self.nic), micros);
         self.nic.flush();
-        if more_in || more_out || changed {
+        if more || sent == Sent::More {
             cx.waker().wake_by_ref();
             return;
         }
         self.nic.register_waker(cx.waker());
-        let stack = match self.iface.poll_delay(now, &self.sockets) {
-            Some(Duration::ZERO) => Some(DEVICE_FULL_RETRY),
-            other => other,
-        };
-        if let Some(delay) = [stack, linger].into_iter().flatten().min() {
-            let timer = pin!(Timer::after_micros(delay.total_micros()));
+        let retry = (sent == Sent::Full).then(|| micros.saturating_add(DEVICE_FULL_RETRY));
+        let smoltcp = self.smoltcp_due.map(self::micros);
+        if let Some(next) = [retry, smoltcp, self.tcp.next_alarm()].into_iter().flatten().min() {
+            let timer = pin!(Timer::after_micros(next.saturating_sub(micros)));
             if timer.poll(cx).is_ready() {
                 cx.waker().wake_by_ref();
             }
         }
+    }
+
+    /// Lets smoltcp do what it has to do. Returns whether there is more.
+    fn poll_smoltcp(&mut self, now: Instant) -> bool {
+        self.iface.poll_maintenance(now);
+        let more = (0..EGRESS_BUDGET)
+            .all(|_| self.iface.poll_egress(now, &mut self.nic, &mut self.sockets) != PollResult::None);
+        let changed = self.update_dhcp();
+        let delay =
+            self.iface.poll_delay(now, &self.sockets).map(|delay| delay.max(Duration::from_millis(1)));
+        self.smoltcp_due = if more || changed { Some(now) } else { delay.map(|delay| after(now, delay)) };
+        more || changed
     }
 
     /// Returns whether frames may be left.
@@ -235,35 +271,27 @@ impl<N: Nic> Inner<N> {
         (0..INGRESS_BUDGET).all(|_| self.ingress_single(now))
     }
 
-    /// Takes one frame in, if there is one: with an address, those that came before it first. A socket that a
-    /// SYN took is replaced before the next frame is looked at.
+    /// Takes one frame in, if there is one: with an address, those that came before it first.
     fn ingress_single(&mut self, now: Instant) -> bool {
         let has_address = self.address().is_some();
-        let Self { nic, iface, sockets, pool, early, .. } = self;
+        let Self { nic, iface, sockets, tcp, early, .. } = self;
         let capabilities = nic.capabilities();
+        let mut is_smoltcps = false;
         if has_address && !early.is_empty() {
             let Some(room) = nic.transmit(now) else { return false };
             let frame = early.take().unwrap_or_default();
-            take_in(iface, sockets, now, &frame, room, capabilities);
+            is_smoltcps = take_in(iface, sockets, tcp, now, &frame, room, capabilities);
         } else {
             let Some((frame, room)) = nic.receive(now) else { return false };
             frame.consume(|frame| {
                 if !has_address {
                     early.keep(frame);
                 }
-                take_in(iface, sockets, now, frame, room, capabilities);
+                is_smoltcps = take_in(iface, sockets, tcp, now, frame, room, capabilities);
             });
         }
-        pool.refill(sockets, now);
-        true
-    }
-
-    /// Returns whether there may be more to send.
-    fn egress(&mut self, now: Instant) -> bool {
-        for _ in 0..EGRESS_BUDGET {
-            if self.iface.poll_egress(now, &mut self.nic, &mut self.sockets) == PollResult::None {
-                return false;
-            }
+        if is_smoltcps {
+            self.smoltcp_due = Some(now);
         }
         true
     }
@@ -282,17 +310,22 @@ impl<N: Nic> Inner<N> {
             let dhcp = self.sockets.get_mut::<dhcpv4::Socket>(handle);
             dhcp.reset();
             let _ = dhcp.poll();
+            self.smoltcp_due = Some(now());
         }
     }
 
     /// Returns whether there is a new address.
     fn update_dhcp(&mut self) -> bool {
         let Some(handle) = self.dhcp else { return false };
+        let before = self.address();
         match self.sockets.get_mut::<dhcpv4::Socket>(handle).poll() {
             None => false,
             Some(dhcpv4::Event::Configured(lease)) => {
                 info!("network: address {} (DHCP)", lease.address);
-                set_address(&mut self.iface, Some((lease.address, lease.router)));
+                // A server that renews a lease need not repeat everything.
+                let kept = self.router.filter(|_| Some(lease.address) == before);
+                self.router = lease.router.or(kept);
+                set_address(&mut self.iface, Some((lease.address, self.router)));
                 self.announce = true;
                 self.waiting.wake_all();
                 true
@@ -335,22 +368,10 @@ impl<N: Nic> Inner<N> {
     }
 
     fn address(&self) -> Option<Ipv4Cidr> {
-        self.iface.ip_addrs().first().map(|cidr| match cidr {
-            IpCidr::Ipv4(v4) => *v4,
+        self.iface.ip_addrs().iter().find_map(|cidr| match cidr {
+            IpCidr::Ipv4(v4) => Some(*v4),
+            IpCidr::Ipv6(_) => None,
         })
-    }
-
-    fn accept(&mut self, cx: &mut Context<'_>) -> Poll<SocketHandle> {
-        match self.pool.accept(&self.sockets) {
-            Some(handle) => {
-                self.wake_runner();
-                Poll::Ready(handle)
-            }
-            None => {
-                self.pool.wait(cx.waker());
-                Poll::Pending
-            }
-        }
     }
 
     fn wake_runner(&self) {
@@ -360,8 +381,37 @@ impl<N: Nic> Inner<N> {
     }
 }
 
+/// Frames of TCP on their way to the device.
+struct Frames<'a, N>(&'a mut N);
+
+impl<N: Nic> Output for Frames<'_, N> {
+    fn send(&mut self, headers: &[u8], data: &[&[u8]; PIECES]) -> bool {
+        let [first, second, third, fourth] = data;
+        match second.is_empty() {
+            true => self.0.send(&[headers, first]),
+            false => self.0.send(&[headers, first, second, third, fourth]),
+        }
+    }
+}
+
 fn now() -> Instant {
     Instant::from_micros(i64::try_from(embassy_time::Instant::now().as_micros()).unwrap_or(i64::MAX))
+}
+
+fn micros(time: Instant) -> Micros {
+    u64::try_from(time.total_micros()).unwrap_or(0)
+}
+
+fn after(time: Instant, delay: Duration) -> Instant {
+    let delay = i64::try_from(delay.total_micros()).unwrap_or(i64::MAX);
+    Instant::from_micros(time.total_micros().saturating_add(delay))
+}
+
+/// The address that an interface has on its link (RFC 4291, 2.5.6 and appendix A).
+fn link_local(hardware: EthernetAddress) -> Ipv6Cidr {
+    let [a, b, c, d, e, f] = hardware.0;
+    let interface = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    Ipv6Cidr::new((0xfe80_u128 << 112 | u128::from(u64::from_be_bytes(interface))).into(), 64)
 }
 
 /// A device may report any six bytes; smoltcp insists on a unicast address. Anything else is replaced by a
@@ -392,11 +442,11 @@ fn set_address(iface: &mut Interface, lease: Option<(Ipv4Cidr, Option<Ipv4Addres
         !address.is_unspecified() && !address.is_multicast() && !address.is_broadcast()
     });
     let wanted = usable.map(|(cidr, _)| IpCidr::Ipv4(cidr));
-    if iface.ip_addrs().first() != wanted.as_ref() {
+    if iface.ip_addrs().iter().find(|cidr| matches!(cidr, IpCidr::Ipv4(_))) != wanted.as_ref() {
         iface.update_ip_addrs(|addresses| {
-            addresses.clear();
-            // Cannot fail: the list was just emptied.
-            let _ = wanted.map(|cidr| addresses.push(cidr));
+            addresses.retain(|cidr| matches!(cidr, IpCidr::Ipv6(_)));
+            // In front of all that routers give: it has its place.
+            let _ = wanted.map(|cidr| addresses.insert(0, cidr));
         });
     }
     iface.routes_mut().remove_default_ipv4_route();

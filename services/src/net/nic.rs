@@ -3,7 +3,8 @@
 use core::task::Waker;
 use smoltcp::phy::Device;
 
-/// An Ethernet device under a [`Stack`](super::Stack): smoltcp's [`Device`] plus how to sleep on it.
+/// An Ethernet device under a [`Stack`](super::Stack): smoltcp's [`Device`], a way to send frames without a
+/// copy of them, and how to sleep on it.
 ///
 /// `receive` must offer a waiting frame even while there is no room to send (the answer is then lost, as on a
 /// real wire), or else must wake the registered waker when there is room again.
@@ -13,6 +14,9 @@ pub trait Nic: Device {
 
     /// Whether the link is up now. Devices without the feature are always up.
     fn link_up(&mut self) -> bool;
+
+    /// Sends a frame that is made of parts, one behind the other. Returns whether there was room for it.
+    fn send(&mut self, parts: &[&[u8]]) -> bool;
 
     /// Makes frames sent since the last call visible to the device, with at most one notification.
     fn flush(&mut self);

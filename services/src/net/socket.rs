@@ -1,18 +1,13 @@
 //! One TCP connection as `embedded_io_async` streams.
 
 use core::future::poll_fn;
-use core::task::Poll;
+use core::task::{Context, Poll};
 
 use embedded_io_async::{Error, ErrorKind, ErrorType, Read, Write};
-use smoltcp::iface::SocketHandle;
-use smoltcp::socket::tcp::{RecvError, Socket, State};
 
-use super::{Nic, Stack};
-
-/// The connection is gone: reset by either side, or the peer stopped answering.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the connection was reset or the peer stopped answering")]
-pub struct TcpError;
+use super::tcp::{Micros, Tcp, TcpError};
+use super::{Nic, Stack, micros, now};
+use crate::shared::Shared;
 
 impl Error for TcpError {
     fn kind(&self) -> ErrorKind {
@@ -26,39 +21,59 @@ impl Error for TcpError {
 /// cancelled without losing data.
 pub struct TcpSocket<'a, N: Nic> {
     stack: &'a Stack<N>,
-    handle: SocketHandle,
+    id: u32,
 }
 
 impl<'a, N: Nic> TcpSocket<'a, N> {
-    pub(super) fn new(stack: &'a Stack<N>, handle: SocketHandle) -> Self {
-        Self { stack, handle }
+    pub(super) fn new(stack: &'a Stack<N>, id: u32) -> Self {
+        Self { stack, id }
     }
 
-    /// Runs `f` on the socket, then lets the stack act on what changed.
-    fn with<R>(&self, f: impl FnOnce(&mut Socket<'static>) -> R) -> R {
+    /// Runs `f` on the connections, then lets the stack act on what changed.
+    fn with<R>(&self, f: impl FnOnce(&mut Tcp, u32, Micros) -> R) -> R {
         let mut inner = self.stack.inner.borrow_mut();
-        let result = f(inner.sockets.get_mut(self.handle));
+        let result = f(&mut inner.tcp, self.id, micros(now()));
         inner.wake_runner();
         result
     }
 
+    /// The same, for what may have to wait; the stack is told if it does not.
+    async fn poll<R>(&self, mut f: impl FnMut(&mut Tcp, u32, &Context<'_>, Micros) -> Poll<R>) -> R {
+        poll_fn(|cx| {
+            let mut inner = self.stack.inner.borrow_mut();
+            let result = f(&mut inner.tcp, self.id, cx, micros(now()));
+            if result.is_ready() {
+                inner.wake_runner();
+            }
+            result
+        })
+        .await
+    }
+
     /// Ends our half: FIN after what was written. Reading goes on.
     pub fn close(&mut self) {
-        self.with(Socket::close);
+        self.with(Tcp::close);
     }
 
     /// Resets the connection; unsent data is lost.
     pub fn abort(self) {
-        self.with(Socket::abort);
+        self.with(Tcp::abort);
+    }
+
+    /// Writes bytes that others hold as well, without a copy: all of them. Waits as `write` does.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub async fn share(&mut self, bytes: &Shared) -> Result<(), TcpError> {
+        let count = self.poll(|tcp, id, cx, now| tcp.share(id, bytes, cx, now)).await?;
+        self.stack.count(|s| s.sent = s.sent.saturating_add(count as u64));
+        Ok(())
     }
 }
 
 impl<N: Nic> Drop for TcpSocket<'_, N> {
     fn drop(&mut self) {
-        let mut inner = self.stack.inner.borrow_mut();
-        let inner = &mut *inner;
-        inner.pool.linger(&mut inner.sockets, self.handle);
-        inner.wake_runner();
+        self.with(Tcp::let_go);
     }
 }
 
@@ -69,63 +84,22 @@ impl<N: Nic> ErrorType for TcpSocket<'_, N> {
 impl<N: Nic> Read for TcpSocket<'_, N> {
     /// Returns 0 when the peer has finished sending (or for an empty `buf`).
     async fn read(&mut self, buf: &mut [u8]) -> Result<usize, TcpError> {
-        poll_fn(|cx| {
-            let mut inner = self.stack.inner.borrow_mut();
-            let socket = inner.sockets.get_mut::<Socket>(self.handle);
-            match socket.recv_slice(buf) {
-                Ok(0) if !buf.is_empty() => {
-                    socket.register_recv_waker(cx.waker());
-                    Poll::Pending
-                }
-                Ok(n) => {
-                    inner.wake_runner();
-                    self.stack.count(|s| s.received = s.received.saturating_add(n as u64));
-                    Poll::Ready(Ok(n))
-                }
-                Err(RecvError::Finished) => Poll::Ready(Ok(0)),
-                Err(RecvError::InvalidState) => Poll::Ready(Err(TcpError)),
-            }
-        })
-        .await
+        let count = self.poll(|tcp, id, cx, now| tcp.read(id, buf, cx, now)).await?;
+        self.stack.count(|s| s.received = s.received.saturating_add(count as u64));
+        Ok(count)
     }
 }
 
 impl<N: Nic> Write for TcpSocket<'_, N> {
-    /// Copies into the transmit buffer; waits only while that is full.
+    /// Copies into the transmit queue; waits only while that is full.
     async fn write(&mut self, buf: &[u8]) -> Result<usize, TcpError> {
-        poll_fn(|cx| {
-            let mut inner = self.stack.inner.borrow_mut();
-            let socket = inner.sockets.get_mut::<Socket>(self.handle);
-            match socket.send_slice(buf) {
-                Ok(0) if !buf.is_empty() => {
-                    socket.register_send_waker(cx.waker());
-                    Poll::Pending
-                }
-                Ok(n) => {
-                    inner.wake_runner();
-                    self.stack.count(|s| s.sent = s.sent.saturating_add(n as u64));
-                    Poll::Ready(Ok(n))
-                }
-                Err(_) => Poll::Ready(Err(TcpError)),
-            }
-        })
-        .await
+        let count = self.poll(|tcp, id, cx, now| tcp.write(id, buf, cx, now)).await?;
+        self.stack.count(|s| s.sent = s.sent.saturating_add(count as u64));
+        Ok(count)
     }
 
     /// Waits until the peer has acknowledged everything written.
     async fn flush(&mut self) -> Result<(), TcpError> {
-        poll_fn(|cx| {
-            let mut inner = self.stack.inner.borrow_mut();
-            let socket = inner.sockets.get_mut::<Socket>(self.handle);
-            match (socket.state(), socket.send_queue()) {
-                (State::Closed, queued) if queued > 0 => Poll::Ready(Err(TcpError)),
-                (_, 0) => Poll::Ready(Ok(())),
-                _ => {
-                    socket.register_send_waker(cx.waker());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        self.poll(|tcp, id, cx, _| tcp.flush(id, cx)).await
     }
 }

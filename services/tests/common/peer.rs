@@ -14,7 +14,7 @@ use futures::executor::LocalPool;
 use futures::task::LocalSpawnExt;
 use ringfence_services::api::Api;
 use ringfence_services::http::{Limits, Server, worker};
-use ringfence_services::net::{Addressing, Config, Nic, PoolConfig, Stack};
+use ringfence_services::net::{Addressing, Config, Nic, Stack, TcpConfig};
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
@@ -46,8 +46,13 @@ impl Peer {
     }
 
     pub fn connect(&mut self) -> SocketHandle {
+        self.connect_with(65_000)
+    }
+
+    /// Connects, with room for so many bytes of an answer.
+    pub fn connect_with(&mut self, room: usize) -> SocketHandle {
         let buffer = |size| tcp::SocketBuffer::new(vec![0; size]);
-        let mut socket = tcp::Socket::new(buffer(65_000), buffer(8192));
+        let mut socket = tcp::Socket::new(buffer(room), buffer(8192));
         self.next_port += 1;
         socket.connect(self.iface.context(), (SERVER, 80), self.next_port).unwrap();
         self.sockets.add(socket)
@@ -153,8 +158,8 @@ pub fn body(response: &[u8]) -> &[u8] {
     &response[head + 4..]
 }
 
-pub fn pool_config() -> PoolConfig {
-    PoolConfig { port: 80, sockets: 88, backlog: 4, rx: 4096, tx: 32768 }
+pub fn tcp_config() -> TcpConfig {
+    TcpConfig { port: 80, connections: 88, remembered: 256, memory: 4 << 20, window: 256 << 10 }
 }
 
 pub fn fixed() -> Addressing {
@@ -166,11 +171,18 @@ pub struct Setup {
     pub faults: Faults,
     pub limits: Limits,
     pub workers: usize,
+    pub tcp: TcpConfig,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { addressing: fixed(), faults: Faults::default(), limits: quick_limits(), workers: WORKERS }
+        Self {
+            addressing: fixed(),
+            faults: Faults::default(),
+            limits: quick_limits(),
+            workers: WORKERS,
+            tcp: tcp_config(),
+        }
     }
 }
 
@@ -183,13 +195,15 @@ pub fn with_server<F: Future<Output = ()> + 'static>(setup: Setup, test: impl Fn
         .with("/a.txt", "0123456789")
         .with_generated("/m.bin", 1_000_000)
         .with_generated("/big.bin", 100_000_000);
-    let config = Config { addressing: setup.addressing, seed: 42, pool: pool_config() };
+    let config = Config { addressing: setup.addressing, seed: 42, tcp: setup.tcp };
     let app: App = Rc::new((
         Stack::new(ours, config),
         Server::new(super::mounted(tree), Api(Machine::default()), setup.limits),
     ));
     let mut executor = LocalPool::new();
     let spawn = |future: Pin<Box<dyn Future<Output = ()>>>| executor.spawner().spawn_local(future).unwrap();
+    let carrying = theirs.cable.clone();
+    spawn(Box::pin(async move { carrying.carry().await }));
     let running = app.clone();
     spawn(Box::pin(async move { running.0.run().await }));
     for _ in 0..setup.workers {

@@ -19,6 +19,11 @@ pub struct Faults {
     pub repeat: u64,
     pub reorder: u64,
     pub corrupt: u64,
+    /// How long each frame is on its way, in milliseconds: see [`Cable::carry`].
+    pub delay: u64,
+    /// Bytes that pass in a millisecond, and bytes that wait for their turn at most; 0: no limit.
+    pub rate: u64,
+    pub queue: u64,
 }
 
 #[derive(Default)]
@@ -30,6 +35,8 @@ struct End {
 /// The end a frame goes to and the frame, to the frames that are put on the cable for it.
 pub type Script = Box<dyn FnMut(usize, Vec<u8>) -> Vec<Vec<u8>>>;
 
+type Flying = (std::time::Instant, Vec<u8>);
+
 /// Shared by the two ports.
 pub struct Cable {
     ends: [End; 2],
@@ -40,6 +47,10 @@ pub struct Cable {
     pub full: Cell<bool>,
     /// Says what arrives instead of a frame on its way to an end; faults come on top.
     pub script: RefCell<Option<Script>>,
+    /// Frames on their way to each end, each with the time at which it arrives.
+    under_way: [RefCell<VecDeque<Flying>>; 2],
+    /// When the last of them leaves, where they have to wait.
+    leaves: [Cell<Option<std::time::Instant>>; 2],
     /// Frames handed to the cable.
     pub frames: Cell<u64>,
     /// Calls of `flush` that had something to make visible: what a real device counts as notifications.
@@ -62,6 +73,8 @@ pub fn cable(faults: Faults) -> (Port, Port) {
         up: Cell::new(true),
         full: Cell::new(false),
         script: RefCell::new(None),
+        under_way: Default::default(),
+        leaves: Default::default(),
         frames: Cell::new(0),
         kicks: Cell::new(0),
     });
@@ -78,6 +91,37 @@ impl Cable {
     pub fn set_up(&self, up: bool) {
         self.up.set(up);
         self.ends.iter().for_each(End::wake);
+    }
+
+    /// A frame takes its time, and waits for those before it; or is one too many.
+    fn delay(&self, end: usize, frame: Vec<u8>, faults: Faults) {
+        let now = std::time::Instant::now();
+        let mut leaves = self.leaves[end].get().unwrap_or(now).max(now);
+        if faults.rate > 0 {
+            let takes = |bytes| std::time::Duration::from_micros(bytes * 1000 / faults.rate);
+            if leaves - now > takes(faults.queue) {
+                return;
+            }
+            leaves += takes(frame.len() as u64);
+            self.leaves[end].set(Some(leaves));
+        }
+        let arrives = leaves + std::time::Duration::from_millis(faults.delay);
+        self.under_way[end].borrow_mut().push_back((arrives, frame));
+    }
+
+    /// Lets frames arrive, for as long as it is polled.
+    pub async fn carry(&self) {
+        loop {
+            embassy_time::Timer::after_micros(500).await;
+            let now = std::time::Instant::now();
+            for (under_way, end) in self.under_way.iter().zip(&self.ends) {
+                let mut under_way = under_way.borrow_mut();
+                while under_way.front().is_some_and(|(arrives, _)| *arrives <= now) {
+                    end.frames.borrow_mut().extend(under_way.pop_front().map(|(_, frame)| frame));
+                    end.wake();
+                }
+            }
+        }
     }
 
     /// xorshift64.
@@ -104,6 +148,12 @@ impl Cable {
         frames.into_iter().for_each(|frame| self.pass(end, frame));
     }
 
+    /// Lets a frame arrive at `end`, as it is.
+    pub fn put(&self, end: usize, frame: Vec<u8>) {
+        self.ends[end].frames.borrow_mut().push_back(frame);
+        self.ends[end].wake();
+    }
+
     fn pass(&self, end: usize, mut frame: Vec<u8>) {
         let faults = self.faults.get();
         if !self.up.get() || self.happens(faults.lose) {
@@ -112,6 +162,9 @@ impl Cable {
         if self.happens(faults.corrupt) && !frame.is_empty() {
             let at = self.random() as usize % frame.len();
             frame[at] ^= 1 << (self.random() % 8);
+        }
+        if faults.delay > 0 {
+            return self.delay(end, frame, faults);
         }
         let mut queue = self.ends[end].frames.borrow_mut();
         if self.happens(faults.repeat) {
@@ -187,6 +240,13 @@ impl Nic for Port {
 
     fn link_up(&mut self) -> bool {
         self.cable.up.get()
+    }
+
+    fn send(&mut self, parts: &[&[u8]]) -> bool {
+        let Some(room) = self.transmit(Instant::ZERO) else { return false };
+        let frame = parts.concat();
+        room.consume(frame.len(), |to| to.copy_from_slice(&frame));
+        true
     }
 
     fn flush(&mut self) {
