@@ -1,0 +1,174 @@
+//! The load: threads that ask for files over HTTP. What they get is looked at when the time was taken.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::files::{Content, File};
+
+/// How long an answer, and each part of it, may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Most bytes of an answer's head.
+const MOST_HEAD: usize = 4096;
+
+/// What several clients do together.
+pub struct Task {
+    /// How it is called in rows.
+    pub name: &'static str,
+    pub clients: usize,
+    /// Requests share connections.
+    pub keep_alive: bool,
+    /// One for each request.
+    pub files: Vec<File>,
+}
+
+/// How that went.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    pub seconds: f64,
+    /// Requests that were answered, and the bytes they got.
+    pub answered: usize,
+    pub bytes: usize,
+    /// Requests whose connection was refused or broken.
+    pub failed: usize,
+}
+
+impl Task {
+    /// Does it, at the guest's `address`. An error if an answer is not the file.
+    pub fn run(&self, address: Ipv4Addr, content: &Content) -> Result<Outcome> {
+        let address = SocketAddr::from((address, 80));
+        let mut answers: Vec<Answer> = self.files.iter().map(Answer::new).collect();
+        let requests = Mutex::new(answers.iter_mut());
+        let start = Barrier::new(self.clients + 1);
+        let seconds = thread::scope(|scope| {
+            let client = || {
+                let mut connection = self.keep_alive.then(|| connect(address).ok()).flatten();
+                start.wait();
+                loop {
+                    let Some(answer) = requests.lock().expect("no thread panics").next() else { break };
+                    answer.error = self.request(address, &mut connection, answer).err();
+                }
+            };
+            let clients: Vec<_> = (0..self.clients).map(|_| scope.spawn(client)).collect();
+            start.wait();
+            let start = Instant::now();
+            clients.into_iter().for_each(|client| client.join().expect("no thread panics"));
+            start.elapsed().as_secs_f64()
+        });
+        let answered = answers.iter().filter(|answer| answer.error.is_none());
+        for answer in answered.clone() {
+            let right = content.matches(answer.file, &answer.body);
+            ensure!(right, "{}: {}: these are not its bytes", self.name, answer.file.path);
+        }
+        let (count, bytes) = (answered.clone().count(), answered.map(|answer| answer.body.len()).sum());
+        ensure!(count > 0, "{}: {:?}", self.name, answers.first().and_then(|answer| answer.error.as_ref()));
+        Ok(Outcome { seconds, answered: count, bytes, failed: answers.len() - count })
+    }
+
+    /// One request, on a connection that is there, if it may be, and stays there if all went well.
+    fn request(
+        &self,
+        address: SocketAddr,
+        connection: &mut Option<TcpStream>,
+        answer: &mut Answer,
+    ) -> Result<()> {
+        let mut stream = connection.take().map_or_else(|| connect(address), Ok)?;
+        let end = if self.keep_alive { "" } else { "Connection: close\r\n" };
+        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n{end}\r\n", answer.file.path, address.ip());
+        stream.write_all(request.as_bytes())?;
+        read_answer(&mut stream, &mut answer.body)?;
+        *connection = self.keep_alive.then_some(stream);
+        Ok(())
+    }
+}
+
+/// What a request for a file gets.
+struct Answer<'a> {
+    file: &'a File,
+    /// As long as it should be; its memory is there already.
+    body: Vec<u8>,
+    error: Option<anyhow::Error>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(file: &'a File) -> Self {
+        // Not zeroes: memory for these is only promised.
+        Self { file, body: vec![0xa5; file.length], error: None }
+    }
+}
+
+fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Reads an answer whose body fills `body`.
+fn read_answer(stream: &mut impl Read, body: &mut [u8]) -> Result<()> {
+    let mut head = [0; MOST_HEAD];
+    let mut filled = 0;
+    let end = loop {
+        let count = stream.read(&mut head[filled..])?;
+        ensure!(count > 0, "no whole head in {filled} bytes");
+        filled += count;
+        if let Some(end) = end_of_head(&head[..filled]) {
+            break end;
+        }
+    };
+    let text = std::str::from_utf8(&head[..end])?;
+    ensure!(text.starts_with("HTTP/1.1 200 "), "{}", text.lines().next().unwrap_or_default());
+    let length = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim())
+    });
+    let length: usize = length.context("no Content-Length")?.parse()?;
+    let start = &head[end..filled];
+    let right = length == body.len() && start.len() <= length;
+    ensure!(right, "{length} bytes, {} at once, instead of {}", start.len(), body.len());
+    body[..start.len()].copy_from_slice(start);
+    let mut at = start.len();
+    while at < length {
+        match stream.read(&mut body[at..])? {
+            0 => bail!("{at} of {length} bytes"),
+            count => at += count,
+        }
+    }
+    Ok(())
+}
+
+fn end_of_head(bytes: &[u8]) -> Option<usize> {
+    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read_to_their_end() {
+        let read = |text: &str, length: usize| {
+            let mut body = vec![0; length];
+            read_answer(&mut text.as_bytes(), &mut body).map(|()| body)
+        };
+        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
+        assert_eq!(read(answer, 3).unwrap(), b"abc");
+        for length in 0..answer.len() {
+            assert!(read(&answer[..length], 3).is_err(), "{length}");
+        }
+        for (wrong, length) in [
+            (answer, 2),
+            (answer, 4),
+            ("HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc", 3),
+            ("HTTP/1.1 200 OK\r\n\r\nabc", 3),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabcd", 3),
+        ] {
+            assert!(read(wrong, length).is_err(), "{wrong}");
+        }
+    }
+}
