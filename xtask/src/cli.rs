@@ -39,6 +39,8 @@ pub enum Command {
     Bench {
         #[arg(value_parser = crate::bench::NAMES)]
         name: Option<String>,
+        #[command(flatten)]
+        http: crate::bench::http::Options,
     },
     /// Boot examples/minikernel, the drivers in another kernel, with a disk made for it and a network card
     Minikernel(MinikernelOptions),
@@ -165,7 +167,7 @@ mod tests {
             assert!(options.log.is_none() && options.qemu_arguments.is_empty());
         }
         assert!(matches!(parsed("test").unwrap(), Command::Test { filter, gdb: false } if filter.is_empty()));
-        assert!(matches!(parsed("bench").unwrap(), Command::Bench { name: None }));
+        assert!(matches!(parsed("bench").unwrap(), Command::Bench { name: None, .. }));
     }
 
     #[test]
@@ -186,7 +188,7 @@ mod tests {
             assert!(matches!(parsed, Command::Test { filter, gdb } if filter == "a::b" && gdb == debug));
         }
         assert!(
-            matches!(parsed("bench net").unwrap(), Command::Bench { name } if name.as_deref() == Some("net"))
+            matches!(parsed("bench net").unwrap(), Command::Bench { name, .. } if name.as_deref() == Some("net"))
         );
     }
 

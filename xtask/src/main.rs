@@ -39,7 +39,7 @@ fn dispatch() -> Result<u8> {
         Command::Run(options) => run::run(&options, None),
         Command::Test { filter, gdb: false } => test::test(&filter),
         Command::Test { filter, gdb: true } => test::debug(&filter),
-        Command::Bench { name } => bench::bench(name.as_deref()),
+        Command::Bench { name, http } => bench::bench(name.as_deref(), http),
         Command::Minikernel(options) => minikernel::run(&options, None),
         Command::Cargo { arguments } => kernel::run_cargo(&setup::ensure(Need::Run)?, &arguments),
         Command::Boot { built } => match cli::parse_built(&built)? {

@@ -3,6 +3,7 @@
 
 pub mod blk;
 mod figures;
+pub mod http;
 mod linux;
 pub mod memory;
 pub mod net;
@@ -24,18 +25,19 @@ use crate::setup::{self, Need, Toolchain};
 use crate::target;
 
 /// Every benchmark.
-pub const NAMES: [&str; 3] = ["blk", "net", "memory"];
+pub const NAMES: [&str; 4] = ["blk", "net", "memory", "http"];
 /// How long a guest may take for one round of everything.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the benchmark called `name`, or all; returns the exit code for this program.
-pub fn bench(name: Option<&str>) -> Result<u8> {
+pub fn bench(name: Option<&str>, options: http::Options) -> Result<u8> {
     let toolchain = setup::ensure(Need::Run)?;
     let mut worst = 0;
     for name in NAMES.into_iter().filter(|each| name.is_none_or(|name| name == *each)) {
         worst = worst.max(match name {
             "blk" => blk::bench(&toolchain)?,
             "net" => net::bench(&toolchain)?,
+            "http" => http::bench(&toolchain, options)?,
             _ => memory::bench(&toolchain)?,
         });
     }
