@@ -187,7 +187,12 @@ pub fn json(rows: &[Row]) -> Result<String> {
 
 /// QEMU's command line for the benchmark `what` on `machine`, as a person would type it.
 pub fn command_line(machine: &Machine, what: impl Display) -> String {
-    let arguments = with_task(machine, &what.to_string()).arguments();
+    command(&with_task(machine, &what.to_string()))
+}
+
+/// QEMU's command line for `machine`, as a person would type it.
+pub fn command(machine: &Machine) -> String {
+    let arguments = machine.arguments();
     let words = arguments.iter().map(|word| match word.to_string_lossy() {
         word if word.contains(' ') => format!("\"{word}\"").into(),
         word => word,
