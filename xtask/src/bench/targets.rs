@@ -45,6 +45,7 @@ impl Target {
         match self.missed() {
             None => "not measured".into(),
             Some(0.0) => "met".into(),
+            Some(f64::INFINITY) => "missed".into(),
             Some(missed) => format!("missed by {:.1} %", 100.0 * missed),
         }
     }
@@ -86,6 +87,7 @@ mod tests {
             (Bound::AtLeast(2.0), 1.9, "missed by 5.0 %"),
             (Bound::AtMost(120.0), 120.0, "met"),
             (Bound::AtMost(120.0), 132.0, "missed by 10.0 %"),
+            (Bound::AtMost(0.0), 7.0, "missed"),
             (Bound::Within(1.0, 2.0), 1.5, "met"),
             (Bound::Within(1.0, 2.0), 0.9, "missed by 10.0 %"),
             (Bound::Within(1.0, 2.0), 3.0, "missed by 50.0 %"),
