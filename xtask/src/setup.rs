@@ -91,22 +91,38 @@ pub fn ensure(need: Need) -> Result<Toolchain> {
     }
 }
 
-/// What makes the Linux guest that the block benchmark compares with: as in [`PROGRAMS`], but only that needs
-/// it.
+/// What makes the Linux guests that the benchmarks compare with: as in [`PROGRAMS`], but only they need it.
 const LINUX_GUEST: [(&str, &str, &str); 5] = [
-    ("fio", "fio", "measures disks in the Linux guest of the benchmarks"),
-    ("busybox", "busybox-static", "starts fio in that guest"),
+    ("fio", "fio", "measures disks in a Linux guest of the benchmarks"),
+    ("busybox", "busybox-static", "starts programs in that guest"),
     ("dpkg-deb", "dpkg", "unpacks the kernel of that guest"),
     ("tar", "tar", "unpacks the kernel of that guest"),
     ("xz", "xz-utils", "decompresses the kernel of that guest"),
 ];
 
-/// Makes sure that there is what the benchmarks' Linux guest is made with. The guest's kernel is Debian's.
+/// What the benchmark of web servers needs.
+const WEB_BENCHMARK: [(&str, &str, &str); 4] = [
+    ("ip", "iproute2", "sets up the benchmark's network"),
+    ("unshare", "util-linux", "keeps the benchmark's network apart"),
+    ("cc", "gcc", "builds the plugin that counts instructions"),
+    ("nm", "binutils", "names the functions that they are in"),
+];
+
+/// Makes sure that there is what the benchmarks' Linux guests are made with. Their kernel is Debian's.
 pub fn ensure_linux_guest() -> Result<()> {
     if program("apt-get").is_none() {
         bail!("the Linux guest is made of Debian packages, and there is no apt-get here");
     }
-    let missing = LINUX_GUEST.iter().filter(|(name, ..)| program(name).is_none());
+    ensure_programs(&LINUX_GUEST)
+}
+
+/// Makes sure that there is what the benchmark of web servers needs.
+pub fn ensure_web_benchmark() -> Result<()> {
+    ensure_programs(&WEB_BENCHMARK)
+}
+
+fn ensure_programs(programs: &[(&'static str, &'static str, &'static str)]) -> Result<()> {
+    let missing = programs.iter().filter(|(name, ..)| program(name).is_none());
     install_packages(&missing.map(|(_, package, why)| (*package, *why)).collect::<Vec<_>>())
 }
 

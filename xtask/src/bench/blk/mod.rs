@@ -185,7 +185,7 @@ fn linux_machines() -> Vec<(&'static str, Machine)> {
         .iter()
         .flat_map(|(workload, _)| depths(workload).iter().map(move |depth| (*workload, *depth)))
         .collect();
-    match linux::prepare(&jobs) {
+    match linux::with_fio(&jobs) {
         Ok(linux) => LINUX
             .map(|(name, properties, append)| {
                 let mut machine = device(machine(linux.kernel.clone(), MEMORY), true, properties);

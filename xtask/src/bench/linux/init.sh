@@ -4,16 +4,3 @@ busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 exec >/dev/ttyS0 2>&1
 for module in MODULES; do busybox insmod /$module.ko; done
-echo none >/sys/block/vda/queue/scheduler
-echo "bench-info: Linux $(busybox uname -r), features $(busybox cat /sys/bus/virtio/devices/virtio0/features)"
-fio --output-format=terse --terse-version=3 /jobs.fio | busybox awk -F ';' '
-    $5 != 0 { print "fio: " $0; next }
-    {
-        split($3, job, "-")
-        write = job[1] ~ /^write/ ? 41 : 0
-        sample = "bench-sample: linux|" job[1] "|" job[2] "|"
-        print sample "throughput|requests/s|" $(8 + write)
-        printf "%slatency|ns|%.0f\n", sample, 1000 * $(40 + write)
-    }'
-echo bench-done
-busybox printf '\020' | busybox dd of=/dev/port bs=1 seek=244 2>/dev/null
