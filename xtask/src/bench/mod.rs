@@ -31,6 +31,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 /// Runs the benchmark called `name`, or all; returns the exit code for this program.
 pub fn bench(name: Option<&str>, options: http::Options) -> Result<u8> {
+    let chosen = options.count || options.quick;
+    ensure!(!chosen || name == Some("http"), "--count and --quick are for bench http");
     let toolchain = setup::ensure(Need::Run)?;
     let mut worst = 0;
     for name in NAMES.into_iter().filter(|each| name.is_none_or(|name| name == *each)) {

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::{Barrier, Mutex};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use super::files::{Content, File};
 
 /// How long an answer, and each part of it, may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a client waits when its connection was refused or broken.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Most bytes of an answer's head.
 const MOST_HEAD: usize = 4096;
 
@@ -22,12 +24,14 @@ pub struct Task {
     pub clients: usize,
     /// Requests share connections.
     pub keep_alive: bool,
-    /// One for each request.
+    /// One for each request; each client has its share of them.
     pub files: Vec<File>,
+    /// After this time no more requests are made.
+    pub limit: Option<Duration>,
 }
 
 /// How that went.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
     pub seconds: f64,
     /// Requests that were answered, and the bytes they got.
@@ -38,35 +42,62 @@ pub struct Outcome {
 }
 
 impl Task {
+    /// Whether bytes count, not requests.
+    pub fn is_bulk(&self) -> bool {
+        self.files.iter().any(|file| file.length > 1 << 16)
+    }
+
     /// Does it, at the guest's `address`. An error if an answer is not the file.
     pub fn run(&self, address: Ipv4Addr, content: &Content) -> Result<Outcome> {
         let address = SocketAddr::from((address, 80));
         let mut answers: Vec<Answer> = self.files.iter().map(Answer::new).collect();
-        let requests = Mutex::new(answers.iter_mut());
-        let start = Barrier::new(self.clients + 1);
+        let shares = answers.chunks_mut(self.files.len().div_ceil(self.clients));
+        let start = Barrier::new(shares.len() + 1);
         let seconds = thread::scope(|scope| {
-            let client = || {
-                let mut connection = self.keep_alive.then(|| connect(address).ok()).flatten();
-                start.wait();
-                loop {
-                    let Some(answer) = requests.lock().expect("no thread panics").next() else { break };
-                    answer.error = self.request(address, &mut connection, answer).err();
-                }
-            };
-            let clients: Vec<_> = (0..self.clients).map(|_| scope.spawn(client)).collect();
+            let clients: Vec<_> =
+                shares.map(|share| scope.spawn(|| self.be_client(address, share, &start))).collect();
             start.wait();
             let start = Instant::now();
             clients.into_iter().for_each(|client| client.join().expect("no thread panics"));
             start.elapsed().as_secs_f64()
         });
-        let answered = answers.iter().filter(|answer| answer.error.is_none());
-        for answer in answered.clone() {
-            let right = content.matches(answer.file, &answer.body);
-            ensure!(right, "{}: {}: these are not its bytes", self.name, answer.file.path);
+        let (mut outcome, mut last) = (Outcome { seconds, ..Outcome::default() }, None);
+        for answer in &answers {
+            match &answer.result {
+                None => {} // the time was over
+                Some(Ok(())) => {
+                    let right = content.matches(answer.file, &answer.body);
+                    ensure!(right, "{}: {}: these are not its bytes", self.name, answer.file.path);
+                    outcome.answered += 1;
+                    outcome.bytes += answer.body.len();
+                }
+                Some(Err(error)) => {
+                    outcome.failed += 1;
+                    last = Some(error);
+                }
+            }
         }
-        let (count, bytes) = (answered.clone().count(), answered.map(|answer| answer.body.len()).sum());
-        ensure!(count > 0, "{}: {:?}", self.name, answers.first().and_then(|answer| answer.error.as_ref()));
-        Ok(Outcome { seconds, answered: count, bytes, failed: answers.len() - count })
+        match last {
+            Some(error) if outcome.answered == 0 => bail!("{}: no answer: {error:#}", self.name),
+            _ => Ok(outcome),
+        }
+    }
+
+    /// Asks for a `share` of the files, one after the other, as long as there is time.
+    fn be_client(&self, address: SocketAddr, share: &mut [Answer], start: &Barrier) {
+        let mut connection = self.keep_alive.then(|| connect(address).ok()).flatten();
+        start.wait();
+        let start = Instant::now();
+        for answer in share {
+            if self.limit.is_some_and(|limit| start.elapsed() > limit) {
+                break;
+            }
+            let result = self.request(address, &mut connection, answer);
+            if result.is_err() {
+                thread::sleep(PAUSE);
+            }
+            answer.result = Some(result);
+        }
     }
 
     /// One request, on a connection that is there, if it may be, and stays there if all went well.
@@ -91,13 +122,14 @@ struct Answer<'a> {
     file: &'a File,
     /// As long as it should be; its memory is there already.
     body: Vec<u8>,
-    error: Option<anyhow::Error>,
+    /// `None`: it was not asked for.
+    result: Option<Result<()>>,
 }
 
 impl<'a> Answer<'a> {
     fn new(file: &'a File) -> Self {
         // Not zeroes: memory for these is only promised.
-        Self { file, body: vec![0xa5; file.length], error: None }
+        Self { file, body: vec![0xa5; file.length], result: None }
     }
 }
 

@@ -1,6 +1,6 @@
-/* A TCG plugin for QEMU that counts the guest's instructions: what each translated block has, times how often it ran.
- * Whoever connects to the socket that is its argument gets a line for each block, its address and instructions, both
- * in hexadecimal. An exception in the middle of a block counts the whole block. */
+/* A TCG plugin for QEMU that counts the guest's instructions: what each translated block has, times how often
+ * it ran. Whoever connects to the socket that is its argument gets a line for each block, its address and
+ * instructions, both in hexadecimal. An exception in the middle of a block counts the whole block. */
 
 #include <pthread.h>
 #include <inttypes.h>
@@ -17,7 +17,8 @@ struct qemu_plugin_tb;
 enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
 typedef void (*translated)(uint64_t id, struct qemu_plugin_tb *);
 void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, translated);
-void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, enum qemu_plugin_op, void *to, uint64_t add);
+void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *, enum qemu_plugin_op, void *to,
+                                              uint64_t add);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *);
 __attribute__((visibility("default"))) int qemu_plugin_version = 1;
@@ -38,8 +39,9 @@ static void translate(uint64_t id, struct qemu_plugin_tb *tb)
     struct block **bucket = &blocks[(address ^ address >> 16) % BUCKETS], *block;
 
     pthread_mutex_lock(&lock);
-    for (block = *bucket; block && (block->address != address || block->length != length); block = block->next)
-        ;
+    block = *bucket;
+    while (block && (block->address != address || block->length != length))
+        block = block->next;
     if (!block && (block = calloc(1, sizeof *block))) {
         *block = (struct block){ address, length, 0, *bucket };
         *bucket = block;

@@ -1,13 +1,19 @@
-//! Counting the guest's instructions by function: a plugin for QEMU, and the names of addresses.
+//! Counting a guest's instructions by function: a plugin for QEMU, and the names of addresses.
 
 use std::collections::HashMap;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
+use super::files::Size;
+use super::server::Server;
+use super::{counted, key, plan};
+use crate::bench::figures::{Samples, figure};
 use crate::qemu::Machine;
 use crate::work_folder;
 
@@ -16,17 +22,62 @@ const PLUGIN: &str = include_str!("count.c");
 /// Addresses from here on are a kernel's.
 const KERNEL: u64 = 1 << 63;
 
+/// How long an idle guest is left alone, and then counted.
+const SETTLING: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_secs(5);
+/// Most functions that are shown of a task.
+const MOST_SHOWN: usize = 30;
+
+/// Counts the instructions of `machine`'s guest, called `name`, for each of the plan's tasks, and tells
+/// `show` in which functions they are.
+pub fn run(
+    machine: &Machine,
+    name: &str,
+    size: Size,
+    symbols: &Symbols,
+    samples: &mut Samples,
+    mut show: impl FnMut(&str),
+) -> Result<()> {
+    let mut machine = machine.clone();
+    let counter = Counter::attach(&mut machine)?;
+    let (server, _) = Server::start(&machine)?;
+    sleep(SETTLING);
+    let mut count = |workload: &str, clients, work: &dyn Fn() -> Result<(f64, &'static str)>| {
+        let before = counter.read()?;
+        let (units, unit) = work()?;
+        let counts = between(&before, &counter.read()?);
+        let total = counts.values().sum::<u64>() as f64 / units;
+        samples.add(key(&counted(name), workload, clients, "instructions", unit), total);
+        show(&symbols.table(&format!("{name}: {workload}, {clients} at a time"), units, unit, &counts));
+        Ok::<_, Error>(())
+    };
+    count(plan::IDLE, 1, &|| {
+        sleep(IDLE);
+        Ok((IDLE.as_secs_f64(), "per second"))
+    })?;
+    for task in plan::counted(size) {
+        count(task.name, task.clients, &|| {
+            let outcome = server.run(&task)?;
+            Ok(match task.is_bulk() {
+                true => (outcome.bytes as f64, "per byte"),
+                false => (outcome.answered as f64, "per request"),
+            })
+        })?;
+    }
+    Ok(())
+}
+
 /// The plugin in a machine.
-pub struct Counter {
+struct Counter {
     socket: PathBuf,
 }
 
 /// How many instructions ran so far in the blocks that begin at each address.
-pub type Counts = HashMap<u64, u64>;
+type Counts = HashMap<u64, u64>;
 
 impl Counter {
     /// Adds the plugin to `machine`.
-    pub fn attach(machine: &mut Machine) -> Result<Self> {
+    fn attach(machine: &mut Machine) -> Result<Self> {
         let folder = work_folder("count")?;
         let (source, plugin) = (folder.join("count.c"), folder.join("count.so"));
         let same = std::fs::read_to_string(&source).is_ok_and(|text| text == PLUGIN);
@@ -44,7 +95,7 @@ impl Counter {
     }
 
     /// The counts up to now.
-    pub fn read(&self) -> Result<Counts> {
+    fn read(&self) -> Result<Counts> {
         let mut text = String::new();
         let mut stream = UnixStream::connect(&self.socket).context("QEMU's plugin does not answer")?;
         stream.read_to_string(&mut text)?;
@@ -65,7 +116,7 @@ impl Drop for Counter {
 }
 
 /// What was counted between two readings.
-pub fn between(before: &Counts, after: &Counts) -> Counts {
+fn between(before: &Counts, after: &Counts) -> Counts {
     let more = |(address, count): (&u64, &u64)| {
         Some((*address, count.checked_sub(before.get(address).copied().unwrap_or_default())?))
     };
@@ -85,6 +136,17 @@ impl Symbols {
         Ok(Self(text.lines().filter_map(symbol).collect()))
     }
 
+    /// What was counted by function, in so many units.
+    fn table(&self, title: &str, units: f64, unit: &str, counts: &Counts) -> String {
+        let all = counts.values().sum::<u64>() as f64;
+        let mut table = format!("{title}: {} instructions {unit}\n", figure(all / units));
+        for (function, count) in self.by_function(counts).into_iter().take(MOST_SHOWN) {
+            let (each, share) = (figure(count as f64 / units), 100.0 * count as f64 / all);
+            table += &format!("{each:>12} {share:5.1} % {function:.100}\n");
+        }
+        table
+    }
+
     /// The function that `address` is in.
     fn name(&self, address: u64) -> &str {
         let after = self.0.partition_point(|(start, _)| *start <= address);
@@ -96,7 +158,7 @@ impl Symbols {
     }
 
     /// Instructions by function, most first.
-    pub fn by_function(&self, counts: &Counts) -> Vec<(&str, u64)> {
+    fn by_function(&self, counts: &Counts) -> Vec<(&str, u64)> {
         let mut functions = HashMap::<&str, u64>::new();
         for (address, count) in counts {
             *functions.entry(self.name(*address)).or_default() += count;
@@ -127,7 +189,10 @@ mod tests {
         let before = Counts::from([(0x1000, 5), (0x1020, 7), (0x10, 1)]);
         let after = Counts::from([(0x1000, 6), (0x1008, 2), (0x1020, 7), (0x1030, 9), (0x10, 2)]);
         let functions = [("<c as d>::e f", 9), ("a::b", 3), ("programs", 1)];
-        assert_eq!(symbols.by_function(&between(&before, &after)), functions);
+        let counts = between(&before, &after);
+        assert_eq!(symbols.by_function(&counts), functions);
+        let table = "x: 6.50 instructions each\n        4.50  69.2 % <c as d>::e f\n";
+        assert!(symbols.table("x", 2.0, "each", &counts).starts_with(table));
         let counts = Counts::from([(u64::MAX, 4), (0x1000, 1)]);
         assert_eq!(Symbols::default().by_function(&counts), [("kernel", 4), ("programs", 1)]);
     }

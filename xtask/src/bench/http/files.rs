@@ -19,7 +19,7 @@ const IN_FOLDER: usize = 100;
 const MIB: usize = 1 << 20;
 
 /// How much there is of everything.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Size {
     name: &'static str,
     /// Bytes of the large file.

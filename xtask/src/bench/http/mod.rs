@@ -1,169 +1,228 @@
 //! `bench http`: our kernel as a web server, against Linux with nginx on the same machine.
 
 mod client;
-mod counter;
+mod count;
 mod files;
 mod network;
+mod plan;
+mod results;
+mod server;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use self::client::{Outcome, Task};
-use self::counter::{Counter, Counts, Symbols, between};
-use self::files::{Content, FULL, QUICK, Size};
-use super::figures::{COUNTED, Key, Samples};
-use super::machine;
-use crate::guest::Guest;
+use self::count::Symbols;
+use self::files::{FULL, QUICK, Size};
+use self::server::Server;
+use super::figures::{COUNTED, Key, compare_samples};
+use super::{Found, linux, machine, report, versions};
+use crate::guest::last_line;
 use crate::kernel;
 use crate::qemu::Machine;
-use crate::setup::Toolchain;
+use crate::setup::{self, Toolchain};
+use crate::work_folder;
 
+/// How often every machine is started, in turns.
+const TURNS: u64 = 5;
 /// RAM of every guest in MiB.
 const MEMORY: u32 = 512;
-/// How long a guest may take to serve.
-const LIMIT: Duration = Duration::from_secs(60);
-/// How long an idle guest is left alone, and then counted.
-const SETTLING: Duration = Duration::from_secs(1);
-const IDLE: Duration = Duration::from_secs(5);
-/// Small files that are asked for are so far apart.
-const STRIDE: usize = 37;
+/// The least that our guest serves with.
+const LEAST_MEMORY: u32 = 16;
+const OURS: &str = "ours";
+const LINUX: &str = "linux";
+const LINUX_PLAIN: &str = "linux, no offloads";
+const LINUX_TSC: &str = "linux, tsc=reliable";
+/// Properties of a card that leaves checksums and segments to the guest.
+const NO_OFFLOADS: &str = ",csum=off,guest_csum=off,gso=off,host_tso4=off,host_tso6=off,host_ecn=off,\
+    host_ufo=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off";
+/// Counts as they were when they were last looked at, by `GUEST|WORKLOAD|DEPTH|METRIC`.
+const BASELINE: &str = include_str!("baseline.json");
 
 /// How the benchmark is started.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct Options {
     /// http: only count our guest's instructions, and say which functions they are in
-    #[arg(long)]
+    #[arg(long, conflicts_with = "quick")]
     pub count: bool,
-    /// http: small files, few requests, without Linux
+    /// http: the self-check of the tests: small files, few requests, without Linux
     #[arg(long)]
     pub quick: bool,
 }
 
 /// Runs it all; returns the exit code for this program.
 pub fn bench(toolchain: &Toolchain, options: Options) -> Result<u8> {
+    setup::ensure_web_benchmark()?;
     let elf = kernel::build(toolchain)?;
     let size = if options.quick || options.count { QUICK } else { FULL };
-    size.image().context("cannot make the disk")?;
     if !network::is_inside() {
-        let mut arguments = vec!["bench", "http"];
-        arguments.extend(options.count.then_some("--count"));
-        arguments.extend(options.quick.then_some("--quick"));
-        return network::run_inside(&arguments);
+        // What is made the first time may need the network outside.
+        ours(&elf, size)?;
+        if size == FULL {
+            linux_machines(size);
+        }
+        let status = network::inside(&arguments(options))?.status().context("cannot start unshare")?;
+        return Ok(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1));
     }
     network::set_up()?;
-    let mut samples = Samples::default();
-    count(&ours(&elf, size)?, "ours", size, &Symbols::of(&elf)?, &mut samples)?;
+    if size == FULL {
+        return compare(toolchain, &elf, size).map(|()| 0);
+    }
+    let (ours, symbols, mut found) = (ours(&elf, size)?, Symbols::of(&elf)?, Found::default());
+    if options.count {
+        count::run(&ours, OURS, size, &symbols, &mut found.samples, |table| println!("{table}"))?;
+    } else {
+        time(&ours, OURS, size, &mut found)?;
+        count::run(&ours, OURS, size, &symbols, &mut found.samples, |_| {})?;
+        compare_samples(BASELINE, &found.samples)?;
+    }
     Ok(0)
+}
+
+fn arguments(options: Options) -> Vec<&'static str> {
+    let chosen = [(true, "bench"), (true, "http"), (options.count, "--count"), (options.quick, "--quick")];
+    chosen.into_iter().filter_map(|(given, word)| given.then_some(word)).collect()
+}
+
+/// Our guest at every workload for a moment, and its counts: within a tenth of those recorded.
+pub fn self_check() -> Result<()> {
+    setup::ensure_web_benchmark()?;
+    let toolchain = setup::toolchain().context("there is no compiler for the kernel")?;
+    let options = Options { quick: true, ..Options::default() };
+    ours(&kernel::build(&toolchain)?, QUICK)?;
+    let output = network::inside(&arguments(options))?.output().context("cannot start unshare")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}", last_line(&said));
+    Ok(())
+}
+
+/// Times all guests in turns, counts their instructions, and publishes what is found.
+fn compare(toolchain: &Toolchain, elf: &Path, size: Size) -> Result<()> {
+    let (ours, symbols) = (ours(elf, size)?, Symbols::of(elf)?);
+    let mut machines = vec![(OURS, ours)];
+    machines.extend(linux_machines(size));
+    let small = Machine { memory: LEAST_MEMORY, ..machines[0].1.clone() };
+    let mut setup = versions(toolchain)?;
+    setup.extend(machines.iter().map(|(_, machine)| report::command(machine)));
+    setup.iter().for_each(|line| println!("{line}"));
+
+    let (mut found, mut functions, start) = (Found::default(), String::new(), Instant::now());
+    for turn in 1..=TURNS {
+        for (name, machine) in &machines {
+            eprintln!("turn {turn} of {TURNS}, {} s: {name}", start.elapsed().as_secs());
+            time(machine, name, size, &mut found)?;
+        }
+        let (_, first) = Server::start(&small).context("with little RAM")?;
+        found.samples.add(key(OURS, plan::SMALL_START, 1, "time", "ms"), first.as_secs_f64() * 1e3);
+    }
+    found.samples.add(key(OURS, "image", 1, "size", "KiB"), image_size(elf)?);
+    for (name, machine) in machines.iter().filter(|(name, _)| *name != LINUX_TSC) {
+        eprintln!("counting, {name}");
+        let unnamed = Symbols::default();
+        let symbols = if *name == OURS { &symbols } else { &unnamed };
+        let counted = count::run(machine, name, size, symbols, &mut found.samples, |table| {
+            functions.extend((*name == OURS).then(|| format!("{table}\n")));
+        });
+        if *name == OURS {
+            counted?;
+        } else if let Err(error) = counted {
+            found.info.push(format!("{name}: not all was counted: {error:#}"));
+        }
+    }
+    results::publish(&setup, &functions, &found)
+}
+
+/// Times each of the plan's tasks in `machine`'s guest, called `name`.
+fn time(machine: &Machine, name: &str, size: Size, found: &mut Found) -> Result<()> {
+    let (server, first) = Server::start(machine).with_context(|| name.to_owned())?;
+    let mut add = |(workload, clients): (&str, usize), metric: &str, unit: &str, value| {
+        found.samples.add(key(name, workload, clients, metric, unit), value);
+    };
+    add((plan::START, 1), "time", "ms", first.as_secs_f64() * 1e3);
+    for task in plan::timed(size) {
+        let outcome = server.run(&task).with_context(|| name.to_owned())?;
+        let (units, unit) = match task.is_bulk() {
+            true => (outcome.bytes as f64 / f64::from(1 << 20), "MiB/s"),
+            false => (outcome.answered as f64, "requests/s"),
+        };
+        let what = (task.name, task.clients);
+        add(what, "throughput", unit, units / outcome.seconds);
+        let failed = outcome.failed as f64 / (outcome.answered + outcome.failed) as f64;
+        add(what, "failed", "%", 100.0 * failed);
+    }
+    for line in server.info() {
+        let line = format!("{name}: {}", linux::readable(&line));
+        if !found.info.contains(&line) {
+            found.info.push(line);
+        }
+    }
+    Ok(())
+}
+
+fn key(guest: &str, workload: &str, clients: usize, metric: &str, unit: &str) -> Key {
+    let [guest, workload, metric, unit] = [guest, workload, metric, unit].map(String::from);
+    Key { guest, workload, depth: Some(clients as u64), metric, unit }
+}
+
+/// The name under which `guest` counts.
+fn counted(guest: &str) -> String {
+    format!("{guest}{COUNTED}")
 }
 
 /// Our guest.
 fn ours(elf: &Path, size: Size) -> Result<Machine> {
     let mut machine = machine(elf.into(), MEMORY);
-    machine.disk = Some(size.image()?);
-    machine.options.push(("url".into(), format!("http://{}/", network::GUEST)));
+    machine.disk = Some(size.image().context("cannot make the disk")?);
+    machine.options.push(("url".into(), server::url()));
     network::add_card(&mut machine, "");
     Ok(machine)
 }
 
-/// A guest that serves.
-struct Server {
-    _guest: Guest,
-    content: Content,
+/// Size in KiB of a kernel without its symbols.
+fn image_size(elf: &Path) -> Result<f64> {
+    let stripped = work_folder("http")?.join("stripped");
+    let status = Command::new("strip").arg("-o").arg(&stripped).arg(elf).status()?;
+    ensure!(status.success(), "strip ended with {status}");
+    Ok(stripped.metadata()?.len() as f64 / 1024.0)
 }
 
-impl Server {
-    /// Starts `machine`; returns it, and how long it took to answer a request.
-    fn start(machine: &Machine) -> Result<(Self, Duration)> {
-        let content = Content::new();
-        let start = Instant::now();
-        let mut guest = Guest::start(machine.command()?)?;
-        let url = format!("http://{}/", network::GUEST);
-        guest.wait_until(LIMIT, |log| log.contains(&url)).context("the guest does not come up")?;
-        let server = Self { _guest: guest, content };
-        let first = Task { name: "first", clients: 1, keep_alive: false, files: vec![Size::byte()] };
-        server.run(&first)?;
-        Ok((server, start.elapsed()))
-    }
-
-    fn run(&self, task: &Task) -> Result<Outcome> {
-        task.run(network::GUEST, &self.content)
-    }
+/// The Linux guests by their names; none, if they cannot be made here.
+fn linux_machines(size: Size) -> Vec<(&'static str, Machine)> {
+    let machines = || -> Result<_> {
+        let linux = linux::with_nginx(network::GUEST)?;
+        let guests = [(LINUX, "", ""), (LINUX_PLAIN, NO_OFFLOADS, ""), (LINUX_TSC, "", " tsc=reliable")];
+        let guest = |(name, card, append)| {
+            let mut machine = machine(linux.kernel.clone(), MEMORY);
+            machine.disk = Some(size.image()?);
+            network::add_card(&mut machine, card);
+            machine.extra.extend(["-initrd".into(), linux.initrd.clone().into()]);
+            machine.extra.extend(["-append".into(), format!("{}{append}", linux::APPEND).into()]);
+            Ok((name, machine))
+        };
+        guests.into_iter().map(guest).collect()
+    };
+    machines().unwrap_or_else(|error| {
+        println!("there will be no figures of Linux: {error:#}");
+        Vec::new()
+    })
 }
 
-/// Counts the instructions of `machine`'s guest, called `name`, for each task of `plan`.
-fn count(machine: &Machine, name: &str, size: Size, symbols: &Symbols, samples: &mut Samples) -> Result<()> {
-    let mut machine = machine.clone();
-    let counter = Counter::attach(&mut machine)?;
-    let (server, _) = Server::start(&machine)?;
-    std::thread::sleep(SETTLING);
-    let before = counter.read()?;
-    std::thread::sleep(IDLE);
-    let counts = between(&before, &counter.read()?);
-    add(samples, name, ("idle", 1), IDLE.as_secs_f64(), "per second", &counts);
-    show(&format!("{name}: idle"), "per second", IDLE.as_secs_f64(), symbols, &counts);
-    for task in counted(size) {
-        let before = counter.read()?;
-        let outcome = server.run(&task)?;
-        let counts = between(&before, &counter.read()?);
-        let large = outcome.bytes / outcome.answered > 1 << 16;
-        let (units, unit) =
-            if large { (outcome.bytes, "per byte") } else { (outcome.answered, "per request") };
-        add(samples, name, (task.name, task.clients), units as f64, unit, &counts);
-        show(
-            &format!("{name}: {}, {} clients", task.name, task.clients),
-            unit,
-            units as f64,
-            symbols,
-            &counts,
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_are_what_they_are_called() {
+        let mut machine = machine("guest".into(), MEMORY);
+        network::add_card(&mut machine, NO_OFFLOADS);
+        let line = report::command(&machine);
+        assert!(
+            line.contains("-device virtio-net-pci,netdev=net0,romfile=,csum=off,") && !line.contains(",on")
         );
-        ensure!(outcome.failed == 0 || task.clients > 1, "{}: {} failed", task.name, outcome.failed);
+        assert_eq!(arguments(Options { count: false, quick: true }), ["bench", "http", "--quick"]);
+        assert_eq!(arguments(Options::default()), ["bench", "http"]);
     }
-    Ok(())
-}
-
-fn add(samples: &mut Samples, guest: &str, what: (&str, usize), units: f64, unit: &str, counts: &Counts) {
-    let key = Key {
-        guest: format!("{guest}{COUNTED}"),
-        workload: what.0.into(),
-        depth: Some(what.1 as u64),
-        metric: "instructions".into(),
-        unit: unit.into(),
-    };
-    samples.add(key, counts.values().sum::<u64>() as f64 / units);
-}
-
-/// Prints where the instructions are.
-fn show(title: &str, unit: &str, units: f64, symbols: &Symbols, counts: &Counts) {
-    let all: u64 = counts.values().sum();
-    println!("\n{title}: {:.2} instructions {unit}", all as f64 / units);
-    for (function, count) in symbols.by_function(counts).into_iter().take(30) {
-        let share = 100.0 * count as f64 / all as f64;
-        println!("{:12.2} {share:5.1} % {function:.100}", count as f64 / units);
-    }
-}
-
-/// What is counted.
-fn counted(size: Size) -> Vec<Task> {
-    let one = |name, keep_alive, files| Task { name, clients: 1, keep_alive, files };
-    let bytes = |name, keep_alive, clients, requests| Task {
-        name,
-        clients,
-        keep_alive,
-        files: vec![Size::byte(); requests],
-    };
-    let small = || (0..1000).map(|number| Size::small(number * STRIDE)).collect();
-    vec![
-        one("large file, from the disk", true, vec![size.again()]),
-        one("large file, from the cache", true, vec![size.again()]),
-        one("4 KiB file, cold", true, small()),
-        one("4 KiB file, warm", true, small()),
-        bytes("1 byte, keep-alive", true, 1, 1000),
-        bytes("1 byte, keep-alive", true, 16, 2000),
-        bytes("1 byte, keep-alive", true, 64, 2000),
-        bytes("1 byte, closing", false, 1, 500),
-        bytes("1 byte, closing", false, 16, 1000),
-    ]
 }

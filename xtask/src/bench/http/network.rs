@@ -16,17 +16,17 @@ const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
 /// Says that this process is in the namespace already.
 const INSIDE: &str = "RINGFENCE_INSIDE";
 
-/// Runs this program with `arguments` in a namespace; returns its exit code.
-pub fn run_inside(arguments: &[&str]) -> Result<u8> {
+/// A command that runs this program with `arguments` in a namespace.
+pub fn inside(arguments: &[&str]) -> Result<Command> {
     let unshare = if rustix::process::geteuid().is_root() { "-n" } else { "-rn" };
     let program = std::env::current_exe()?;
     let words = [unshare.into(), program.into()].into_iter().chain(arguments.iter().map(Into::into));
     let mut command = qemu::tethered("unshare", words.collect())?;
-    let status = command.env(INSIDE, "1").status().context("cannot start unshare")?;
-    Ok(status.code().and_then(|code| code.try_into().ok()).unwrap_or(1))
+    command.env(INSIDE, "1");
+    Ok(command)
 }
 
-/// Whether this process was started by [`run_inside`].
+/// Whether this process is one that [`inside`] started.
 pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }

@@ -7,6 +7,7 @@ use crate::bench;
 pub const TESTS: &[(&str, Run)] = &[
     ("bench::blk_self_check", |_| bench::blk::self_check()),
     ("bench::blk_without_fences", |_| bench::blk::without_fences()),
+    ("bench::http_self_check", |_| bench::http::self_check()),
     ("bench::memory_self_check", |_| bench::memory::self_check()),
     ("bench::net_self_check", |_| bench::net::self_check()),
 ];
