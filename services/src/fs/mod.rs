@@ -16,6 +16,7 @@ mod inode;
 mod layout;
 mod map;
 mod pages;
+mod partitions;
 mod path;
 mod read_ahead;
 mod run;
@@ -24,6 +25,7 @@ mod super_block;
 pub use cache::{CacheStats, PAGE_SIZE, PageCache};
 pub use dir::{DirBlock, DirEntry};
 pub use inode::{Kind, Metadata, Node, ROOT_INODE};
+pub use partitions::{MAX_PARTITIONS, Partition, Table};
 
 use crate::block::{BlockError, BlockSource};
 use crate::text::NoMemory;
