@@ -5,17 +5,17 @@ use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
+use core::fmt::Arguments;
 
 use embassy_executor::Spawner;
 use embassy_futures::yield_now;
 use embassy_time::Timer;
 use ringfence_memory::PAGE_SIZE;
 use ringfence_services::api::Api;
-use ringfence_services::block::BlockSource;
-use ringfence_services::fs::FileSystem;
+use ringfence_services::block::{BlockSource, Part};
+use ringfence_services::fs::{Choice, FileSystem, open_first};
 use ringfence_services::http::{self, Limits, Server};
 use ringfence_services::net::{Addressing, Config, Stack, TcpConfig};
-use spin::Once;
 
 use crate::boot::Boot;
 use crate::devices::Devices;
@@ -27,7 +27,7 @@ use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;
 
-type HttpServer = Server<FileSystem<&'static Disk>, Api<Status>>;
+type HttpServer = Server<FileSystem<Part<&'static Disk>>, Api<Status>>;
 
 /// Runs the system for good.
 pub fn run(boot: Boot) -> ! {
@@ -98,56 +98,55 @@ async fn announce(stack: &'static Stack<Nic>) {
     }
 }
 
-/// Opens the first disk that has an ext4 file system, or else the first disk, to learn what is wrong with it.
+/// Opens the first file system on the disks that can be served, or the partition that is asked for.
 async fn open_disk(files: Rc<Files>, disks: Vec<&'static Disk>, ram: u64) {
-    let mut chosen = disks.first().copied();
-    for disk in &disks {
-        if has_ext4(disk).await {
-            chosen = Some(disk);
-            break;
-        }
+    if let Some(first) = disks.first() {
+        try_out(first).await;
     }
-    let mut place = String::new();
-    if let Some(disk) = chosen {
-        place = alloc::format!(", on {}", disk.address());
+    let opened = files.open(async {
+        let named: Vec<(&str, &'static Disk)> = disks.iter().map(|disk| (disk.address(), *disk)).collect();
+        let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;
+        let say = &mut |line: Arguments<'_>| log::info!("not served   {line}");
+        let choice = open_first(&named, wanted_partition(), cache, say).await?;
+        let disk = disks[choice.disk];
         // A few MiB of buffers where there is plenty of RAM, a few hundred KiB where there is not.
         let buffers = (ram >> 24).clamp(2, 16) as usize;
         if let Err(error) = disk.enlarge(buffers) {
             log::warn!("no memory for disk buffers, reads are slower: {error}");
         }
-    }
-    let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;
-    match files.open(chosen, cache).await {
-        Ok(fs) => {
-            log::info!(
-                "disk         ext4 \"{}\", {} MiB, blocks of {} bytes{place}",
-                String::from_utf8_lossy(fs.label()),
-                fs.size_bytes() >> 20,
-                fs.block_size()
-            );
-        }
-        Err(why) => log::warn!("no files can be served. {why}"),
+        log_choice(&choice, disk);
+        Ok(choice.files)
+    });
+    if let Err(why) = opened.await {
+        log::warn!("no files can be served. {why}");
     }
 }
 
-/// Whether there is the magic number of ext2, ext3 and ext4.
-async fn has_ext4(disk: &Disk) -> bool {
+/// The number that the option says.
+fn wanted_partition() -> Option<u32> {
+    let number = fw_cfg::option("partition")?;
+    number.parse().inspect_err(|error| log::warn!("option partition is ignored: {error}")).ok()
+}
+
+fn log_choice(choice: &Choice<&'static Disk>, disk: &Disk) {
+    let part = choice.partition.map(|number| alloc::format!("partition {number} of ")).unwrap_or_default();
+    log::info!(
+        "disk         ext4 \"{}\", {} MiB, blocks of {} bytes, on {part}{}",
+        String::from_utf8_lossy(choice.files.label()),
+        choice.files.size_bytes() >> 20,
+        choice.files.block_size(),
+        disk.address()
+    );
+}
+
+/// Reads a first block and says what that took. With QEMU's `-icount shift=0` the cycles are instructions.
+async fn try_out(disk: &Disk) {
     // From the start of the disk, for the sake of those with large blocks.
     let mut start = alloc::vec![0; PAGE_SIZE];
-    let read = disk.read(0, &mut [&mut start]).await.is_ok();
-    if read {
-        log_first_read();
-    }
-    read && start[1024 + 56..][..2] == [0x53, 0xef]
-}
-
-/// Says what it took to read a first block. With QEMU's `-icount shift=0` the cycles are instructions.
-fn log_first_read() {
-    static FIRST: Once<()> = Once::new();
-    FIRST.call_once(|| {
+    if disk.read(0, &mut [&mut start]).await.is_ok() {
         let cycles = time::since_entry().saturating_sub(executor::halted());
         log::info!("first read   after {} ms, {cycles} cycles without halts", time::now().as_millis());
-    });
+    }
 }
 
 async fn log_audit() {

@@ -12,8 +12,8 @@ use embassy_time::Timer;
 use futures::executor::block_on;
 use futures::future::join;
 use ringfence_services::api::Api;
-use ringfence_services::block::{BlockError, BlockSource, SECTOR_SIZE};
-use ringfence_services::fs::FileSystem;
+use ringfence_services::block::{BlockError, BlockSource, Part, SECTOR_SIZE};
+use ringfence_services::fs::{FileSystem, open_first};
 use ringfence_services::http::{Mount, Server};
 
 /// A disk in memory that can be pulled out.
@@ -41,12 +41,17 @@ impl BlockSource for Image {
     }
 }
 
-type Files = FileSystem<&'static Image>;
+type Files = FileSystem<Part<&'static Image>>;
 type App = Server<Files, Api<Machine>>;
 
 fn app() -> (App, Rc<Mount<Files>>) {
     let files = Rc::new(Mount::new());
     (Server::new(files.clone(), Api(Machine::default()), quick_limits()), files)
+}
+
+async fn open<'a>(files: &'a Mount<Files>, image: Option<&'static Image>) -> Result<&'a Files, &'a str> {
+    let disks: Vec<_> = image.map(|image| ("disk", image)).into_iter().collect();
+    files.open(async { Ok(open_first(&disks, None, 1 << 20, &mut |_| {}).await?.files) }).await
 }
 
 /// Status and body of an HTTP/1.0 request.
@@ -87,7 +92,7 @@ fn ext4() -> &'static Image {
 fn files_of_an_ext4_image() {
     let ((server, files), image) = (app(), ext4());
     block_on(async {
-        files.open(Some(image), 1 << 20).await.unwrap();
+        open(&files, Some(image)).await.unwrap();
         assert_eq!(get(&server, "/").await, (200, b"<h1>hello</h1>".to_vec()));
         for path in ["/dir/big.bin", "/link.bin"] {
             let (status, body) = get(&server, path).await;
@@ -121,7 +126,7 @@ fn no_disk_and_unusable_disks_are_said_to_be_so() {
     ] {
         let (server, files) = app();
         block_on(async {
-            let said = files.open(disk, 1 << 20).await.err().expect("not usable").to_string();
+            let said = open(&files, disk).await.err().expect("not usable").to_string();
             assert!(said.contains(why), "{said}");
             let (status, body) = get(&server, "/").await;
             assert_eq!(status, 503);
@@ -138,7 +143,7 @@ fn who_asks_before_the_disk_is_open_waits() {
         assert_eq!(get(&server, "/metrics").await.0, 200);
         let opening = async {
             Timer::after_millis(100).await;
-            files.open(Some(image), 1 << 20).await.unwrap();
+            open(&files, Some(image)).await.unwrap();
         };
         assert_eq!(join(get(&server, "/"), opening).await.0.0, 200);
     });

@@ -313,6 +313,10 @@ impl BlockSource for Disk {
         self.geometry().sectors.saturating_mul(SECTOR_SIZE as u64)
     }
 
+    fn block_size(&self) -> u64 {
+        self.geometry().block_size.into()
+    }
+
     async fn read(&self, sector: u64, bufs: &mut [&mut [u8]]) -> Result<(), BlockError> {
         let len = bufs.iter().map(|buf| buf.len()).sum();
         if len > MAX_READ {

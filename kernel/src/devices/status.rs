@@ -5,6 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use ringfence_services::api::{DeviceInfo, Heap, System};
+use ringfence_services::block::Part;
 use ringfence_services::fs::FileSystem;
 use ringfence_services::http::Mount;
 
@@ -14,7 +15,7 @@ use crate::memory::{self, heap};
 use crate::{executor, interrupts};
 
 /// The file system that is served, once it is open.
-pub type Files = Mount<FileSystem<&'static Disk>>;
+pub type Files = Mount<FileSystem<Part<&'static Disk>>>;
 
 /// The running system.
 pub struct Status {

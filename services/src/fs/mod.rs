@@ -1,4 +1,4 @@
-//! Read-only ext4 (and ext2, ext3) on a whole disk, for many tasks of one executor.
+//! Read-only ext4 (and ext2, ext3) on a disk or a partition, for many tasks of one executor.
 //!
 //! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits.
 //! Nothing on the disk is trusted: numbers are checked before use, metadata checksums are verified where the
@@ -7,11 +7,13 @@
 //! through the [`PageCache`], which is bounded and reads ahead.
 //!
 //! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A
-//! partition table is not looked into: the file system starts at the first sector of the disk. A journal that
-//! needs recovery is refused, because what it holds may be newer than what the folders say.
+//! journal that needs recovery is refused, because what it holds may be newer than what the folders say.
+//! [`open_first`] looks for a file system on disks and in their partitions.
 
 mod cache;
+mod choice;
 mod dir;
+mod foreign;
 mod inode;
 mod layout;
 mod map;
@@ -23,6 +25,7 @@ mod run;
 mod super_block;
 
 pub use cache::{CacheStats, PAGE_SIZE, PageCache};
+pub use choice::{Choice, open_first};
 pub use dir::{DirBlock, DirEntry};
 pub use inode::{Kind, Metadata, Node, ROOT_INODE};
 pub use partitions::{MAX_PARTITIONS, Partition, Table};
@@ -45,8 +48,11 @@ pub const NAME_MAX: usize = 255;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FsError {
     /// There is no ext4 super block on the disk.
-    #[error("not an ext4 file system (a partition table is not looked into)")]
+    #[error("not an ext4 file system")]
     NotExt4,
+    /// There is something else: what, and what helps.
+    #[error("{0}")]
+    Foreign(&'static str),
     /// The disk uses something that this reader does not know.
     #[error("not supported: {0}")]
     Unsupported(&'static str),

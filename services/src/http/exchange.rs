@@ -126,7 +126,9 @@ impl From<FsError> for Refusal {
             FsError::Unsupported(_) | FsError::NoMemory | FsError::Io(BlockError::Gone) => {
                 Status::Unavailable
             }
-            FsError::NotExt4 | FsError::Corrupt(_) | FsError::Io(_) => Status::InternalError,
+            FsError::NotExt4 | FsError::Foreign(_) | FsError::Corrupt(_) | FsError::Io(_) => {
+                Status::InternalError
+            }
         };
         Self { status, field: None, why: Some(Why::Failed(error)) }
     }

@@ -5,8 +5,10 @@ mod allocations;
 mod cache;
 mod corruption;
 mod disks;
+mod foreign;
 mod images;
 mod mounted;
+mod partitions;
 mod reads;
 #[path = "../common/skip.rs"]
 mod skip;

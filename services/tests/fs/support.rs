@@ -15,12 +15,21 @@ use tempfile::TempDir;
 
 pub const CACHE: usize = 1 << 20;
 
-/// A command of e2fsprogs; fails with a clear message where it is missing.
+/// A program that may be anywhere where root's programs are.
+pub fn find_tool(name: &str) -> Option<Command> {
+    let places =
+        ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/opt/homebrew/opt/e2fsprogs/sbin"];
+    places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists()).map(Command::new)
+}
+
+/// Such a program; fails with a clear message where it is missing.
+pub fn tool(name: &str, package: &str) -> Command {
+    find_tool(name).unwrap_or_else(|| panic!("{name} is missing: install the package {package}"))
+}
+
+/// A command of e2fsprogs.
 pub fn e2fsprogs(name: &str) -> Command {
-    let places = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin", "/opt/homebrew/opt/e2fsprogs/sbin"];
-    let found = places.iter().map(|place| Path::new(place).join(name)).find(|path| path.exists());
-    let path = found.unwrap_or_else(|| panic!("{name} is missing: install the package e2fsprogs"));
-    let mut command = Command::new(path);
+    let mut command = tool(name, "e2fsprogs");
     command.env("E2FSPROGS_FAKE_TIME", "1700000000");
     command
 }
