@@ -55,6 +55,7 @@ pub struct PageCache<B> {
     stats: Cell<CacheStats>,
 }
 
+#[derive(Default)]
 struct State {
     pages: Pages,
     /// Requests under way, and those that are over but for tasks that have not looked yet.
@@ -200,9 +201,19 @@ impl<B: BlockSource> PageCache<B> {
     pub fn new(source: B, capacity: usize) -> Self {
         let sectors = source.size_bytes() / SECTOR;
         let size = sectors.saturating_mul(SECTOR);
-        let state = State { pages: Pages::default(), fills: Vec::new(), next_id: 0 };
         let capacity = (capacity / PAGE_SIZE).max(1);
-        Self { size, source, capacity, state: RefCell::new(state), stats: Cell::default() }
+        Self { size, source, capacity, state: RefCell::default(), stats: Cell::default() }
+    }
+
+    /// The device.
+    pub fn source(&self) -> &B {
+        &self.source
+    }
+
+    /// The device, which may change: no page is held any more.
+    pub(super) fn renew(&mut self) -> &mut B {
+        self.state = RefCell::default();
+        &mut self.source
     }
 
     /// Size of the device in bytes, in whole sectors.

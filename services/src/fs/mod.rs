@@ -7,7 +7,7 @@
 //! through the [`PageCache`], which is bounded and reads ahead.
 //!
 //! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A
-//! journal that needs recovery is refused, because what it holds may be newer than what the folders say.
+//! journal that needs recovery is replayed in memory; the disk is never written to.
 //! [`open_first`] looks for a file system on disks and in their partitions.
 
 mod cache;
@@ -15,6 +15,7 @@ mod choice;
 mod dir;
 mod foreign;
 mod inode;
+mod journal;
 mod layout;
 mod map;
 mod pages;
@@ -36,6 +37,7 @@ use alloc::vec::Vec;
 use core::cell::Cell;
 use embassy_futures::yield_now;
 use inode::Content;
+use journal::Overlay;
 use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
 use thiserror::Error;
 
@@ -107,9 +109,19 @@ fn zeroed(len: usize) -> Result<Vec<u8>, FsError> {
 /// from.
 const BYTES_BETWEEN_YIELDS: usize = 128 << 10;
 
+async fn read_geometry<B: BlockSource>(cache: &PageCache<B>) -> Result<Geometry, FsError> {
+    let disk_size = cache.size_bytes();
+    if disk_size < SUPER_BLOCK_OFFSET.saturating_add(SUPER_BLOCK_SIZE as u64) {
+        return Err(FsError::NotExt4);
+    }
+    let mut super_block = zeroed(SUPER_BLOCK_SIZE)?;
+    cache.read(SUPER_BLOCK_OFFSET, &mut super_block, 0).await?;
+    Geometry::parse(&super_block, disk_size)
+}
+
 /// An ext4 file system on a disk.
 pub struct FileSystem<B> {
-    cache: PageCache<B>,
+    cache: PageCache<Overlay<B>>,
     geometry: Geometry,
     /// Bytes looked at since a task last let others run.
     work: Cell<usize>,
@@ -122,15 +134,13 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::NotExt4`], [`FsError::Unsupported`], [`FsError::Corrupt`], [`FsError::Io`],
     /// [`FsError::NoMemory`].
     pub async fn open(disk: B, cache_capacity: usize) -> Result<Self, FsError> {
-        let cache = PageCache::new(disk, cache_capacity);
-        let disk_size = cache.size_bytes();
-        if disk_size < SUPER_BLOCK_OFFSET.saturating_add(SUPER_BLOCK_SIZE as u64) {
-            return Err(FsError::NotExt4);
+        let cache = PageCache::new(Overlay::new(disk), cache_capacity);
+        let geometry = read_geometry(&cache).await?;
+        let mut fs = Self { cache, geometry, work: Cell::new(0) };
+        if let Some(journal) = fs.geometry.replay {
+            fs.replay(journal).await?;
+            fs.geometry = read_geometry(&fs.cache).await?;
         }
-        let mut super_block = zeroed(SUPER_BLOCK_SIZE)?;
-        cache.read(SUPER_BLOCK_OFFSET, &mut super_block, 0).await?;
-        let geometry = Geometry::parse(&super_block, disk_size)?;
-        let fs = Self { cache, geometry, work: Cell::new(0) };
         match fs.node(ROOT_INODE).await?.metadata().kind {
             Kind::Directory => Ok(fs),
             _ => Err(corrupt("the root is not a folder")),
@@ -155,6 +165,11 @@ impl<B: BlockSource> FileSystem<B> {
     /// Size of a block in bytes.
     pub fn block_size(&self) -> usize {
         self.geometry.block_size
+    }
+
+    /// How many blocks are read from the journal, as their copy there is newer.
+    pub fn blocks_in_journal(&self) -> usize {
+        self.cache.source().len()
     }
 
     /// What the page cache has done so far.

@@ -29,6 +29,7 @@ mod incompat {
 
     /// What this reader knows. Encrypted inodes are refused one by one.
     pub const KNOWN: u32 = FILETYPE
+        | RECOVER
         | META_BG
         | EXTENTS
         | BIT64
@@ -41,8 +42,7 @@ mod incompat {
         | ENCRYPT;
 
     /// Why the others are refused.
-    pub const REFUSED: [(u32, &str); 5] = [
-        (RECOVER, "the journal needs recovery: run e2fsck, or mount and unmount it once"),
+    pub const REFUSED: [(u32, &str); 4] = [
         (0x1, "compression"),
         (0x8, "this is an external journal"),
         (0x1000, "data in directory entries"),
@@ -57,7 +57,13 @@ mod ro_compat {
     pub const METADATA_CSUM: u32 = 0x400;
 }
 
-const COMPAT_SPARSE_SUPER2: u32 = 0x200;
+mod compat {
+    pub const HAS_JOURNAL: u32 = 0x4;
+    pub const SPARSE_SUPER2: u32 = 0x200;
+}
+
+/// Where the number of the journal's inode lies; 0 for a journal on another disk.
+const JOURNAL_INODE: usize = 0xe0;
 
 /// What the super block says, checked against itself and the size of the disk.
 #[derive(Clone, Debug)]
@@ -80,6 +86,8 @@ pub struct Geometry {
     pub has_file_type: bool,
     /// Directories may be larger than 4 GiB.
     pub has_large_dir: bool,
+    /// The inode of a journal that has to be replayed; 0 if that is on another disk.
+    pub replay: Option<u32>,
     first_data_block: u64,
     blocks_per_group: u64,
     inodes: u32,
@@ -130,6 +138,8 @@ impl Geometry {
             true => sb.checksum_seed.get(),
             false => crc32c(CRC_START, &[&sb.uuid]),
         });
+        let needs_replay = incompat(incompat::RECOVER) && feature(sb.feature_compat, compat::HAS_JOURNAL);
+        let journal = bytes.get(JOURNAL_INODE..).and_then(|rest| U32::read_from_prefix(rest).ok());
         let geometry = Self {
             block_size,
             block_bits,
@@ -140,6 +150,7 @@ impl Geometry {
             checksum_seed,
             has_file_type: incompat(incompat::FILETYPE),
             has_large_dir: incompat(incompat::LARGEDIR),
+            replay: journal.filter(|_| needs_replay).map(|(inode, _)| inode.get()),
             first_data_block: sb.first_data_block.get().into(),
             blocks_per_group: sb.blocks_per_group.get().into(),
             inodes: sb.inodes_count.get(),
@@ -152,7 +163,7 @@ impl Geometry {
                 false => u64::MAX,
             },
             sparse_super: feature(sb.feature_ro_compat, ro_compat::SPARSE_SUPER),
-            backup_groups: feature(sb.feature_compat, COMPAT_SPARSE_SUPER2)
+            backup_groups: feature(sb.feature_compat, compat::SPARSE_SUPER2)
                 .then(|| sb.backup_bgs.map(|group| group.get())),
         };
         geometry.check(disk_size, feature(sb.feature_ro_compat, ro_compat::BIGALLOC))?;
