@@ -7,6 +7,7 @@ mod corruption;
 mod disks;
 mod foreign;
 mod images;
+mod journal;
 mod mounted;
 mod partitions;
 mod reads;

@@ -14,12 +14,12 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// A mounted image; dropping it takes it off.
-struct Mount {
-    point: PathBuf,
+pub struct Mount {
+    pub point: PathBuf,
 }
 
 impl Mount {
-    fn new(image: &Path, point: PathBuf, options: &str) -> Result<Self, String> {
+    pub fn new(image: &Path, point: PathBuf, options: &str) -> Result<Self, String> {
         fs::create_dir_all(&point).unwrap();
         let mut command = Command::new("mount");
         command.args(["-t", "ext4", "-o", &format!("loop,{options}")]).args([image, &point]);
