@@ -1,12 +1,13 @@
 //! Journals cut at any moment, against a mounted Linux that replays them, and e2fsprogs.
 
+use crate::allocations::peak_of;
 use crate::disks::MemDisk;
 use crate::mounted::Mount;
-use crate::support::{CACHE, compare, e2fsprogs, names, noise, run};
+use crate::support::{CACHE, compare, e2fsprogs, names, noise, read_all, run};
 use futures::executor::block_on;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use ringfence_services::fs::FileSystem;
+use ringfence_services::fs::{FileSystem, FsError};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -199,6 +200,197 @@ fn cut_at_any_moment() {
         }
     }
     assert!(replayed >= 40, "only {replayed} journals had something in them");
+}
+
+/// An image with `/f` of eight blocks, and a journal that `debugfs` has written: copies of all blocks but the
+/// last; a revoke record for blocks 1 and 3; and copies of 2 and 3 anew. Also what is in `/f` then.
+fn by_debugfs(dir: &Path, block_size: usize, features: &str, version: &str) -> (PathBuf, Vec<u8>) {
+    let image = dir.join(format!("image {block_size} {features} {version}"));
+    let content = dir.join("folder");
+    fs::create_dir_all(&content).unwrap();
+    let mut expected = noise(1, 8 * block_size);
+    fs::write(content.join("f"), &expected).unwrap();
+    File::create(&image).unwrap().set_len(if block_size > 4096 { 40 << 20 } else { 16 << 20 }).unwrap();
+    let size = block_size.to_string();
+    run(e2fsprogs("mkfs.ext4")
+        .args(["-q", "-F", "-b", &size, "-O", features, "-d"])
+        .args([&content, &image]));
+    let said = run(e2fsprogs("debugfs").args(["-R", "blocks /f"]).arg(&image));
+    let blocks: Vec<String> =
+        String::from_utf8(said).unwrap().split_whitespace().map(str::to_owned).collect();
+    let mut first = noise(2, 7 * block_size);
+    [0, 2, 5].iter().for_each(|block| first[block * block_size..][..4].copy_from_slice(&MAGIC));
+    let second = noise(3, 2 * block_size);
+    fs::write(dir.join("first"), &first).unwrap();
+    fs::write(dir.join("second"), &second).unwrap();
+    let commands = format!(
+        "jo {version}\njw -b {} {}\njw -r {},{}\njw -b {},{} {}\njc\n",
+        blocks[..7].join(","),
+        dir.join("first").display(),
+        blocks[1],
+        blocks[3],
+        blocks[2],
+        blocks[3],
+        dir.join("second").display()
+    );
+    fs::write(dir.join("commands"), commands).unwrap();
+    run(e2fsprogs("debugfs").arg("-w").arg("-f").arg(dir.join("commands")).arg(&image));
+    for block in [0, 4, 5, 6] {
+        let range = block * block_size..(block + 1) * block_size;
+        expected[range.clone()].copy_from_slice(&first[range]);
+    }
+    expected[2 * block_size..4 * block_size].copy_from_slice(&second);
+    (image, expected)
+}
+
+fn content_of(bytes: Vec<u8>) -> Result<Vec<u8>, FsError> {
+    let fs = block_on(FileSystem::open(MemDisk::new(bytes), CACHE))?;
+    read_all(&fs, &block_on(fs.lookup(b"f"))?, 50_000)
+}
+
+/// Replayed by e2fsprogs.
+fn replayed(image: &Path) -> Vec<u8> {
+    let copy = image.with_extension("replayed");
+    fs::copy(image, &copy).unwrap();
+    run(e2fsprogs("e2fsck").args(["-y", "-E", "journal_only"]).arg(&copy));
+    fs::read(copy).unwrap()
+}
+
+/// Every version of checksums, with block numbers of both sizes, and blocks larger than pages.
+#[test]
+fn written_by_debugfs() {
+    let dir = TempDir::new().unwrap();
+    for features in
+        ["metadata_csum,64bit", "metadata_csum,^64bit", "^metadata_csum,64bit", "^metadata_csum,^64bit"]
+    {
+        for version in if features.starts_with('^') { &[""][..] } else { &["-c -v 2", "-c -v 3"] } {
+            for block_size in [1024, 4096, 16384] {
+                let (image, expected) = by_debugfs(dir.path(), block_size, features, version);
+                let name = image.display();
+                assert!(content_of(replayed(&image)) == Ok(expected.clone()), "{name}: e2fsck");
+                assert!(content_of(fs::read(&image).unwrap()) == Ok(expected), "{name}");
+            }
+        }
+    }
+}
+
+/// The place of the block of the log with this sequence and kind, which is there once.
+fn in_log(image: &Path, sequence: u8, kind: u8) -> usize {
+    let bytes = fs::read(image).unwrap();
+    let head = [&MAGIC[..], &[0, 0, 0, kind, 0, 0, 0, sequence]].concat();
+    let found: Vec<usize> = journal_blocks(image)
+        .into_iter()
+        .map(|range| range.start)
+        .filter(|at| bytes[*at..].starts_with(&head))
+        .collect();
+    assert_eq!(found.len(), 1);
+    found[0]
+}
+
+/// A transaction that fails its checksums is damage; unless it is older than the one before it: then it is
+/// left over from an earlier life of the journal, and the log has ended.
+#[test]
+fn what_is_left_over() {
+    let dir = TempDir::new().unwrap();
+    let (image, _) = by_debugfs(dir.path(), 1024, "metadata_csum,64bit", "-c -v 3");
+    let mut bytes = fs::read(&image).unwrap();
+    bytes[in_log(&image, 3, 1) + 20] ^= 1;
+    assert_eq!(
+        content_of(bytes.clone()).err(),
+        Some(FsError::Corrupt("a transaction of the journal fails its checksum"))
+    );
+    let seconds = in_log(&image, 3, 2) + 48;
+    bytes[seconds..seconds + 8].fill(0);
+    let old = dir.path().join("old");
+    fs::write(&old, &bytes).unwrap();
+    let expected = content_of(replayed(&old)).unwrap();
+    assert!(expected[..2048] == content_of(fs::read(&image).unwrap()).unwrap()[..2048]);
+    assert!(content_of(bytes) == Ok(expected));
+}
+
+/// Fast commits are refused by name as long as they wait, and only then.
+#[test]
+fn fast_commits() {
+    let dir = TempDir::new().unwrap();
+    let way = Way { name: "fast", mkfs: &["-b", "1024", "-O", "fast_commit", "-J", "size=4"], mount: "" };
+    let image = dir.path().join("image");
+    make(&image, &way);
+    let mount = match Mount::new(&image, dir.path().join("mounted"), "rw,commit=1000") {
+        Ok(mount) => mount,
+        Err(why) => return crate::skip::skip("journal::fast_commits", &format!("no mount: {why}")),
+    };
+    let folder = mount.point.join("folder");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("a"), noise(1, 5000)).unwrap();
+    let sync = || run(std::process::Command::new("sync").arg("-f").arg(&mount.point));
+    sync();
+    let before = fs::read(&image).unwrap();
+    fs::write(folder.join("b"), noise(2, 5000)).unwrap();
+    File::open(folder.join("b")).unwrap().sync_all().unwrap();
+    let fast = fs::read(&image).unwrap();
+    sync();
+    let after = fs::read(&image).unwrap();
+    for (name, bytes) in [("before", before), ("after", after)] {
+        assert!(same_as_linux(dir.path(), name, bytes).is_some_and(|blocks| blocks > 0));
+    }
+    let opened = block_on(FileSystem::open(MemDisk::new(fast), CACHE)).err();
+    assert!(matches!(opened, Some(FsError::Unsupported(why)) if why.contains("fast commits")), "{opened:?}");
+}
+
+/// Whatever is in the journal: no panic, an end, and no more memory than the journal has room for.
+#[test]
+fn damaged() {
+    let dir = TempDir::new().unwrap();
+    let images: Vec<(Vec<u8>, Vec<usize>)> =
+        [("metadata_csum,64bit", "-c -v 3"), ("^metadata_csum,64bit", ""), ("^metadata_csum,^64bit", "")]
+            .into_iter()
+            .map(|(features, version)| {
+                let (image, _) = by_debugfs(dir.path(), 1024, features, version);
+                let blocks = journal_blocks(&image);
+                (fs::read(image).unwrap(), blocks.into_iter().map(|range| range.start).collect())
+            })
+            .collect();
+    let (mut served, mut refused) = (0, 0);
+    for case in 0..1500 {
+        let mut random = StdRng::seed_from_u64(case);
+        let (image, journal) = images.choose(&mut random).unwrap();
+        let mut bytes = image.clone();
+        for _ in 0..random.random_range(1..12) {
+            // The heads and tags of what was written, the super block, or a block that starts like another.
+            let block = journal[random.random_range(0..20)];
+            let reach = *[64, 1024].choose(&mut random).unwrap();
+            let at = block + random.random_range(0..reach);
+            match random.random_range(0..4) {
+                0 => bytes[at] ^= 1 << random.random_range(0..8),
+                1 => bytes[at] = *[0, 1, 2, 5, 0x7f, 0xff].choose(&mut random).unwrap(),
+                2 => bytes.copy_within(block..block + 64, journal[random.random_range(0..30)]),
+                // A log without an end: the same head in each block.
+                _ if case % 10 == 0 => {
+                    journal[1..].iter().for_each(|at| bytes.copy_within(journal[1]..journal[1] + 64, *at))
+                }
+                _ => bytes[journal[0] + random.random_range(12..48)] ^= 1,
+            }
+        }
+        let disk = MemDisk::new(bytes);
+        let (opened, peak) = peak_of(|| block_on(FileSystem::open(&disk, CACHE)));
+        assert!(peak < CACHE + (512 << 10), "case {case} took {peak} bytes");
+        let most = 3 * journal.len() as u64 + 100;
+        assert!(disk.requests.get() < most, "case {case}: {} requests", disk.requests.get());
+        match opened {
+            Ok(fs) => {
+                served += 1;
+                if let Ok(file) = block_on(fs.lookup(b"f")) {
+                    let _ = block_on(fs.read_at(&file, 0, &mut [0; 8192]));
+                }
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(!matches!(error, FsError::Io(_) | FsError::NoMemory), "case {case}: {error:?}");
+            }
+        }
+    }
+    println!("{served} served, {refused} refused");
+    assert!(served > 200 && refused > 200, "{served} served, {refused} refused");
 }
 
 /// The bytes of the blocks of the journal, in their order.

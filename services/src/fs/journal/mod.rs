@@ -1,9 +1,9 @@
 //! The journal of a file system that was not unmounted, replayed in memory: where the latest copy of a block
 //! is in the journal, it is read there. Nothing is written, and no block is held.
 //!
-//! The log is read as Linux does (`fs/jbd2/recovery.c`), in three passes: where it ends, what was revoked, and
-//! which copies count. Where Linux would refuse to mount, so is it here. The work is bounded by the length
-//! of the log, which is gone round once, and the memory by the copies that fit in it.
+//! The log is read as Linux does (`fs/jbd2/recovery.c`), in three passes: where it ends, what was revoked,
+//! and which copies count. What Linux would not mount is refused. The work is bounded by the length of the
+//! log, which is gone round once in each pass, and the memory by the copies that fit in it.
 
 mod layout;
 mod overlay;
