@@ -57,7 +57,10 @@ impl Table {
             let gpt = reader.gpt(true).await?;
             return gpt.map(Some).ok_or(corrupt("of its partition table (GPT) neither copy is whole"));
         }
-        reader.partitions_of(&mbr).await
+        match reader.partitions_of(&mbr).await? {
+            None => reader.gpt(false).await,
+            table => Ok(table),
+        }
     }
 }
 

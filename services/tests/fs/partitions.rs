@@ -276,6 +276,12 @@ fn other_sizes() {
             assert_eq!(places, [(64, 64), (128, 128)]);
         }
     }
+    // Without the MBR that protects it, and with one that says nothing.
+    for signature in [[0, 0], [0x55, 0xaa]] {
+        let mut disk = gpt_disk(512, &entries, 128, 2, false);
+        disk[510..512].copy_from_slice(&signature);
+        assert_eq!(table(&disk).unwrap().unwrap().partitions.len(), 2);
+    }
     // An MBR counts in blocks of the disk.
     let (disk, partitions) = partitioned(4, "label: dos\nsize=1MiB\n");
     let table = block_on(Table::read(&Blocks(MemDisk::new(disk), 4096))).unwrap().unwrap();
