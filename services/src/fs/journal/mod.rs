@@ -80,8 +80,7 @@ struct Place {
 impl<B: BlockSource> Log<'_, B> {
     async fn moved(&self) -> Result<Vec<Moved>, FsError> {
         let (mut moved, end) = self.scan().await?;
-        moved.sort_unstable_by_key(|moved| moved.home);
-        moved.dedup_by_key(|moved| moved.home);
+        put_in_order(&mut moved);
         if let Some(fast) = self.format.fast {
             self.check_fast(fast, end).await?;
         }
@@ -171,8 +170,7 @@ impl<B: BlockSource> Log<'_, B> {
         sum.iter_mut().for_each(|sum| sum.update(block));
         for tag in self.format.tags(block) {
             let at = self.pass(place)?;
-            moved.try_reserve(1).map_err(|_| FsError::NoMemory)?;
-            moved.push(Moved { home: tag.home, copy: None, revoked: None });
+            note(moved, tag.home)?;
             if let Some(sum) = &mut sum {
                 sum.update(&self.copy(at).await?);
             }
@@ -269,6 +267,21 @@ impl<B: BlockSource> Log<'_, B> {
 /// Transactions' numbers wrap.
 fn compare(one: u32, other: u32) -> Ordering {
     one.wrapping_sub(other).cast_signed().cmp(&0)
+}
+
+/// Notes a block. Most come again in each transaction, and take no more room then.
+fn note(moved: &mut Vec<Moved>, home: u64) -> Result<(), FsError> {
+    if moved.len() == moved.capacity() {
+        put_in_order(moved);
+        moved.try_reserve(moved.len().max(64)).map_err(|_| FsError::NoMemory)?;
+    }
+    moved.push(Moved { home, copy: None, revoked: None });
+    Ok(())
+}
+
+fn put_in_order(moved: &mut Vec<Moved>) {
+    moved.sort_unstable_by_key(|moved| moved.home);
+    moved.dedup_by_key(|moved| moved.home);
 }
 
 fn find(moved: &mut [Moved], home: u64) -> Option<&mut Moved> {
