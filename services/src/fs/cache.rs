@@ -6,7 +6,9 @@
 //! read that finds no memory.
 
 use super::FsError;
+use super::checks::Owner;
 use super::pages::Pages;
+use super::super_block::Geometry;
 use crate::block::{BlockSource, MAX_READ, SECTOR_SIZE};
 use crate::text::NoMemory;
 use crate::wakers::Wakers;
@@ -44,6 +46,23 @@ pub struct CacheStats {
     pub pages: u64,
     /// Requests under way now.
     pub under_way: u64,
+}
+
+/// A piece of metadata: where on the device it starts, a multiple of 32 bytes, and its length, both as they
+/// are for all that its owner has in a part of the disk.
+pub struct Piece {
+    pub offset: u64,
+    pub len: usize,
+    /// Bytes behind it to load with it.
+    pub ahead: usize,
+    pub owner: Owner,
+}
+
+impl Piece {
+    /// A block of the file system.
+    pub fn block(geometry: &Geometry, block: u64, owner: Owner) -> Self {
+        Self { offset: geometry.byte_of(block), len: geometry.block_size, ahead: 0, owner }
+    }
 }
 
 /// A page cache over a [`BlockSource`]. For one executor: it is not `Sync`.
@@ -262,6 +281,51 @@ impl<B: BlockSource> PageCache<B> {
         Ok(loaded)
     }
 
+    /// Shows metadata to `look`, once `check` has found it right: that is done only once while it is in
+    /// memory. What lies within one page is looked at in place. Also returns what [`read`](Self::read) does.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read), and of `check`.
+    pub async fn view<T>(
+        &self,
+        piece: &Piece,
+        check: impl FnOnce(&[u8]) -> Result<(), FsError>,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<(T, Option<Range<u64>>), FsError> {
+        let &Piece { offset, len, ahead, owner } = piece;
+        let within = (offset % PAGE) as usize;
+        let end = within.saturating_add(len);
+        if end <= PAGE_SIZE {
+            let mut state = self.state.borrow_mut();
+            if let Some((page, checks)) = state.pages.look(offset / PAGE) {
+                self.count(|stats| stats.hits = stats.hits.wrapping_add(1));
+                let bytes = page.get(within..end).ok_or(PAST_END)?;
+                if !checks.hold(within, owner) {
+                    check(bytes)?;
+                    checks.note(within, owner);
+                }
+                return Ok((look(bytes), None));
+            }
+        }
+        let mut bytes = super::zeroed(len)?;
+        let loaded = self.read(offset, &mut bytes, ahead).await?;
+        let starts = (offset..offset.saturating_add(len as u64)).step_by(PAGE_SIZE);
+        let mut state = self.state.borrow_mut();
+        let mut pages = starts.clone().map(|start| (start / PAGE, (start % PAGE) as usize));
+        let are_checked = pages.all(|(number, within)| {
+            state.pages.look(number).is_some_and(|(_, checks)| checks.hold(within, owner))
+        });
+        if !are_checked {
+            check(&bytes)?;
+            for start in starts {
+                if let Some((_, checks)) = state.pages.look(start / PAGE) {
+                    checks.note((start % PAGE) as usize, owner);
+                }
+            }
+        }
+        Ok((look(&bytes), loaded))
+    }
+
     /// Copies from a page if it is in the cache, and says whether it is.
     fn copy(&self, number: u64, within: usize, to: &mut [u8]) -> Result<bool, FsError> {
         let mut state = self.state.borrow_mut();
@@ -369,4 +433,55 @@ fn copy_from(page: &[u8], within: usize, to: &mut [u8]) -> Result<(), FsError> {
     let from = page.get(within..).and_then(|rest| rest.get(..to.len())).ok_or(PAST_END)?;
     to.copy_from_slice(from);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::BlockError;
+    use embassy_futures::block_on;
+
+    struct Zeros;
+
+    impl BlockSource for Zeros {
+        fn size_bytes(&self) -> u64 {
+            1 << 20
+        }
+
+        async fn read(&self, _: u64, bufs: &mut [&mut [u8]]) -> Result<(), BlockError> {
+            bufs.iter_mut().for_each(|buf| buf.fill(0));
+            Ok(())
+        }
+    }
+
+    /// How often each view of a piece, by its place, length and owner, has checked it.
+    #[test]
+    fn what_was_right_is_checked_once_while_it_is_in_memory() {
+        let cache = PageCache::new(Zeros, 8 * PAGE_SIZE);
+        let checks = |offset, len, owner, result: Result<(), FsError>| {
+            let (piece, mut checks) = (Piece { offset, len, ahead: 0, owner }, 0);
+            let check = |bytes: &[u8]| {
+                checks += 1;
+                assert_eq!(bytes.len(), len);
+                result
+            };
+            let seen = block_on(cache.view(&piece, check, |bytes| bytes.len()));
+            assert_eq!(seen.map(|(seen, _)| seen), result.map(|()| len));
+            checks
+        };
+        let wrong = FsError::Corrupt("as asked for");
+        for (offset, len) in [(0, 256), (256, 256), (1024, 1024), (8192, 4096), (16384, 16384)] {
+            assert_eq!(checks(offset, len, 1, Err(wrong)), 1, "{offset}");
+            assert_eq!(checks(offset, len, 1, Err(wrong)), 1, "{offset}: wrong stays wrong");
+            assert_eq!(checks(offset, len, 1, Ok(())), 1, "{offset}");
+            assert_eq!(checks(offset, len, 1, Ok(())), 0, "{offset}");
+            assert_eq!(checks(offset, len, 2, Ok(())), 1, "{offset}: for somebody else");
+            assert_eq!(checks(offset, len, 1, Ok(())), 1, "{offset}");
+        }
+        assert_eq!(checks(512, 256, 1, Ok(())), 1);
+        assert_eq!(checks(512, 256, 1, Ok(())), 0);
+        // Eight other pages come, and what was there goes.
+        assert_eq!(checks(1 << 19, 8 * PAGE_SIZE, 1, Ok(())), 1);
+        assert_eq!(checks(512, 256, 1, Ok(())), 1);
+    }
 }

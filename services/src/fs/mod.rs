@@ -12,6 +12,7 @@
 
 mod cache;
 mod choice;
+mod checks;
 mod dir;
 mod foreign;
 mod inode;

@@ -1,6 +1,7 @@
 //! Pages in memory by number, and in the order of their last use. A page for which there is no memory is not
 //! kept.
 
+use super::checks::Checks;
 use alloc::vec::Vec;
 use hashbrown::HashMap;
 
@@ -18,6 +19,7 @@ pub struct Pages {
 struct Node {
     number: u64,
     bytes: Vec<u8>,
+    checks: Checks,
     newer: usize,
     older: usize,
 }
@@ -35,10 +37,15 @@ impl Pages {
 
     /// The bytes of a page, which is used by this.
     pub fn get(&mut self, number: u64) -> Option<&[u8]> {
+        self.look(number).map(|(bytes, _)| bytes)
+    }
+
+    /// The same, and which of them were checked.
+    pub fn look(&mut self, number: u64) -> Option<(&[u8], &mut Checks)> {
         let at = *self.index.get(&number)?;
         self.unlink(at);
         self.link_newest(at);
-        self.nodes.get(at).map(|node| node.bytes.as_slice())
+        self.nodes.get_mut(at).map(|node| (node.bytes.as_slice(), &mut node.checks))
     }
 
     /// Keeps a page, in the place of one with the same number, if there is memory for the books.
