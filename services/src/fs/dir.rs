@@ -123,7 +123,7 @@ impl<B: BlockSource> FileSystem<B> {
         if self.read_content(node, offset, &mut bytes).await? != block_size {
             return Err(corrupt("the size of a folder is not whole blocks"));
         }
-        if let Some(seed) = node.checksum_seed {
+        if let Some(seed) = node.checksum_seed(&self.geometry) {
             let is_index_node = node.is_indexed && is_index_node(number, &bytes);
             let matches = if is_index_node { index_checksum_matches } else { leaf_checksum_matches };
             if matches(seed, &bytes) != Some(true) {

@@ -83,8 +83,7 @@ pub struct Node {
     pub(super) content: Content,
     /// The directory has a hash tree.
     pub(super) is_indexed: bool,
-    /// Start value of the checksums over this inode's blocks, where there are any.
-    pub(super) checksum_seed: Option<u32>,
+    generation: [u8; 4],
     pub(super) cursor: Cursor,
 }
 
@@ -94,20 +93,25 @@ impl Node {
         self.metadata
     }
 
-    /// From the bytes of the inode table.
+    /// Start value of the checksums over this inode's blocks, where there are any.
+    pub(super) fn checksum_seed(&self, geometry: &Geometry) -> Option<u32> {
+        seed_of(geometry, self.metadata.inode, self.generation)
+    }
+
+    /// Checks the bytes of an inode by their checksum, where there is one.
+    pub(super) fn check(geometry: &Geometry, number: u32, bytes: &[u8]) -> Result<(), FsError> {
+        let (inode, extra, extra_size) = parts(bytes)?;
+        match seed_of(geometry, number, inode.generation.get().to_le_bytes()) {
+            Some(seed) if !checksum_matches(seed, bytes, inode, extra, extra_size) => {
+                Err(corrupt("an inode fails its checksum"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From the bytes of the inode table, which were checked.
     pub(super) fn parse(geometry: &Geometry, number: u32, bytes: &[u8]) -> Result<Self, FsError> {
-        let (inode, rest) = Inode::ref_from_prefix(bytes).map_err(|_| corrupt("an inode is cut off"))?;
-        let extra = InodeExtra::ref_from_prefix(rest).ok().map(|(extra, _)| extra);
-        let extra_size = extra.map_or(0, |extra| usize::from(extra.extra_isize.get()));
-        if extra_size > rest.len() || !extra_size.is_multiple_of(4) {
-            return Err(corrupt("the extra size of an inode is wrong"));
-        }
-        let checksum_seed = geometry
-            .checksum_seed
-            .map(|seed| crc32c(seed, &[&number.to_le_bytes(), &inode.generation.get().to_le_bytes()]));
-        if checksum_seed.is_some_and(|seed| !checksum_matches(seed, bytes, inode, extra, extra_size)) {
-            return Err(corrupt("an inode fails its checksum"));
-        }
+        let (inode, extra, extra_size) = parts(bytes)?;
         if inode.mode.get() == 0 || inode.links_count.get() == 0 {
             return Err(corrupt("a directory entry points to a free inode"));
         }
@@ -121,7 +125,7 @@ impl Node {
             | u64::from(inode.size_lo.get());
         let is_fast_symlink = kind == Kind::Symlink && size < 60 && flags & FLAG_EXTENTS == 0;
         let content = if flags & FLAG_INLINE_DATA != 0 {
-            let xattrs = rest.get(extra_size..).unwrap_or_default();
+            let xattrs = bytes.get(INODE_BASE_SIZE.saturating_add(extra_size)..).unwrap_or_default();
             Content::Inline(inline_data(&inode.block, xattrs, size)?)
         } else if is_fast_symlink {
             Content::Inline(copy_of(&[&inode.block], size)?)
@@ -139,10 +143,25 @@ impl Node {
             metadata: Metadata { inode: number, kind, size, mtime },
             content,
             is_indexed: flags & FLAG_INDEX != 0,
-            checksum_seed,
+            generation: inode.generation.get().to_le_bytes(),
             cursor: Cursor::default(),
         })
     }
+}
+
+/// What every inode has, what larger ones have behind it, and how many bytes of that count.
+fn parts(bytes: &[u8]) -> Result<(&Inode, Option<&InodeExtra>, usize), FsError> {
+    let (inode, rest) = Inode::ref_from_prefix(bytes).map_err(|_| corrupt("an inode is cut off"))?;
+    let extra = InodeExtra::ref_from_prefix(rest).ok().map(|(extra, _)| extra);
+    let extra_size = extra.map_or(0, |extra| usize::from(extra.extra_isize.get()));
+    if extra_size > rest.len() || !extra_size.is_multiple_of(4) {
+        return Err(corrupt("the extra size of an inode is wrong"));
+    }
+    Ok((inode, extra, extra_size))
+}
+
+fn seed_of(geometry: &Geometry, number: u32, generation: [u8; 4]) -> Option<u32> {
+    geometry.checksum_seed.map(|seed| crc32c(seed, &[&number.to_le_bytes(), &generation]))
 }
 
 fn checksum_matches(

@@ -31,19 +31,25 @@ pub struct SuperBlock {
     pub uuid: [u8; 16],
     pub volume_name: [u8; 16],
     _last_mounted: [u8; 64],
-    _prealloc_journal_and_hash: [u8; 54],
+    _prealloc: [u8; 6],
+    pub reserved_gdt_blocks: U16,
+    _journal: [u8; 28],
+    pub hash_seed: [U32; 4],
+    _default_hash: [u8; 2],
     pub desc_size: U16,
     _default_mount_opts: U32,
     pub first_meta_bg: U32,
     _mkfs_time_and_journal: [u8; 72],
     pub blocks_count_hi: U32,
-    _reserved_to_flex: [u8; 33],
+    _reserved: [u8; 12],
+    pub flags: U32,
+    _raid_to_flex: [u8; 17],
     pub checksum_type: u8,
     _encryption_to_quota: [u8; 214],
     pub backup_bgs: [U32; 2],
     _encrypt_and_quota: [u8; 28],
     pub checksum_seed: U32,
-    _reserved: [u8; 392],
+    _more: [u8; 392],
     pub checksum: U32,
 }
 
@@ -54,7 +60,8 @@ const _: () =
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct GroupDescriptor {
-    _bitmaps: [U32; 2],
+    pub block_bitmap_lo: U32,
+    pub inode_bitmap_lo: U32,
     pub inode_table_lo: U32,
     _counts: [u8; 18],
     pub checksum: U16,
@@ -62,8 +69,18 @@ pub struct GroupDescriptor {
 
 /// Where [`GroupDescriptor::checksum`] lies.
 pub const GROUP_CHECKSUM: usize = 0x1e;
-/// Where the high half of the inode table's block number lies, with the 64bit feature.
-pub const GROUP_INODE_TABLE_HI: usize = 0x28;
+
+/// The high halves of the block numbers, with the 64bit feature.
+#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct GroupDescriptorHigh {
+    pub block_bitmap: U32,
+    pub inode_bitmap: U32,
+    pub inode_table: U32,
+}
+
+/// Where [`GroupDescriptorHigh`] lies.
+pub const GROUP_HIGH: usize = 0x20;
 
 /// The part of an inode that every format has.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -128,10 +145,16 @@ pub struct ExtentEntry {
 }
 
 impl ExtentEntry {
-    /// Length in blocks (more than 32,768: that much more, and not written yet), and first block.
-    pub fn extent(&self) -> (u16, u64) {
-        let [a, b, c, d, e, f, g, h] = self.payload;
-        (u16::from_le_bytes([a, b]), u64::from_le_bytes([e, f, g, h, c, d, 0, 0]))
+    /// Length of an extent in blocks; more than 32,768: that much more, and not written yet.
+    pub fn raw_len(&self) -> u16 {
+        let [a, b, ..] = self.payload;
+        u16::from_le_bytes([a, b])
+    }
+
+    /// First block of an extent.
+    pub fn physical(&self) -> u64 {
+        let [_, _, c, d, e, f, g, h] = self.payload;
+        u64::from_le_bytes([e, f, g, h, c, d, 0, 0])
     }
 
     /// Block of the child node.

@@ -15,6 +15,8 @@ mod choice;
 mod checks;
 mod dir;
 mod foreign;
+mod extents;
+mod groups;
 mod inode;
 mod journal;
 mod layout;
@@ -35,8 +37,11 @@ pub use partitions::{MAX_PARTITIONS, Partition, Table};
 use crate::block::{BlockError, BlockSource};
 use crate::text::NoMemory;
 use alloc::vec::Vec;
+use cache::Piece;
 use core::cell::Cell;
+use core::ops::Range;
 use embassy_futures::yield_now;
+use groups::Groups;
 use inode::Content;
 use journal::Overlay;
 use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
@@ -124,6 +129,7 @@ async fn read_geometry<B: BlockSource>(cache: &PageCache<B>) -> Result<Geometry,
 pub struct FileSystem<B> {
     cache: PageCache<Overlay<B>>,
     geometry: Geometry,
+    groups: Groups,
     /// Bytes looked at since a task last let others run.
     work: Cell<usize>,
 }
@@ -137,10 +143,12 @@ impl<B: BlockSource> FileSystem<B> {
     pub async fn open(disk: B, cache_capacity: usize) -> Result<Self, FsError> {
         let cache = PageCache::new(Overlay::new(disk), cache_capacity);
         let geometry = read_geometry(&cache).await?;
-        let mut fs = Self { cache, geometry, work: Cell::new(0) };
+        let mut fs = Self { cache, geometry, groups: Groups::default(), work: Cell::new(0) };
+        fs.groups = fs.read_groups().await?;
         if let Some(journal) = fs.geometry.replay {
             fs.replay(journal).await?;
             fs.geometry = read_geometry(&fs.cache).await?;
+            fs.groups = fs.read_groups().await?;
         }
         match fs.node(ROOT_INODE).await?.metadata().kind {
             Kind::Directory => Ok(fs),
@@ -185,13 +193,17 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::Io`], [`FsError::NoMemory`].
     pub async fn node(&self, inode: u32) -> Result<Node, FsError> {
         let (group, index) = self.geometry.group_of(inode)?;
-        let (at, len) = self.geometry.descriptor_of(group)?;
-        let table = self.geometry.inode_table(group, &self.bytes(at, len).await?)?;
-        let within = u64::from(index).saturating_mul(self.geometry.inode_size as u64);
-        self.geometry.check_blocks(table.saturating_add(within >> self.geometry.block_bits), 1)?;
-        let at = self.geometry.byte_of(table).saturating_add(within);
-        let bytes = self.bytes(at, self.geometry.inode_size).await?;
-        Node::parse(&self.geometry, inode, &bytes)
+        let table = match self.groups.inode_table(group) {
+            Some(table) => table,
+            // Its descriptor could not be read at first, or is damaged.
+            None => self.descriptor(group).await?.inode_table,
+        };
+        let len = self.geometry.inode_size;
+        let within = u64::from(index).saturating_mul(len as u64);
+        let offset = self.geometry.byte_of(table).saturating_add(within);
+        let piece = Piece { offset, len, ahead: 0, owner: checks::INODES };
+        let check = |bytes: &[u8]| Node::check(&self.geometry, inode, bytes);
+        self.view(&piece, check, |bytes| Node::parse(&self.geometry, inode, bytes)).await?.0
     }
 
     /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer
@@ -261,17 +273,15 @@ impl<B: BlockSource> FileSystem<B> {
         Ok(run)
     }
 
-    /// The contents of a metadata block.
-    async fn block(&self, block: u64) -> Result<Vec<u8>, FsError> {
-        self.geometry.check_blocks(block, 1)?;
-        self.bytes(self.geometry.byte_of(block), self.geometry.block_size).await
-    }
-
-    async fn bytes(&self, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
-        self.pace(len).await;
-        let mut bytes = zeroed(len)?;
-        self.cache.read(offset, &mut bytes, 0).await?;
-        Ok(bytes)
+    /// [`PageCache::view`], booked.
+    async fn view<T>(
+        &self,
+        piece: &Piece,
+        check: impl FnOnce(&[u8]) -> Result<(), FsError>,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<(T, Option<Range<u64>>), FsError> {
+        self.pace(piece.len).await;
+        self.cache.view(piece, check, look).await
     }
 
     /// Books a look at `bytes`, at least a page, and lets other tasks run when it is time. All that is read

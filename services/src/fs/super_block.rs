@@ -1,7 +1,8 @@
 //! The geometry of a file system, validated once, and where its inodes lie.
 
 use super::layout::{
-    self, CRC_START, GROUP_CHECKSUM, GROUP_INODE_TABLE_HI, GroupDescriptor, SuperBlock, crc16, crc32c,
+    self, CRC_START, GROUP_CHECKSUM, GROUP_HIGH, GroupDescriptor, GroupDescriptorHigh, SuperBlock, crc16,
+    crc32c,
 };
 use super::{FsError, corrupt};
 use zerocopy::FromBytes;
@@ -96,8 +97,16 @@ pub struct Geometry {
     is_64bit: bool,
     has_gdt_csum: bool,
     meta_bg_from: u64,
+    reserved_descriptor_blocks: u64,
     sparse_super: bool,
     backup_groups: Option<[u32; 2]>,
+}
+
+/// What a group descriptor says of where the group's metadata lies, in blocks.
+pub struct Descriptor {
+    pub block_bitmap: u64,
+    pub inode_bitmap: u64,
+    pub inode_table: u64,
 }
 
 impl Geometry {
@@ -162,6 +171,7 @@ impl Geometry {
                 true => sb.first_meta_bg.get().into(),
                 false => u64::MAX,
             },
+            reserved_descriptor_blocks: sb.reserved_gdt_blocks.get().into(),
             sparse_super: feature(sb.feature_ro_compat, ro_compat::SPARSE_SUPER),
             backup_groups: feature(sb.feature_compat, compat::SPARSE_SUPER2)
                 .then(|| sb.backup_bgs.map(|group| group.get())),
@@ -188,7 +198,8 @@ impl Geometry {
             "the number of blocks per group is wrong",
         )?;
         ensure(
-            (1..=bits_per_block).contains(&u64::from(self.inodes_per_group)),
+            (1..=bits_per_block).contains(&u64::from(self.inodes_per_group))
+                && self.group_count().checked_mul(self.inodes_per_group.into()) == Some(self.inodes.into()),
             "the number of inodes per group is wrong",
         )?;
         ensure(
@@ -231,43 +242,87 @@ impl Geometry {
         place.0.zip(place.1).ok_or(corrupt("the number of inodes per group is wrong"))
     }
 
-    /// Where on the disk the descriptor of a group lies: byte and length.
-    pub fn descriptor_of(&self, group: u32) -> Result<(u64, usize), FsError> {
+    fn group_count(&self) -> u64 {
+        self.blocks.saturating_sub(self.first_data_block).div_ceil(self.blocks_per_group.max(1))
+    }
+
+    /// How many groups there are.
+    pub fn groups(&self) -> u32 {
+        // `check` has seen that the inodes, which have 32-bit numbers, are spread over all of them.
+        u32::try_from(self.group_count()).unwrap_or(u32::MAX)
+    }
+
+    fn descriptors_per_block(&self) -> u64 {
+        (self.block_size as u64).checked_div(self.desc_size as u64).unwrap_or(1).max(1)
+    }
+
+    fn first_block_of(&self, group: u64) -> u64 {
+        group.saturating_mul(self.blocks_per_group).saturating_add(self.first_data_block)
+    }
+
+    /// Where on the disk the descriptor of a group lies, its length, and how many bytes of descriptors of the
+    /// following groups are behind it.
+    pub fn descriptor_of(&self, group: u32) -> Result<(u64, usize, usize), FsError> {
         let wrong = corrupt("a group number is out of range");
-        let group = u64::from(group);
-        let per_block =
-            (self.block_size as u64).checked_div(self.desc_size as u64).filter(|&n| n > 0).ok_or(wrong)?;
+        let (group, per_block) = (u64::from(group), self.descriptors_per_block());
         let meta_group = group.checked_div(per_block).ok_or(wrong)?;
-        let block = if meta_group < self.meta_bg_from {
+        let next_meta_group = meta_group.saturating_add(1).saturating_mul(per_block);
+        let (block, end) = if meta_group < self.meta_bg_from {
             // One table, behind the super block.
-            meta_group.saturating_add(u64::from(self.block_size == 1024)).saturating_add(1)
+            let first = u64::from(self.block_size == 1024).saturating_add(1);
+            let end = self.meta_bg_from.saturating_mul(per_block).min(self.group_count());
+            (meta_group.saturating_add(first), end)
         } else {
             // One block of descriptors in each meta group, behind a copy of the super block if there is one.
             let first_group = meta_group.saturating_mul(per_block);
-            let start =
-                first_group.saturating_mul(self.blocks_per_group).saturating_add(self.first_data_block);
             let boot_block = self.block_size == 1024 && meta_group == 0 && self.first_data_block == 0;
-            start
+            let block = self
+                .first_block_of(first_group)
                 .saturating_add(u64::from(self.has_super_block(first_group)))
-                .saturating_add(u64::from(boot_block))
+                .saturating_add(u64::from(boot_block));
+            (block, next_meta_group)
         };
         self.check_blocks(block, 1)?;
         let within = group.checked_rem(per_block).ok_or(wrong)?.saturating_mul(self.desc_size as u64);
-        Ok((self.byte_of(block).saturating_add(within), self.desc_size))
+        let following = end.saturating_sub(group).saturating_sub(1).saturating_mul(self.desc_size as u64);
+        let following = usize::try_from(following).unwrap_or(usize::MAX);
+        Ok((self.byte_of(block).saturating_add(within), self.desc_size, following))
     }
 
-    /// Whether the first group of a meta group starts with a copy of the super block. It is an even group,
-    /// and `sparse_super` keeps copies only in group 0 and in odd ones.
+    /// The first block of a group, and how many from there on hold copies of the super block and of
+    /// descriptors.
+    pub fn copies_in(&self, group: u32) -> (u64, u64) {
+        let (group, per_block) = (u64::from(group), self.descriptors_per_block());
+        let super_block = u64::from(self.has_super_block(group));
+        let descriptors = if group.checked_div(per_block).unwrap_or(0) >= self.meta_bg_from {
+            let within = group.checked_rem(per_block).unwrap_or(0);
+            u64::from(within < 2 || within == per_block.saturating_sub(1))
+        } else {
+            let table = self.group_count().div_ceil(per_block).min(self.meta_bg_from);
+            super_block.saturating_mul(table.saturating_add(self.reserved_descriptor_blocks))
+        };
+        // With blocks of 1 KiB and clusters, block 0 is the boot block, and before the super block.
+        let boot_block = u64::from(group == 0 && self.block_size == 1024 && self.first_data_block == 0);
+        let count = super_block.saturating_add(descriptors).saturating_add(boot_block);
+        (self.first_block_of(group), count)
+    }
+
+    /// Whether a group starts with a copy of the super block.
     fn has_super_block(&self, group: u64) -> bool {
+        let is_power_of = |base: u64| {
+            core::iter::successors(Some(base), |power| power.checked_mul(base))
+                .take_while(|power| *power <= group)
+                .any(|power| power == group)
+        };
         match self.backup_groups {
             _ if group == 0 => true,
             Some(backups) => backups.iter().any(|&backup| u64::from(backup) == group),
-            None => !self.sparse_super,
+            None => !self.sparse_super || group == 1 || [3, 5, 7].into_iter().any(is_power_of),
         }
     }
 
-    /// First block of the inode table of a group, from its descriptor.
-    pub fn inode_table(&self, group: u32, bytes: &[u8]) -> Result<u64, FsError> {
+    /// What the descriptor of a group says.
+    pub fn descriptor(&self, group: u32, bytes: &[u8]) -> Result<Descriptor, FsError> {
         let wrong = corrupt("a group descriptor is cut off");
         let (desc, _) = GroupDescriptor::ref_from_prefix(bytes).map_err(|_| wrong)?;
         let (before, after) = bytes.split_at_checked(GROUP_CHECKSUM).ok_or(wrong)?;
@@ -281,9 +336,24 @@ impl Geometry {
         if !matches {
             return Err(corrupt("a group descriptor fails its checksum"));
         }
-        let high = bytes.get(GROUP_INODE_TABLE_HI..).and_then(|rest| U32::read_from_prefix(rest).ok());
-        let high = high.filter(|_| self.is_64bit).map_or(0, |(high, _)| high.get());
-        Ok(u64::from(high) << 32 | u64::from(desc.inode_table_lo.get()))
+        let high = GroupDescriptorHigh::ref_from_prefix(bytes.get(GROUP_HIGH..).unwrap_or_default()).ok();
+        let high = high.filter(|_| self.is_64bit).map(|(high, _)| high);
+        let whole = |low: U32, high: Option<U32>| {
+            u64::from(high.map_or(0, |high| high.get())) << 32 | u64::from(low.get())
+        };
+        let found = Descriptor {
+            block_bitmap: whole(desc.block_bitmap_lo, high.map(|high| high.block_bitmap)),
+            inode_bitmap: whole(desc.inode_bitmap_lo, high.map(|high| high.inode_bitmap)),
+            inode_table: whole(desc.inode_table_lo, high.map(|high| high.inode_table)),
+        };
+        self.check_blocks(found.inode_table, self.inode_table_blocks())?;
+        Ok(found)
+    }
+
+    /// Blocks in the inode table of a group.
+    pub fn inode_table_blocks(&self) -> u64 {
+        let bytes = u64::from(self.inodes_per_group).saturating_mul(self.inode_size as u64);
+        bytes.div_ceil(self.block_size as u64)
     }
 }
 

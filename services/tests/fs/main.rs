@@ -4,6 +4,7 @@
 mod allocations;
 mod cache;
 mod corruption;
+mod damage;
 mod disks;
 mod foreign;
 mod images;

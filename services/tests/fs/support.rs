@@ -74,6 +74,14 @@ pub fn change_image(image: &[u8], commands: &[&str]) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
+/// What `debugfs` says to a question about an image.
+pub fn debugfs(image: &[u8], question: &str) -> String {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("image");
+    fs::write(&path, image).unwrap();
+    String::from_utf8(run(e2fsprogs("debugfs").args(["-R", question]).arg(&path))).unwrap()
+}
+
 /// Gives all folders hash trees, which mkfs.ext4 does not.
 pub fn with_hash_trees(image: &[u8]) -> Vec<u8> {
     let dir = TempDir::new().unwrap();
