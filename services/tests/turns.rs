@@ -44,8 +44,14 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// An image of `size` bytes with a folder `dir`, made by `mkfs.ext4` and changed by `debugfs`.
-fn image(size: u64, options: &[&str], names: impl Iterator<Item = String>, commands: &[String]) -> Image {
+/// An image of `size` bytes with a folder `dir`, made by `mkfs.ext4` and changed by `debugfs`, which is told
+/// the first block of the folder.
+fn image(
+    size: u64,
+    options: &[&str],
+    names: impl Iterator<Item = String>,
+    commands: impl FnOnce(u32) -> Vec<String>,
+) -> Image {
     let temporary = tempfile::TempDir::new().unwrap();
     let (site, path) = (temporary.path().join("site"), temporary.path().join("image"));
     std::fs::create_dir_all(site.join("dir")).unwrap();
@@ -54,25 +60,38 @@ fn image(size: u64, options: &[&str], names: impl Iterator<Item = String>, comma
     let mut mkfs = tool("mkfs.ext4");
     mkfs.args(["-q", "-F", "-E", "nodiscard", "-d"]).arg(&site).args(options).arg(&path);
     assert!(mkfs.output().expect("mkfs.ext4 is missing: install the package e2fsprogs").status.success());
+    let first = tool("debugfs").args(["-R", "bmap dir 0"]).arg(&path).output().unwrap().stdout;
+    let first = String::from_utf8(first).unwrap().trim().parse().unwrap();
     let script = temporary.path().join("script");
-    std::fs::write(&script, commands.join("\n")).unwrap();
-    assert!(
-        tool("debugfs")
-            .arg("-w")
-            .arg("-f")
-            .args([&script as &Path, &path])
-            .output()
-            .unwrap()
-            .status
-            .success()
-    );
+    std::fs::write(&script, commands(first).join("\n")).unwrap();
+    let mut debugfs = tool("debugfs");
+    debugfs.arg("-w").arg("-f").args([&script as &Path, &path]);
+    assert!(debugfs.output().unwrap().status.success());
     Image(File::open(&path).unwrap(), size)
 }
 
-/// A folder of 64 KiB blocks that claims `size` bytes. Behind the first block there are only holes.
-fn holes(size: u64) -> Image {
+const BLOCK: u64 = 64 << 10;
+
+/// A folder of 64 KiB blocks that claims `size` bytes, up to 8 GiB. All blocks but the last are of zeros,
+/// which are good empty blocks, and lie in the same place on the disk. Up to 5.5 GiB the extents fit the
+/// inode. The last one has the folder itself as `sub`.
+fn endless(size: u64) -> Image {
     let options = ["-b", "65536", "-N", "64", "-O", "^metadata_csum,^has_journal,large_dir"];
-    image(size + (1 << 30), &options, std::iter::empty(), &[format!("set_inode_field dir size {size}")])
+    let blocks = (size / BLOCK) as u32;
+    let commands = |first| {
+        let starts = (0..blocks - 1).step_by(30_000);
+        let mut extents: Vec<[u32; 3]> =
+            starts.map(|start| [start, (blocks - 1 - start).min(30_000), 4096]).collect();
+        extents.push([blocks - 1, 1, first]);
+        let mut words = vec![0xf30a | (extents.len() as u32) << 16, 4, 0];
+        words.extend(extents.into_iter().flatten());
+        let places = (0..12).map(|n| n.to_string()).chain(["IND", "DIND", "TIND"].map(String::from));
+        let fields = places.zip(words);
+        let fields = fields.map(|(place, word)| format!("set_inode_field dir block[{place}] {word}"));
+        let link = std::iter::once("link dir dir/sub".to_owned());
+        link.chain(fields).chain([format!("set_inode_field dir size {size}")]).collect()
+    };
+    image(size + (4 << 30), &options, std::iter::empty(), commands)
 }
 
 /// Counts the pieces of folders that are read.
@@ -135,14 +154,16 @@ fn list(image: Image, limit: u64) -> (bool, u64, u64) {
     (end.is_some() && client.output.ends_with(b"</html>\n"), server.files().unwrap().1.get(), largest)
 }
 
-/// A folder that claims 20 GiB of holes, each of which is a valid empty block: nobody notices while it is
-/// listed.
+/// A folder that claims 4 GiB of blocks without a name, or 6 GiB that are all lost since they need more
+/// extents than there is room for: nobody notices while it is listed, and it comes to an end.
 #[test]
-fn listing_holes_leaves_others_their_turn() {
-    let (_, seen, largest) = list(holes(20 << 30), 4000);
-    assert!(seen > 1000, "{seen} blocks were seen");
-    assert!(largest <= 16, "{largest} blocks of 64 KiB in one turn");
-    let (done, seen, largest) = list(holes(1 << 26), u64::MAX);
+fn listing_empty_space_leaves_others_their_turn() {
+    for (size, most) in [(4 << 30, 16), (6 << 30, 64)] {
+        let (done, seen, largest) = list(endless(size), u64::MAX);
+        assert!(!done && (1000..1100).contains(&seen), "{seen} blocks were seen");
+        assert!(largest <= most, "{largest} blocks of 64 KiB in one turn");
+    }
+    let (done, seen, largest) = list(endless(1 << 26), u64::MAX);
     assert!(done && seen > 1 << 10 && largest <= 16, "{seen} blocks, {largest} in one turn");
 }
 
@@ -152,7 +173,7 @@ fn listing_empty_blocks_leaves_others_their_turn() {
     let name = |n: u32| format!("{n:0>200}");
     let remove: Vec<String> = (0..1200).map(|n| format!("rm dir/{}", name(n))).collect();
     let options = ["-b", "1024", "-N", "2000", "-O", "^dir_index"];
-    let (done, seen, largest) = list(image(16 << 20, &options, (0..1200).map(name), &remove), u64::MAX);
+    let (done, seen, largest) = list(image(16 << 20, &options, (0..1200).map(name), |_| remove), u64::MAX);
     assert!(done && seen > 250, "{seen} blocks were seen");
     assert!(largest <= 64, "{largest} blocks of 1 KiB in one turn");
 }
@@ -160,22 +181,57 @@ fn listing_empty_blocks_leaves_others_their_turn() {
 /// Looking a name up, and walking a long path.
 #[test]
 fn lookups_leave_others_their_turn() {
-    let fs = block_on(FileSystem::open(holes(1 << 26), 1 << 20)).unwrap();
+    let fs = block_on(FileSystem::open(endless(1 << 25), 1 << 20)).unwrap();
     let (result, polls, _) = steps(fs.lookup(b"/dir/nothing"), u64::MAX, || 0);
     assert!(matches!(result, Some(Err(FsError::NotFound))));
-    assert!(polls >= (1 << 26) / (16 << 16), "1024 blocks in {polls} turns");
+    assert!(polls >= (1 << 25) / (16 << 16), "512 blocks in {polls} turns");
 
     let name = |n: u32| format!("{n:0>200}");
     let links = ["symlink dir/sub .".to_owned()];
     let options = ["-b", "1024", "-N", "4000"];
-    let fs =
-        block_on(FileSystem::open(image(16 << 20, &options, (0..500).map(name), &links), 4 << 20)).unwrap();
+    let fs = block_on(FileSystem::open(
+        image(16 << 20, &options, (0..500).map(name), |_| links.to_vec()),
+        4 << 20,
+    ))
+    .unwrap();
     let visited = || fs.cache_stats().hits + fs.cache_stats().misses;
     for path in [format!("dir/{}", "sub/".repeat(40)), "dir/../".repeat(500), "/".repeat(4000)] {
         let (result, _, largest) = steps(fs.lookup(path.as_bytes()), u64::MAX, visited);
         assert!(result.is_some_and(|node| node.is_ok()), "{path}");
         assert!(largest <= 128, "{largest} pages in one turn, for {path}");
     }
+}
+
+/// However many steps a path has and however large the folders claim to be, one look-up looks through 64 MiB
+/// of them and no more.
+#[test]
+fn a_look_up_comes_to_an_end() {
+    for (size, steps, expected) in [
+        (1 << 30, 1000, Err(FsError::TooMuch)),
+        (1 << 22, 1000, Err(FsError::TooMuch)),
+        (1 << 22, 14, Ok(())),
+        (1 << 22, 16, Err(FsError::TooMuch)),
+    ] {
+        let fs = block_on(FileSystem::open(endless(size), 1 << 20)).unwrap();
+        let pages = || fs.cache_stats().hits + fs.cache_stats().misses;
+        let before = pages();
+        let path = format!("dir/{}", "sub/".repeat(steps));
+        assert_eq!(block_on(fs.lookup(path.as_bytes())).map(|_| ()), expected, "{size}, {steps}");
+        // A block of 64 KiB is 16 pages; a step costs one more, for the inode.
+        let blocks = (pages() - before - steps as u64) / 16;
+        assert!(blocks <= 1024, "{blocks} blocks for {steps} steps in {size} bytes");
+    }
+}
+
+/// A client is told what keeps it from its file.
+#[test]
+fn too_much_is_said_to_be_so() {
+    let files = block_on(FileSystem::open(endless(1 << 30), 1 << 20)).unwrap();
+    let server = Server::new(common::mounted(files), Api(Machine::default()), quick_limits());
+    let mut client = Client::new(b"GET /dir/sub/ HTTP/1.0\r\n\r\n", Then::Finish);
+    block_on(server.serve(&mut client, || false));
+    let answer = String::from_utf8(client.output).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("too large"), "{answer}");
 }
 
 /// Many requests at once, all of them cheap.

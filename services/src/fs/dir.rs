@@ -1,8 +1,11 @@
-//! Folders. Those with a hash tree are read like the others: the tree's nodes look like empty entries.
+//! The blocks of folders, and listing them. Those with a hash tree are listed like the others: the tree's
+//! nodes look like empty entries.
 
+use super::cache::Piece;
+use super::checks::{FOLDER, Owner};
 use super::inode::{Content, Kind, Node};
 use super::layout::{DirEntryHead, DirEntryTail, crc32c};
-use super::{FileSystem, FsError, NAME_MAX, corrupt, zeroed};
+use super::{FileSystem, FsError, corrupt};
 use crate::block::BlockSource;
 use crate::text;
 use alloc::vec::Vec;
@@ -37,48 +40,51 @@ pub struct DirBlock {
 impl DirBlock {
     /// The entries in the order of the disk. After an error there are no more.
     pub fn entries(&self) -> impl Iterator<Item = Result<DirEntry<'_>, FsError>> {
-        let mut rest = self.bytes.get(self.skipped..).unwrap_or_default();
+        let mut entries = Entries(self.bytes.get(self.skipped..).unwrap_or_default());
         core::iter::from_fn(move || {
-            while !rest.is_empty() {
-                match split_entry(rest, self.has_file_type, self.end) {
-                    Ok((entry, tail)) => {
-                        rest = tail;
-                        if entry.inode != 0 && !matches!(entry.name, b"." | b"..") {
-                            return Some(check_name(entry));
-                        }
-                    }
-                    Err(error) => {
-                        rest = &[];
-                        return Some(Err(error));
-                    }
+            loop {
+                let (head, name) = match entries.next() {
+                    Ok(found) => found?,
+                    Err(error) => return Some(Err(error)),
+                };
+                if head.inode.get() != 0 && !matches!(name, b"." | b"..") {
+                    let next = self.end.saturating_sub(entries.0.len() as u64);
+                    return Some(self.entry(head, name, next));
                 }
             }
-            None
         })
     }
+
+    fn entry<'a>(&self, head: &DirEntryHead, name: &'a [u8], next: u64) -> Result<DirEntry<'a>, FsError> {
+        if name.is_empty() || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
+            return Err(corrupt("a directory entry has an impossible name"));
+        }
+        let kind = if self.has_file_type { Kind::from_entry(head.file_type) } else { None };
+        Ok(DirEntry { name, inode: head.inode.get(), kind, next })
+    }
 }
 
-fn check_name(entry: DirEntry<'_>) -> Result<DirEntry<'_>, FsError> {
-    if entry.name.is_empty() || entry.name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-        return Err(corrupt("a directory entry has an impossible name"));
-    }
-    Ok(entry)
-}
+/// The entries from here to the end of a block, those without a name too.
+pub(super) struct Entries<'a>(pub &'a [u8]);
 
-/// The first entry, and the bytes behind it: always fewer than before. They end at `end` in the folder.
-fn split_entry(bytes: &[u8], has_file_type: bool, end: u64) -> Result<(DirEntry<'_>, &[u8]), FsError> {
-    const WRONG: FsError = corrupt("a directory entry has a wrong length");
-    let (head, names) = DirEntryHead::ref_from_prefix(bytes).map_err(|_| WRONG)?;
-    let name_len = usize::from(head.name_len);
-    let name = names.get(..name_len).ok_or(WRONG)?;
-    let len = record_len(head, bytes.len());
-    if !len.is_multiple_of(4) || len < ENTRY_HEAD.saturating_add(name_len) {
-        return Err(WRONG);
+impl<'a> Entries<'a> {
+    /// The next one. There are none behind an error.
+    pub(super) fn next(&mut self) -> Result<Option<(&'a DirEntryHead, &'a [u8])>, FsError> {
+        const WRONG: FsError = corrupt("a directory entry has a wrong length");
+        let bytes = core::mem::take(&mut self.0);
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let (head, names) = DirEntryHead::ref_from_prefix(bytes).map_err(|_| WRONG)?;
+        let name_len = usize::from(head.name_len);
+        let name = names.get(..name_len).ok_or(WRONG)?;
+        let len = record_len(head, bytes.len());
+        if !len.is_multiple_of(4) || len < ENTRY_HEAD.saturating_add(name_len) {
+            return Err(WRONG);
+        }
+        self.0 = bytes.get(len..).ok_or(WRONG)?;
+        Ok(Some((head, name)))
     }
-    let kind = if has_file_type { Kind::from_entry(head.file_type) } else { None };
-    let (_, rest) = bytes.split_at_checked(len).ok_or(WRONG)?;
-    let next = end.saturating_sub(rest.len() as u64);
-    Ok((DirEntry { name, inode: head.inode.get(), kind, next }, rest))
 }
 
 /// 64 KiB do not fit the field: they are written as 65535 or 0.
@@ -95,71 +101,107 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`DirEntry::next`] of the last one used.
     ///
     /// # Errors
-    /// [`FsError::NotADirectory`], [`FsError::Corrupt`], [`FsError::Io`], [`FsError::NoMemory`]. The cursor
-    /// then stays where it was.
+    /// [`FsError::Corrupt`] and [`FsError::Io`] where a part of the folder is damaged or missing; if the
+    /// cursor has moved, it is behind that part, and what follows can be read. [`FsError::TooMuch`] if there
+    /// was no entry in a very long part of it. [`FsError::NotADirectory`], [`FsError::NoMemory`]. In all
+    /// other cases the cursor stays where it was.
     pub async fn read_dir(&self, node: &Node, cursor: &mut u64) -> Result<Option<DirBlock>, FsError> {
         if node.metadata().kind != Kind::Directory {
             return Err(FsError::NotADirectory);
         }
-        // Where the block starts in the folder, and its bytes.
-        let found = match &node.content {
-            Content::Inline(data) => inline_entries(data, *cursor)?,
-            _ => self.dir_block(node, *cursor >> self.geometry.block_bits).await?,
-        };
-        let Some((start, bytes)) = found else { return Ok(None) };
-        let skipped = usize::try_from(cursor.saturating_sub(start)).unwrap_or(usize::MAX);
-        let end = start.saturating_add(bytes.len() as u64);
-        *cursor = end;
-        Ok(Some(DirBlock { bytes, skipped, end, has_file_type: self.geometry.has_file_type }))
-    }
-
-    async fn dir_block(&self, node: &Node, number: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
-        let block_size = self.geometry.block_size;
-        let offset = number.saturating_mul(block_size as u64);
-        if offset >= node.metadata().size {
+        if *cursor >= node.metadata().size {
             return Ok(None);
         }
-        let mut bytes = zeroed(block_size)?;
-        if self.read_content(node, offset, &mut bytes).await? != block_size {
-            return Err(corrupt("the size of a folder is not whole blocks"));
+        // Where the block starts in the folder, and its bytes.
+        let (start, bytes) = match &node.content {
+            Content::Inline(data) => {
+                let [first, second] = inline_parts(data);
+                let (start, part) = if *cursor < INLINE_BLOCK { (4, first) } else { (INLINE_BLOCK, second) };
+                (start, text::bytes(part)?)
+            }
+            _ => self.copy_block(node, cursor).await?,
+        };
+        let skipped = usize::try_from(cursor.saturating_sub(start)).unwrap_or(usize::MAX);
+        let end = start.saturating_add(bytes.len() as u64);
+        let block = DirBlock { bytes, skipped, end, has_file_type: self.geometry.has_file_type };
+        match block.entries().next() {
+            Some(_) => node.budget.refill(),
+            None => node.budget.take(self.geometry.block_size)?,
         }
-        if let Some(seed) = node.checksum_seed(&self.geometry) {
-            let is_index_node = node.is_indexed && is_index_node(number, &bytes);
-            let matches = if is_index_node { index_checksum_matches } else { leaf_checksum_matches };
-            if matches(seed, &bytes) != Some(true) {
+        *cursor = end;
+        Ok(Some(block))
+    }
+
+    /// A copy of the block of a folder that the cursor is in, and where it starts. The cursor moves on if it
+    /// is lost.
+    async fn copy_block(&self, node: &Node, cursor: &mut u64) -> Result<(u64, Vec<u8>), FsError> {
+        let bits = self.geometry.block_bits;
+        let number = *cursor >> bits;
+        let copied = match self.view_folder(node, number, FOLDER, text::bytes).await {
+            Ok(copied) => copied?,
+            Err(error) => {
+                if error.is_local() {
+                    node.budget.take(self.geometry.block_size)?;
+                    *cursor = number.saturating_add(node.blocks_lost_at(number)) << bits;
+                }
+                return Err(error);
+            }
+        };
+        Ok((number << bits, copied))
+    }
+
+    /// Shows `look` a block of a folder, seen as what it is a `part` of: the folder, or its hash tree.
+    pub(super) async fn view_folder<T>(
+        &self,
+        node: &Node,
+        number: u64,
+        part: Owner,
+        look: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, FsError> {
+        // Where blocks are lost nothing else is looked at.
+        self.pace(0).await;
+        let (bits, len, size) = (self.geometry.block_bits, self.geometry.block_size, node.metadata().size);
+        let offset = number.saturating_mul(len as u64);
+        let left = size.checked_sub(offset).and_then(|left| left.checked_sub(len as u64));
+        let left = left.ok_or(corrupt("a folder ends within a block"))?;
+        let run = self.run_at(node, number).await?;
+        let block = run.physical.ok_or(corrupt("a folder has a hole"))?;
+        // The tree leads to blocks here and there.
+        let window = if part == FOLDER { node.cursor.start(offset, len) } else { 0 };
+        let run_left = run.blocks.saturating_sub(1) << bits;
+        let ahead = (window as u64).min(run_left).min(left) as usize;
+        let owner = part | u64::from(node.metadata().inode);
+        let piece = Piece { ahead, ..Piece::block(&self.geometry, block, owner) };
+        let check = |bytes: &[u8]| self.check_folder(node, number, bytes);
+        let (found, loaded) = self.view(&piece, check, look).await?;
+        if let Some(loaded) = loaded {
+            let loaded = loaded.end.saturating_sub(piece.offset).min(run_left.saturating_add(len as u64));
+            node.cursor.missed(offset, offset.saturating_add(loaded));
+        }
+        Ok(found)
+    }
+
+    fn check_folder(&self, node: &Node, number: u64, bytes: &[u8]) -> Result<(), FsError> {
+        let seed = node.checksum_seed(&self.geometry);
+        if let Some(seed) = seed {
+            let is_node = node.is_indexed && is_index_node(number, bytes);
+            let matches = if is_node { index_checksum_matches } else { leaf_checksum_matches };
+            if matches(seed, bytes) != Some(true) {
                 return Err(corrupt("a folder fails its checksum"));
             }
         }
-        Ok(Some((offset, bytes)))
-    }
-
-    /// The inode number of an entry of a folder.
-    pub(super) async fn find(&self, node: &Node, name: &[u8]) -> Result<u32, FsError> {
-        if name.len() > NAME_MAX {
-            return Err(FsError::NameTooLong);
-        }
-        let mut cursor = 0;
-        while let Some(block) = self.read_dir(node, &mut cursor).await? {
-            for entry in block.entries() {
-                let entry = entry?;
-                if entry.name == name {
-                    return Ok(entry.inode);
-                }
-            }
-        }
-        Err(FsError::NotFound)
+        Ok(())
     }
 }
 
-/// A small folder in its inode: the parent's inode number and entries in the first 60 bytes, more entries
-/// behind them.
-fn inline_entries(data: &[u8], cursor: u64) -> Result<Option<(u64, Vec<u8>)>, FsError> {
-    let (start, end) = if cursor < 60 { (4, 60) } else { (60, data.len()) };
-    if cursor >= data.len() as u64 {
-        return Ok(None);
-    }
-    let part = data.get(start..end.min(data.len())).unwrap_or_default();
-    Ok(Some((start as u64, text::bytes(part)?)))
+/// Bytes of a folder in its inode that are in the place of block numbers.
+const INLINE_BLOCK: u64 = 60;
+
+/// A small folder in its inode: the parent's inode number and entries in the place of block numbers, more
+/// entries behind them.
+pub(super) fn inline_parts(data: &[u8]) -> [&[u8]; 2] {
+    let (first, second) = data.split_at_checked(INLINE_BLOCK as usize).unwrap_or((data, &[]));
+    [first.get(4..).unwrap_or_default(), second]
 }
 
 /// Whether a block of a folder with a hash tree is a node of the tree: the first block is its root, and other

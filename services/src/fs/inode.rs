@@ -1,5 +1,6 @@
 //! Inodes: what a path leads to.
 
+use super::find::Budget;
 use super::layout::{
     INODE_BASE_SIZE, INODE_CHECKSUM_HI, INODE_CHECKSUM_LO, Inode, InodeExtra, XattrEntry, crc32c,
 };
@@ -85,12 +86,20 @@ pub struct Node {
     pub(super) is_indexed: bool,
     generation: [u8; 4],
     pub(super) cursor: Cursor,
+    /// What may be read of a folder without finding anything.
+    pub(super) budget: Budget,
 }
 
 impl Node {
     /// What is known of it.
     pub fn metadata(&self) -> Metadata {
         self.metadata
+    }
+
+    /// How many blocks of the file from one on are lost, if that one is: all of a hole, or one.
+    pub(super) fn blocks_lost_at(&self, block: u64) -> u64 {
+        let run = self.cursor.run.get().and_then(|run| run.from(block));
+        run.filter(|run| run.physical.is_none()).map_or(1, |run| run.blocks)
     }
 
     /// Start value of the checksums over this inode's blocks, where there are any.
@@ -145,6 +154,7 @@ impl Node {
             is_indexed: flags & FLAG_INDEX != 0,
             generation: inode.generation.get().to_le_bytes(),
             cursor: Cursor::default(),
+            budget: Budget::default(),
         })
     }
 }

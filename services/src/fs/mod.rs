@@ -16,6 +16,7 @@ mod checks;
 mod dir;
 mod foreign;
 mod extents;
+mod find;
 mod groups;
 mod inode;
 mod journal;
@@ -91,6 +92,16 @@ pub enum FsError {
     /// A name of more than [`NAME_MAX`] bytes, or a path of more than [`PATH_MAX`].
     #[error("the name is too long")]
     NameTooLong,
+    /// The folders on the way are too large to be looked through for one request.
+    #[error("the folders on the way are too large to be looked through")]
+    TooMuch,
+}
+
+impl FsError {
+    /// Whether it concerns one place of the disk only: others can be read.
+    pub fn is_local(self) -> bool {
+        matches!(self, Self::Corrupt(_) | Self::Io(BlockError::Device | BlockError::OutOfRange))
+    }
 }
 
 impl From<NoMemory> for FsError {

@@ -1,5 +1,6 @@
 //! From a path to what it names.
 
+use super::find::Budget;
 use super::inode::{Content, Kind, Node, ROOT_INODE};
 use super::{FileSystem, FsError, PATH_MAX, corrupt, zeroed};
 use crate::block::BlockSource;
@@ -18,8 +19,8 @@ impl<B: BlockSource> FileSystem<B> {
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotADirectory`] (also for `file/`), [`FsError::TooManyLinks`],
-    /// [`FsError::NameTooLong`] (a name of more than 255 bytes, or a path of more than 4096), and what
-    /// reading the folders gives.
+    /// [`FsError::NameTooLong`] (a name of more than 255 bytes, or a path of more than 4096),
+    /// [`FsError::TooMuch`], and what reading the folders gives.
     pub async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
         if path.len() > PATH_MAX {
             return Err(FsError::NameTooLong);
@@ -28,6 +29,7 @@ impl<B: BlockSource> FileSystem<B> {
         // The folders above `node`: where `..` leads to, without trusting the disk.
         let mut above: Vec<u32> = Vec::new();
         let mut links = 0usize;
+        let budget = Budget::default();
         let (mut path, mut at) = (text::bytes(path)?, 0usize);
         for _ in 0..MAX_STEPS {
             let left = path.get(at..).unwrap_or_default();
@@ -45,7 +47,7 @@ impl<B: BlockSource> FileSystem<B> {
                 }
                 _ => {}
             }
-            let child = self.node(self.find(&node, name).await?).await?;
+            let child = self.node(self.find(&node, name, &budget).await?).await?;
             if child.metadata().kind == Kind::Symlink {
                 links = links.saturating_add(1);
                 if links > MAX_LINKS {

@@ -93,7 +93,10 @@ impl fmt::Display for Refusal {
                 f.write_str("The file system on the disk is damaged here.")
             }
             Some(
-                why @ (Why::NoDisk(_) | Why::Failed(FsError::Unsupported(_) | FsError::Io(BlockError::Gone))),
+                why @ (Why::NoDisk(_)
+                | Why::Failed(
+                    FsError::Unsupported(_) | FsError::TooMuch | FsError::Io(BlockError::Gone),
+                )),
             ) => why.fmt(f),
             _ => f.write_str(self.status.sentence()),
         }
@@ -123,9 +126,10 @@ impl From<FsError> for Refusal {
             | FsError::NotAFile
             | FsError::TooManyLinks
             | FsError::NameTooLong => return Status::NotFound.into(),
-            FsError::Unsupported(_) | FsError::NoMemory | FsError::Io(BlockError::Gone) => {
-                Status::Unavailable
-            }
+            FsError::Unsupported(_)
+            | FsError::NoMemory
+            | FsError::TooMuch
+            | FsError::Io(BlockError::Gone) => Status::Unavailable,
             FsError::NotExt4 | FsError::Foreign(_) | FsError::Corrupt(_) | FsError::Io(_) => {
                 Status::InternalError
             }

@@ -21,7 +21,8 @@ pub trait Files {
 
     /// Shows `take` the next few entries of a directory, up to a block's worth, without `.` and `..`, until
     /// it says false: that one was not taken. `cursor` is 0 at first, and each call, which may show none,
-    /// moves it behind all that were taken. Returns false after the last.
+    /// moves it behind all that were taken. Returns false after the last. Where a part of the directory is
+    /// lost it fails, with `cursor` behind that part: call again for what follows.
     async fn read_dir(
         &self,
         dir: &Self::Node,
@@ -52,9 +53,11 @@ impl<B: BlockSource> Files for FileSystem<B> {
         mut take: impl FnMut(DirEntry<'_>) -> Result<bool, FsError>,
     ) -> Result<bool, FsError> {
         let mut end = *cursor;
-        let Some(block) = self.read_dir(dir, &mut end).await? else { return Ok(false) };
+        let read = self.read_dir(dir, &mut end).await;
+        let Some(block) = read.inspect_err(|_| *cursor = end)? else { return Ok(false) };
         for entry in block.entries() {
-            let entry = entry?;
+            // Behind an entry that makes no sense there are no more in its block.
+            let entry = entry.inspect_err(|_| *cursor = end)?;
             if !take(entry)? {
                 return Ok(true);
             }

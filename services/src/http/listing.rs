@@ -53,6 +53,10 @@ impl Names {
         Ok(true)
     }
 
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Whether there was a name that did not fit.
     fn is_full(&self) -> bool {
         self.is_full
@@ -82,18 +86,34 @@ impl Entry {
 pub struct Page {
     names: Names,
     cursor: Option<u64>,
+    /// Parts of the directory are lost, and with them names.
+    is_damaged: bool,
 }
 
 /// Reads the part of a folder that begins at `cursor`, 0 at first. The caller reads the first part before it
 /// calls [`send`], so that an unreadable folder is an error page.
 pub async fn read_page<F: Files>(files: &F, dir: &F::Node, mut cursor: u64) -> Result<Page, FsError> {
     let mut names = Names::default();
-    let mut more = true;
+    let (mut more, mut lost) = (true, None);
     while more && !names.is_full() {
-        more = files.read_dir(dir, &mut cursor, |entry| names.push(entry)).await?;
+        let before = cursor;
+        more = match files.read_dir(dir, &mut cursor, |entry| names.push(entry)).await {
+            // One part is lost, what follows is not.
+            Err(error) if error.is_local() && cursor > before => {
+                lost = Some(error);
+                true
+            }
+            other => other?,
+        };
     }
-    names.sort();
-    Ok(Page { names, cursor: more.then_some(cursor) })
+    match lost {
+        // There is nothing else to show.
+        Some(error) if names.is_empty() && !more => Err(error),
+        _ => {
+            names.sort();
+            Ok(Page { names, cursor: more.then_some(cursor), is_damaged: lost.is_some() })
+        }
+    }
 }
 
 /// Sends the page, reading the rest of the folder as it goes.
@@ -111,6 +131,9 @@ pub async fn send<F: Files, C: Read + Write>(
         for (name, is_folder) in page.names.iter() {
             item(name, is_folder, &mut stream.text);
             stream.pass().await?;
+        }
+        if page.is_damaged {
+            stream.text.push_str("<li>Names are missing here: the disk is damaged.</li>\n");
         }
         let Some(cursor) = page.cursor.filter(|_| request.with_body()) else { break };
         page = read_page(files, dir, cursor).await.map_err(Broken::Cut)?;

@@ -2,9 +2,12 @@
 //! file's.
 
 use crate::disks::MemDisk;
-use crate::support::{CACHE, change_image, debugfs, make_image, noise, read_all, write, write_sparse};
+use crate::support::{
+    CACHE, Names, change_image, debugfs, make_image, noise, read_all, with_hash_trees, write, write_sparse,
+};
 use futures::executor::block_on;
-use ringfence_services::fs::{FileSystem, FsError};
+use ringfence_services::fs::{DirEntry, FileSystem, FsError};
+use ringfence_services::http::Files;
 use tempfile::TempDir;
 
 fn open(image: Vec<u8>) -> FileSystem<MemDisk> {
@@ -139,6 +142,85 @@ fn block_maps() {
             } else {
                 assert!(matches!(read, Err(FsError::Corrupt(_))), "{number}: block {block}: {read:?}");
             }
+        }
+    }
+}
+
+/// What a listing finds, and how many parts of the folder it had to leave out.
+fn list(fs: &FileSystem<MemDisk>, path: &str) -> Result<(Names, u32), FsError> {
+    let folder = block_on(fs.lookup(path.as_bytes()))?;
+    let (mut names, mut lost, mut cursor) = (Names::new(), 0, 0);
+    loop {
+        let before = cursor;
+        let take = |entry: DirEntry<'_>| {
+            assert!(names.insert(entry.name.to_vec(), (entry.inode, entry.kind)).is_none());
+            Ok(true)
+        };
+        match block_on(Files::read_dir(fs, &folder, &mut cursor, take)) {
+            Ok(true) => {}
+            Ok(false) => return Ok((names, lost)),
+            Err(error) if error.is_local() && cursor > before => lost += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// A block of a folder that is damaged or missing costs the names in it.
+#[test]
+fn blocks_of_folders() {
+    let folder = TempDir::new().unwrap();
+    for number in 100..400 {
+        write(folder.path(), format!("dir/name-{number}-{}", "x".repeat(60)), number.to_string().as_bytes());
+    }
+    for (options, with_sums) in [
+        (&["-b", "1024"][..], true),
+        (&["-b", "1024", "-O", "^metadata_csum"], false),
+        (&["-t", "ext2", "-b", "1024"], false),
+    ] {
+        let image = make_image(folder.path(), options, 4096);
+        for image in [image.clone(), with_hash_trees(&image)] {
+            let (whole, lost) = list(&open(image.clone()), "dir").unwrap();
+            assert!(whole.len() == 300 && lost == 0);
+            let blocks = debugfs(&image, "stat dir")
+                .split_once("Size: ")
+                .unwrap()
+                .1
+                .split_whitespace()
+                .next()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+                / 1024;
+            assert!(blocks > 12);
+            for number in 1..blocks {
+                let at = block_of(&image, "dir", number) * 1024;
+                let mut damaged = image.clone();
+                damaged[at..][..1024].fill(0);
+                folder_lost_a_block(damaged, &whole, &format!("zeros in {number}"));
+                if with_sums {
+                    let mut damaged = image.clone();
+                    damaged[at + 8] ^= 1;
+                    folder_lost_a_block(damaged, &whole, &format!("a wrong letter in {number}"));
+                }
+            }
+            let punched = change_image(&image, &["punch dir 3 4"]);
+            folder_lost_a_block(punched, &whole, "a hole");
+        }
+    }
+}
+
+fn folder_lost_a_block(image: Vec<u8>, whole: &Names, case: &str) {
+    let fs = open(image);
+    let (left, lost) = list(&fs, "dir").unwrap();
+    assert_eq!(lost, 1, "{case}");
+    // A block holds less than 1024 / 80 names; a hole here is two blocks, and a node of a tree has no names.
+    assert!(left.len() >= 300 - 26, "{case}: {} are left", left.len());
+    assert!(left.iter().all(|(name, entry)| whole.get(name) == Some(entry)), "{case}");
+    for (name, (inode, _)) in whole {
+        let found = block_on(fs.lookup(&[b"dir/", &name[..]].concat())).map(|node| node.metadata().inode);
+        match left.contains_key(name) {
+            true => assert_eq!(found, Ok(*inode), "{case}"),
+            false => assert!(matches!(found, Err(FsError::Corrupt(_))), "{case}: {found:?}"),
         }
     }
 }
