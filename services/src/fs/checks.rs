@@ -9,6 +9,7 @@ pub const GROUPS: Owner = 5 << 32;
 pub const INODES: Owner = 1 << 32;
 /// The blocks of a folder, the nodes of its hash tree, and those that say where its or a file's blocks are.
 pub const FOLDER: Owner = 2 << 32;
+pub const HASH_TREE: Owner = 3 << 32;
 pub const MAP: Owner = 4 << 32;
 
 /// Bytes of a page that have one owner: the smallest block.

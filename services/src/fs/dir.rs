@@ -2,7 +2,8 @@
 //! nodes look like empty entries.
 
 use super::cache::Piece;
-use super::checks::{FOLDER, Owner};
+use super::checks::{FOLDER, HASH_TREE, Owner};
+use super::hash_tree::check_node;
 use super::inode::{Content, Kind, Node};
 use super::layout::{DirEntryHead, DirEntryTail, crc32c};
 use super::{FileSystem, FsError, corrupt};
@@ -172,7 +173,7 @@ impl<B: BlockSource> FileSystem<B> {
         let ahead = (window as u64).min(run_left).min(left) as usize;
         let owner = part | u64::from(node.metadata().inode);
         let piece = Piece { ahead, ..Piece::block(&self.geometry, block, owner) };
-        let check = |bytes: &[u8]| self.check_folder(node, number, bytes);
+        let check = |bytes: &[u8]| self.check_folder(node, number, part, bytes);
         let (found, loaded) = self.view(&piece, check, look).await?;
         if let Some(loaded) = loaded {
             let loaded = loaded.end.saturating_sub(piece.offset).min(run_left.saturating_add(len as u64));
@@ -181,16 +182,16 @@ impl<B: BlockSource> FileSystem<B> {
         Ok(found)
     }
 
-    fn check_folder(&self, node: &Node, number: u64, bytes: &[u8]) -> Result<(), FsError> {
+    fn check_folder(&self, node: &Node, number: u64, part: Owner, bytes: &[u8]) -> Result<(), FsError> {
         let seed = node.checksum_seed(&self.geometry);
         if let Some(seed) = seed {
-            let is_node = node.is_indexed && is_index_node(number, bytes);
+            let is_node = part == HASH_TREE || (node.is_indexed && is_index_node(number, bytes));
             let matches = if is_node { index_checksum_matches } else { leaf_checksum_matches };
             if matches(seed, bytes) != Some(true) {
                 return Err(corrupt("a folder fails its checksum"));
             }
         }
-        Ok(())
+        if part == HASH_TREE { check_node(bytes, number == 0, seed.is_some()) } else { Ok(()) }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Names in folders, by looking through all blocks.
+//! Names in folders: by the hash tree where there is one, or by looking through all blocks.
 
 use super::checks::FOLDER;
 use super::dir::{Entries, inline_parts};
@@ -49,6 +49,11 @@ impl<B: BlockSource> FileSystem<B> {
                 }
             }
             return Err(FsError::NotFound);
+        }
+        if folder.is_indexed
+            && let Some(found) = self.find_by_hash(folder, name, budget).await
+        {
+            return found;
         }
         self.scan(folder, name, budget).await
     }

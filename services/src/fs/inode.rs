@@ -151,7 +151,7 @@ impl Node {
         Ok(Self {
             metadata: Metadata { inode: number, kind, size, mtime },
             content,
-            is_indexed: flags & FLAG_INDEX != 0,
+            is_indexed: flags & FLAG_INDEX != 0 && geometry.has_dir_index,
             generation: inode.generation.get().to_le_bytes(),
             cursor: Cursor::default(),
             budget: Budget::default(),

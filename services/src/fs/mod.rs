@@ -18,6 +18,8 @@ mod foreign;
 mod extents;
 mod find;
 mod groups;
+mod hash;
+mod hash_tree;
 mod inode;
 mod journal;
 mod layout;

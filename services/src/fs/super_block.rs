@@ -1,5 +1,6 @@
 //! The geometry of a file system, validated once, and where its inodes lie.
 
+use super::hash::Hasher;
 use super::layout::{
     self, CRC_START, GROUP_CHECKSUM, GROUP_HIGH, GroupDescriptor, GroupDescriptorHigh, SuperBlock, crc16,
     crc32c,
@@ -60,11 +61,13 @@ mod ro_compat {
 
 mod compat {
     pub const HAS_JOURNAL: u32 = 0x4;
+    pub const DIR_INDEX: u32 = 0x20;
     pub const SPARSE_SUPER2: u32 = 0x200;
 }
 
 /// Where the number of the journal's inode lies; 0 for a journal on another disk.
 const JOURNAL_INODE: usize = 0xe0;
+const FLAG_UNSIGNED_HASH: u32 = 2;
 
 /// What the super block says, checked against itself and the size of the disk.
 #[derive(Clone, Debug)]
@@ -89,6 +92,10 @@ pub struct Geometry {
     pub has_large_dir: bool,
     /// The inode of a journal that has to be replayed; 0 if that is on another disk.
     pub replay: Option<u32>,
+    /// Directories may have hash trees.
+    pub has_dir_index: bool,
+    /// The hash of names in them.
+    pub hasher: Hasher,
     first_data_block: u64,
     blocks_per_group: u64,
     inodes: u32,
@@ -160,6 +167,11 @@ impl Geometry {
             has_file_type: incompat(incompat::FILETYPE),
             has_large_dir: incompat(incompat::LARGEDIR),
             replay: journal.filter(|_| needs_replay).map(|(inode, _)| inode.get()),
+            has_dir_index: feature(sb.feature_compat, compat::DIR_INDEX),
+            hasher: Hasher {
+                seed: sb.hash_seed.map(U32::get),
+                is_unsigned: sb.flags.get() & FLAG_UNSIGNED_HASH != 0,
+            },
             first_data_block: sb.first_data_block.get().into(),
             blocks_per_group: sb.blocks_per_group.get().into(),
             inodes: sb.inodes_count.get(),
