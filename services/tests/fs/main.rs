@@ -15,3 +15,4 @@ mod reads;
 #[path = "../common/skip.rs"]
 mod skip;
 mod support;
+mod trees;

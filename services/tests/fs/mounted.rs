@@ -4,11 +4,12 @@
 use crate::disks::MemDisk;
 use crate::support::{CACHE, compare, e2fsprogs, names, run};
 use futures::executor::block_on;
-use ringfence_services::fs::FileSystem;
+use ringfence_services::fs::{FileSystem, FsError};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirEntryExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
@@ -177,4 +178,41 @@ fn folders_written_by_a_mounted_linux() {
             );
         }
     }
+}
+
+/// In a folder of 100,000 files, in a tree of three levels, each is found in a few pages, and no other.
+#[test]
+fn look_ups_among_100_000_files() {
+    const FILES: usize = 100_000;
+    let dir = TempDir::new().unwrap();
+    let image = dir.path().join("image");
+    fs::File::create(&image).unwrap().set_len(160 << 20).unwrap();
+    let options = ["-q", "-F", "-b", "1024", "-N", "110000", "-O", "large_dir,^has_journal"];
+    run(e2fsprogs("mkfs.ext4").args(options).arg(&image));
+    let mount = match Mount::new(&image, dir.path().join("mounted"), "rw") {
+        Ok(mount) => mount,
+        Err(why) => {
+            return crate::skip::skip("mounted::look_ups_among_100_000_files", &format!("no mount: {why}"));
+        }
+    };
+    mount.fill("many", FILES, 250);
+    let entries = fs::read_dir(mount.point.join("many")).unwrap().map(Result::unwrap);
+    let inodes: Vec<_> = entries.map(|entry| (entry.file_name(), entry.ino())).collect();
+    assert_eq!(inodes.len(), FILES);
+    drop(mount);
+    assert_eq!(levels(&image, "many"), Some(2));
+    let fs = block_on(FileSystem::open(MemDisk::new(fs::read(&image).unwrap()), CACHE)).unwrap();
+    let pages = || fs.cache_stats().hits + fs.cache_stats().misses;
+    let (mut all, mut most) = (0, 0);
+    for (name, inode) in &inodes {
+        let before = pages();
+        let found = block_on(fs.lookup(&[b"many/", name.as_bytes()].concat())).unwrap();
+        assert_eq!(u64::from(found.metadata().inode), *inode);
+        let none = block_on(fs.lookup(&[b"many/-", &name.as_bytes()[1..]].concat()));
+        assert!(matches!(none, Err(FsError::NotFound)));
+        all += pages() - before;
+        most = most.max(pages() - before);
+    }
+    println!("{} pages for two look-ups, {most} at most", all as f64 / FILES as f64);
+    assert!(most <= 40 && all <= 28 * FILES as u64);
 }
