@@ -11,6 +11,7 @@ mod images;
 mod journal;
 mod mounted;
 mod partitions;
+mod oracle;
 mod reads;
 #[path = "../common/skip.rs"]
 mod skip;
