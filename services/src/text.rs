@@ -20,17 +20,6 @@ pub fn bytes(bytes: &[u8]) -> Result<Vec<u8>, NoMemory> {
     Ok(copy)
 }
 
-/// A copy of `text`.
-///
-/// # Errors
-/// [`NoMemory`].
-pub fn string(text: &str) -> Result<String, NoMemory> {
-    let mut copy = String::new();
-    copy.try_reserve_exact(text.len()).map_err(|_| NoMemory)?;
-    copy.push_str(text);
-    Ok(copy)
-}
-
 /// Whether `bytes` bytes can be had at this moment, for what allocates without asking. It holds up to the
 /// next await: nobody else runs before.
 ///

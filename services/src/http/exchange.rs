@@ -16,7 +16,7 @@ pub struct Exchange<'a, 'w, C> {
     /// Where the answer goes.
     pub wire: &'a mut Wire<'w, C>,
     /// What is asked for.
-    pub request: &'a Request,
+    pub request: &'a Request<'a>,
     /// Whether the connection lives on after the response.
     pub keep: bool,
 }

@@ -28,7 +28,7 @@ pub(super) async fn send_path<F: Files, C: Read + Write>(
     let node = files.lookup(&path.path).await?;
     match (files.metadata(&node).kind, path.slash) {
         (Kind::File, false) => send_file(files, exchange, &path.path, &node).await,
-        (Kind::Directory, false) => Err(redirect(&exchange.request.query, path)),
+        (Kind::Directory, false) => Err(redirect(exchange.request.query, path)),
         (Kind::Directory, true) => send_directory(files, exchange, path, &node).await,
         _ => Err(Status::NotFound.into()),
     }
@@ -67,7 +67,7 @@ async fn send_file<F: Files, C: Read + Write>(
         let head = version.describe(exchange.head(Status::NotModified));
         return Ok(exchange.wire.send_head(head, Length::None).await?);
     }
-    let range = request.range.as_deref().filter(|_| version.allows_range(request));
+    let range = request.range.filter(|_| version.allows_range(request));
     let (status, start, length) = match select(range, metadata.size) {
         Selection::Whole => (Status::Ok, 0, metadata.size),
         Selection::Part { start, length } => (Status::PartialContent, start, length),
@@ -172,21 +172,22 @@ impl Version {
 
     /// Whether the client already has this version (RFC 9110 section 13.2.2). A date counts only if it is the
     /// very one that was sent.
-    fn is_held_by(&self, request: &Request) -> bool {
-        match (&request.if_none_match, &request.if_modified_since) {
-            (Some(tags), _) => tags
-                .split(',')
+    fn is_held_by(&self, request: &Request<'_>) -> bool {
+        match (&request.if_none_match[..], request.if_modified_since) {
+            ([], None) => false,
+            ([], Some(date)) => self.modified.as_deref() == Some(date),
+            (lists, _) => lists
+                .iter()
+                .flat_map(|list| list.split(','))
                 .map(str::trim)
                 .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.etag),
-            (None, Some(date)) => self.modified.as_deref() == Some(date.as_str()),
-            (None, None) => false,
         }
     }
 
     /// Whether a range may be served: no `If-Range`, or one that names this version.
-    fn allows_range(&self, request: &Request) -> bool {
-        request.if_range.as_ref().is_none_or(|known| {
-            known.as_str() == self.etag.as_str() || Some(known.as_str()) == self.modified.as_deref()
-        })
+    fn allows_range(&self, request: &Request<'_>) -> bool {
+        request
+            .if_range
+            .is_none_or(|known| known == self.etag.as_str() || Some(known) == self.modified.as_deref())
     }
 }

@@ -7,8 +7,10 @@
 mod date;
 mod exchange;
 mod failures;
+mod few;
 mod file;
 mod files;
+mod input;
 mod listing;
 mod mime;
 mod mount;
@@ -25,7 +27,7 @@ pub use exchange::{Exchange, Failure, Refusal};
 pub use files::Files;
 pub use mount::Mount;
 pub use path::{DiskPath, PathError, html_escape, percent_encode};
-pub use request::{Body, Method, Request};
+pub use request::{Body, List, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
 pub use routes::Routes;
 pub use stats::{Counter, Gauge, Stats};
@@ -33,16 +35,15 @@ pub use status::Status;
 pub use worker::worker;
 
 use alloc::rc::Rc;
-use alloc::vec::Vec;
 
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
 use crate::fs::FsError;
-use crate::text::NoMemory;
 use failures::Failures;
-use request::{MAX_HEAD, Parsed};
+use input::Input;
+use request::Parsed;
 
 /// Bytes of an unwanted request body that are skipped to keep the connection.
 const MAX_SKIPPED_BODY: u64 = 64 << 10;
@@ -97,7 +98,8 @@ pub struct Server<F, R> {
 impl<F: Files, R: Routes> Server<F, R> {
     /// A server with all counters at zero.
     pub fn new(files: Rc<Mount<F>>, routes: R, limits: Limits) -> Self {
-        Self { files, routes, limits, stats: Stats::default(), failures: Failures::default() }
+        let (stats, failures) = (Stats::default(), Failures::default());
+        Self { files, routes, limits, stats, failures }
     }
 
     /// Where files come from, once they are there.
@@ -116,27 +118,35 @@ impl<F: Files, R: Routes> Server<F, R> {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);
         let mut wire = Wire { conn, stats: &self.stats, stall: self.limits.stall };
-        let mut received = Vec::new();
+        let mut input = Input::default();
         loop {
-            let request = match self.read_head(&mut wire, &mut received, &crowded).await {
-                Ok(request) => request,
-                Err(Stop::Silently(end)) => return end,
-                Err(Stop::With(status)) => return self.refuse_head(&mut wire, status).await,
+            let mut start = Instant::now();
+            let (request, length) = loop {
+                let stop = match request::parse(input.bytes()) {
+                    Parsed::Complete(request, length) => break (request, length),
+                    Parsed::Refused(status) => Stop::With(status),
+                    Parsed::Partial => {
+                        match self.read_on(&mut wire, &mut input, &mut start, &crowded).await {
+                            Ok(()) => continue,
+                            Err(stop) => stop,
+                        }
+                    }
+                };
+                match stop {
+                    Stop::Silently(end) => return end,
+                    Stop::With(status) => return self.refuse_head(&mut wire, status).await,
+                }
             };
-            let keep = request.keep_alive && request.body.can_skip();
-            let mut exchange = Exchange { wire: &mut wire, request: &request, keep };
-            let answered = match self.answer(&mut exchange).await {
-                Ok(()) => Ok(()),
-                Err(Failure::Refused(refusal)) => self.refuse(&mut exchange, &refusal).await,
-                Err(Failure::Broken(broken)) => Err(broken),
-            };
-            match answered {
-                Ok(()) if exchange.keep => {}
-                Ok(()) => return End::Drain,
-                Err(broken) => return self.part(&request, broken),
+            let end = self.exchange(&mut wire, &request).await;
+            let body = request.body;
+            if let Some(end) = end {
+                return end;
             }
-            let skipping = skip_body(&mut wire, &mut received, &request.body);
-            if !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(()))) {
+            input.consume(length);
+            let skipping = skip_body(&mut wire, &mut input, body);
+            if body != Body::Length(0)
+                && !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(())))
+            {
                 return End::Abort;
             }
             // Who sends many requests at once, all answered from memory, takes turns with the others.
@@ -144,50 +154,52 @@ impl<F: Files, R: Routes> Server<F, R> {
         }
     }
 
-    /// Reads up to the end of a head. What follows it stays in `received`.
-    async fn read_head<C: Read + Write>(
+    /// Answers a request. Returns how the connection ends, if it does.
+    async fn exchange<C: Read + Write>(&self, wire: &mut Wire<'_, C>, request: &Request<'_>) -> Option<End> {
+        let keep = request.keep_alive && request.body.can_skip();
+        let mut exchange = Exchange { wire, request, keep };
+        let answered = match self.answer(&mut exchange).await {
+            Ok(()) => Ok(()),
+            Err(Failure::Refused(refusal)) => self.refuse(&mut exchange, &refusal).await,
+            Err(Failure::Broken(broken)) => Err(broken),
+        };
+        match answered {
+            Ok(()) if exchange.keep => None,
+            Ok(()) => Some(End::Drain),
+            Err(broken) => Some(self.part(request, broken)),
+        }
+    }
+
+    /// Reads on in a head, which began to arrive or to be waited for at `start`.
+    async fn read_on<C: Read + Write>(
         &self,
         wire: &mut Wire<'_, C>,
-        received: &mut Vec<u8>,
+        input: &mut Input,
+        start: &mut Instant,
         crowded: &impl Fn() -> bool,
-    ) -> Result<Request, Stop> {
-        let mut start = Instant::now();
-        loop {
-            match request::parse(received) {
-                Parsed::Complete(request, length) => {
-                    received.drain(..length);
-                    // An idle connection holds no buffer.
-                    if received.is_empty() {
-                        *received = Vec::new();
-                    }
-                    return Ok(request);
+    ) -> Result<(), Stop> {
+        let idle = input.bytes().is_empty();
+        let limit = match (idle, crowded()) {
+            (_, true) => self.limits.crowded,
+            (true, false) => self.limits.idle,
+            (false, false) => self.limits.head,
+        };
+        let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| left.as_ticks() > 0) else {
+            return Err(if idle { Stop::Silently(End::Close) } else { Stop::With(Status::RequestTimeout) });
+        };
+        match input.read_more(wire.conn, Some(left.min(TICK)), &self.stats).await {
+            Ok(Some(0)) if idle => Err(Stop::Silently(End::Close)),
+            // The client has finished sending in the middle of a head.
+            Ok(Some(0)) => Err(Stop::With(Status::BadRequest)),
+            Err(Broken::Lost) => Err(Stop::Silently(End::Abort)),
+            Err(_) => Err(Stop::With(Status::Unavailable)),
+            Ok(Some(_)) => {
+                if idle {
+                    *start = Instant::now();
                 }
-                Parsed::Refused(status) => return Err(Stop::With(status)),
-                Parsed::Partial => {}
+                Ok(())
             }
-            let limit = match (received.is_empty(), crowded()) {
-                (_, true) => self.limits.crowded,
-                (true, false) => self.limits.idle,
-                (false, false) => self.limits.head,
-            };
-            let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| left.as_ticks() > 0) else {
-                let idle = received.is_empty();
-                return Err(if idle {
-                    Stop::Silently(End::Close)
-                } else {
-                    Stop::With(Status::RequestTimeout)
-                });
-            };
-            let first = received.is_empty();
-            match with_timeout(left.min(TICK), read_more(wire, received)).await {
-                Ok(Ok(0)) if received.is_empty() => return Err(Stop::Silently(End::Close)),
-                // The client has finished sending in the middle of a head.
-                Ok(Ok(0)) => return Err(Stop::With(Status::BadRequest)),
-                Ok(Err(Broken::Lost)) => return Err(Stop::Silently(End::Abort)),
-                Ok(Err(_)) => return Err(Stop::With(Status::Unavailable)),
-                Ok(Ok(_)) if first => start = Instant::now(),
-                Ok(Ok(_)) | Err(_) => {}
-            }
+            Ok(None) => Ok(()),
         }
     }
 
@@ -197,7 +209,8 @@ impl<F: Files, R: Routes> Server<F, R> {
             self.failures.note("a request's head", &status, &FsError::NoMemory);
         }
         let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
-        match self.refuse(&mut exchange, &status.into()).await {
+        let refused = self.refuse(&mut exchange, &status.into()).await;
+        match refused {
             Ok(()) | Err(Broken::Refused) => End::Drain,
             Err(_) => End::Abort,
         }
@@ -210,21 +223,21 @@ impl<F: Files, R: Routes> Server<F, R> {
         refusal: &Refusal,
     ) -> Result<(), Broken> {
         if let Some(why) = &refusal.why {
-            self.failures.note(&exchange.request.path, &refusal.status, why);
+            self.failures.note(exchange.request.path, &refusal.status, why);
         }
         exchange.refuse(refusal).await
     }
 
     /// Ends a connection whose response is not complete.
-    fn part(&self, request: &Request, broken: Broken) -> End {
+    fn part(&self, request: &Request<'_>, broken: Broken) -> End {
         match broken {
             Broken::Lost => End::Abort,
             Broken::Cut(why) => {
-                self.failures.note(&request.path, &"cut short", &why);
+                self.failures.note(request.path, &"cut short", &why);
                 End::Abort
             }
             Broken::Refused => {
-                self.failures.note(&request.path, &Status::Unavailable, &FsError::NoMemory);
+                self.failures.note(request.path, &Status::Unavailable, &FsError::NoMemory);
                 End::Drain
             }
         }
@@ -238,7 +251,7 @@ impl<F: Files, R: Routes> Server<F, R> {
             }
             Method::Unknown => return Err(Status::NotImplemented.into()),
         }
-        let path = DiskPath::decode(&exchange.request.path)?;
+        let path = DiskPath::decode(exchange.request.path)?;
         if self.routes.is_reserved(&path.path) {
             // Old clients know no chunked encoding: the close marks the end.
             exchange.keep &= exchange.request.http_1_1;
@@ -255,7 +268,7 @@ impl Body {
     }
 }
 
-impl Request {
+impl Request<'_> {
     /// Whether the response may have a body.
     pub fn with_body(&self) -> bool {
         self.method != Method::Head
@@ -268,35 +281,22 @@ enum Stop {
     With(Status),
 }
 
-/// Appends what the client sends, up to a full head. Cancelling loses nothing.
-async fn read_more<C: Read + Write>(wire: &mut Wire<'_, C>, received: &mut Vec<u8>) -> Result<usize, Broken> {
-    let mut piece = [0; 512];
-    let room = MAX_HEAD.saturating_sub(received.len()).min(piece.len());
-    let buf = piece.get_mut(..room).ok_or(Broken::Lost)?;
-    let n = wire.conn.read(buf).await.map_err(|_| Broken::Lost)?;
-    let new = buf.get(..n).ok_or(Broken::Lost)?;
-    received.try_reserve(n).map_err(|_| NoMemory)?;
-    received.extend_from_slice(new);
-    wire.stats.received.add(n);
-    Ok(n)
-}
-
 /// Reads past a body for which [`Body::can_skip`] holds.
 async fn skip_body<C: Read + Write>(
     wire: &mut Wire<'_, C>,
-    received: &mut Vec<u8>,
-    body: &Body,
+    input: &mut Input,
+    body: Body,
 ) -> Result<(), Broken> {
-    let Body::Length(length) = *body else { return Err(Broken::Lost) };
+    let Body::Length(length) = body else { return Err(Broken::Lost) };
     let mut left = usize::try_from(length).map_err(|_| Broken::Lost)?;
     loop {
-        let here = left.min(received.len());
-        received.drain(..here);
+        let here = left.min(input.bytes().len());
+        input.consume(here);
         left = left.saturating_sub(here);
         if left == 0 {
             return Ok(());
         }
-        if read_more(wire, received).await? == 0 {
+        if input.read_more(wire.conn, None, wire.stats).await? == Some(0) {
             return Err(Broken::Lost);
         }
     }

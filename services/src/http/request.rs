@@ -1,10 +1,11 @@
 //! Reading a request head: what this server needs of it, or the status that refuses it.
 
-use alloc::string::String;
+use core::mem::MaybeUninit;
+
 use httparse::{Error, Header};
 
 use super::Status;
-use crate::text;
+use super::few::Few;
 
 /// Most header fields in a request.
 const MAX_HEADERS: usize = 64;
@@ -12,6 +13,8 @@ const MAX_HEADERS: usize = 64;
 pub const MAX_TARGET: usize = 4 << 10;
 /// Longest request head in bytes.
 pub const MAX_HEAD: usize = 8 << 10;
+/// A list may be spread over so many fields.
+const MAX_REPEATS: usize = 4;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,15 +39,18 @@ pub enum Body {
     Unread,
 }
 
-/// A request head, checked.
+/// The values of a field that is a list, in their order; empty if there is no such field.
+pub type List<'a> = Few<&'a str, MAX_REPEATS>;
+
+/// A request head, checked. All text is where it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct Request<'a> {
     /// The method.
     pub method: Method,
     /// Path part of the target as sent, percent-encoded.
-    pub path: String,
+    pub path: &'a str,
     /// Query part with its `?`, or empty.
-    pub query: String,
+    pub query: &'a str,
     /// Whether the client speaks HTTP/1.1, and so knows chunked encoding.
     pub http_1_1: bool,
     /// Whether the client lets the connection live on.
@@ -52,28 +58,28 @@ pub struct Request {
     /// What follows the head.
     pub body: Body,
     /// `Range`, only for GET.
-    pub range: Option<String>,
+    pub range: Option<&'a str>,
     /// `If-Range`.
-    pub if_range: Option<String>,
-    /// `If-None-Match`, all fields joined.
-    pub if_none_match: Option<String>,
+    pub if_range: Option<&'a str>,
+    /// `If-None-Match`.
+    pub if_none_match: List<'a>,
     /// `If-Modified-Since`.
-    pub if_modified_since: Option<String>,
+    pub if_modified_since: Option<&'a str>,
 }
 
-impl Request {
+impl Request<'_> {
     /// Stands for one that could not be read.
     pub(super) const fn unread() -> Self {
         Self {
             method: Method::Get,
-            path: String::new(),
-            query: String::new(),
+            path: "",
+            query: "",
             http_1_1: true,
             keep_alive: false,
             body: Body::Unread,
             range: None,
             if_range: None,
-            if_none_match: None,
+            if_none_match: List::new(""),
             if_modified_since: None,
         }
     }
@@ -81,37 +87,65 @@ impl Request {
 
 /// The state of the bytes received so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Parsed {
+#[allow(clippy::large_enum_variant, reason = "the large one is the usual one, and lives on the stack")]
+pub enum Parsed<'a> {
     /// The head is not complete.
     Partial,
     /// A request, and the length of its head in bytes.
-    Complete(Request, usize),
+    Complete(Request<'a>, usize),
     /// To be answered with this status and closed.
     Refused(Status),
 }
 
-/// Parses the beginning of `bytes`.
-pub fn parse(bytes: &[u8]) -> Parsed {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut head = httparse::Request::new(&mut headers);
-    match head.parse(bytes) {
+/// Parses the beginning of `bytes`. What it says of a beginning that is not [`Partial`](Parsed::Partial) it
+/// says of all that begins so: the answer does not depend on the pieces in which a request arrives.
+pub fn parse(bytes: &[u8]) -> Parsed<'_> {
+    match attempt(bytes) {
+        Parsed::Refused(status) => Parsed::Refused(first_refusal(bytes, status)),
+        parsed => parsed,
+    }
+}
+
+/// The status of the shortest beginning that is refused: what comes later may be wrong in other ways.
+fn first_refusal(bytes: &[u8], mut status: Status) -> Status {
+    let (mut partial, mut refused) = (0, bytes.len());
+    while refused.saturating_sub(partial) > 1 {
+        let middle = partial.midpoint(refused);
+        match bytes.get(..middle).map(attempt) {
+            Some(Parsed::Refused(earlier)) => (refused, status) = (middle, earlier),
+            _ => partial = middle,
+        }
+    }
+    status
+}
+
+fn attempt(bytes: &[u8]) -> Parsed<'_> {
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+    let mut head = httparse::Request::new(&mut []);
+    match head.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Partial) => partial(&head, bytes),
         Ok(httparse::Status::Complete(length)) => match check(&head) {
             Ok(request) => Parsed::Complete(request, length),
             Err(status) => Parsed::Refused(status),
         },
         Err(Error::TooManyHeaders) => Parsed::Refused(Status::HeadersTooLarge),
-        Err(Error::Version) if names_http_version(bytes) => Parsed::Refused(Status::VersionNotSupported),
+        Err(Error::Version) => match first_line(bytes) {
+            // The rest of the line decides what is wrong with it.
+            None => partial(&head, bytes),
+            Some(line) if names_http_version(line) => Parsed::Refused(Status::VersionNotSupported),
+            Some(_) => Parsed::Refused(Status::BadRequest),
+        },
         Err(_) => Parsed::Refused(Status::BadRequest),
     }
 }
 
 /// An incomplete head is refused as soon as it cannot become an acceptable one.
-fn partial(head: &httparse::Request<'_, '_>, bytes: &[u8]) -> Parsed {
-    let target = match head.path {
-        Some(path) => path.len(),
-        // The target is still arriving: everything after the method is part of it.
-        None => bytes.len().saturating_sub(head.method.map_or(bytes.len(), str::len)),
+fn partial<'a>(head: &httparse::Request<'_, '_>, bytes: &[u8]) -> Parsed<'a> {
+    let target = match (head.method, head.path) {
+        (_, Some(path)) => path.len(),
+        // The target is still arriving: everything after the method and a space is part of it.
+        (Some(method), None) => skip_empty_lines(bytes).len().saturating_sub(method.len()).saturating_sub(1),
+        (None, None) => 0,
     };
     match bytes.len() {
         _ if target > MAX_TARGET => Parsed::Refused(Status::UriTooLong),
@@ -120,15 +154,30 @@ fn partial(head: &httparse::Request<'_, '_>, bytes: &[u8]) -> Parsed {
     }
 }
 
-/// Whether the first line ends in `HTTP/` and a version, so that the version is all that is wrong.
-fn names_http_version(bytes: &[u8]) -> bool {
-    let start = bytes.trim_ascii_start();
-    let line = start.split(|&b| b == b'\r' || b == b'\n').next().unwrap_or(start);
-    let word = line.rsplit(|&b| b == b' ').next().unwrap_or(line);
-    matches!(word, [b'H', b'T', b'T', b'P', b'/', a, b'.', b] if a.is_ascii_digit() && b.is_ascii_digit())
+/// Empty lines before a request are none of it (RFC 9112 section 2.2).
+fn skip_empty_lines(bytes: &[u8]) -> &[u8] {
+    let start = bytes.iter().position(|byte| !matches!(byte, b'\r' | b'\n')).unwrap_or(bytes.len());
+    bytes.get(start..).unwrap_or_default()
 }
 
-fn check(head: &httparse::Request<'_, '_>) -> Result<Request, Status> {
+/// The request line, once it is complete.
+fn first_line(bytes: &[u8]) -> Option<&[u8]> {
+    let start = skip_empty_lines(bytes);
+    let line = start.get(..start.iter().position(|&byte| byte == b'\n')?)?;
+    Some(line.strip_suffix(b"\r").unwrap_or(line))
+}
+
+/// Whether a request line has the three parts that it should have, so that the version is all that is wrong.
+fn names_http_version(line: &[u8]) -> bool {
+    let mut words = line.split(|&byte| byte == b' ');
+    let (Some(_), Some(_), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
+    else {
+        return false;
+    };
+    matches!(version, [b'H', b'T', b'T', b'P', b'/', a, b'.', b] if a.is_ascii_digit() && b.is_ascii_digit())
+}
+
+fn check<'a>(head: &httparse::Request<'_, 'a>) -> Result<Request<'a>, Status> {
     let (Some(method), Some(target), Some(version)) = (head.method, head.path, head.version) else {
         return Err(Status::BadRequest);
     };
@@ -137,7 +186,11 @@ fn check(head: &httparse::Request<'_, '_>) -> Result<Request, Status> {
     }
     let method = method_of(method);
     let http_1_1 = version == 1;
-    check_host(head.headers, http_1_1)?;
+    let fields = Fields::of(head.headers)?;
+    // RFC 9112 section 3.2: exactly one in HTTP/1.1, at most one in HTTP/1.0.
+    if fields.hosts > 1 || (http_1_1 && fields.hosts == 0) {
+        return Err(Status::BadRequest);
+    }
     let (path, query) = match method {
         Method::Get | Method::Head => split_target(target)?,
         // Answered without looking at the target, which may be `*` or `host:port`.
@@ -145,15 +198,15 @@ fn check(head: &httparse::Request<'_, '_>) -> Result<Request, Status> {
     };
     Ok(Request {
         method,
-        path: copy(path)?,
-        query: copy(query)?,
+        path,
+        query,
         http_1_1,
-        keep_alive: keep_alive(head.headers, http_1_1)?,
-        body: body(head.headers)?,
-        range: single(head.headers, "range")?.filter(|_| method == Method::Get),
-        if_range: single(head.headers, "if-range")?,
-        if_none_match: joined(head.headers, "if-none-match")?,
-        if_modified_since: single(head.headers, "if-modified-since")?,
+        keep_alive: !fields.close && (http_1_1 || fields.keep_alive),
+        body: fields.body()?,
+        range: fields.range.value.filter(|_| method == Method::Get),
+        if_range: fields.if_range.value,
+        if_none_match: fields.if_none_match,
+        if_modified_since: fields.if_modified_since.value,
     })
 }
 
@@ -166,56 +219,115 @@ fn method_of(name: &str) -> Method {
     }
 }
 
-/// The values of a field, in order. A value that is not ASCII is a bad request.
-fn values<'a>(
-    headers: &'a [Header<'a>],
-    name: &'static str,
-) -> impl Iterator<Item = Result<&'a str, Status>> {
-    headers
-        .iter()
-        .filter(move |h| h.name.eq_ignore_ascii_case(name))
-        .map(|h| core::str::from_utf8(h.value).map(str::trim).map_err(|_| Status::BadRequest))
+/// The value of a field that makes sense only once; repeated or unreadable ones are as good as absent.
+#[derive(Default)]
+struct Single<'a> {
+    value: Option<&'a str>,
+    repeated: bool,
 }
 
-/// The value of a field that makes sense only once; repeated or unreadable ones are as good as absent.
-fn single(headers: &[Header<'_>], name: &'static str) -> Result<Option<String>, Status> {
-    let mut values = values(headers, name);
-    match (values.next(), values.next()) {
-        (Some(Ok(value)), None) => copy(value).map(Some),
-        _ => Ok(None),
+impl<'a> Single<'a> {
+    fn add(&mut self, value: &'a [u8]) {
+        self.value = text(value).ok().filter(|_| !self.repeated);
+        self.repeated = true;
     }
 }
 
-fn joined(headers: &[Header<'_>], name: &'static str) -> Result<Option<String>, Status> {
-    let mut all: Option<String> = None;
-    for value in values(headers, name).flatten() {
-        match &mut all {
-            Some(all) => {
-                all.try_reserve(value.len().saturating_add(2)).map_err(|_| Status::Unavailable)?;
-                all.push_str(", ");
-                all.push_str(value);
+/// The fields that matter here, from one look at all there are.
+struct Fields<'a> {
+    hosts: usize,
+    close: bool,
+    keep_alive: bool,
+    length: Option<u64>,
+    is_encoded: bool,
+    expects: bool,
+    range: Single<'a>,
+    if_range: Single<'a>,
+    if_none_match: List<'a>,
+    if_modified_since: Single<'a>,
+}
+
+impl<'a> Fields<'a> {
+    fn of(headers: &[Header<'a>]) -> Result<Self, Status> {
+        let mut fields = Self {
+            hosts: 0,
+            close: false,
+            keep_alive: false,
+            length: None,
+            is_encoded: false,
+            expects: false,
+            range: Single::default(),
+            if_range: Single::default(),
+            if_none_match: List::new(""),
+            if_modified_since: Single::default(),
+        };
+        headers.iter().try_for_each(|header| fields.add(header))?;
+        Ok(fields)
+    }
+
+    fn add(&mut self, &Header { name, value }: &Header<'a>) -> Result<(), Status> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            4 if is("host") => {
+                check_host(text(value)?)?;
+                self.hosts = self.hosts.saturating_add(1);
             }
-            None => all = Some(copy(value)?),
+            5 if is("range") => self.range.add(value),
+            6 if is("expect") => self.expects = true,
+            8 if is("if-range") => self.if_range.add(value),
+            10 if is("connection") => self.connection(text(value)?),
+            13 if is("if-none-match") => push(&mut self.if_none_match, value)?,
+            14 if is("content-length") => self.content_length(text(value)?)?,
+            17 if is("transfer-encoding") => self.is_encoded = true,
+            17 if is("if-modified-since") => self.if_modified_since.add(value),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, options: &str) {
+        for option in options.split(',').map(str::trim) {
+            self.close |= option.eq_ignore_ascii_case("close");
+            self.keep_alive |= option.eq_ignore_ascii_case("keep-alive");
         }
     }
-    Ok(all)
-}
 
-/// A copy of a part of the head; without memory for it the request is refused.
-fn copy(part: &str) -> Result<String, Status> {
-    text::string(part).map_err(|_| Status::Unavailable)
-}
-
-/// RFC 9112 section 3.2: exactly one `Host` with a valid value in HTTP/1.1, at most one in HTTP/1.0.
-fn check_host(headers: &[Header<'_>], http_1_1: bool) -> Result<(), Status> {
-    let mut hosts = values(headers, "host");
-    let valid =
-        |host: &str| host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&b));
-    match (hosts.next(), hosts.next()) {
-        (None, _) if !http_1_1 => Ok(()),
-        (Some(Ok(host)), None) if valid(host) => Ok(()),
-        _ => Err(Status::BadRequest),
+    /// RFC 9112 section 6. Anything two programs could read differently (request smuggling) is a bad request.
+    fn content_length(&mut self, numbers: &str) -> Result<(), Status> {
+        for number in numbers.split(',').map(str::trim) {
+            let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+            let number = number.parse().ok().filter(|_| digits).ok_or(Status::BadRequest)?;
+            if self.length.is_some_and(|length| length != number) {
+                return Err(Status::BadRequest);
+            }
+            self.length = Some(number);
+        }
+        Ok(())
     }
+
+    fn body(&self) -> Result<Body, Status> {
+        match (self.is_encoded, self.length) {
+            (true, Some(_)) => Err(Status::BadRequest),
+            (true, None) => Ok(Body::Unread),
+            (false, Some(1..)) if self.expects => Ok(Body::Unread),
+            (false, length) => Ok(Body::Length(length.unwrap_or(0))),
+        }
+    }
+}
+
+/// A value as text. One that is not UTF-8 is a bad request.
+fn text(value: &[u8]) -> Result<&str, Status> {
+    core::str::from_utf8(value).map(str::trim).map_err(|_| Status::BadRequest)
+}
+
+/// Adds to a list. An unreadable value is there, but names nothing.
+fn push<'a>(list: &mut List<'a>, value: &'a [u8]) -> Result<(), Status> {
+    if list.push(text(value).unwrap_or_default()) { Ok(()) } else { Err(Status::HeadersTooLarge) }
+}
+
+fn check_host(host: &str) -> Result<(), Status> {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&b);
+    if host.bytes().all(valid) { Ok(()) } else { Err(Status::BadRequest) }
 }
 
 /// Origin form, or absolute form without its scheme and authority (RFC 9112 section 3.2).
@@ -231,41 +343,6 @@ fn split_target(target: &str) -> Result<(&str, &str), Status> {
     };
     let (path, query) = origin.split_at(origin.find('?').unwrap_or(origin.len()));
     Ok((if path.is_empty() { "/" } else { path }, query))
-}
-
-fn keep_alive(headers: &[Header<'_>], http_1_1: bool) -> Result<bool, Status> {
-    let mut keep = http_1_1;
-    for value in values(headers, "connection") {
-        for option in value?.split(',').map(str::trim) {
-            if option.eq_ignore_ascii_case("close") {
-                return Ok(false);
-            }
-            keep |= option.eq_ignore_ascii_case("keep-alive");
-        }
-    }
-    Ok(keep)
-}
-
-/// RFC 9112 section 6. Anything two programs could read differently (request smuggling) is a bad request.
-fn body(headers: &[Header<'_>]) -> Result<Body, Status> {
-    let mut length: Option<u64> = None;
-    for value in values(headers, "content-length") {
-        for number in value?.split(',').map(str::trim) {
-            let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-            let number = number.parse().ok().filter(|_| digits).ok_or(Status::BadRequest)?;
-            if length.is_some_and(|length| length != number) {
-                return Err(Status::BadRequest);
-            }
-            length = Some(number);
-        }
-    }
-    let chunked = values(headers, "transfer-encoding").next().is_some();
-    match (chunked, length) {
-        (true, Some(_)) => Err(Status::BadRequest),
-        (true, None) => Ok(Body::Unread),
-        (false, Some(1..)) if values(headers, "expect").next().is_some() => Ok(Body::Unread),
-        (false, length) => Ok(Body::Length(length.unwrap_or(0))),
-    }
 }
 
 #[cfg(test)]

@@ -49,6 +49,11 @@ pub fn byte_at(offset: u64) -> u8 {
     (offset.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8
 }
 
+/// The inode number of a path.
+fn number(path: &[u8]) -> u32 {
+    path.iter().fold(2_166_136_261, |hash: u32, byte| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619))
+}
+
 impl Tree {
     pub fn with(mut self, path: &str, content: impl AsRef<[u8]>) -> Self {
         self.files.insert(path.into(), content.as_ref().to_vec());
@@ -94,7 +99,8 @@ impl Files for Tree {
     }
 
     fn metadata(&self, node: &TreeNode) -> Metadata {
-        Metadata { inode: 12, kind: node.kind, size: node.size, mtime: 784_111_777 }
+        let inode = number(&node.path);
+        Metadata { inode, kind: node.kind, size: node.size, mtime: 784_111_777 }
     }
 
     async fn read_at(&self, node: &TreeNode, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
@@ -136,7 +142,8 @@ impl Files for Tree {
         let mut left = children.into_iter().skip(*cursor as usize).take(7).peekable();
         let more = left.peek().is_some();
         for (name, kind) in left {
-            if !take(DirEntry { name: &name, inode: 12, kind: Some(kind), next: *cursor + 1 })? {
+            let inode = number(&[&prefix[..], &name].concat());
+            if !take(DirEntry { name: &name, inode, kind: Some(kind), next: *cursor + 1 })? {
                 break;
             }
             *cursor += 1;
