@@ -29,6 +29,36 @@ pub fn room(bytes: usize) -> Result<(), NoMemory> {
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| NoMemory)
 }
 
+/// The digits of a number, for where `core::fmt` would cost more than all else: on each request's path.
+pub struct Digits<const N: usize> {
+    digits: [u8; N],
+    start: usize,
+}
+
+impl<const N: usize> Digits<N> {
+    /// The digits to the base `BASE` (2 to 16), the last `N` at most.
+    #[allow(clippy::arithmetic_side_effects, reason = "a base is not 0")]
+    pub fn new<const BASE: u64>(mut number: u64) -> Self {
+        const { assert!(2 <= BASE && BASE <= 16) };
+        let (mut digits, mut start) = ([b'0'; N], N);
+        for (index, digit) in digits.iter_mut().enumerate().rev() {
+            let value = u8::try_from(number % BASE).unwrap_or(0);
+            *digit = value.saturating_add(if value < 10 { b'0' } else { b'a' - 10 });
+            (start, number) = (index, number / BASE);
+            if number == 0 {
+                break;
+            }
+        }
+        Self { digits, start }
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        let digits = self.digits.get(self.start..).unwrap_or_default();
+        core::str::from_utf8(digits).unwrap_or_default()
+    }
+}
+
 /// Text that is written piece by piece. Where memory is short a piece is left out, and so is all that
 /// follows; [`whole`](Self::whole) then says so. Writing to it may therefore ignore its errors.
 #[derive(Debug, Default)]
@@ -46,6 +76,11 @@ impl Text {
         let mut text = String::new();
         text.try_reserve_exact(bytes).map_err(|_| NoMemory)?;
         Ok(Self { text, is_cut: false })
+    }
+
+    /// Makes room for `bytes` bytes more; without memory for them the text is cut here.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.is_cut |= self.text.try_reserve_exact(bytes).is_err();
     }
 
     /// Appends `piece`.
@@ -66,6 +101,14 @@ impl Text {
         self.text.clear();
     }
 
+    /// All that was written, and its memory.
+    ///
+    /// # Errors
+    /// [`NoMemory`] if a piece was left out.
+    pub fn into_bytes(self) -> Result<Vec<u8>, NoMemory> {
+        if self.is_cut { Err(NoMemory) } else { Ok(self.text.into_bytes()) }
+    }
+
     /// All that was written.
     ///
     /// # Errors
@@ -75,9 +118,36 @@ impl Text {
     }
 }
 
+/// In the same memory, without what was in it.
+impl From<Vec<u8>> for Text {
+    fn from(mut bytes: Vec<u8>) -> Self {
+        bytes.clear();
+        // Nothing is valid UTF-8.
+        Self { text: String::from_utf8(bytes).unwrap_or_default(), is_cut: false }
+    }
+}
+
 impl fmt::Write for Text {
     fn write_str(&mut self, piece: &str) -> fmt::Result {
         self.push_str(piece);
         if self.is_cut { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::format;
+
+    proptest! {
+        #[test]
+        fn digits_are_those_of_core(number: u64, shift in 0_u32..64) {
+            for number in [number >> shift, 0, u64::MAX] {
+                let (decimal, hex) = (Digits::<20>::new::<10>(number), Digits::<16>::new::<16>(number));
+                prop_assert_eq!(decimal.as_str(), format!("{number}"));
+                prop_assert_eq!(hex.as_str(), format!("{number:x}"));
+            }
+        }
     }
 }

@@ -23,8 +23,8 @@ pub struct Exchange<'a, 'w, C> {
 
 impl<C: Read + Write> Exchange<'_, '_, C> {
     /// The start of a response.
-    pub fn head(&self, status: Status) -> Head {
-        Head::new(status, !self.keep, !self.request.http_1_1)
+    pub fn head(&mut self, status: Status) -> Head {
+        self.wire.head(status, !self.keep, !self.request.http_1_1)
     }
 
     /// Sends a complete response with a text body (left out for HEAD).

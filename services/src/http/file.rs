@@ -1,23 +1,17 @@
 //! Serving the tree of files: which response a path gets, and files themselves.
 
-use alloc::vec::Vec;
-use core::fmt::Write as _;
-
 use embedded_io_async::{Read, Write};
 use heapless::String;
 
-use super::date::http_date;
+use super::body::Part;
+use super::date::{Fixdate, fixdate};
 use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Selection, select};
-use super::response::{Broken, Head, Length, Wire};
-use super::{Exchange, Failure, Files, Method, Refusal, Request, Status, listing};
-use crate::fs::{FsError, Kind, Metadata};
-use crate::text::{NoMemory, Text};
-
-/// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
-/// piece is read the socket's transmit buffer still holds the last one.
-const PIECE: usize = 32 << 10;
+use super::response::{Head, Length};
+use super::{Exchange, Failure, Files, Method, Refusal, Request, Status, body, listing};
+use crate::fs::{Kind, Metadata};
+use crate::text::{Digits, Text};
 
 /// Answers GET or HEAD for a path on the disk.
 pub(super) async fn send_path<F: Files, C: Read + Write>(
@@ -27,7 +21,7 @@ pub(super) async fn send_path<F: Files, C: Read + Write>(
 ) -> Result<(), Failure> {
     let node = files.lookup(&path.path).await?;
     match (files.metadata(&node).kind, path.slash) {
-        (Kind::File, false) => send_file(files, exchange, &path.path, &node).await,
+        (Kind::File, false) => send_file(files, exchange, &path.path, node).await,
         (Kind::Directory, false) => Err(redirect(exchange.request.query, path)),
         (Kind::Directory, true) => send_directory(files, exchange, path, &node).await,
         _ => Err(Status::NotFound.into()),
@@ -43,7 +37,7 @@ async fn send_directory<F: Files, C: Read + Write>(
     let index = path.child(b"index.html")?;
     match files.lookup(&index).await.map_err(Refusal::from) {
         Ok(node) if files.metadata(&node).kind == Kind::File => {
-            return send_file(files, exchange, &index, &node).await;
+            return send_file(files, exchange, &index, node).await;
         }
         Ok(_) => {}
         Err(refusal) if refusal.status == Status::NotFound => {}
@@ -59,73 +53,46 @@ async fn send_file<F: Files, C: Read + Write>(
     files: &F,
     exchange: &mut Exchange<'_, '_, C>,
     path: &[u8],
-    node: &F::Node,
+    node: F::Node,
 ) -> Result<(), Failure> {
-    let (metadata, request) = (files.metadata(node), exchange.request);
-    let version = Version::of(&metadata);
-    if version.is_held_by(request) {
-        let head = version.describe(exchange.head(Status::NotModified));
+    let metadata = files.metadata(&node);
+    let file = Representation { mime: content_type(path), etag: etag(&metadata), metadata };
+    send(files, exchange, &node, &file).await
+}
+
+async fn send<F: Files, C: Read + Write>(
+    files: &F,
+    exchange: &mut Exchange<'_, '_, C>,
+    node: &F::Node,
+    file: &Representation,
+) -> Result<(), Failure> {
+    let request = exchange.request;
+    if file.is_held_by(request) {
+        let head = file.describe(exchange.head(Status::NotModified));
         return Ok(exchange.wire.send_head(head, Length::None).await?);
     }
-    let range = request.range.filter(|_| version.allows_range(request));
-    let (status, start, length) = match select(range, metadata.size) {
-        Selection::Whole => (Status::Ok, 0, metadata.size),
+    let size = file.metadata.size;
+    let range = request.range.filter(|_| file.allows_range(request));
+    let (status, start, length) = match select(range, size) {
+        Selection::Whole => (Status::Ok, 0, size),
         Selection::Part { start, length } => (Status::PartialContent, start, length),
         Selection::Unsatisfiable => {
-            let size = format_args!("bytes */{}", metadata.size);
+            let size = format_args!("bytes */{size}");
             return Err(Refusal::from(Status::RangeNotSatisfiable).with("Content-Range", size).into());
         }
     };
-    let end = start.saturating_add(length);
-    let mut head = version.describe(exchange.head(status)).field("Accept-Ranges", "bytes");
+    let part = Part { start, end: start.saturating_add(length) };
+    let mut head = file.describe(exchange.head(status)).field("Accept-Ranges", "bytes");
     if status == Status::PartialContent {
-        let (last, size) = (end.saturating_sub(1), metadata.size);
-        head = head.field("Content-Range", format_args!("bytes {start}-{last}/{size}"));
+        head = head.field("Content-Range", &content_range(part, size));
     }
-    let head = head.field("Content-Type", content_type(path));
-    if request.method == Method::Head || length == 0 {
-        return Ok(exchange.wire.send_head(head, Length::Known(length)).await?);
+    let head = head.field("Content-Type", file.mime);
+    let length = Length::Known(length);
+    if request.method == Method::Head || length == Length::Known(0) {
+        return Ok(exchange.wire.send_head(head, length).await?);
     }
-    send_body(files, exchange.wire, node, head, start..end).await
-}
-
-/// Reads the first piece before the head is sent, so that a disk that cannot be read is still an error
-/// page.
-async fn send_body<F: Files, C: Read + Write>(
-    files: &F,
-    wire: &mut Wire<'_, C>,
-    node: &F::Node,
-    head: Head,
-    bytes: core::ops::Range<u64>,
-) -> Result<(), Failure> {
-    let length = bytes.end.saturating_sub(bytes.start);
-    let mut buffer = Vec::new();
-    let size = usize::try_from(length).unwrap_or(PIECE).min(PIECE);
-    buffer.try_reserve_exact(size).map_err(|_| NoMemory)?;
-    buffer.resize(size, 0);
-    let mut offset = bytes.start;
-    let mut head = Some(head);
-    while offset < bytes.end {
-        let left = usize::try_from(bytes.end.saturating_sub(offset)).unwrap_or(PIECE);
-        let piece = buffer.get_mut(..left.min(size)).ok_or(Broken::Lost)?;
-        let read = match files.read_at(node, offset, piece).await {
-            // Shorter than its inode says.
-            Ok(0) => Err(FsError::Corrupt("a file is shorter than its inode says")),
-            other => other,
-        };
-        match (read, head.take()) {
-            (Ok(n), head) => {
-                if let Some(head) = head {
-                    wire.send_head(head, Length::Known(length)).await?;
-                }
-                wire.send(piece.get(..n).ok_or(Broken::Lost)?).await?;
-                offset = offset.saturating_add(n as u64);
-            }
-            (Err(error), Some(_)) => return Err(error.into()),
-            (Err(error), None) => return Err(Broken::Cut(error).into()),
-        }
-    }
-    Ok(())
+    let (status, text) = head.finish(length);
+    body::send_part(files, exchange.wire, node, Some(status), text, part).await
 }
 
 /// To the address with a slash. It is made from the decoded path, so it starts with exactly one slash and
@@ -141,33 +108,21 @@ fn redirect(query: &str, path: &DiskPath) -> Failure {
     }
 }
 
-/// What tells one version of a file from another.
-struct Version {
-    /// Three numbers in hexadecimal.
+/// A file as it is sent.
+struct Representation {
+    mime: &'static str,
     etag: String<64>,
-    modified: Option<String<32>>,
+    metadata: Metadata,
 }
 
-impl Version {
-    fn of(metadata: &Metadata) -> Self {
-        let mut etag = String::new();
-        let Metadata { inode, size, mtime, .. } = *metadata;
-        let seconds = u64::try_from(mtime).ok();
-        let _ = write!(etag, "\"{inode:x}-{size:x}-{:x}\"", seconds.unwrap_or(0));
-        let modified = seconds.map(|seconds| {
-            let mut text = String::new();
-            http_date(seconds, &mut text);
-            text
-        });
-        Self { etag, modified }
+impl Representation {
+    fn modified(&self) -> Option<u64> {
+        u64::try_from(self.metadata.mtime).ok()
     }
 
-    fn describe(&self, head: Head) -> Head {
-        let head = head.field("ETag", &self.etag);
-        match &self.modified {
-            Some(modified) => head.field("Last-Modified", modified),
-            None => head,
-        }
+    /// As it is sent.
+    fn date(&self) -> Option<Fixdate> {
+        self.modified().map(fixdate)
     }
 
     /// Whether the client already has this version (RFC 9110 section 13.2.2). A date counts only if it is the
@@ -175,7 +130,7 @@ impl Version {
     fn is_held_by(&self, request: &Request<'_>) -> bool {
         match (&request.if_none_match[..], request.if_modified_since) {
             ([], None) => false,
-            ([], Some(date)) => self.modified.as_deref() == Some(date),
+            ([], Some(date)) => self.date().is_some_and(|known| date.as_bytes() == known),
             (lists, _) => lists
                 .iter()
                 .flat_map(|list| list.split(','))
@@ -186,8 +141,41 @@ impl Version {
 
     /// Whether a range may be served: no `If-Range`, or one that names this version.
     fn allows_range(&self, request: &Request<'_>) -> bool {
-        request
-            .if_range
-            .is_none_or(|known| known == self.etag.as_str() || Some(known) == self.modified.as_deref())
+        request.if_range.is_none_or(|known| {
+            known == self.etag || self.date().is_some_and(|date| known.as_bytes() == date)
+        })
     }
+
+    /// Says which version this is.
+    fn describe(&self, head: Head) -> Head {
+        let mut head = head.field("ETag", &self.etag);
+        if let Some(date) = self.date() {
+            head = head.field("Last-Modified", core::str::from_utf8(&date).unwrap_or_default());
+        }
+        head
+    }
+}
+
+/// Three numbers in hexadecimal.
+fn etag(metadata: &Metadata) -> String<64> {
+    let &Metadata { inode, size, mtime, .. } = metadata;
+    let numbers = [u64::from(inode), size, u64::try_from(mtime).unwrap_or(0)];
+    let [inode, size, mtime] = numbers.map(Digits::<16>::new::<16>);
+    let mut etag = String::new();
+    for piece in ["\"", inode.as_str(), "-", size.as_str(), "-", mtime.as_str(), "\""] {
+        // 52 bytes at most.
+        let _ = etag.push_str(piece);
+    }
+    etag
+}
+
+/// The value of `Content-Range`.
+fn content_range(Part { start, end }: Part, size: u64) -> String<72> {
+    let [start, last, size] = [start, end.saturating_sub(1), size].map(Digits::<20>::new::<10>);
+    let mut range = String::new();
+    for piece in ["bytes ", start.as_str(), "-", last.as_str(), "/", size.as_str()] {
+        // 68 bytes at most.
+        let _ = range.push_str(piece);
+    }
+    range
 }

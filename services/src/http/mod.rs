@@ -4,6 +4,7 @@
 //! bounded: a head of at most 8 KiB, and one buffer of 32 KiB while a file is being sent. Time is bounded by
 //! [`Limits`].
 
+mod body;
 mod date;
 mod exchange;
 mod failures;
@@ -23,6 +24,7 @@ mod stats;
 mod status;
 mod worker;
 
+pub use date::Civil;
 pub use exchange::{Exchange, Failure, Refusal};
 pub use files::Files;
 pub use mount::Mount;
@@ -117,7 +119,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);
-        let mut wire = Wire { conn, stats: &self.stats, stall: self.limits.stall };
+        let mut wire = Wire::new(conn, &self.stats, self.limits.stall);
         let mut input = Input::default();
         loop {
             let mut start = Instant::now();

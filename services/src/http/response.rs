@@ -1,14 +1,16 @@
 //! Writing responses: one head format, bodies of known length, and bodies made piece by piece.
 
-use core::fmt::{self, Write as _};
+use alloc::vec::Vec;
+use core::task::Poll;
 
+use embassy_futures::poll_once;
 use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
 use super::{Exchange, Stats, Status};
 use crate::fs::FsError;
-use crate::text::{NoMemory, Text};
+use crate::text::{Digits, NoMemory, Text};
 
 /// The connection is of no more use.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -36,6 +38,8 @@ const CHUNK: usize = 4 << 10;
 const CHUNK_ROOM: usize = CHUNK + (4 << 10);
 /// Room for most heads.
 const HEAD_ROOM: usize = 320;
+/// Memory that a connection keeps from one response for the next.
+const KEPT: usize = 1 << 10;
 /// A response that needs no memory.
 const GIVE_UP: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
@@ -47,40 +51,76 @@ pub struct Wire<'a, C> {
     pub stats: &'a Stats,
     /// How long the client may take for each piece.
     pub stall: Duration,
+    /// Memory of the last response.
+    spare: Text,
 }
 
-impl<C: Read + Write> Wire<'_, C> {
+impl<'a, C: Read + Write> Wire<'a, C> {
+    pub(super) fn new(conn: &'a mut C, stats: &'a Stats, stall: Duration) -> Self {
+        Self { conn, stats, stall, spare: Text::default() }
+    }
+
     /// Sends all of `bytes` or breaks.
-    pub async fn send(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        match with_timeout(self.stall, self.conn.write_all(bytes)).await {
-            Ok(Ok(())) => {
-                self.stats.sent.add(bytes.len());
-                Ok(())
-            }
-            _ => Err(Broken::Lost),
+    pub async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Broken> {
+        // Without a timer, which costs more than a short response, if there is room.
+        if let Poll::Ready(sent) = poll_once(self.send_all(&mut bytes)) {
+            return sent;
+        }
+        with_timeout(self.stall, self.send_all(&mut bytes)).await.unwrap_or(Err(Broken::Lost))
+    }
+
+    /// Sends from `bytes` what is left there. Cancelling loses nothing.
+    async fn send_all(&mut self, bytes: &mut &[u8]) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            let n = self.conn.write(bytes).await.ok().filter(|n| *n > 0).ok_or(Broken::Lost)?;
+            self.stats.sent.add(n);
+            *bytes = bytes.get(n..).ok_or(Broken::Lost)?;
+        }
+        Ok(())
+    }
+
+    /// The start of a response; see [`Head`].
+    pub(super) fn head(&mut self, status: Status, close: bool, http_1_0: bool) -> Head {
+        let mut text = core::mem::take(&mut self.spare);
+        // Without memory for this, the text is cut and never sent.
+        text.reserve(HEAD_ROOM);
+        Head::new(status, close, http_1_0, text)
+    }
+
+    /// Keeps the memory of a response that is sent, if it is little.
+    pub(super) fn reuse(&mut self, memory: Vec<u8>) {
+        if memory.capacity() <= KEPT {
+            self.spare = memory.into();
         }
     }
 
     /// Sends the head of a response.
     pub async fn send_head(&mut self, head: Head, length: Length) -> Result<(), Broken> {
         let (status, text) = head.finish(length);
-        self.send_first(status, &text).await
+        self.send_first(status, text).await
     }
 
     /// Sends the start of a response, if it is whole.
-    async fn send_first(&mut self, status: Status, text: &Text) -> Result<(), Broken> {
-        match text.whole() {
+    async fn send_first(&mut self, status: Status, text: Text) -> Result<(), Broken> {
+        match text.into_bytes() {
             Ok(text) => {
-                self.stats.response(status);
-                self.send(text.as_bytes()).await
+                self.respond_with(status);
+                self.send(&text).await?;
+                self.reuse(text);
+                Ok(())
             }
             Err(NoMemory) => Err(self.give_up().await),
         }
     }
 
+    /// Counts a response whose start is sent next.
+    pub(super) fn respond_with(&mut self, status: Status) {
+        self.stats.response(status);
+    }
+
     /// Answers a request for which there is no memory, not even for an error page.
     pub async fn give_up(&mut self) -> Broken {
-        self.stats.response(Status::Unavailable);
+        self.respond_with(Status::Unavailable);
         match self.send(GIVE_UP).await {
             Ok(()) => Broken::Refused,
             Err(broken) => broken,
@@ -100,7 +140,7 @@ impl<C: Read + Write> Wire<'_, C> {
         if with_body {
             text.push_str(body);
         }
-        self.send_first(status, &text).await
+        self.send_first(status, text).await
     }
 }
 
@@ -124,10 +164,10 @@ pub struct Head {
 impl Head {
     /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old
     /// client.
-    pub fn new(status: Status, close: bool, http_1_0: bool) -> Self {
-        // Without memory for this, the text is cut and never sent.
-        let mut text = Text::with_capacity(HEAD_ROOM).unwrap_or_default();
-        let _ = write!(text, "HTTP/1.1 {status}\r\n");
+    fn new(status: Status, close: bool, http_1_0: bool, mut text: Text) -> Self {
+        text.push_str("HTTP/1.1 ");
+        text.push_str(status.line());
+        text.push_str("\r\n");
         let head = Self { status, text };
         match (close, http_1_0) {
             (true, _) => head.field("Connection", "close"),
@@ -137,14 +177,17 @@ impl Head {
     }
 
     /// Appends a field. `value` must not come from outside unless it is known to hold no line breaks.
-    pub fn field(mut self, name: &str, value: impl fmt::Display) -> Self {
-        let _ = write!(self.text, "{name}: {value}\r\n");
+    pub fn field(mut self, name: &str, value: &str) -> Self {
+        for piece in [name, ": ", value, "\r\n"] {
+            self.text.push_str(piece);
+        }
         self
     }
 
-    fn finish(self, length: Length) -> (Status, Text) {
+    /// The status, and the head up to the empty line, which is included.
+    pub(super) fn finish(self, length: Length) -> (Status, Text) {
         let Self { status, mut text } = match length {
-            Length::Known(length) => self.field("Content-Length", length),
+            Length::Known(length) => self.field("Content-Length", Digits::<20>::new::<10>(length).as_str()),
             Length::Chunked => self.field("Transfer-Encoding", "chunked"),
             Length::None => self,
         };
@@ -185,10 +228,9 @@ impl<'a, 'w, C: Read + Write> Stream<'a, 'w, C> {
         let text = self.text.whole()?;
         if !text.is_empty() && self.with_body {
             if self.length == Length::Chunked {
-                let mut size = heapless::String::<20>::new();
-                // 16 digits at most.
-                let _ = write!(size, "{:x}\r\n", text.len());
-                self.wire.send(size.as_bytes()).await?;
+                let size = Digits::<16>::new::<16>(text.len() as u64);
+                self.wire.send(size.as_str().as_bytes()).await?;
+                self.wire.send(b"\r\n").await?;
             }
             self.wire.send(text.as_bytes()).await?;
             if self.length == Length::Chunked {

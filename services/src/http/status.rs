@@ -37,33 +37,43 @@ pub enum Status {
     VersionNotSupported,
 }
 
-/// Code, reason phrase, and the sentence for a person, in the order of [`Status`].
+/// Code, code and reason phrase as they are sent, and the sentence for a person, in the order of [`Status`].
 const TABLE: [(Status, u16, &str, &str); 15] = [
-    (Status::Ok, 200, "OK", ""),
-    (Status::PartialContent, 206, "Partial Content", ""),
-    (Status::MovedPermanently, 301, "Moved Permanently", "This is a folder; its address ends with a slash."),
-    (Status::NotModified, 304, "Not Modified", ""),
+    (Status::Ok, 200, "200 OK", ""),
+    (Status::PartialContent, 206, "206 Partial Content", ""),
+    (
+        Status::MovedPermanently,
+        301,
+        "301 Moved Permanently",
+        "This is a folder; its address ends with a slash.",
+    ),
+    (Status::NotModified, 304, "304 Not Modified", ""),
     (
         Status::BadRequest,
         400,
-        "Bad Request",
+        "400 Bad Request",
         "This request is not valid HTTP, or its path is not a valid path.",
     ),
-    (Status::NotFound, 404, "Not Found", "There is nothing at this address."),
-    (Status::MethodNotAllowed, 405, "Method Not Allowed", "Only GET and HEAD are allowed here."),
-    (Status::RequestTimeout, 408, "Request Timeout", "The request did not arrive in time."),
-    (Status::UriTooLong, 414, "URI Too Long", "The address is too long."),
+    (Status::NotFound, 404, "404 Not Found", "There is nothing at this address."),
+    (Status::MethodNotAllowed, 405, "405 Method Not Allowed", "Only GET and HEAD are allowed here."),
+    (Status::RequestTimeout, 408, "408 Request Timeout", "The request did not arrive in time."),
+    (Status::UriTooLong, 414, "414 URI Too Long", "The address is too long."),
     (
         Status::RangeNotSatisfiable,
         416,
-        "Range Not Satisfiable",
+        "416 Range Not Satisfiable",
         "The file is shorter than the range asked for.",
     ),
-    (Status::HeadersTooLarge, 431, "Request Header Fields Too Large", "The request's header is too large."),
-    (Status::InternalError, 500, "Internal Server Error", "The disk could not be read."),
-    (Status::NotImplemented, 501, "Not Implemented", "This method is unknown."),
-    (Status::Unavailable, 503, "Service Unavailable", "Memory is short. Try again in a moment."),
-    (Status::VersionNotSupported, 505, "HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0."),
+    (
+        Status::HeadersTooLarge,
+        431,
+        "431 Request Header Fields Too Large",
+        "The request's header is too large.",
+    ),
+    (Status::InternalError, 500, "500 Internal Server Error", "The disk could not be read."),
+    (Status::NotImplemented, 501, "501 Not Implemented", "This method is unknown."),
+    (Status::Unavailable, 503, "503 Service Unavailable", "Memory is short. Try again in a moment."),
+    (Status::VersionNotSupported, 505, "505 HTTP Version Not Supported", "Use HTTP/1.1 or HTTP/1.0."),
 ];
 
 impl Status {
@@ -84,6 +94,11 @@ impl Status {
         self.row().1
     }
 
+    /// Code and reason phrase.
+    pub fn line(self) -> &'static str {
+        self.row().2
+    }
+
     /// A sentence for the person who sees the error, or nothing.
     pub fn sentence(self) -> &'static str {
         self.row().3
@@ -93,8 +108,7 @@ impl Status {
 /// Code and reason phrase.
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (_, code, reason, _) = self.row();
-        write!(f, "{code} {reason}")
+        f.write_str(self.line())
     }
 }
 
@@ -109,6 +123,7 @@ mod tests {
         for (index, (status, code, ..)) in TABLE.iter().enumerate() {
             assert_eq!(*status as usize, index);
             assert_eq!(status.code(), *code);
+            assert!(status.line().starts_with(&std::format!("{code} ")));
         }
         assert!(TABLE.is_sorted_by_key(|row| row.1));
     }
