@@ -5,6 +5,7 @@
 //! [`Limits`].
 
 mod body;
+mod clock;
 mod date;
 mod exchange;
 mod failures;
@@ -43,6 +44,7 @@ use embassy_time::{Duration, Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 
 use crate::fs::FsError;
+use clock::Clock;
 use failures::Failures;
 use input::Input;
 use request::Parsed;
@@ -95,13 +97,20 @@ pub struct Server<F, R> {
     limits: Limits,
     stats: Stats,
     failures: Failures,
+    clock: Clock,
 }
 
 impl<F: Files, R: Routes> Server<F, R> {
-    /// A server with all counters at zero.
+    /// A server with all counters at zero, and without a clock.
     pub fn new(files: Rc<Mount<F>>, routes: R, limits: Limits) -> Self {
-        let (stats, failures) = (Stats::default(), Failures::default());
-        Self { files, routes, limits, stats, failures }
+        let (stats, failures, clock) = (Stats::default(), Failures::default(), Clock::default());
+        Self { files, routes, limits, stats, failures, clock }
+    }
+
+    /// The same with a clock: `now` gives seconds since 1970-01-01T00:00:00Z, or nothing if that is not
+    /// known.
+    pub fn with_clock(self, now: fn() -> Option<u64>) -> Self {
+        Self { clock: Clock::new(now), ..self }
     }
 
     /// Where files come from, once they are there.
@@ -119,7 +128,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);
-        let mut wire = Wire::new(conn, &self.stats, self.limits.stall);
+        let mut wire = Wire::new(conn, &self.stats, &self.clock, self.limits.stall);
         let mut input = Input::default();
         loop {
             let mut start = Instant::now();

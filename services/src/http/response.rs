@@ -8,6 +8,8 @@ use embassy_time::{Duration, with_timeout};
 use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
+use super::clock::Clock;
+use super::date::Fixdate;
 use super::{Exchange, Stats, Status};
 use crate::fs::FsError;
 use crate::text::{Digits, NoMemory, Text};
@@ -37,7 +39,7 @@ const CHUNK: usize = 4 << 10;
 /// Room for a chunk and the entry of a folder that makes it full.
 const CHUNK_ROOM: usize = CHUNK + (4 << 10);
 /// Room for most heads.
-const HEAD_ROOM: usize = 320;
+const HEAD_ROOM: usize = 480;
 /// Memory that a connection keeps from one response for the next.
 const KEPT: usize = 1 << 10;
 /// A response that needs no memory.
@@ -51,13 +53,14 @@ pub struct Wire<'a, C> {
     pub stats: &'a Stats,
     /// How long the client may take for each piece.
     pub stall: Duration,
+    pub(super) clock: &'a Clock,
     /// Memory of the last response.
     spare: Text,
 }
 
 impl<'a, C: Read + Write> Wire<'a, C> {
-    pub(super) fn new(conn: &'a mut C, stats: &'a Stats, stall: Duration) -> Self {
-        Self { conn, stats, stall, spare: Text::default() }
+    pub(super) fn new(conn: &'a mut C, stats: &'a Stats, clock: &'a Clock, stall: Duration) -> Self {
+        Self { conn, stats, stall, clock, spare: Text::default() }
     }
 
     /// Sends all of `bytes` or breaks.
@@ -84,7 +87,7 @@ impl<'a, C: Read + Write> Wire<'a, C> {
         let mut text = core::mem::take(&mut self.spare);
         // Without memory for this, the text is cut and never sent.
         text.reserve(HEAD_ROOM);
-        Head::new(status, close, http_1_0, text)
+        Head::new(status, close, http_1_0, self.clock.date(), text)
     }
 
     /// Keeps the memory of a response that is sent, if it is little.
@@ -164,11 +167,14 @@ pub struct Head {
 impl Head {
     /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old
     /// client.
-    fn new(status: Status, close: bool, http_1_0: bool, mut text: Text) -> Self {
+    fn new(status: Status, close: bool, http_1_0: bool, date: Option<Fixdate>, mut text: Text) -> Self {
         text.push_str("HTTP/1.1 ");
         text.push_str(status.line());
         text.push_str("\r\n");
-        let head = Self { status, text };
+        let mut head = Self { status, text };
+        if let Some(date) = &date {
+            head = head.field("Date", core::str::from_utf8(date).unwrap_or_default());
+        }
         match (close, http_1_0) {
             (true, _) => head.field("Connection", "close"),
             (false, true) => head.field("Connection", "keep-alive"),
