@@ -19,7 +19,125 @@ fn get(server: &App, target: &str, fields: &str) -> Response {
     all.remove(0)
 }
 
+fn status(server: &App, target: &str, fields: &[&str]) -> u16 {
+    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+    get(server, target, &fields).status
+}
+
 const DATE: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
+/// The rows of RFC 9110 section 13.2.2, each condition alone and with those that come after it.
+#[test]
+fn conditions_in_their_order() {
+    let server = server(Tree::default().with("/a.txt", "0123456789").with("/b.txt", "0123456789"));
+    let first = get(&server, "/a.txt", "");
+    let etag = first.field("ETag").unwrap();
+    assert_ne!(get(&server, "/b.txt", "").field("ETag"), Some(etag));
+    let [same, other, weak, list] =
+        [etag.into(), "\"x\"".into(), format!("W/{etag}"), format!("\"x\" , {etag},W/\"y\"")];
+    let (before, after) = ("Sun, 06 Nov 1994 08:49:36 GMT", "Sun, 06 Nov 1994 08:49:38 GMT");
+    let (rfc850, asctime) = ("Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994");
+    let case = |fields: &[(&str, &str)], expected: u16| {
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let fields: Vec<_> = fields.iter().map(String::as_str).collect();
+        assert_eq!(status(&server, "/a.txt", &fields), expected, "{fields:?}");
+    };
+    const MATCH: &str = "If-Match";
+    const NONE: &str = "If-None-Match";
+    const SINCE: &str = "If-Modified-Since";
+    const UNMODIFIED: &str = "If-Unmodified-Since";
+    for (value, holds) in [
+        (&same, true),
+        (&list, true),
+        (&"*".into(), true),
+        (&other, false),
+        (&weak, false),
+        (&"x".into(), false),
+    ] {
+        case(&[(MATCH, value)], if holds { 200 } else { 412 });
+        // What comes after it in the order is looked at only if it holds; If-Unmodified-Since not at all.
+        case(&[(NONE, &same), (MATCH, value)], if holds { 304 } else { 412 });
+        case(&[(UNMODIFIED, before), (MATCH, value)], if holds { 200 } else { 412 });
+        case(&[("Range", "bytes=0-1"), (MATCH, value)], if holds { 206 } else { 412 });
+        case(&[("Range", "bytes=99-"), (MATCH, value)], if holds { 416 } else { 412 });
+    }
+    // Spread over two fields.
+    case(&[(MATCH, &other), (MATCH, &same)], 200);
+    case(&[(NONE, &other), (NONE, &same)], 304);
+    for (date, holds) in [
+        (DATE, true),
+        (after, true),
+        (rfc850, true),
+        (asctime, true),
+        (before, false),
+        ("x", true),
+        ("0", true),
+    ] {
+        case(&[(UNMODIFIED, date)], if holds { 200 } else { 412 });
+        case(&[(UNMODIFIED, date), (NONE, &same)], if holds { 304 } else { 412 });
+    }
+    for (value, known) in [
+        (&same, true),
+        (&weak, true),
+        (&list, true),
+        (&"*".into(), true),
+        (&other, false),
+        (&"x".into(), false),
+    ] {
+        case(&[(NONE, value)], if known { 304 } else { 200 });
+        case(&[(NONE, value), ("Range", "bytes=0-1")], if known { 304 } else { 206 });
+        // A date does not count beside a tag.
+        case(&[(SINCE, DATE), (NONE, value)], if known { 304 } else { 200 });
+        case(&[(SINCE, before), (NONE, value)], if known { 304 } else { 200 });
+    }
+    for (date, known) in [
+        (DATE, true),
+        (after, true),
+        ("Fri, 27 Nov 2026 11:20:03 GMT", true),
+        (rfc850, true),
+        (asctime, true),
+        (before, false),
+        ("Sunday, 06-Nov-93 08:49:37 GMT", false),
+        ("x", false),
+    ] {
+        case(&[(SINCE, date)], if known { 304 } else { 200 });
+    }
+    for (value, same) in [
+        (same.as_str(), true),
+        (DATE, true),
+        (asctime, true),
+        (after, false),
+        (before, false),
+        (&other, false),
+        (&weak, false),
+        ("*", false),
+    ] {
+        case(&[("Range", "bytes=1-2"), ("If-Range", value)], if same { 206 } else { 200 });
+        case(&[("If-Range", value)], 200);
+        case(&[("Range", "bytes=99-"), ("If-Range", value)], if same { 416 } else { 200 });
+    }
+    // What is not there, or is elsewhere, has no version.
+    for (target, code) in [("/none", 404), ("/dir", 404), ("/%zz", 400)] {
+        assert_eq!(status(&server, target, &["If-Match: \"x\"", "If-None-Match: *"]), code, "{target}");
+    }
+    // A listing has none either, but it is there.
+    assert_eq!(status(&server, "/", &["If-Match: \"x\""]), 412);
+    assert_eq!(status(&server, "/", &["If-Match: *"]), 200);
+    assert_eq!(status(&server, "/", &["If-None-Match: *"]), 304);
+    assert_eq!(status(&server, "/", &[&format!("If-Unmodified-Since: {before}")]), 200);
+}
+
+#[test]
+fn what_a_304_tells() {
+    let server = server(Tree::default().with("/a.txt", "0123456789"));
+    let whole = get(&server, "/a.txt", "");
+    let got = get(&server, "/a.txt", &format!("If-Modified-Since: {DATE}\r\n"));
+    for name in ["ETag", "Last-Modified"] {
+        assert_eq!(got.field(name), whole.field(name), "{name}");
+        assert!(got.field(name).is_some(), "{name}");
+    }
+    assert_eq!((got.status, got.body.len(), got.field("Content-Length")), (304, 0, None));
+}
 
 #[test]
 fn every_response_has_a_date_where_there_is_a_clock() {
@@ -34,6 +152,12 @@ fn every_response_has_a_date_where_there_is_a_clock() {
     let mut client = Client::new(b"junk\r\n\r\n", Then::Finish);
     block_on(with.serve(&mut client, || false));
     assert_eq!(responses(&client.output, &[])[0].field("Date"), Some(DATE));
+    // The year 76 is over 50 years ahead of 1994, and within 50 years of 2026.
+    let date = "If-Modified-Since: Wednesday, 01-Jan-76 00:00:00 GMT\r\n";
+    assert_eq!(get(&with, "/a.txt", date).status, 200);
+    let later = Server::new(mounted(tree()), Api(Machine::default()), quick_limits())
+        .with_clock(|| Some(1_795_000_000));
+    assert_eq!(get(&later, "/a.txt", date).status, 304);
 }
 
 /// Every answer is the same, byte by byte, however its request is cut into two, and in single bytes.

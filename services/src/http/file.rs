@@ -4,12 +4,14 @@ use embedded_io_async::{Read, Write};
 use heapless::String;
 
 use super::body::Part;
-use super::date::{Fixdate, fixdate};
+use super::clock::Clock;
+use super::conditions::{Outcome, Validators};
+use super::date::fixdate;
 use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Selection, select};
 use super::response::{Head, Length};
-use super::{Exchange, Failure, Files, Method, Refusal, Request, Status, body, listing};
+use super::{Exchange, Failure, Files, Method, Refusal, Status, body, listing};
 use crate::fs::{Kind, Metadata};
 use crate::text::{Digits, Text};
 
@@ -43,6 +45,16 @@ async fn send_directory<F: Files, C: Read + Write>(
         Err(refusal) if refusal.status == Status::NotFound => {}
         Err(refusal) => return Err(refusal.into()),
     }
+    // A listing is made anew for each request: it has no version.
+    let version = Validators { etag: None, modified: None, clock: exchange.wire.clock };
+    match version.check(exchange.request) {
+        Outcome::Send => {}
+        Outcome::Failed => return Err(Status::PreconditionFailed.into()),
+        Outcome::NotModified => {
+            let head = exchange.head(Status::NotModified);
+            return Ok(exchange.wire.send_head(head, Length::None).await?);
+        }
+    }
     // Old clients know no chunked encoding: the close marks the end.
     exchange.keep &= exchange.request.http_1_1;
     let page = listing::read_page(files, dir, 0).await?;
@@ -67,12 +79,17 @@ async fn send<F: Files, C: Read + Write>(
     file: &Representation,
 ) -> Result<(), Failure> {
     let request = exchange.request;
-    if file.is_held_by(request) {
-        let head = file.describe(exchange.head(Status::NotModified));
-        return Ok(exchange.wire.send_head(head, Length::None).await?);
+    let version = file.version(exchange.wire.clock);
+    match version.check(request) {
+        Outcome::Send => {}
+        Outcome::Failed => return Err(Status::PreconditionFailed.into()),
+        Outcome::NotModified => {
+            let head = file.describe(exchange.head(Status::NotModified));
+            return Ok(exchange.wire.send_head(head, Length::None).await?);
+        }
     }
     let size = file.metadata.size;
-    let range = request.range.filter(|_| file.allows_range(request));
+    let range = request.range.filter(|_| version.allows_range(request));
     let (status, start, length) = match select(range, size) {
         Selection::Whole => (Status::Ok, 0, size),
         Selection::Part { start, length } => (Status::PartialContent, start, length),
@@ -120,36 +137,15 @@ impl Representation {
         u64::try_from(self.metadata.mtime).ok()
     }
 
-    /// As it is sent.
-    fn date(&self) -> Option<Fixdate> {
-        self.modified().map(fixdate)
-    }
-
-    /// Whether the client already has this version (RFC 9110 section 13.2.2). A date counts only if it is the
-    /// very one that was sent.
-    fn is_held_by(&self, request: &Request<'_>) -> bool {
-        match (&request.if_none_match[..], request.if_modified_since) {
-            ([], None) => false,
-            ([], Some(date)) => self.date().is_some_and(|known| date.as_bytes() == known),
-            (lists, _) => lists
-                .iter()
-                .flat_map(|list| list.split(','))
-                .map(str::trim)
-                .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == self.etag),
-        }
-    }
-
-    /// Whether a range may be served: no `If-Range`, or one that names this version.
-    fn allows_range(&self, request: &Request<'_>) -> bool {
-        request.if_range.is_none_or(|known| {
-            known == self.etag || self.date().is_some_and(|date| known.as_bytes() == date)
-        })
+    fn version<'a>(&'a self, clock: &'a Clock) -> Validators<'a> {
+        Validators { etag: Some(&self.etag), modified: self.modified(), clock }
     }
 
     /// Says which version this is.
     fn describe(&self, head: Head) -> Head {
         let mut head = head.field("ETag", &self.etag);
-        if let Some(date) = self.date() {
+        if let Some(modified) = self.modified() {
+            let date = fixdate(modified);
             head = head.field("Last-Modified", core::str::from_utf8(&date).unwrap_or_default());
         }
         head

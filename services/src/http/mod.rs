@@ -6,6 +6,7 @@
 
 mod body;
 mod clock;
+mod conditions;
 mod date;
 mod exchange;
 mod failures;

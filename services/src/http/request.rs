@@ -61,10 +61,14 @@ pub struct Request<'a> {
     pub range: Option<&'a str>,
     /// `If-Range`.
     pub if_range: Option<&'a str>,
+    /// `If-Match`.
+    pub if_match: List<'a>,
     /// `If-None-Match`.
     pub if_none_match: List<'a>,
     /// `If-Modified-Since`.
     pub if_modified_since: Option<&'a str>,
+    /// `If-Unmodified-Since`.
+    pub if_unmodified_since: Option<&'a str>,
 }
 
 impl Request<'_> {
@@ -79,8 +83,10 @@ impl Request<'_> {
             body: Body::Unread,
             range: None,
             if_range: None,
+            if_match: List::new(""),
             if_none_match: List::new(""),
             if_modified_since: None,
+            if_unmodified_since: None,
         }
     }
 }
@@ -205,8 +211,10 @@ fn check<'a>(head: &httparse::Request<'_, 'a>) -> Result<Request<'a>, Status> {
         body: fields.body()?,
         range: fields.range.value.filter(|_| method == Method::Get),
         if_range: fields.if_range.value,
+        if_match: fields.if_match,
         if_none_match: fields.if_none_match,
         if_modified_since: fields.if_modified_since.value,
+        if_unmodified_since: fields.if_unmodified_since.value,
     })
 }
 
@@ -243,8 +251,10 @@ struct Fields<'a> {
     expects: bool,
     range: Single<'a>,
     if_range: Single<'a>,
+    if_match: List<'a>,
     if_none_match: List<'a>,
     if_modified_since: Single<'a>,
+    if_unmodified_since: Single<'a>,
 }
 
 impl<'a> Fields<'a> {
@@ -258,8 +268,10 @@ impl<'a> Fields<'a> {
             expects: false,
             range: Single::default(),
             if_range: Single::default(),
+            if_match: List::new(""),
             if_none_match: List::new(""),
             if_modified_since: Single::default(),
+            if_unmodified_since: Single::default(),
         };
         headers.iter().try_for_each(|header| fields.add(header))?;
         Ok(fields)
@@ -275,11 +287,13 @@ impl<'a> Fields<'a> {
             5 if is("range") => self.range.add(value),
             6 if is("expect") => self.expects = true,
             8 if is("if-range") => self.if_range.add(value),
+            8 if is("if-match") => push(&mut self.if_match, value)?,
             10 if is("connection") => self.connection(text(value)?),
             13 if is("if-none-match") => push(&mut self.if_none_match, value)?,
             14 if is("content-length") => self.content_length(text(value)?)?,
             17 if is("transfer-encoding") => self.is_encoded = true,
             17 if is("if-modified-since") => self.if_modified_since.add(value),
+            19 if is("if-unmodified-since") => self.if_unmodified_since.add(value),
             _ => {}
         }
         Ok(())
