@@ -3,7 +3,7 @@
 mod common;
 
 use common::client::{Client, Response, Then, responses};
-use common::{Machine, Tree, mounted, quick_limits, server};
+use common::{Machine, Tree, byte_at, mounted, quick_limits, server};
 use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::http::Server;
@@ -158,6 +158,67 @@ fn every_response_has_a_date_where_there_is_a_clock() {
     let later = Server::new(mounted(tree()), Api(Machine::default()), quick_limits())
         .with_clock(|| Some(1_795_000_000));
     assert_eq!(get(&later, "/a.txt", date).status, 304);
+}
+
+/// Takes a `multipart/byteranges` body apart: the `Content-Range` and the bytes of each part.
+fn parts(response: &Response) -> Vec<(String, Vec<u8>)> {
+    let mime = response.field("Content-Type").unwrap();
+    let boundary = mime.strip_prefix("multipart/byteranges; boundary=").expect(mime);
+    assert!(boundary.len() < 70 && boundary.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'));
+    let delimiter = format!("\r\n--{boundary}");
+    let mut rest = response.body.strip_prefix(delimiter.as_bytes()).expect("a delimiter");
+    let mut parts = Vec::new();
+    loop {
+        if rest == b"--\r\n" {
+            return parts;
+        }
+        let head = rest.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+        let text = String::from_utf8(rest[..head].to_vec()).unwrap();
+        assert!(text.contains("\r\nContent-Type: application/octet-stream\r\n"), "{text}");
+        let range = text.split("Content-Range: ").nth(1).unwrap().lines().next().unwrap().to_string();
+        let end = rest.windows(delimiter.len()).position(|w| w == delimiter.as_bytes()).unwrap();
+        parts.push((range, rest[head..end].to_vec()));
+        rest = &rest[end + delimiter.len()..];
+    }
+}
+
+#[test]
+fn several_ranges() {
+    let size = 300_000;
+    let server = server(Tree::default().with_generated("/big.bin", size));
+    for (range, expected) in [
+        ("0-0,2-2", vec![0..1, 2..3]),
+        ("5-9, 0-3", vec![5..10, 0..4]),
+        ("0-99999,-100000", vec![0..100_000, 200_000..300_000]),
+        ("32767-32768,100000-299999,0-32766", vec![32_767..32_769, 100_000..size, 0..32_767]),
+        ("0-0,299999-,400000-", vec![0..1, 299_999..size]),
+    ] {
+        let got = get(&server, "/big.bin", &format!("Range: bytes={range}\r\n"));
+        assert_eq!((got.status, got.field("Content-Range")), (206, None), "{range}");
+        let expected: Vec<_> = expected
+            .into_iter()
+            .map(|range| (format!("bytes {}-{}/{size}", range.start, range.end - 1), range))
+            .map(|(text, range)| (text, range.map(byte_at).collect::<Vec<_>>()))
+            .collect();
+        assert!(parts(&got) == expected, "{range}");
+        assert_eq!(
+            get(&server, "/big.bin", &format!("Range: bytes={range}\r\nIf-Range: \"x\"\r\n")).status,
+            200
+        );
+    }
+    // The first piece is read before anything is said; later the connection is all there is to tell by.
+    server.files().unwrap().read_fault.set(Some((0, common::FaultKind::Io)));
+    assert_eq!(get(&server, "/big.bin", "Range: bytes=0-0,2-2\r\n").status, 500);
+    server.files().unwrap().read_fault.set(Some((2, common::FaultKind::Io)));
+    let mut client =
+        Client::new(b"GET /big.bin HTTP/1.1\r\nHost: h\r\nRange: bytes=0-0,2-2\r\n\r\n", Then::Finish);
+    assert_eq!(block_on(server.serve(&mut client, || false)), ringfence_services::http::End::Abort);
+    // Who asks for too much, or for the same twice, gets the whole.
+    for range in ["0-10,5-6", "-5,-6", &"0-0,2-2,4-4,".repeat(6)] {
+        server.files().unwrap().read_fault.set(None);
+        let got = get(&server, "/big.bin", &format!("Range: bytes={range}\r\n"));
+        assert_eq!((got.status, got.body.len()), (200, size as usize), "{range}");
+    }
 }
 
 /// Every answer is the same, byte by byte, however its request is cut into two, and in single bytes.

@@ -1,24 +1,19 @@
 //! Bodies made of a file's bytes.
 
+use embassy_time::Instant;
 use embedded_io_async::{Read, Write};
+use heapless::String;
 
-use super::response::{Broken, Wire};
+use super::file::{Representation, content_range};
+use super::range::Part;
+use super::response::{Broken, Head, Length, Wire};
 use super::{Failure, Files, Status};
 use crate::fs::FsError;
-use crate::text::{NoMemory, Text};
+use crate::text::{Digits, NoMemory, Text};
 
 /// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
 /// piece is read the socket's transmit buffer still holds the last one.
 const PIECE: usize = 32 << 10;
-
-/// Bytes of a file: never empty and within it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Offset of the first byte.
-    pub start: u64,
-    /// Offset behind the last byte.
-    pub end: u64,
-}
 
 /// Sends `text` and behind it a part of a file. With `status` this is the start of a response: the first
 /// piece is read before that, so that a disk that cannot be read is still an error page.
@@ -58,4 +53,56 @@ pub(super) async fn send_part<F: Files, C: Read + Write>(
     }
     wire.reuse(buffer);
     Ok(())
+}
+
+/// Sends several parts of a file, as `multipart/byteranges` (RFC 9110 section 14.6).
+pub(super) async fn send_parts<F: Files, C: Read + Write>(
+    files: &F,
+    wire: &mut Wire<'_, C>,
+    node: &F::Node,
+    head: Head,
+    parts: &[Part],
+    file: &Representation,
+) -> Result<(), Failure> {
+    // Files do not have it in them, unless somebody knows at which microsecond they will be asked for.
+    let mut boundary = String::<26>::new();
+    for piece in ["ringfence-", Digits::<16>::new::<16>(Instant::now().as_ticks()).as_str()] {
+        let _ = boundary.push_str(piece);
+    }
+    let mut text = Text::default();
+    let mut length = 0_u64;
+    for part in parts {
+        begin_part(&mut text, &boundary, file, *part);
+        length = length.saturating_add(part.end.saturating_sub(part.start));
+    }
+    end_parts(&mut text, &boundary);
+    length = length.saturating_add(text.whole()?.len() as u64);
+    text.clear();
+    for piece in ["multipart/byteranges; boundary=", &boundary] {
+        text.push_str(piece);
+    }
+    let (status, mut before) = head.field("Content-Type", text.whole()?).finish(Length::Known(length));
+    let mut status = Some(status);
+    for part in parts {
+        begin_part(&mut before, &boundary, file, *part);
+        send_part(files, wire, node, status.take(), core::mem::take(&mut before), *part).await?;
+    }
+    end_parts(&mut before, &boundary);
+    let end = before.into_bytes().map_err(|NoMemory| Broken::Cut(FsError::NoMemory))?;
+    Ok(wire.send(&end).await?)
+}
+
+fn begin_part(out: &mut Text, boundary: &str, file: &Representation, part: Part) {
+    let range = content_range(part, file.metadata.size);
+    for piece in
+        ["\r\n--", boundary, "\r\nContent-Type: ", file.mime, "\r\nContent-Range: ", &range, "\r\n\r\n"]
+    {
+        out.push_str(piece);
+    }
+}
+
+fn end_parts(out: &mut Text, boundary: &str) {
+    for piece in ["\r\n--", boundary, "--\r\n"] {
+        out.push_str(piece);
+    }
 }

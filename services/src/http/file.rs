@@ -3,13 +3,12 @@
 use embedded_io_async::{Read, Write};
 use heapless::String;
 
-use super::body::Part;
 use super::clock::Clock;
 use super::conditions::{Outcome, Validators};
 use super::date::fixdate;
 use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
-use super::range::{Selection, select};
+use super::range::{Part, select};
 use super::response::{Head, Length};
 use super::{Exchange, Failure, Files, Method, Refusal, Status, body, listing};
 use crate::fs::{Kind, Metadata};
@@ -89,22 +88,24 @@ async fn send<F: Files, C: Read + Write>(
         }
     }
     let size = file.metadata.size;
-    let range = request.range.filter(|_| version.allows_range(request));
-    let (status, start, length) = match select(range, size) {
-        Selection::Whole => (Status::Ok, 0, size),
-        Selection::Part { start, length } => (Status::PartialContent, start, length),
-        Selection::Unsatisfiable => {
-            let size = format_args!("bytes */{size}");
-            return Err(Refusal::from(Status::RangeNotSatisfiable).with("Content-Range", size).into());
+    let Some(parts) = select(request.range.filter(|_| version.allows_range(request)), size) else {
+        let size = format_args!("bytes */{size}");
+        return Err(Refusal::from(Status::RangeNotSatisfiable).with("Content-Range", size).into());
+    };
+    let (status, part) = match parts[..] {
+        [] => (Status::Ok, Part { start: 0, end: size }),
+        [part] => (Status::PartialContent, part),
+        _ => {
+            let head = file.describe(exchange.head(Status::PartialContent));
+            return body::send_parts(files, exchange.wire, node, head, &parts, file).await;
         }
     };
-    let part = Part { start, end: start.saturating_add(length) };
     let mut head = file.describe(exchange.head(status)).field("Accept-Ranges", "bytes");
     if status == Status::PartialContent {
         head = head.field("Content-Range", &content_range(part, size));
     }
     let head = head.field("Content-Type", file.mime);
-    let length = Length::Known(length);
+    let length = Length::Known(part.end.saturating_sub(part.start));
     if request.method == Method::Head || length == Length::Known(0) {
         return Ok(exchange.wire.send_head(head, length).await?);
     }
@@ -126,10 +127,10 @@ fn redirect(query: &str, path: &DiskPath) -> Failure {
 }
 
 /// A file as it is sent.
-struct Representation {
-    mime: &'static str,
+pub(super) struct Representation {
+    pub mime: &'static str,
     etag: String<64>,
-    metadata: Metadata,
+    pub metadata: Metadata,
 }
 
 impl Representation {
@@ -166,7 +167,7 @@ fn etag(metadata: &Metadata) -> String<64> {
 }
 
 /// The value of `Content-Range`.
-fn content_range(Part { start, end }: Part, size: u64) -> String<72> {
+pub(super) fn content_range(Part { start, end }: Part, size: u64) -> String<72> {
     let [start, last, size] = [start, end.saturating_sub(1), size].map(Digits::<20>::new::<10>);
     let mut range = String::new();
     for piece in ["bytes ", start.as_str(), "-", last.as_str(), "/", size.as_str()] {
