@@ -132,7 +132,7 @@ fn what_a_304_tells() {
     let server = server(Tree::default().with("/a.txt", "0123456789"));
     let whole = get(&server, "/a.txt", "");
     let got = get(&server, "/a.txt", &format!("If-Modified-Since: {DATE}\r\n"));
-    for name in ["ETag", "Last-Modified"] {
+    for name in ["ETag", "Last-Modified", "Vary"] {
         assert_eq!(got.field(name), whole.field(name), "{name}");
         assert!(got.field(name).is_some(), "{name}");
     }
@@ -221,10 +221,86 @@ fn several_ranges() {
     }
 }
 
+fn coded_site() -> Tree {
+    Tree::default()
+        .with("/a.html", "plain")
+        .with("/a.html.br", "br")
+        .with("/a.html.gz", "gzip")
+        .with("/b.js", "plain")
+        .with("/b.js.gz", "gzip")
+        .with("/c.css", "plain")
+        .with("/d/index.html", "plain")
+        .with("/d/index.html.gz", "gzip")
+        .with("/e.css", "plain")
+        .with("/e.css.gz/file", "a folder")
+        .with("/f.png", "plain")
+        .with("/f.png.gz", "gzip")
+}
+
+#[test]
+fn files_that_are_there_compressed() {
+    let server = server(coded_site());
+    for (target, accepted, body) in [
+        ("/a.html", None, "plain"),
+        ("/a.html", Some(""), "plain"),
+        ("/a.html", Some("gzip, deflate, br"), "br"),
+        ("/a.html", Some("gzip"), "gzip"),
+        ("/a.html", Some("br;q=0.5, gzip;q=0.8"), "gzip"),
+        ("/a.html", Some("br;q=0, gzip;q=0"), "plain"),
+        ("/a.html", Some("*"), "br"),
+        ("/a.html", Some("deflate, zstd"), "plain"),
+        ("/a.html", Some("identity, gzip;q=0.5"), "plain"),
+        ("/a.html", Some("identity;q=0, *"), "br"),
+        ("/b.js", Some("br, gzip;q=0.1"), "gzip"),
+        ("/b.js", Some("br, identity;q=0.1"), "plain"),
+        ("/c.css", Some("br, gzip"), "plain"),
+        ("/d/", Some("br, gzip"), "gzip"),
+        ("/e.css", Some("gzip"), "plain"),
+        // Not worth looking for, unless nothing else will do.
+        ("/f.png", Some("gzip"), "plain"),
+        ("/f.png", Some("gzip, identity;q=0"), "gzip"),
+    ] {
+        let fields = accepted.map(|list| format!("Accept-Encoding: {list}\r\n")).unwrap_or_default();
+        let got = get(&server, target, &fields);
+        assert_eq!((got.status, got.text().as_str()), (200, body), "{target} {accepted:?}");
+        let plain = get(&server, target, "");
+        assert_eq!(got.field("Content-Type"), plain.field("Content-Type"));
+        assert_eq!(got.field("Content-Encoding"), Some(body).filter(|body| *body != "plain"));
+        assert_eq!(got.field("ETag") == plain.field("ETag"), body == "plain");
+        let varies = !target.ends_with(".png") || body != "plain";
+        assert_eq!(got.field("Vary"), varies.then_some("Accept-Encoding"), "{target}");
+    }
+    for (target, accepted) in [("/c.css", "gzip, identity;q=0"), ("/f.png", "*;q=0"), ("/a.html", "*;q=0")] {
+        let got = get(&server, target, &format!("Accept-Encoding: {accepted}\r\n"));
+        assert_eq!((got.status, got.field("Vary")), (406, Some("Accept-Encoding")), "{target} {accepted}");
+    }
+    // By its own name such a file is one like others.
+    let got = get(&server, "/a.html.gz", "Accept-Encoding: gzip\r\n");
+    assert_eq!((got.field("Content-Type"), got.field("Content-Encoding")), (Some("application/gzip"), None));
+}
+
+#[test]
+fn conditions_and_ranges_are_of_the_coded_file() {
+    let server = server(coded_site());
+    let [plain, gzip] = ["", "Accept-Encoding: gzip\r\n"]
+        .map(|fields| get(&server, "/a.html", fields).field("ETag").unwrap().to_string());
+    let with = |etag: &str, more: &str| {
+        get(&server, "/a.html", &format!("Accept-Encoding: gzip\r\nIf-None-Match: {etag}\r\n{more}"))
+    };
+    assert_eq!((with(&plain, "").status, with(&gzip, "").status), (200, 304));
+    let got = with("\"x\"", "Range: bytes=1-2\r\n");
+    assert_eq!(
+        (got.status, got.text().as_str(), got.field("Content-Range")),
+        (206, "zi", Some("bytes 1-2/4"))
+    );
+    let got = get(&server, "/a.html", &format!("Range: bytes=1-2\r\nIf-Range: {gzip}\r\n"));
+    assert_eq!((got.status, got.text().as_str()), (200, "plain"));
+}
+
 /// Every answer is the same, byte by byte, however its request is cut into two, and in single bytes.
 #[test]
 fn answers_do_not_depend_on_the_pieces() {
-    let server = server(Tree::default().with("/a.txt", "0123456789").with("/a.html", "b"));
+    let server = server(coded_site().with("/a.txt", "0123456789"));
     let next = "GET /a.txt HTTP/1.1\r\nHost: h\r\n\r\n";
     for request in [
         "GET /a.txt HTTP/1.1\r\nHost: h\r\n\r\n",

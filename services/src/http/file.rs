@@ -1,18 +1,21 @@
 //! Serving the tree of files: which response a path gets, and files themselves.
 
+use alloc::vec::Vec;
+
 use embedded_io_async::{Read, Write};
 use heapless::String;
 
 use super::clock::Clock;
 use super::conditions::{Outcome, Validators};
 use super::date::fixdate;
+use super::encoding::{Accepted, Coding};
 use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Part, select};
 use super::response::{Head, Length};
 use super::{Exchange, Failure, Files, Method, Refusal, Status, body, listing};
 use crate::fs::{Kind, Metadata};
-use crate::text::{Digits, Text};
+use crate::text::{Digits, NoMemory, Text};
 
 /// Answers GET or HEAD for a path on the disk.
 pub(super) async fn send_path<F: Files, C: Read + Write>(
@@ -66,9 +69,16 @@ async fn send_file<F: Files, C: Read + Write>(
     path: &[u8],
     node: F::Node,
 ) -> Result<(), Failure> {
+    let (mime, is_text) = content_type(path);
+    let accepted = Accepted::of(&exchange.request.accept_encoding);
+    let coded = match is_text || !accepted.takes_plain() {
+        true => find_coded(files, accepted, path).await?,
+        false => None,
+    };
+    let (coding, node) = coded.unwrap_or((Coding::Identity, node));
     let metadata = files.metadata(&node);
-    let file = Representation { mime: content_type(path), etag: etag(&metadata), metadata };
-    send(files, exchange, &node, &file).await
+    let etag = etag(&metadata, coding);
+    send(files, exchange, &node, &Representation { mime, is_text, coding, etag, metadata }).await
 }
 
 async fn send<F: Files, C: Read + Write>(
@@ -113,6 +123,35 @@ async fn send<F: Files, C: Read + Write>(
     body::send_part(files, exchange.wire, node, Some(status), text, part).await
 }
 
+/// The best of what is there and accepted, if that is not the file itself: one beside it has the same content
+/// coded.
+async fn find_coded<F: Files>(
+    files: &F,
+    accepted: Accepted,
+    path: &[u8],
+) -> Result<Option<(Coding, F::Node)>, Failure> {
+    for coding in accepted.in_order() {
+        if coding == Coding::Identity {
+            return Ok(None);
+        }
+        // Whatever is wrong with that one, there may be another.
+        if let Ok(node) = files.lookup(&beside(path, coding.suffix())?).await
+            && files.metadata(&node).kind == Kind::File
+        {
+            return Ok(Some((coding, node)));
+        }
+    }
+    Err(Refusal::from(Status::NotAcceptable).with("Vary", "Accept-Encoding").into())
+}
+
+fn beside(path: &[u8], suffix: &str) -> Result<Vec<u8>, NoMemory> {
+    let mut beside = Vec::new();
+    beside.try_reserve_exact(path.len().saturating_add(suffix.len())).map_err(|_| NoMemory)?;
+    beside.extend_from_slice(path);
+    beside.extend_from_slice(suffix.as_bytes());
+    Ok(beside)
+}
+
 /// To the address with a slash. It is made from the decoded path, so it starts with exactly one slash and
 /// holds nothing that a browser could take for another host.
 fn redirect(query: &str, path: &DiskPath) -> Failure {
@@ -129,6 +168,8 @@ fn redirect(query: &str, path: &DiskPath) -> Failure {
 /// A file as it is sent.
 pub(super) struct Representation {
     pub mime: &'static str,
+    is_text: bool,
+    coding: Coding,
     etag: String<64>,
     pub metadata: Metadata,
 }
@@ -142,25 +183,32 @@ impl Representation {
         Validators { etag: Some(&self.etag), modified: self.modified(), clock }
     }
 
-    /// Says which version this is.
+    /// Says which version this is, and on what that depends.
     fn describe(&self, head: Head) -> Head {
         let mut head = head.field("ETag", &self.etag);
         if let Some(modified) = self.modified() {
             let date = fixdate(modified);
             head = head.field("Last-Modified", core::str::from_utf8(&date).unwrap_or_default());
         }
+        if let Some(coding) = self.coding.name() {
+            head = head.field("Content-Encoding", coding);
+        }
+        // Also where there is nothing to choose from: to know that costs two looks at the disk.
+        if self.is_text || self.coding != Coding::Identity {
+            head = head.field("Vary", "Accept-Encoding");
+        }
         head
     }
 }
 
-/// Three numbers in hexadecimal.
-fn etag(metadata: &Metadata) -> String<64> {
+/// Three numbers in hexadecimal, and the coding: another name may lead to the same file.
+fn etag(metadata: &Metadata, coding: Coding) -> String<64> {
     let &Metadata { inode, size, mtime, .. } = metadata;
     let numbers = [u64::from(inode), size, u64::try_from(mtime).unwrap_or(0)];
     let [inode, size, mtime] = numbers.map(Digits::<16>::new::<16>);
     let mut etag = String::new();
-    for piece in ["\"", inode.as_str(), "-", size.as_str(), "-", mtime.as_str(), "\""] {
-        // 52 bytes at most.
+    for piece in ["\"", inode.as_str(), "-", size.as_str(), "-", mtime.as_str(), coding.suffix(), "\""] {
+        // 55 bytes at most.
         let _ = etag.push_str(piece);
     }
     etag

@@ -8,6 +8,7 @@ mod body;
 mod clock;
 mod conditions;
 mod date;
+mod encoding;
 mod exchange;
 mod failures;
 mod few;

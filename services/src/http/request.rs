@@ -69,6 +69,8 @@ pub struct Request<'a> {
     pub if_modified_since: Option<&'a str>,
     /// `If-Unmodified-Since`.
     pub if_unmodified_since: Option<&'a str>,
+    /// `Accept-Encoding`.
+    pub accept_encoding: List<'a>,
 }
 
 impl Request<'_> {
@@ -87,6 +89,7 @@ impl Request<'_> {
             if_none_match: List::new(""),
             if_modified_since: None,
             if_unmodified_since: None,
+            accept_encoding: List::new(""),
         }
     }
 }
@@ -215,6 +218,7 @@ fn check<'a>(head: &httparse::Request<'_, 'a>) -> Result<Request<'a>, Status> {
         if_none_match: fields.if_none_match,
         if_modified_since: fields.if_modified_since.value,
         if_unmodified_since: fields.if_unmodified_since.value,
+        accept_encoding: fields.accept_encoding,
     })
 }
 
@@ -255,6 +259,7 @@ struct Fields<'a> {
     if_none_match: List<'a>,
     if_modified_since: Single<'a>,
     if_unmodified_since: Single<'a>,
+    accept_encoding: List<'a>,
 }
 
 impl<'a> Fields<'a> {
@@ -272,6 +277,7 @@ impl<'a> Fields<'a> {
             if_none_match: List::new(""),
             if_modified_since: Single::default(),
             if_unmodified_since: Single::default(),
+            accept_encoding: List::new(""),
         };
         headers.iter().try_for_each(|header| fields.add(header))?;
         Ok(fields)
@@ -291,6 +297,7 @@ impl<'a> Fields<'a> {
             10 if is("connection") => self.connection(text(value)?),
             13 if is("if-none-match") => push(&mut self.if_none_match, value)?,
             14 if is("content-length") => self.content_length(text(value)?)?,
+            15 if is("accept-encoding") => push(&mut self.accept_encoding, value)?,
             17 if is("transfer-encoding") => self.is_encoded = true,
             17 if is("if-modified-since") => self.if_modified_since.add(value),
             19 if is("if-unmodified-since") => self.if_unmodified_since.add(value),

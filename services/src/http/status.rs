@@ -19,6 +19,8 @@ pub enum Status {
     NotFound,
     /// 405
     MethodNotAllowed,
+    /// 406
+    NotAcceptable,
     /// 408
     RequestTimeout,
     /// 412
@@ -40,7 +42,7 @@ pub enum Status {
 }
 
 /// Code, code and reason phrase as they are sent, and the sentence for a person, in the order of [`Status`].
-const TABLE: [(Status, u16, &str, &str); 16] = [
+const TABLE: [(Status, u16, &str, &str); 17] = [
     (Status::Ok, 200, "200 OK", ""),
     (Status::PartialContent, 206, "206 Partial Content", ""),
     (
@@ -58,6 +60,12 @@ const TABLE: [(Status, u16, &str, &str); 16] = [
     ),
     (Status::NotFound, 404, "404 Not Found", "There is nothing at this address."),
     (Status::MethodNotAllowed, 405, "405 Method Not Allowed", "Only GET and HEAD are allowed here."),
+    (
+        Status::NotAcceptable,
+        406,
+        "406 Not Acceptable",
+        "The file is not there in any encoding that is accepted.",
+    ),
     (Status::RequestTimeout, 408, "408 Request Timeout", "The request did not arrive in time."),
     (Status::PreconditionFailed, 412, "412 Precondition Failed", "This is not the version asked for."),
     (Status::UriTooLong, 414, "414 URI Too Long", "The address is too long."),
