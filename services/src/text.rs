@@ -91,6 +91,11 @@ impl Text {
         }
     }
 
+    /// Appends `number` in decimal.
+    pub fn push_decimal(&mut self, number: u64) {
+        self.push_str(Digits::<20>::new::<10>(number).as_str());
+    }
+
     /// Length in bytes.
     pub fn len(&self) -> usize {
         self.text.len()

@@ -57,14 +57,11 @@ fn memory() {
     assert_eq!(got["audit"], json!({ "ok": false, "findings": findings }));
 }
 
+/// What the machine does not answer itself is looked for on the disk.
 #[test]
 fn unknown_addresses() {
-    for path in ["/api", "/api/", "/api/none", "/api/devices/x"] {
-        let (status, mime, body) = get(&server(Machine::default()), path);
-        assert_eq!((status, mime.as_str()), (404, "application/json"), "{path}");
-        assert!(serde_json::from_str::<Value>(&body).unwrap()["error"].is_string());
-    }
-    for path in ["/metrics/x", "/dashboard", "/dashboard/"] {
+    for path in ["/api", "/api/", "/api/none", "/api/devices/x", "/api/devices/", "/metrics/x", "/dashboard"]
+    {
         assert_eq!(get(&server(Machine::default()), path).0, 404, "{path}");
     }
 }

@@ -247,7 +247,7 @@ fn every_allocation_may_fail() {
         }
     }
     let listing = ask(&app(&images[0], 64 << 10), &page).1;
-    assert_eq!(String::from_utf8(listing).unwrap().matches("<li>").count(), NAMES as usize + 2);
+    assert_eq!(String::from_utf8(listing).unwrap().matches("<tr><td>").count(), NAMES as usize + 2);
 }
 
 /// So much memory and no more, from nearly nothing to plenty; also for what the machine tells about itself.

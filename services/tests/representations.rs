@@ -297,6 +297,50 @@ fn conditions_and_ranges_are_of_the_coded_file() {
     assert_eq!((got.status, got.text().as_str()), (200, "plain"));
 }
 
+/// The machine's own addresses hide files, and nothing else: what is listed can be reached.
+#[test]
+fn nothing_listed_is_out_of_reach() {
+    let server = server(
+        Tree::default()
+            .with("/metrics", "hidden")
+            .with("/dashboard/index.html", "shown")
+            .with("/api/devices", "hidden")
+            .with("/api/memory/x", "shown")
+            .with("/api/v1.json", "shown")
+            .with("/metrics.txt", "shown")
+            .with("/..\\up.txt", "shown")
+            .with("/a\\..\\b", "shown")
+            .with("/sp ace", "shown")
+            .with("/a:b", "shown")
+            .with("/%41?#&amp;\"'<", "shown")
+            .with("/dev/null.dev", "a device")
+            .with_raw(b"/\xff\x80\n\t\x7f", b"shown"),
+    );
+    let mut left = vec!["/".to_string()];
+    let mut files = 0;
+    while let Some(folder) = left.pop() {
+        let page = get(&server, &folder, "");
+        assert_eq!(page.status, 200, "{folder}");
+        let page = page.text();
+        assert_eq!(page.contains("are left out"), folder == "/" || folder == "/api/", "{folder}");
+        for link in page.split("href=\"./").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            let target = format!("{folder}{link}");
+            if link.ends_with('/') && link != "dashboard/" {
+                left.push(target);
+                continue;
+            }
+            let got = get(&server, &target, "");
+            assert_eq!((got.status, got.text().as_str()), (200, "shown"), "{target}");
+            files += 1;
+        }
+    }
+    assert_eq!(files, 10);
+    for target in ["/metrics", "/api/devices", "/api/memory"] {
+        assert_ne!(get(&server, target, "").text(), "hidden", "{target}");
+        assert_eq!(get(&server, target, "").status, 200, "{target}");
+    }
+}
+
 /// Every answer is the same, byte by byte, however its request is cut into two, and in single bytes.
 #[test]
 fn answers_do_not_depend_on_the_pieces() {

@@ -107,6 +107,10 @@ impl Files for Counted {
         self.0.lookup(path).await
     }
 
+    async fn node(&self, inode: u32) -> Result<Node, FsError> {
+        Files::node(&self.0, inode).await
+    }
+
     fn metadata(&self, node: &Node) -> Metadata {
         node.metadata()
     }

@@ -99,14 +99,12 @@ struct Memory {
     heap: Heap,
 }
 
-/// The routes to what a system tells: `/metrics`, `/api/…` and `/dashboard`.
+/// The routes to what a system tells: `/metrics`, `/api/devices`, `/api/memory`; `/dashboard` is kept free.
 pub struct Api<S>(pub S);
 
 impl<S: System> Routes for Api<S> {
     fn is_reserved(&self, path: &[u8]) -> bool {
-        [&b"/metrics"[..], b"/api", b"/dashboard"].iter().any(|name| {
-            path.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-        })
+        [&b"/metrics"[..], b"/api/devices", b"/api/memory", b"/dashboard"].contains(&path)
     }
 
     async fn answer<C: Read + Write>(
@@ -125,11 +123,7 @@ impl<S: System> Routes for Api<S> {
             b"/api/memory" => memory(system, exchange).await,
             _ => {
                 let head = exchange.head(Status::NotFound);
-                let (mime, body) = match path.starts_with(b"/api") {
-                    true => (JSON, "{\"error\":\"there is nothing at this address\"}\n"),
-                    false => ("text/plain; charset=utf-8", "404 Not Found\n"),
-                };
-                exchange.respond(head, mime, body).await
+                exchange.respond(head, "text/plain; charset=utf-8", "404 Not Found\n").await
             }
         }
     }

@@ -11,12 +11,12 @@
 //! [`open_first`] looks for a file system on disks and in their partitions.
 
 mod cache;
-mod choice;
 mod checks;
+mod choice;
 mod dir;
-mod foreign;
 mod extents;
 mod find;
+mod foreign;
 mod groups;
 mod hash;
 mod hash_tree;

@@ -94,7 +94,7 @@ pub fn fixdate(seconds: u64) -> Fixdate {
 }
 
 /// The last two decimal digits.
-fn digits(number: u64) -> [u8; 2] {
+pub fn digits(number: u64) -> [u8; 2] {
     let digit = |number: u64| u8::try_from(number % 10).unwrap_or(0) | b'0';
     [digit(number / 10), digit(number)]
 }

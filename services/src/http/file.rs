@@ -13,13 +13,14 @@ use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Part, select};
 use super::response::{Head, Length};
-use super::{Exchange, Failure, Files, Method, Refusal, Status, body, listing};
+use super::{Exchange, Failure, Files, Method, Refusal, Routes, Status, body, listing};
 use crate::fs::{Kind, Metadata};
 use crate::text::{Digits, NoMemory, Text};
 
 /// Answers GET or HEAD for a path on the disk.
-pub(super) async fn send_path<F: Files, C: Read + Write>(
+pub(super) async fn send_path<F: Files, R: Routes, C: Read + Write>(
     files: &F,
+    routes: &R,
     exchange: &mut Exchange<'_, '_, C>,
     path: &DiskPath,
 ) -> Result<(), Failure> {
@@ -27,13 +28,14 @@ pub(super) async fn send_path<F: Files, C: Read + Write>(
     match (files.metadata(&node).kind, path.slash) {
         (Kind::File, false) => send_file(files, exchange, &path.path, node).await,
         (Kind::Directory, false) => Err(redirect(exchange.request.query, path)),
-        (Kind::Directory, true) => send_directory(files, exchange, path, &node).await,
+        (Kind::Directory, true) => send_directory(files, routes, exchange, path, &node).await,
         _ => Err(Status::NotFound.into()),
     }
 }
 
-async fn send_directory<F: Files, C: Read + Write>(
+async fn send_directory<F: Files, R: Routes, C: Read + Write>(
     files: &F,
+    routes: &R,
     exchange: &mut Exchange<'_, '_, C>,
     path: &DiskPath,
     dir: &F::Node,
@@ -59,8 +61,9 @@ async fn send_directory<F: Files, C: Read + Write>(
     }
     // Old clients know no chunked encoding: the close marks the end.
     exchange.keep &= exchange.request.http_1_1;
-    let page = listing::read_page(files, dir, 0).await?;
-    Ok(listing::send(files, exchange, path, dir, page).await?)
+    let folder = listing::Folder { files, routes, path, dir };
+    let page = folder.read_page(0).await?;
+    Ok(folder.send(exchange, page).await?)
 }
 
 async fn send_file<F: Files, C: Read + Write>(

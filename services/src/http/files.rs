@@ -13,6 +13,9 @@ pub trait Files {
     /// except for `/` itself. Symbolic links are followed.
     async fn lookup(&self, path: &[u8]) -> Result<Self::Node, FsError>;
 
+    /// Opens what an entry of a directory names; symbolic links are not followed.
+    async fn node(&self, inode: u32) -> Result<Self::Node, FsError>;
+
     /// The metadata of an opened node.
     fn metadata(&self, node: &Self::Node) -> Metadata;
 
@@ -36,6 +39,10 @@ impl<B: BlockSource> Files for FileSystem<B> {
 
     async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
         self.lookup(path).await
+    }
+
+    async fn node(&self, inode: u32) -> Result<Node, FsError> {
+        self.node(inode).await
     }
 
     fn metadata(&self, node: &Node) -> Metadata {

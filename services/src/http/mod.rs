@@ -265,12 +265,12 @@ impl<F: Files, R: Routes> Server<F, R> {
             Method::Unknown => return Err(Status::NotImplemented.into()),
         }
         let path = DiskPath::decode(exchange.request.path)?;
-        if self.routes.is_reserved(&path.path) {
+        if !path.slash && self.routes.is_reserved(&path.path) {
             // Old clients know no chunked encoding: the close marks the end.
             exchange.keep &= exchange.request.http_1_1;
             return Ok(self.routes.answer(exchange, &path.path).await?);
         }
-        file::send_path(self.files.ready().await?, exchange, &path).await
+        file::send_path(self.files.ready().await?, &self.routes, exchange, &path).await
     }
 }
 

@@ -7,7 +7,7 @@ pub mod skip;
 pub mod wire;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -74,6 +74,16 @@ impl Tree {
         self.files.keys().chain(self.generated.keys())
     }
 
+    /// Every path there is.
+    fn paths(&self) -> BTreeSet<Vec<u8>> {
+        let mut paths = BTreeSet::from([b"/".to_vec()]);
+        for name in self.names() {
+            paths.extend((1..name.len()).filter(|&at| name[at] == b'/').map(|at| name[..at].to_vec()));
+            paths.insert(name.clone());
+        }
+        paths
+    }
+
     fn check(&self) -> Result<(), FsError> {
         self.fault.borrow().map_or(Ok(()), Err)
     }
@@ -96,6 +106,11 @@ impl Files for Tree {
             return node(Kind::Directory, 4096);
         }
         Err(FsError::NotFound)
+    }
+
+    async fn node(&self, inode: u32) -> Result<TreeNode, FsError> {
+        let path = self.paths().into_iter().find(|path| number(path) == inode).unwrap();
+        self.lookup(&path).await
     }
 
     fn metadata(&self, node: &TreeNode) -> Metadata {

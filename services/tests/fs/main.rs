@@ -10,8 +10,8 @@ mod foreign;
 mod images;
 mod journal;
 mod mounted;
-mod partitions;
 mod oracle;
+mod partitions;
 mod reads;
 #[path = "../common/skip.rs"]
 mod skip;
