@@ -13,7 +13,7 @@ use futures::executor::block_on;
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
 use ringfence_services::fs::FsError;
-use ringfence_services::http::{End, Mount, Server};
+use ringfence_services::http::{End, Limits, Mount, Server};
 
 fn run(server: &Server<Tree, Api<Machine>>, client: &mut Client) -> End {
     block_on(server.serve(client, || false))
@@ -326,6 +326,49 @@ fn slow_clients_are_let_go_in_time() {
     }));
     assert_eq!(end.0, End::Close);
     assert!((400..1400).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
+
+/// While others wait for a place, who takes a response slowly has to go after a while; else nobody does.
+#[test]
+fn slow_readers_give_way() {
+    let limits = Limits { stall: embassy_time::Duration::from_secs(30), ..quick_limits() };
+    let server = Server::new(common::mounted(site()), Api(Machine::default()), limits);
+    let take = |gulp: usize, size: u64, crowded: bool| {
+        let request = format!("GET /big.bin HTTP/1.1\r\nHost: h\r\nRange: bytes=1-{size}\r\n\r\n");
+        let mut client = Client::new(request.as_bytes(), Then::Finish);
+        client.gulp = (gulp, Duration::from_millis(50));
+        let start = Instant::now();
+        (block_on(server.serve(&mut client, || crowded)), start.elapsed().as_millis())
+    };
+    // 2 KB/s, which is too little from the end of the grace on.
+    let (end, ms) = take(100, 100_000, true);
+    assert_eq!((end, server.stats().gave_way.get()), (End::Abort, 1));
+    assert!((1000..2500).contains(&ms), "{ms} ms");
+    // Within the grace anything goes; then 20 KB/s is enough; without others anything goes.
+    assert!([End::Drain, End::Close].contains(&take(100, 1000, true).0));
+    assert!([End::Drain, End::Close].contains(&take(1000, 40_000, true).0));
+    assert_eq!(take(100, 3000, false).0, End::Close);
+    assert_eq!(server.stats().gave_way.get(), 1);
+}
+
+/// Who asks again and again makes room as well, with an answer, once others have waited for a while.
+#[test]
+fn connections_end_while_others_wait() {
+    let server = server(site());
+    let one = b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n";
+    let ask = |crowded: bool| {
+        let pieces = (0..10).map(|n| (Duration::from_millis(if n == 0 { 0 } else { 100 }), one.to_vec()));
+        let mut client = Client::pieces(pieces, Then::Finish);
+        let end = block_on(server.serve(&mut client, || crowded));
+        let all = responses(&client.output, &[true; 10]);
+        let closes = all.iter().map(|response| response.field("Connection") == Some("close"));
+        (end, all.len(), closes.filter(|closes| *closes).count())
+    };
+    assert_eq!(ask(false), (End::Close, 10, 0));
+    assert_eq!(server.stats().made_room.get(), 0);
+    let (end, answered, closed) = ask(true);
+    assert_eq!((end, closed, server.stats().made_room.get()), (End::Drain, 1, 1));
+    assert!((3..8).contains(&answered), "{answered}");
 }
 
 #[test]

@@ -88,6 +88,16 @@ fn http(out: &mut Text, families: &mut Families, stats: &Stats) {
         ("http_sent_bytes_total", "Bytes sent to clients.", stats.sent.get()),
         ("http_connections_total", "Connections served.", stats.connections.get()),
         ("http_connections_active", "Connections open now.", stats.active.get()),
+        (
+            "http_made_room_total",
+            "Connections that ended with a response, against the client's wish, because others waited.",
+            stats.made_room.get(),
+        ),
+        (
+            "http_gave_way_total",
+            "Responses cut short because the client took them slowly while others waited.",
+            stats.gave_way.get(),
+        ),
     ] {
         families.single(out, name, help, value);
     }

@@ -18,6 +18,7 @@ mod input;
 mod listing;
 mod mime;
 mod mount;
+mod pace;
 mod path;
 mod range;
 mod request;
@@ -49,13 +50,11 @@ use crate::fs::FsError;
 use clock::Clock;
 use failures::Failures;
 use input::Input;
+use pace::{Pace, TICK};
 use request::Parsed;
 
 /// Bytes of an unwanted request body that are skipped to keep the connection.
 const MAX_SKIPPED_BODY: u64 = 64 << 10;
-/// How often a waiting connection looks whether it should make room.
-const TICK: Duration = Duration::from_millis(500);
-
 /// How long clients may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -67,6 +66,10 @@ pub struct Limits {
     pub crowded: Duration,
     /// To take each piece (32 KiB at most) of a response.
     pub stall: Duration,
+    /// How long a response may take before it has to have a pace while others wait.
+    pub grace: Duration,
+    /// That pace: bytes per second since it began. It grows while others go on waiting, up to 16 times.
+    pub rate: u64,
 }
 
 impl Default for Limits {
@@ -76,6 +79,8 @@ impl Default for Limits {
             idle: Duration::from_secs(15),
             crowded: Duration::from_secs(1),
             stall: Duration::from_secs(30),
+            grace: Duration::from_secs(10),
+            rate: 4 << 10,
         }
     }
 }
@@ -130,7 +135,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);
-        let mut wire = Wire::new(conn, &self.stats, &self.clock, self.limits.stall);
+        let mut wire = Wire::new(conn, &self.stats, &self.clock, Pace::new(&self.limits, &crowded));
         let mut input = Input::default();
         loop {
             let mut start = Instant::now();
@@ -138,12 +143,10 @@ impl<F: Files, R: Routes> Server<F, R> {
                 let stop = match request::parse(input.bytes()) {
                     Parsed::Complete(request, length) => break (request, length),
                     Parsed::Refused(status) => Stop::With(status),
-                    Parsed::Partial => {
-                        match self.read_on(&mut wire, &mut input, &mut start, &crowded).await {
-                            Ok(()) => continue,
-                            Err(stop) => stop,
-                        }
-                    }
+                    Parsed::Partial => match self.read_on(&mut wire, &mut input, &mut start).await {
+                        Ok(()) => continue,
+                        Err(stop) => stop,
+                    },
                 };
                 match stop {
                     Stop::Silently(end) => return end,
@@ -169,7 +172,12 @@ impl<F: Files, R: Routes> Server<F, R> {
 
     /// Answers a request. Returns how the connection ends, if it does.
     async fn exchange<C: Read + Write>(&self, wire: &mut Wire<'_, C>, request: &Request<'_>) -> Option<End> {
-        let keep = request.keep_alive && request.body.can_skip();
+        wire.pace.begin();
+        let mut keep = request.keep_alive && request.body.can_skip();
+        if keep && wire.pace.shortage().is_some() {
+            keep = false;
+            self.stats.made_room.add(1);
+        }
         let mut exchange = Exchange { wire, request, keep };
         let answered = match self.answer(&mut exchange).await {
             Ok(()) => Ok(()),
@@ -189,10 +197,9 @@ impl<F: Files, R: Routes> Server<F, R> {
         wire: &mut Wire<'_, C>,
         input: &mut Input,
         start: &mut Instant,
-        crowded: &impl Fn() -> bool,
     ) -> Result<(), Stop> {
         let idle = input.bytes().is_empty();
-        let limit = match (idle, crowded()) {
+        let limit = match (idle, wire.pace.is_crowded()) {
             (_, true) => self.limits.crowded,
             (true, false) => self.limits.idle,
             (false, false) => self.limits.head,
@@ -221,6 +228,7 @@ impl<F: Files, R: Routes> Server<F, R> {
         if status == Status::Unavailable {
             self.failures.note("a request's head", &status, &FsError::NoMemory);
         }
+        wire.pace.begin();
         let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
         let refused = self.refuse(&mut exchange, &status.into()).await;
         match refused {

@@ -4,12 +4,13 @@ use alloc::vec::Vec;
 use core::task::Poll;
 
 use embassy_futures::poll_once;
-use embassy_time::{Duration, with_timeout};
+use embassy_time::{Instant, with_timeout};
 use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
 use super::clock::Clock;
 use super::date::Fixdate;
+use super::pace::{Pace, TICK};
 use super::{Exchange, Stats, Status};
 use crate::fs::FsError;
 use crate::text::{Digits, NoMemory, Text};
@@ -45,22 +46,21 @@ const KEPT: usize = 1 << 10;
 /// A response that needs no memory.
 const GIVE_UP: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
-/// The client's side of a connection, with time limit and byte counts.
+/// The client's side of a connection, with time limits and byte counts.
 pub struct Wire<'a, C> {
     /// The connection itself.
     pub conn: &'a mut C,
     /// Where bytes are counted.
     pub stats: &'a Stats,
-    /// How long the client may take for each piece.
-    pub stall: Duration,
+    pub(super) pace: Pace<'a>,
     pub(super) clock: &'a Clock,
     /// Memory of the last response.
     spare: Text,
 }
 
 impl<'a, C: Read + Write> Wire<'a, C> {
-    pub(super) fn new(conn: &'a mut C, stats: &'a Stats, clock: &'a Clock, stall: Duration) -> Self {
-        Self { conn, stats, stall, clock, spare: Text::default() }
+    pub(super) fn new(conn: &'a mut C, stats: &'a Stats, clock: &'a Clock, pace: Pace<'a>) -> Self {
+        Self { conn, stats, pace, clock, spare: Text::default() }
     }
 
     /// Sends all of `bytes` or breaks.
@@ -69,7 +69,14 @@ impl<'a, C: Read + Write> Wire<'a, C> {
         if let Poll::Ready(sent) = poll_once(self.send_all(&mut bytes)) {
             return sent;
         }
-        with_timeout(self.stall, self.send_all(&mut bytes)).await.unwrap_or(Err(Broken::Lost))
+        let since = Instant::now();
+        loop {
+            match with_timeout(TICK, self.send_all(&mut bytes)).await {
+                Ok(sent) => return sent,
+                Err(_) if self.pace.is_over(since, self.stats) => return Err(Broken::Lost),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Sends from `bytes` what is left there. Cancelling loses nothing.
@@ -77,6 +84,7 @@ impl<'a, C: Read + Write> Wire<'a, C> {
         while !bytes.is_empty() {
             let n = self.conn.write(bytes).await.ok().filter(|n| *n > 0).ok_or(Broken::Lost)?;
             self.stats.sent.add(n);
+            self.pace.sent(n);
             *bytes = bytes.get(n..).ok_or(Broken::Lost)?;
         }
         Ok(())

@@ -16,6 +16,10 @@ pub struct Stats {
     pub received: Counter,
     /// Bytes written to clients.
     pub sent: Counter,
+    /// Connections that ended with a response, against the client's wish, because others waited for a place.
+    pub made_room: Counter,
+    /// Responses cut short because the client took them slowly while others waited for a place.
+    pub gave_way: Counter,
 }
 
 impl Stats {

@@ -14,6 +14,8 @@ pub struct Client {
     pub output: Vec<u8>,
     /// Bytes taken before the client stops taking any.
     pub takes: usize,
+    /// Bytes taken at once, and how long the client waits before.
+    pub gulp: (usize, Duration),
     pub discard: bool,
     pub written: u64,
 }
@@ -27,7 +29,8 @@ pub enum Then {
 impl Client {
     pub fn new(input: &[u8], then: Then) -> Self {
         let input = VecDeque::from([(Duration::ZERO, input.to_vec())]);
-        Self { input, then, output: Vec::new(), takes: usize::MAX, discard: false, written: 0 }
+        let gulp = (usize::MAX, Duration::ZERO);
+        Self { input, then, output: Vec::new(), takes: usize::MAX, gulp, discard: false, written: 0 }
     }
 
     pub fn pieces(pieces: impl IntoIterator<Item = (Duration, Vec<u8>)>, then: Then) -> Self {
@@ -68,7 +71,11 @@ impl Read for Client {
 
 impl Write for Client {
     async fn write(&mut self, buf: &[u8]) -> Result<usize, Infallible> {
-        let n = buf.len().min(self.takes);
+        let (gulp, pause) = self.gulp;
+        if !pause.is_zero() {
+            Timer::after_micros(pause.as_micros() as u64).await;
+        }
+        let n = buf.len().min(self.takes).min(gulp);
         if n == 0 && !buf.is_empty() {
             std::future::pending().await
         }

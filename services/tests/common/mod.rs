@@ -231,6 +231,8 @@ pub fn quick_limits() -> Limits {
         idle: embassy_time::Duration::from_millis(1500),
         crowded: embassy_time::Duration::from_millis(300),
         stall: embassy_time::Duration::from_millis(700),
+        grace: embassy_time::Duration::from_millis(1000),
+        rate: 4 << 10,
     }
 }
 
