@@ -1,4 +1,4 @@
-//! What the log says about requests that failed, and how much.
+//! What the log says about requests, and how much.
 
 mod common;
 
@@ -19,6 +19,8 @@ use ringfence_services::http::{Mount, Server};
 thread_local! {
     /// Each test runs on a thread of its own.
     static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    /// The lines about all requests.
+    static ACCESS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
 struct Logger;
@@ -29,8 +31,10 @@ impl Log for Logger {
     }
 
     fn log(&self, record: &Record<'_>) {
-        assert_eq!(record.level(), Level::Warn);
-        LINES.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+        let access = record.target() == "access";
+        assert_eq!(record.level(), if access { Level::Debug } else { Level::Warn });
+        let lines = if access { &ACCESS } else { &LINES };
+        lines.with_borrow_mut(|lines| lines.push(record.args().to_string()));
     }
 
     fn flush(&self) {}
@@ -41,7 +45,7 @@ fn ask(server: &Server<Tree, Api<Machine>>, target: &str) -> (Option<u16>, Vec<S
     static LOGGING: Once = Once::new();
     LOGGING.call_once(|| {
         log::set_logger(&Logger).unwrap();
-        log::set_max_level(LevelFilter::Info);
+        log::set_max_level(LevelFilter::Debug);
     });
     let request = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
     let mut client = Client::new(request.as_bytes(), Then::Finish);
@@ -124,4 +128,52 @@ fn the_log_is_not_flooded() {
         shown.len() < 300 && shown.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()),
         "{shown}"
     );
+}
+
+/// One line for each request, whatever became of it.
+#[test]
+fn all_requests_are_logged() {
+    ask(&server(site()), "/");
+    ACCESS.take();
+    let server = server(site()).with_clock(|| Some(784_111_777));
+    let input =
+        b"GET /dir/a%20b.txt HTTP/1.1\r\nHost: h\r\n\r\n\r\nHEAD /none?x=\"y\" HTTP/1.1\r\nHost: h\r\n\r\n\
+        GET /\x1b[1m HTTP/1.1\r\nHost: h\r\n\r\n";
+    let mut client = Client::new(input, Then::Finish);
+    block_on(server.serve_peer(&mut client, Some([10, 0, 2, 2].into()), || false));
+    let lines = ACCESS.take();
+    let sent = responses(&client.output, &[false, true]);
+    let expected: Vec<_> = [
+        ("GET /dir/a%20b.txt HTTP/1.1", 200),
+        ("HEAD /none?x=\\\"y\\\" HTTP/1.1", 404),
+        ("GET /\\x1b[1m HTTP/1.1", 400),
+    ]
+    .iter()
+    .zip(sent)
+    .map(|((line, code), response)| {
+        let bytes = response.head.len() + response.body.len();
+        format!("10.0.2.2 [1994-11-06 08:49:37] \"{line}\" {code} {bytes} ")
+    })
+    .collect();
+    assert_eq!(lines.len(), expected.len(), "{lines:?}");
+    for (line, start) in lines.iter().zip(expected) {
+        let ms = line.strip_prefix(&start).and_then(|rest| rest.strip_suffix(" ms"));
+        assert!(ms.is_some_and(|ms| ms.parse::<u32>().is_ok()), "{line} is not {start}");
+    }
+}
+
+/// Many requests are not many lines, and what is left out is counted.
+#[test]
+fn the_access_log_is_not_flooded() {
+    let server = server(site());
+    for n in 0..2000 {
+        ask(&server, &format!("/{n}"));
+    }
+    let told = ACCESS.take().len();
+    assert!((200..1000).contains(&told), "{told}");
+    std::thread::sleep(Duration::from_millis(100));
+    ask(&server, "/later");
+    let lines = ACCESS.take();
+    assert!(lines[0].ends_with(" more requests are not told here"), "{lines:?}");
+    assert!(lines[1].contains("GET /later HTTP/1.1"), "{lines:?}");
 }

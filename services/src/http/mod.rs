@@ -5,16 +5,17 @@
 //! [`Limits`].
 
 mod body;
+mod bucket;
 mod clock;
 mod conditions;
 mod date;
 mod encoding;
 mod exchange;
-mod failures;
 mod few;
 mod file;
 mod files;
 mod input;
+mod journal;
 mod listing;
 mod mime;
 mod mount;
@@ -41,6 +42,7 @@ pub use status::Status;
 pub use worker::worker;
 
 use alloc::rc::Rc;
+use core::net::IpAddr;
 
 use embassy_futures::yield_now;
 use embassy_time::{Duration, Instant, with_timeout};
@@ -48,10 +50,10 @@ use embedded_io_async::{Read, Write};
 
 use crate::fs::FsError;
 use clock::Clock;
-use failures::Failures;
 use input::Input;
+use journal::{Answered, Journal};
 use pace::{Pace, TICK};
-use request::Parsed;
+use request::{Parsed, first_line};
 
 /// Bytes of an unwanted request body that are skipped to keep the connection.
 const MAX_SKIPPED_BODY: u64 = 64 << 10;
@@ -103,15 +105,15 @@ pub struct Server<F, R> {
     routes: R,
     limits: Limits,
     stats: Stats,
-    failures: Failures,
+    journal: Journal,
     clock: Clock,
 }
 
 impl<F: Files, R: Routes> Server<F, R> {
     /// A server with all counters at zero, and without a clock.
     pub fn new(files: Rc<Mount<F>>, routes: R, limits: Limits) -> Self {
-        let (stats, failures, clock) = (Stats::default(), Failures::default(), Clock::default());
-        Self { files, routes, limits, stats, failures, clock }
+        let (stats, journal, clock) = (Stats::default(), Journal::new(), Clock::default());
+        Self { files, routes, limits, stats, journal, clock }
     }
 
     /// The same with a clock: `now` gives seconds since 1970-01-01T00:00:00Z, or nothing if that is not
@@ -132,7 +134,21 @@ impl<F: Files, R: Routes> Server<F, R> {
 
     /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a
     /// place.
-    pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
+    pub fn serve<C: Read + Write>(
+        &self,
+        conn: &mut C,
+        crowded: impl Fn() -> bool,
+    ) -> impl Future<Output = End> {
+        self.serve_peer(conn, None, crowded)
+    }
+
+    /// The same, for a client whose address the log may tell.
+    pub async fn serve_peer<C: Read + Write>(
+        &self,
+        conn: &mut C,
+        peer: Option<IpAddr>,
+        crowded: impl Fn() -> bool,
+    ) -> End {
         let _active = self.stats.active.enter();
         self.stats.connections.add(1);
         let mut wire = Wire::new(conn, &self.stats, &self.clock, Pace::new(&self.limits, &crowded));
@@ -150,10 +166,11 @@ impl<F: Files, R: Routes> Server<F, R> {
                 };
                 match stop {
                     Stop::Silently(end) => return end,
-                    Stop::With(status) => return self.refuse_head(&mut wire, status).await,
+                    Stop::With(status) => return self.refuse_head(&mut wire, &input, peer, status).await,
                 }
             };
             let end = self.exchange(&mut wire, &request).await;
+            self.note(&wire, input.bytes(), peer);
             let body = request.body;
             if let Some(end) = end {
                 return end;
@@ -223,14 +240,30 @@ impl<F: Files, R: Routes> Server<F, R> {
         }
     }
 
+    /// Logs a request that was answered, if that is wanted.
+    fn note<C: Read + Write>(&self, wire: &Wire<'_, C>, received: &[u8], peer: Option<IpAddr>) {
+        if Journal::wants_all() {
+            let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
+            let line = first_line(received).unwrap_or(received);
+            self.journal.answered(&Answered { peer, now: self.clock.now(), line, status, bytes, took });
+        }
+    }
+
     /// Answers what is no request.
-    async fn refuse_head<C: Read + Write>(&self, wire: &mut Wire<'_, C>, status: Status) -> End {
+    async fn refuse_head<C: Read + Write>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        input: &Input,
+        peer: Option<IpAddr>,
+        status: Status,
+    ) -> End {
         if status == Status::Unavailable {
-            self.failures.note("a request's head", &status, &FsError::NoMemory);
+            self.journal.failed("a request's head", &status, &FsError::NoMemory);
         }
         wire.pace.begin();
         let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
         let refused = self.refuse(&mut exchange, &status.into()).await;
+        self.note(wire, input.bytes(), peer);
         match refused {
             Ok(()) | Err(Broken::Refused) => End::Drain,
             Err(_) => End::Abort,
@@ -244,7 +277,7 @@ impl<F: Files, R: Routes> Server<F, R> {
         refusal: &Refusal,
     ) -> Result<(), Broken> {
         if let Some(why) = &refusal.why {
-            self.failures.note(exchange.request.path, &refusal.status, why);
+            self.journal.failed(exchange.request.path, &refusal.status, why);
         }
         exchange.refuse(refusal).await
     }
@@ -254,11 +287,11 @@ impl<F: Files, R: Routes> Server<F, R> {
         match broken {
             Broken::Lost => End::Abort,
             Broken::Cut(why) => {
-                self.failures.note(request.path, &"cut short", &why);
+                self.journal.failed(request.path, &"cut short", &why);
                 End::Abort
             }
             Broken::Refused => {
-                self.failures.note(request.path, &Status::Unavailable, &FsError::NoMemory);
+                self.journal.failed(request.path, &Status::Unavailable, &FsError::NoMemory);
                 End::Drain
             }
         }

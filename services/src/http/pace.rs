@@ -2,7 +2,7 @@
 
 use embassy_time::{Duration, Instant};
 
-use super::{Limits, Stats};
+use super::{Limits, Stats, Status};
 
 /// How often a connection that waits looks whether it should make room. Who takes 32 KiB in this time is not
 /// even looked at.
@@ -18,23 +18,29 @@ pub(super) struct Pace<'a> {
     crowded: &'a dyn Fn() -> bool,
     /// Since when others have been waiting, as far as was seen.
     since: Option<Instant>,
-    /// When the response began, and how much of it was sent.
+    /// When the response began, how much of it was sent, and its status.
     start: Instant,
     sent: u64,
+    pub(super) status: Option<Status>,
 }
 
 impl<'a> Pace<'a> {
     pub(super) fn new(limits: &'a Limits, crowded: &'a dyn Fn() -> bool) -> Self {
-        Self { limits, crowded, since: None, start: Instant::MIN, sent: 0 }
+        Self { limits, crowded, since: None, start: Instant::MIN, sent: 0, status: None }
     }
 
     /// A request is there, and begins to be answered.
     pub(super) fn begin(&mut self) {
-        (self.start, self.sent) = (Instant::now(), 0);
+        (self.start, self.sent, self.status) = (Instant::now(), 0, None);
     }
 
     pub(super) fn sent(&mut self, n: usize) {
         self.sent = self.sent.saturating_add(n as u64);
+    }
+
+    /// Bytes of the response so far, and how long it has taken.
+    pub(super) fn progress(&self) -> (u64, Duration) {
+        (self.sent, self.start.elapsed())
     }
 
     /// Whether others wait for a place at this moment.

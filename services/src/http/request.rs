@@ -170,7 +170,7 @@ fn skip_empty_lines(bytes: &[u8]) -> &[u8] {
 }
 
 /// The request line, once it is complete.
-fn first_line(bytes: &[u8]) -> Option<&[u8]> {
+pub fn first_line(bytes: &[u8]) -> Option<&[u8]> {
     let start = skip_empty_lines(bytes);
     let line = start.get(..start.iter().position(|&byte| byte == b'\n')?)?;
     Some(line.strip_suffix(b"\r").unwrap_or(line))

@@ -127,6 +127,7 @@ impl<'a, C: Read + Write> Wire<'a, C> {
     /// Counts a response whose start is sent next.
     pub(super) fn respond_with(&mut self, status: Status) {
         self.stats.response(status);
+        self.pace.status = Some(status);
     }
 
     /// Answers a request for which there is no memory, not even for an error page.
