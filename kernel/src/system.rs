@@ -39,8 +39,8 @@ pub fn run(boot: Boot) -> ! {
     let ram = memory::space().frames().total() as u64 * PAGE_SIZE as u64;
     let files = Rc::new(Files::new());
     let status = Status::new(devices, files.clone());
-    let server: &'static HttpServer =
-        Box::leak(Box::new(Server::new(files.clone(), Api(status), Limits::default())));
+    let server = Server::new(files.clone(), Api(status), Limits::default()).with_clock(time::wall);
+    let server: &'static HttpServer = Box::leak(Box::new(server));
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
     executor::run(|spawner| {
         executor::spawn(&spawner, settle());

@@ -14,7 +14,7 @@ use embassy_time_driver::{Driver, TICK_HZ};
 use embassy_time_queue_utils::Queue;
 
 use crate::arch::cpu::cpuid;
-use crate::arch::{apic, pit};
+use crate::arch::{apic, pit, rtc};
 use crate::boot::pvh;
 
 const NS_PER_SECOND: u64 = 1_000_000_000;
@@ -23,6 +23,8 @@ const NS_PER_SECOND: u64 = 1_000_000_000;
 static START: AtomicU64 = AtomicU64::new(0);
 /// A moment of the clock: the TSC, and nanoseconds since [`START`].
 static BASE: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
+/// Seconds from 1970 to [`START`]; 0 while that is not known.
+static EPOCH: AtomicU64 = AtomicU64::new(0);
 /// TSC increments per second; 0 until [`init`].
 static TSC_HZ: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds per TSC increment, times 2^32.
@@ -61,6 +63,13 @@ fn at(tsc: u64) -> u64 {
 /// Time since the kernel was entered; 0 until the TSC has been measured.
 pub fn now() -> Duration {
     Duration::from_nanos(now_ns())
+}
+
+/// Seconds since 1970-01-01T00:00:00Z; `None` before [`init`], and on a machine that does not know. It is as
+/// good as the real-time clock was at the start, to a second.
+pub fn wall() -> Option<u64> {
+    let epoch = EPOCH.load(Ordering::Relaxed);
+    (epoch != 0).then(|| epoch + now_ns() / NS_PER_SECOND)
 }
 
 /// Calls `look` every millisecond until it finds something, or `limit` has passed. Of the time between two
@@ -125,6 +134,10 @@ pub fn init() {
         NS_PER_SECOND
     });
     set_tsc_hz(hz);
+    match rtc::read() {
+        Some(seconds) => EPOCH.store(seconds.saturating_sub(now_ns() / NS_PER_SECOND), Ordering::Relaxed),
+        None => log::debug!("there is no real-time clock: the time of day is unknown"),
+    }
 }
 
 fn set_tsc_hz(hz: u64) {

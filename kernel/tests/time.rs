@@ -81,6 +81,28 @@ fn clock_keeps_time() {
     assert!(least < 1_050_000_000 && most > 950_000_000, "a second took {least} to {most} ns");
 }
 
+/// The time of day is that of the real-time clock, give or take the second in which each was read.
+#[test_case]
+fn the_time_of_day_is_known() {
+    // Days before each month of a year that is no leap year.
+    const BEFORE: [u64; 12] = [0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334];
+    let shown = || {
+        let [second, minute, hour, day, month, year] = [0, 2, 4, 7, 8, 9]
+            .map(|index| u64::from(clock_register(index)))
+            .map(|bcd| (bcd >> 4) * 10 + bcd % 16);
+        let leap_days = year.div_ceil(4) + u64::from(year % 4 == 0 && month > 2);
+        let days = 10_957 + 365 * year + leap_days + BEFORE[month as usize - 1] + day - 1;
+        ((days * 24 + hour) * 60 + minute) * 60 + second
+    };
+    // QEMU's clock shows decimal digits and 24 hours.
+    assert_eq!(clock_register(0x0b) & 6, 2);
+    // It may be read while it is set forward, but not twice.
+    let clock = core::iter::repeat_with(|| (shown(), shown())).find(|(a, b)| a == b).expect("it goes on").0;
+    let wall = time::wall().expect("there is a clock");
+    assert!(wall.abs_diff(clock) <= 2, "it is {clock}, not {wall}");
+    assert!(wall > 1_700_000_000);
+}
+
 /// Measuring the clock's speed once more changes it by little, and neither sets the clock back nor ahead.
 #[test_case]
 fn the_clock_is_refined() {

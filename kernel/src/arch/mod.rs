@@ -9,4 +9,5 @@ pub mod idt;
 pub mod pic;
 pub mod pit;
 pub mod recovery;
+pub mod rtc;
 pub mod stack;
