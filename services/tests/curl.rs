@@ -4,61 +4,21 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use async_io::Async;
 use common::skip::skip;
-use common::{Machine, Tree, byte_at};
-use embedded_io_adapters::futures_03::FromFutures;
-use futures::AsyncReadExt;
-use futures::executor::LocalPool;
-use futures::task::LocalSpawnExt;
-use ringfence_services::api::Api;
-use ringfence_services::http::{End, Limits, Server};
+use common::{Tree, byte_at};
 
-/// Starts a server on a free port, on a thread that lives as long as the test process.
 fn start() -> SocketAddr {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        let listener = Async::<TcpListener>::bind(([127, 0, 0, 1], 0)).unwrap();
-        sender.send(listener.get_ref().local_addr().unwrap()).unwrap();
-        let tree = Tree::default()
+    common::host::start(
+        Tree::default()
             .with("/index.html", "<h1>hello</h1>")
             .with("/a.txt", "0123456789")
             .with("/dir/b c.css", "b")
-            .with_generated("/big.bin", 50_000_000);
-        let server: &'static _ = Box::leak(Box::new(Server::new(
-            common::mounted(tree),
-            Api(Machine::default()),
-            Limits::default(),
-        )));
-        let mut executor = LocalPool::new();
-        let spawner = executor.spawner();
-        executor.run_until(async {
-            loop {
-                let (stream, _) = listener.accept().await.unwrap();
-                spawner.spawn_local(serve(server, stream)).unwrap();
-            }
-        });
-    });
-    receiver.recv().unwrap()
-}
-
-async fn serve(server: &'static Server<Tree, Api<Machine>>, stream: Async<TcpStream>) {
-    let mut conn = FromFutures::new(stream);
-    let end = server.serve(&mut conn, || false).await;
-    let mut stream = conn.into_inner();
-    if end == End::Drain {
-        let _ = stream.get_ref().shutdown(std::net::Shutdown::Write);
-        let _ = embassy_time::with_timeout(embassy_time::Duration::from_secs(1), async {
-            let mut scrap = [0; 4096];
-            while matches!(stream.read(&mut scrap).await, Ok(1..)) {}
-        })
-        .await;
-    }
+            .with_generated("/big.bin", 50_000_000),
+    )
 }
 
 /// Whether there is a curl; else `test` is skipped.
