@@ -1,7 +1,8 @@
 //! The rules of HTTP, with curl as the client and bare connections for what curl would not send.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,6 +16,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("http::range", range),
     ("http::statuses", statuses),
     ("http::content_types", content_types),
+    ("http::date", date),
     ("http::folders", folders),
     ("http::nothing_outside_the_disk", nothing_outside_the_disk),
     ("http::keep_alive", keep_alive),
@@ -122,6 +124,19 @@ fn content_types(kernel: &Kernel) -> Result<()> {
             length.is_empty() || length == reply.body.len().to_string(),
             "{path}: content-length {length}"
         );
+    }
+    server.finish()
+}
+
+/// The guest's time of day is the host's.
+fn date(kernel: &Kernel) -> Result<()> {
+    let server = server(kernel)?;
+    for path in ["/notes.txt", "/none", "/metrics"] {
+        let reply = server.get(path, &[])?;
+        let told = Command::new("date").args(["-u", "+%s", "-d", reply.header("date")]).output()?;
+        let told: u64 = String::from_utf8(told.stdout)?.trim().parse().context("there is no date")?;
+        let off = UNIX_EPOCH.elapsed()?.as_secs().abs_diff(told);
+        ensure!(off <= 5, "{path}: {} is {off} s off", reply.header("date"));
     }
     server.finish()
 }
