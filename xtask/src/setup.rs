@@ -44,11 +44,14 @@ pub enum Need {
 }
 
 /// A program, the Debian package that has it, what it is for, and the first command that needs it.
-const PROGRAMS: [(&str, &str, &str, Need); 7] = [
+const PROGRAMS: [(&str, &str, &str, Need); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86", "runs the kernel", Need::Run),
     ("mkfs.ext4", "e2fsprogs", "makes ext4 disk images", Need::Run),
     ("qemu-img", "qemu-utils", "makes qcow2 disk images", Need::Test),
     ("curl", "curl", "plays the HTTP client in tests", Need::Test),
+    ("wget", "wget", "mirrors a folder in a test", Need::Test),
+    ("aria2c", "aria2", "takes a file in parts in a test", Need::Test),
+    ("python3", "python3", "speaks HTTP in a test", Need::Test),
     ("ip", "iproute2", "sets up the network of the ping test", Need::Test),
     ("ping", "iputils-ping", "pings the guest in a test", Need::Test),
     ("unshare", "util-linux", "keeps the ping test's network apart", Need::Test),
