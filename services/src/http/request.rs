@@ -251,7 +251,8 @@ struct Fields<'a> {
     close: bool,
     keep_alive: bool,
     length: Option<u64>,
-    is_encoded: bool,
+    /// Whether there is a transfer coding, and the last is `chunked`.
+    is_chunked: Option<bool>,
     expects: bool,
     range: Single<'a>,
     if_range: Single<'a>,
@@ -269,7 +270,7 @@ impl<'a> Fields<'a> {
             close: false,
             keep_alive: false,
             length: None,
-            is_encoded: false,
+            is_chunked: None,
             expects: false,
             range: Single::default(),
             if_range: Single::default(),
@@ -298,7 +299,7 @@ impl<'a> Fields<'a> {
             13 if is("if-none-match") => push(&mut self.if_none_match, value)?,
             14 if is("content-length") => self.content_length(text(value)?)?,
             15 if is("accept-encoding") => push(&mut self.accept_encoding, value)?,
-            17 if is("transfer-encoding") => self.is_encoded = true,
+            17 if is("transfer-encoding") => self.transfer_encoding(text(value)?),
             17 if is("if-modified-since") => self.if_modified_since.add(value),
             19 if is("if-unmodified-since") => self.if_unmodified_since.add(value),
             _ => {}
@@ -326,12 +327,17 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
+    fn transfer_encoding(&mut self, codings: &str) {
+        let last = codings.rsplit(',').next().unwrap_or_default().trim();
+        self.is_chunked = Some(last.eq_ignore_ascii_case("chunked"));
+    }
+
     fn body(&self) -> Result<Body, Status> {
-        match (self.is_encoded, self.length) {
-            (true, Some(_)) => Err(Status::BadRequest),
-            (true, None) => Ok(Body::Unread),
-            (false, Some(1..)) if self.expects => Ok(Body::Unread),
-            (false, length) => Ok(Body::Length(length.unwrap_or(0))),
+        match (self.is_chunked, self.length) {
+            (Some(_), Some(_)) | (Some(false), None) => Err(Status::BadRequest),
+            (Some(true), None) => Ok(Body::Unread),
+            (None, Some(1..)) if self.expects => Ok(Body::Unread),
+            (None, length) => Ok(Body::Length(length.unwrap_or(0))),
         }
     }
 }
@@ -348,11 +354,16 @@ fn push<'a>(list: &mut List<'a>, value: &'a [u8]) -> Result<(), Status> {
 
 fn check_host(host: &str) -> Result<(), Status> {
     let valid = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&b);
-    if host.bytes().all(valid) { Ok(()) } else { Err(Status::BadRequest) }
+    // An http address without a host is none (RFC 9110 section 4.2.1).
+    if !host.is_empty() && host.bytes().all(valid) { Ok(()) } else { Err(Status::BadRequest) }
 }
 
-/// Origin form, or absolute form without its scheme and authority (RFC 9112 section 3.2).
+/// Origin form, or absolute form without its scheme and authority (RFC 9112 section 3.2). Fragments are for
+/// clients alone.
 fn split_target(target: &str) -> Result<(&str, &str), Status> {
+    if target.contains('#') {
+        return Err(Status::BadRequest);
+    }
     let origin = if target.starts_with('/') {
         target
     } else {

@@ -49,7 +49,7 @@ fn targets() {
         let got = request(&text);
         assert_eq!((got.path, got.query), (path, query), "{target}");
     }
-    for target in ["*", "a", "h:80", "ftp://h/a", "://"] {
+    for target in ["*", "a", "h:80", "ftp://h/a", "://", "/a#b", "/#", "/?a#b"] {
         let text = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
         assert_eq!(refused(text.as_bytes()), Status::BadRequest, "{target}");
     }
@@ -92,6 +92,8 @@ fn bodies() {
         ("Content-Length: 5\r\n", Body::Length(5)),
         ("Content-Length: 5, 5\r\n", Body::Length(5)),
         ("Transfer-Encoding: chunked\r\n", Body::Unread),
+        ("Transfer-Encoding: gzip, Chunked\r\n", Body::Unread),
+        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", Body::Unread),
         ("Content-Length: 5\r\nExpect: 100-continue\r\n", Body::Unread),
     ] {
         assert_eq!(request(&format!("GET / HTTP/1.1\r\nHost: h\r\n{header}\r\n")).body, body, "{header}");
@@ -104,6 +106,12 @@ fn bodies() {
         "Content-Length: 1\r\nContent-Length: 2",
         "Content-Length: 99999999999999999999999",
         "Content-Length: 1\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: gzip",
+        "Transfer-Encoding: chunked, gzip",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: chunked,",
+        "Transfer-Encoding:",
     ] {
         let text = format!("GET / HTTP/1.1\r\nHost: h\r\n{header}\r\n\r\n");
         assert_eq!(refused(text.as_bytes()), Status::BadRequest, "{header}");
@@ -120,6 +128,7 @@ fn bad_heads() {
         ("GET / HTTP/1.1\r\n\r\n".into(), BadRequest),
         ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), BadRequest),
         ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n".into(), BadRequest),
+        ("GET / HTTP/1.1\r\nHost:\r\n\r\n".into(), BadRequest),
         ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into(), BadRequest),
         ("GET / HTTP/1.1\r\nHost: h\r\nBad Header: x\r\n\r\n".into(), BadRequest),
         ("GET / HTTP/1.1\r\nHost: h\r\nA: b\r\n folded\r\n\r\n".into(), BadRequest),
