@@ -124,6 +124,16 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     });
 }
 
+/// Prints unless somebody is just printing: for what may have interrupted that. Whether it did.
+pub fn try_print(arguments: fmt::Arguments<'_>) -> bool {
+    let Some(mut serial) = SERIAL.try_lock() else { return false };
+    if let Some(serial) = serial.as_mut() {
+        // As in `print`.
+        let _ = serial.write_fmt(arguments);
+    }
+    true
+}
+
 /// Makes the serial port usable after a failure, even if the failing code was printing.
 ///
 /// # Safety

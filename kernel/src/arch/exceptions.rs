@@ -1,7 +1,9 @@
-//! Processor exceptions (Intel SDM volume 3, chapter 6.15): a breakpoint is noted, a fault inside
-//! [`expect_fault`](super::recovery::expect_fault) returns there, anything else is reported and ends the run.
+//! Processor exceptions (Intel SDM volume 3, chapter 6.15): a breakpoint and a non-maskable interrupt are
+//! noted, a fault inside [`expect_fault`](super::recovery::expect_fault) returns there, anything else is
+//! reported and ends the run.
 
 use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
@@ -10,7 +12,7 @@ use x86_64::structures::idt::PageFaultErrorCode;
 use super::frame::Frame;
 use super::recovery::{self, FaultInfo};
 use super::stack;
-use crate::panic;
+use crate::{logging, panic};
 
 const BREAKPOINT: u8 = 3;
 const NMI: u8 = 2;
@@ -61,12 +63,29 @@ pub(super) fn handle(frame: &mut Frame) {
         log::info!("breakpoint at {:#x}", frame.rip);
         return;
     }
+    if vector == NMI {
+        return report_nmi(frame.rip);
+    }
     // After an abort the interrupted code cannot be trusted any more.
-    let abort = matches!(vector, NMI | DOUBLE_FAULT | MACHINE_CHECK);
+    let abort = matches!(vector, DOUBLE_FAULT | MACHINE_CHECK);
     if !abort && recovery::recover(frame, fault) {
         return;
     }
     panic::fail(format_args!("{}", Report { fault, frame }), Some(frame.rip), frame.rbp)
+}
+
+/// Says that there was a non-maskable interrupt. A chipset raises one for what is wrong with it, and what has
+/// come to harm is not said; a hypervisor, because somebody asked for it. The interrupted code goes on.
+fn report_nmi(rip: u64) {
+    /// Those that interrupted somebody who was printing.
+    static UNSAID: AtomicU64 = AtomicU64::new(0);
+    let unsaid = UNSAID.load(Ordering::Relaxed);
+    let said = logging::try_print(format_args!(
+        "warning: non-maskable interrupt at {rip:#x}, and {unsaid} while the log was busy: \
+         on a real machine its hardware has failed\n"
+    ));
+    // Nothing comes between: the next one is held off until this has returned.
+    UNSAID.store(if said { 0 } else { unsaid + 1 }, Ordering::Relaxed);
 }
 
 /// An exception for the log: what happened, where, and the registers.

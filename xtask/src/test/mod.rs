@@ -11,6 +11,7 @@ mod host;
 mod in_qemu;
 mod judge;
 mod promises;
+mod qmp;
 mod system;
 
 use std::collections::HashSet;

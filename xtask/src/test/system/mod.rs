@@ -5,6 +5,7 @@ mod bench;
 mod boot;
 mod command_line;
 mod disks;
+mod events;
 mod files;
 mod http;
 mod machines;
@@ -28,7 +29,8 @@ type Run = fn(&Kernel) -> Result<()>;
 
 /// All of them.
 pub fn tests(kernel: &Kernel) -> Vec<Test> {
-    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS, minikernel::TESTS];
+    let whole = [machines::TESTS, minikernel::TESTS, events::TESTS];
+    let tables = [&[api::TESTS, disks::TESTS, files::TESTS, http::TESTS][..], &whole].concat();
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
     let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
