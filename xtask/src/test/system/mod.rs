@@ -10,6 +10,7 @@ mod files;
 mod http;
 mod machines;
 mod minikernel;
+mod namespace;
 mod served;
 mod slow_disk;
 

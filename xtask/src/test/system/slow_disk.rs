@@ -1,7 +1,6 @@
 //! A disk that answers once a second stalls nobody but those who wait for it.
 //!
-//! QEMU runs in a network namespace of its own, with a tap device that the namespace's Linux answers for, so
-//! that `ping` reaches the guest. All of it ends with QEMU.
+//! QEMU runs in a network namespace of its own, so that `ping` reaches the guest.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::served::files;
-use super::{Kernel, Run, machine};
+use super::{Kernel, Run, machine, namespace};
 use crate::guest::Guest;
 use crate::qemu;
 
@@ -46,7 +45,6 @@ fn ping_and_metrics_at_1_iops(kernel: &Kernel) -> Result<()> {
 
 struct Network {
     guest: Guest,
-    root: bool,
 }
 
 impl Network {
@@ -70,11 +68,8 @@ impl Network {
         let url = format!("http://{ADDRESS}/");
         machine.options.push(("url".into(), url.clone()));
 
-        let root = rustix::process::geteuid().is_root();
-        let script = "ip link set lo up && ip tuntap add ringfence mode tap && \
-                      ip addr add 10.0.2.100/24 dev ringfence && ip link set ringfence up && exec \"$@\"";
-        let wrapper = [if root { "-n" } else { "-rn" }, "sh", "-c", script, "sh", "qemu-system-x86_64"];
-        let arguments = wrapper.iter().map(Into::into).chain(machine.arguments()).collect();
+        let mut arguments = namespace::arguments("10.0.2.100/24", "qemu-system-x86_64");
+        arguments.extend(machine.arguments());
         let mut guest = Guest::start(qemu::tethered("unshare", arguments)?)?;
         let up = guest.wait_until(Duration::from_secs(60), |log| log.contains(&url));
         up.context("the guest does not come up")?;
@@ -84,29 +79,17 @@ impl Network {
         std::fs::remove_file(&monitor)?;
         connection.write_all(b"netdev_del dhcp\n")?;
         std::thread::sleep(Duration::from_millis(500));
-        Ok(Self { guest, root })
-    }
-
-    /// A command in the namespace.
-    fn inside(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &self.guest.id().to_string(), "-n"]);
-        if !self.root {
-            command.arg("-U");
-        }
-        command.args(["--", program]).stdin(Stdio::null());
-        command
+        Ok(Self { guest })
     }
 
     fn curl(&self, seconds: u32, path: &str) -> Command {
-        let mut command = self.inside("curl");
-        command.args(["-q", "-sS", "--fail", "--noproxy", "*", "--max-time", &seconds.to_string()]);
-        command.arg(format!("http://{ADDRESS}/{path}"));
-        command
+        namespace::curl(self.guest.id(), seconds, &format!("http://{ADDRESS}/{path}"))
     }
 
     fn answers(&self) -> Result<()> {
-        let ping = self.inside("ping").args(["-n", "-c", "1", "-W", "1", ADDRESS]).output()?;
+        let ping = namespace::inside(self.guest.id(), "ping")
+            .args(["-n", "-c", "1", "-W", "1", ADDRESS])
+            .output()?;
         let said = String::from_utf8_lossy(&ping.stdout).into_owned();
         let time = said.split("time=").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<f64>().ok());
         ensure!(time.is_some_and(|ms| ms < LIMIT.as_secs_f64() * 1e3), "ping says {said}");
