@@ -105,7 +105,7 @@ pub struct RunOptions {
     /// Leave standard input alone
     #[arg(long)]
     pub headless: bool,
-    /// Go to QEMU as they are and win over the options above, e.g. `-- -cpu qemu64`
+    /// Go to QEMU as they are and win over the options above, e.g. `-- -cpu qemu64 -smp 4`
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_arguments: Vec<OsString>,
 }

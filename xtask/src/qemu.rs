@@ -91,11 +91,13 @@ impl Machine {
         } else {
             line.option("-machine", &self.kind);
         }
-        line.option("-accel", if self.kvm { "kvm" } else { "tcg" });
+        // If given again, both are left out here: QEMU takes the first accelerator that works, and mixes the
+        // numbers of processors.
+        line.default("-accel", if self.kvm { "kvm" } else { "tcg" }, &self.extra);
         line.option("-cpu", "max");
         // Where there can be only one processor, QEMU 7.2 takes the guest's fences for needless and leaves
         // them out, though its devices run in threads of their own: notifications would be lost now and then.
-        line.option("-smp", "1,maxcpus=2");
+        line.default("-smp", "1,maxcpus=2", &self.extra);
         line.option("-m", format!("{}M", self.memory));
         self.add_boot(&mut line);
         if let Some(disk) = &self.disk {
@@ -146,6 +148,15 @@ impl Line {
         self.0.extend([name.into(), value.as_ref().to_owned()]);
     }
 
+    /// An option of which QEMU would not take the last one alone, unless there is one in `given`.
+    fn default(&mut self, name: &str, value: &str, given: &[OsString]) {
+        let is_it =
+            |word: &OsString| word.to_str().is_some_and(|word| word.trim_start_matches('-') == &name[1..]);
+        if !given.iter().any(is_it) {
+            self.option(name, value);
+        }
+    }
+
     fn words(&mut self, words: &str) {
         self.0.extend(words.split(' ').map(OsString::from));
     }
@@ -181,4 +192,28 @@ pub fn probe_kvm(machine: &Machine) -> anyhow::Result<()> {
     let mut lines = output.lines().filter(|line| !line.trim().is_empty() && !line.contains(" warning: "));
     let reason = lines.next().map_or_else(|| format!("{error:#}"), |line| line.trim().into());
     bail!("--accel kvm: KVM cannot run the kernel on this machine ({reason}); use --accel tcg, the default")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(change: impl FnOnce(&mut Machine)) -> String {
+        let mut machine = Machine::new(Boot::Pvh("k".into()));
+        change(&mut machine);
+        machine.arguments().join(" ".as_ref()).into_string().unwrap()
+    }
+
+    #[test]
+    fn what_a_person_adds_wins() {
+        let usual = line(|_| ());
+        assert!(usual.contains(" -accel tcg ") && usual.contains(" -smp 1,maxcpus=2 "), "{usual}");
+        for words in ["-smp 4 -accel kvm", "--accel kvm --smp 4"] {
+            let other = line(|machine| machine.add(words));
+            assert!(
+                other.ends_with(words) && !other.contains("tcg") && !other.contains("maxcpus"),
+                "{other}"
+            );
+        }
+    }
 }

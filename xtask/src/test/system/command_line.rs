@@ -26,6 +26,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("command_line::sigkill_ends_qemu", |_| signal_ends_qemu(Signal::KILL)),
     ("command_line::errors_are_one_line", errors_are_one_line),
     ("command_line::busy_port", busy_port),
+    ("command_line::more_processors", more_processors),
     ("command_line::gdb_attaches", gdb_attaches),
     ("command_line::help", help),
     ("command_line::kvm_works_or_says_why_not", kvm_works_or_says_why_not),
@@ -196,6 +197,12 @@ fn busy_port(_: &Kernel) -> Result<()> {
     let busy = TcpListener::bind(("127.0.0.1", 0))?;
     let port = busy.local_addr()?.port().to_string();
     names(&refused(&["--headless", "--port", &port])?, &port)
+}
+
+/// A person's number of processors is not mixed with ours.
+fn more_processors(_: &Kernel) -> Result<()> {
+    let (guest, _) = start(free_port()?, &["--", "-smp", "4"])?;
+    stop(guest)
 }
 
 /// Nothing runs before a debugger says so. This one only asks why the guest stands still, and detaches.
