@@ -19,6 +19,7 @@ pub mod memory;
 pub mod panic;
 pub mod platform;
 pub mod qemu;
+pub mod static_address;
 pub mod system;
 pub mod testing;
 pub mod time;

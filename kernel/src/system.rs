@@ -16,6 +16,7 @@ use ringfence_services::block::{BlockSource, Part};
 use ringfence_services::fs::{Choice, FileSystem, open_first};
 use ringfence_services::http::{self, Limits, Server};
 use ringfence_services::net::{Addressing, Config, Stack, TcpConfig};
+use smoltcp::wire::Ipv4Cidr;
 
 use crate::boot::Boot;
 use crate::devices::Devices;
@@ -23,6 +24,7 @@ use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
 use crate::devices::status::{Files, Status};
+use crate::static_address::StaticAddress;
 use crate::{executor, fw_cfg, memory, time};
 
 const HTTP_PORT: u16 = 80;
@@ -48,11 +50,14 @@ pub fn run(boot: Boot) -> ! {
             log::warn!("there is no usable network device: nothing can be served");
         }
         let tcp = TcpConfig::for_memory(HTTP_PORT, ram / started.nics.len().max(1) as u64);
+        // What the options say is about the first card.
+        let mut options = NetOptions::read();
         for nic in started.nics {
-            let config = Config { addressing: Addressing::Dhcp, seed: seed(started.entropy.as_deref()), tcp };
+            let NetOptions { addressing, url } = core::mem::take(&mut options);
+            let config = Config { addressing, seed: seed(started.entropy.as_deref()), tcp };
             let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
             executor::spawn(&spawner, start_workers(spawner, stack, server, tcp.connections));
-            executor::spawn(&spawner, announce(stack));
+            executor::spawn(&spawner, announce(stack, addressing, url));
             executor::spawn(&spawner, async { stack.run().await });
         }
         let disks: Vec<&'static Disk> = started.disks.iter().map(|(disk, _)| *disk).collect();
@@ -88,11 +93,43 @@ async fn settle() {
     log_audit().await;
 }
 
+/// What a card is told by options.
+struct NetOptions {
+    addressing: Addressing,
+    /// Where clients find the server, if not at the card's address.
+    url: Option<String>,
+}
+
+impl Default for NetOptions {
+    fn default() -> Self {
+        Self { addressing: Addressing::Dhcp, url: None }
+    }
+}
+
+impl NetOptions {
+    /// Those of the command line. An address that is none is not used.
+    fn read() -> Self {
+        let mut options = Self { url: fw_cfg::option("url"), ..Self::default() };
+        let Some(text) = fw_cfg::option("address") else { return options };
+        match text.parse() {
+            Ok(StaticAddress { address, prefix, gateway }) => {
+                options.addressing = Addressing::Static { address: Ipv4Cidr::new(address, prefix), gateway };
+            }
+            Err(why) => log::warn!("option address={} is ignored: {why}", text.escape_debug()),
+        }
+        options
+    }
+}
+
 /// Says where to find the server, once it has an address.
-async fn announce(stack: &'static Stack<Nic>) {
+async fn announce(stack: &'static Stack<Nic>, addressing: Addressing, url: Option<String>) {
     let address = stack.wait_address().await;
-    log::info!("address      {address} by DHCP, {} ms after start", time::now().as_millis());
-    match fw_cfg::option("url") {
+    let origin = match addressing {
+        Addressing::Dhcp => "by DHCP",
+        Addressing::Static { .. } => "as told",
+    };
+    log::info!("address      {address} {origin}, {} ms after start", time::now().as_millis());
+    match url {
         Some(url) => log::info!("serving at   {url}"),
         None => log::info!("serving at   http://{}/", address.address()),
     }

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand, value_parser};
 
 use crate::qemu::MICROVM;
+use crate::static_address::StaticAddress;
 
 /// Ringfence: a memory-safe virtio driver subsystem, and the small kernel that proves it.
 ///
@@ -80,6 +81,14 @@ pub struct RunOptions {
     /// Port on 127.0.0.1 that leads to the guest's HTTP server
     #[arg(long, value_name = "N", default_value = "8080", value_parser = value_parser!(u16).range(1..))]
     pub port: u16,
+    /// Tap interface for the guest's network card, which is there already: the guest is on its network, and
+    /// no port leads to it
+    #[arg(long, value_name = "NAME", conflicts_with = "port")]
+    pub tap: Option<String>,
+    /// The guest's address, with the length of the network's prefix, and its gateway, e.g.
+    /// 10.0.0.2/24,10.0.0.1; by default the guest asks by DHCP
+    #[arg(long, value_name = "ADDRESS/N[,GATEWAY]")]
+    pub address: Option<StaticAddress>,
     /// The guest's memory in MiB
     #[arg(long, value_name = "MIB", default_value = "128", value_parser = value_parser!(u32).range(1..=1 << 20))]
     pub memory: u32,
@@ -145,6 +154,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::static_address::Wrong;
 
     fn parsed(line: &str) -> Result<Command> {
         parse(line.split_whitespace().map(OsString::from))
@@ -165,6 +175,7 @@ mod tests {
             assert_eq!((options.machine.as_str(), options.accel.as_str()), ("q35", "tcg"));
             assert!(!options.uefi && !options.gdb && !options.headless);
             assert!(options.log.is_none() && options.qemu_arguments.is_empty());
+            assert!(options.tap.is_none() && options.address.is_none());
         }
         assert!(matches!(parsed("test").unwrap(), Command::Test { filter, gdb: false } if filter.is_empty()));
         assert!(matches!(parsed("bench").unwrap(), Command::Bench { name: None, .. }));
@@ -190,6 +201,43 @@ mod tests {
         assert!(
             matches!(parsed("bench net").unwrap(), Command::Bench { name, .. } if name.as_deref() == Some("net"))
         );
+    }
+
+    #[test]
+    fn addresses_are_those_of_hosts() {
+        let parse = str::parse::<StaticAddress>;
+        for text in
+            ["10.0.0.2/24", "10.0.0.2/24,10.0.0.1", "192.168.1.255/16,192.168.2.0", "10.0.0.0/31,10.0.0.1"]
+        {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+            assert_eq!(run(&format!("--tap a,b --address {text}")).address, parse(text).ok());
+        }
+        let cases = [
+            (Wrong::NoPrefix, "|10.0.0.2|10.0.0.2,10.0.0.1|x"),
+            (Wrong::Address, "/|/24|10.0.0/24|10.0.0.256/24|10.0.0.2 /24|010.0.0.2/24"),
+            (
+                Wrong::Prefix,
+                "10.0.0.2/|10.0.0.2/0|10.0.0.2/32|10.0.0.2/-1|10.0.0.2/24/24|10.0.0.2/255.255.255.0",
+            ),
+            (
+                Wrong::Gateway,
+                "10.0.0.2/24,|10.0.0.2/24,x|10.0.0.2/24,10.0.0.1,10.0.0.3|10.0.0.2/24,10.0.0.1/24",
+            ),
+            (Wrong::Ipv6, "fd00::2/64|10.0.0.2/24,fd00::1"),
+            (
+                Wrong::NotAHost,
+                "0.0.0.0/8|10.0.0.0/24|10.0.0.255/24|127.0.0.1/8|224.0.0.1/4|255.255.255.255/31",
+            ),
+            (
+                Wrong::GatewayElsewhere,
+                "10.0.0.2/24,10.0.0.2|10.0.0.2/24,10.0.1.2|10.0.0.2/24,10.0.0.255|10.0.0.2/24,0.0.0.0",
+            ),
+        ];
+        for (wrong, texts) in cases {
+            for text in texts.split('|') {
+                assert_eq!(parse(text), Err(wrong), "{text:?}");
+            }
+        }
     }
 
     #[test]
@@ -247,6 +295,12 @@ mod tests {
             ("test --gdb", "FILTER"),
             ("boot", "ELF"),
             ("--log", "--log"),
+            ("--tap", "--tap"),
+            ("--tap a --port 81", "--port"),
+            ("--address", "--address"),
+            ("--address 10.0.0.2", "as in 10.0.0.2/24"),
+            ("--address 10.0.0.2/33", "from 1 to 31"),
+            ("--address 10.0.0.2/24,10.0.1.1", "same network"),
             ("bench memry", "memory"),
             ("bench memory twice", "twice"),
         ];

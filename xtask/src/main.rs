@@ -11,6 +11,9 @@ mod minikernel;
 mod qemu;
 mod run;
 mod setup;
+#[path = "../../kernel/src/static_address.rs"]
+mod static_address;
+mod tap;
 mod test;
 
 use std::path::{Path, PathBuf};

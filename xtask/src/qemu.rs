@@ -11,6 +11,8 @@ use anyhow::{Error, bail};
 use crate::guest::Guest;
 use crate::image::Image;
 use crate::setup::Firmware;
+use crate::static_address::StaticAddress;
+use crate::tap;
 
 /// Among the kernel's first words.
 const KERNEL_RUNS: &str = "protections  ";
@@ -54,8 +56,13 @@ pub struct Machine {
     /// In MiB.
     pub memory: u32,
     pub disk: Option<Image>,
-    /// The port on 127.0.0.1 that leads to the guest's port 80; without it there is no network device.
+    /// The port on 127.0.0.1 that leads to the guest's port 80; without it and `tap` there is no network
+    /// device.
     pub port: Option<u16>,
+    /// The tap interface for the network device, which goes before `port`.
+    pub tap: Option<String>,
+    /// The guest's address; else it asks for one.
+    pub address: Option<StaticAddress>,
     /// For the guest, by fw_cfg, under `opt/org.ringfence/`.
     pub options: Vec<(String, String)>,
     /// For QEMU, after all else.
@@ -65,8 +72,8 @@ pub struct Machine {
 impl Machine {
     /// A machine as `run` starts it without options, but with no devices.
     pub fn new(boot: Boot) -> Self {
-        let (options, extra) = Default::default();
-        Self { boot, kind: "q35".into(), kvm: false, memory: 128, disk: None, port: None, options, extra }
+        let (disk, port, tap, address, options, extra) = Default::default();
+        Self { boot, kind: "q35".into(), kvm: false, memory: 128, disk, port, tap, address, options, extra }
     }
 
     /// Adds arguments for QEMU, separated by white space.
@@ -104,18 +111,35 @@ impl Machine {
             line.option("-blockdev", disk.node("disk0").to_string());
             line.option("-device", format!("{},drive=disk0", self.device("blk")));
         }
-        if let Some(port) = self.port {
-            line.option("-netdev", format!("user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:80"));
-            let rom = if self.kind == MICROVM { "" } else { ",romfile=" };
-            line.option("-device", format!("{},netdev=net0{rom}", self.device("net")));
-            line.option("-fw_cfg", format!("name=opt/org.ringfence/url,string=http://127.0.0.1:{port}/"));
-        }
+        self.add_network(&mut line);
         for (name, value) in &self.options {
-            let value = value.replace(',', ",,"); // as QEMU wants it
-            line.option("-fw_cfg", format!("name=opt/org.ringfence/{name},string={value}"));
+            line.guest_option(name, value);
         }
         line.0.extend(self.extra.iter().cloned());
         line.0
+    }
+
+    fn add_network(&self, line: &mut Line) {
+        match (&self.tap, self.port) {
+            (Some(name), _) => line.option("-netdev", tap::netdev(name)),
+            (None, Some(port)) => {
+                // QEMU's own network is the one that the guest believes to be in.
+                let network = |own: StaticAddress| format!(",net={}/{}", own.address, own.prefix);
+                let gateway = |own: StaticAddress| own.gateway.map(|gateway| format!(",host={gateway}"));
+                let [network, gateway] = [self.address.map(network), self.address.and_then(gateway)]
+                    .map(Option::unwrap_or_default);
+                let guest = self.address.map(|own| own.address.to_string()).unwrap_or_default();
+                let forward = format!("hostfwd=tcp:127.0.0.1:{port}-{guest}:80");
+                line.option("-netdev", format!("user,id=net0{network}{gateway},{forward}"));
+                line.guest_option("url", &format!("http://127.0.0.1:{port}/"));
+            }
+            (None, None) => return,
+        }
+        let rom = if self.kind == MICROVM { "" } else { ",romfile=" };
+        line.option("-device", format!("{},netdev=net0{rom}", self.device("net")));
+        if let Some(address) = &self.address {
+            line.guest_option("address", &address.to_string());
+        }
     }
 
     fn add_boot(&self, line: &mut Line) {
@@ -155,6 +179,12 @@ impl Line {
         if !given.iter().any(is_it) {
             self.option(name, value);
         }
+    }
+
+    /// An option for the guest, by fw_cfg.
+    fn guest_option(&mut self, name: &str, value: &str) {
+        let value = value.replace(',', ",,"); // as QEMU wants it
+        self.option("-fw_cfg", format!("name=opt/org.ringfence/{name},string={value}"));
     }
 
     fn words(&mut self, words: &str) {
@@ -215,5 +245,25 @@ mod tests {
                 "{other}"
             );
         }
+    }
+
+    #[test]
+    fn networks() {
+        let own = line(|machine| machine.port = Some(81));
+        assert!(own.contains("-netdev user,id=net0,hostfwd=tcp:127.0.0.1:81-:80 "), "{own}");
+        assert!(own.contains("ringfence/url,string=http://127.0.0.1:81/"), "{own}");
+        let fixed = line(|machine| {
+            (machine.port, machine.address) = (Some(81), "10.1.0.9/16,10.1.2.3".parse().ok());
+        });
+        assert!(
+            fixed
+                .contains("user,id=net0,net=10.1.0.9/16,host=10.1.2.3,hostfwd=tcp:127.0.0.1:81-10.1.0.9:80 ")
+        );
+        assert!(fixed.contains("ringfence/address,string=10.1.0.9/16,,10.1.2.3"), "{fixed}");
+        let tap = line(|machine| (machine.port, machine.tap) = (Some(81), Some("a,b".into())));
+        assert!(tap.contains(" tap,id=net0,ifname=a,,b,script=no,downscript=no "), "{tap}");
+        assert!(
+            tap.contains("virtio-net-pci,netdev=net0") && !tap.contains("url") && !tap.contains("hostfwd")
+        );
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::RunOptions;
 use crate::image::{self, Image};
 use crate::qemu::{Boot, Machine, exit, probe_kvm};
 use crate::setup::{self, Need, Toolchain};
-use crate::{gdb, kernel};
+use crate::{gdb, kernel, tap};
 
 /// How long QEMU may take to end by itself after a signal.
 const GRACE: Duration = Duration::from_millis(500);
@@ -25,9 +25,15 @@ pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
     // What the person got wrong is said before anything is installed or built.
     let image = options.disk.as_deref().filter(|disk| *disk != Path::new("none"));
     let given_disk = image.map(Image::open).transpose()?;
-    TcpListener::bind(("127.0.0.1", options.port))
-        .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
+    match &options.tap {
+        Some(name) => tap::ensure_there(name)?,
+        None => {
+            TcpListener::bind(("127.0.0.1", options.port))
+                .with_context(|| format!("port {} on 127.0.0.1 cannot be used", options.port))?;
+        }
+    }
     let toolchain = setup::ensure(if options.uefi { Need::Uefi } else { Need::Run })?;
+    options.tap.as_deref().map_or(Ok(()), tap::probe)?;
     let elf = elf.map_or_else(|| kernel::build(&toolchain), Ok)?;
     let mut machine = Machine {
         boot: if options.uefi { uefi(&toolchain, &elf)? } else { Boot::Pvh(elf.clone()) },
@@ -36,6 +42,8 @@ pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
         memory: options.memory,
         disk: if options.disk.is_none() { Some(image::site()?) } else { given_disk },
         port: Some(options.port),
+        tap: options.tap.clone(),
+        address: options.address,
         options: options.log.iter().map(|filter| ("log".into(), filter.clone())).collect(),
         extra: Vec::new(),
     };

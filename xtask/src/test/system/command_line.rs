@@ -33,7 +33,8 @@ pub const TESTS: &[(&str, Run)] = &[
     ("command_line::kvm_of_every_kind", kvm_of_every_kind),
 ];
 
-fn run_qemu(arguments: &[&str]) -> Result<Command> {
+/// `run-qemu.sh` with these arguments.
+pub fn run_qemu(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(root().join("run-qemu.sh"));
     command.args(arguments).env("CARGO_TARGET_DIR", target()?);
     Ok(command)
@@ -52,7 +53,7 @@ fn start(port: u16, more: &[&str]) -> Result<(Guest, Duration)> {
 }
 
 /// SIGTERM, and no QEMU left.
-fn stop(mut guest: Guest) -> Result<()> {
+pub fn stop(mut guest: Guest) -> Result<()> {
     kill_process(pid(guest.id())?, Signal::TERM)?;
     guest.wait_exit(Duration::from_secs(2))?.context("it does not end")?;
     Ok(())
@@ -134,7 +135,7 @@ fn child_of(parent: u32) -> Option<u32> {
 }
 
 /// Runs `run-qemu.sh` for what must be refused at once, and ends what goes on.
-fn refused(arguments: &[&str]) -> Result<Output> {
+pub fn refused(arguments: &[&str]) -> Result<Output> {
     const LIMIT: Duration = Duration::from_secs(5);
     let start = Instant::now();
     let mut command = run_qemu(arguments)?;
@@ -153,7 +154,7 @@ fn refused(arguments: &[&str]) -> Result<Output> {
 }
 
 /// Checks that the one line on standard error names `cause`.
-fn names(output: &Output, cause: &str) -> Result<()> {
+pub fn names(output: &Output, cause: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(said.contains(cause) && said.lines().count() == 1, "not one line about {cause:?}: {said}");
     Ok(())

@@ -13,6 +13,7 @@ mod minikernel;
 mod namespace;
 mod served;
 mod slow_disk;
+mod tap;
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -34,7 +35,7 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
     let tables = [&[api::TESTS, disks::TESTS, files::TESTS, http::TESTS][..], &whole].concat();
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS].concat();
+    let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS, tap::TESTS].concat();
     tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
     tests
 }
