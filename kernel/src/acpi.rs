@@ -1,5 +1,5 @@
-//! The two ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says
-//! where PCI configuration space is, MADT where the local APIC is.
+//! The ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says where
+//! PCI configuration space is, MADT where the local APIC is, FADT where the power button and the way off are.
 //!
 //! By hand, because the `acpi` crate has no way to refuse an address that a bad table asks it to map.
 //! Firmware is not trusted: lengths and checksums are verified, and whatever does not fit is as if it were
@@ -27,6 +27,23 @@ pub struct Ecam {
     pub last_bus: u8,
 }
 
+/// The power button and the way off: registers at I/O ports (4.8.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Power {
+    /// Interrupt line of events.
+    pub line: u8,
+    /// The port and the value that turn ACPI on, if something must.
+    pub turn_on: Option<(u16, u8)>,
+    /// Port of the status of events.
+    pub status: u16,
+    /// Port of the register that lets them interrupt.
+    pub enable: u16,
+    /// Port of the control register.
+    pub control: u16,
+    /// What the control register's sleep type is for off, if the DSDT says so.
+    pub off: Option<u8>,
+}
+
 /// Where tables are read from.
 pub trait Memory {
     /// A copy of `len` bytes at physical address `address`; `None` if they are not all readable.
@@ -40,18 +57,21 @@ pub struct Tables {
     pub ecam: Vec<Ecam>,
     /// Physical address of the local APIC's registers.
     pub local_apic: u64,
+    /// Where there is a power button that needs no interpreter.
+    pub power: Option<Power>,
 }
 
 impl Tables {
     /// Reads the tables that the RSDP at physical address `rsdp` leads to.
     pub fn read(memory: &impl Memory, rsdp: Option<u64>) -> Self {
-        let mut tables = Self { ecam: Vec::new(), local_apic: LOCAL_APIC };
+        let mut tables = Self { ecam: Vec::new(), local_apic: LOCAL_APIC, power: None };
         match rsdp.and_then(|rsdp| root(memory, rsdp)) {
             Some(addresses) => {
                 for table in addresses.into_iter().filter_map(|address| table(memory, address)) {
                     match table.get(..4) {
                         Some(b"MCFG") => tables.ecam.extend(ecam(&table)),
                         Some(b"APIC") => tables.local_apic = local_apic(&table).unwrap_or(LOCAL_APIC),
+                        Some(b"FACP") => tables.power = power(memory, &table),
                         _ => {}
                     }
                 }
@@ -60,6 +80,10 @@ impl Tables {
         }
         tables
     }
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(offset..)?.first_chunk()?))
 }
 
 fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
@@ -128,4 +152,45 @@ fn local_apic(madt: &[u8]) -> Option<u64> {
         rest = &rest[structure.len()..];
     }
     (address != 0 && address.is_multiple_of(4096)).then_some(address)
+}
+
+/// What the FADT says (table 5.9), if the machine has the button as fixed hardware.
+fn power(memory: &impl Memory, fadt: &[u8]) -> Option<Power> {
+    /// The button is for an interpreter; so are all events.
+    const BUTTON_IS_ELSEWHERE: u32 = 1 << 4;
+    const REDUCED: u32 = 1 << 20;
+    let port = |offset| u16::try_from(u32_at(fadt, offset)?).ok().filter(|port| *port != 0);
+    let (flags, lengths) = (u32_at(fadt, 112)?, [*fadt.get(88)?, *fadt.get(89)?]);
+    if flags & (BUTTON_IS_ELSEWHERE | REDUCED) != 0 || lengths[0] < 4 || lengths[1] < 2 {
+        return None;
+    }
+    let status = port(56)?;
+    let dsdt = u64_at(fadt, 140).filter(|address| *address != 0).or(u32_at(fadt, 40).map(u64::from));
+    let dsdt = dsdt.and_then(|address| table(memory, address)).filter(|table| table.starts_with(b"DSDT"));
+    Some(Power {
+        line: u16_at(fadt, 46)?.try_into().ok()?,
+        turn_on: port(48).zip(fadt.get(52).copied()),
+        status,
+        enable: status.checked_add(u16::from(lengths[0] / 2))?,
+        control: port(64)?,
+        off: dsdt.and_then(|dsdt| sleep_type(&dsdt)),
+    })
+}
+
+/// The first element of the package `_S5_`, as every compiler writes it (chapter 20.2): without an
+/// interpreter, which nothing else here needs.
+fn sleep_type(dsdt: &[u8]) -> Option<u8> {
+    /// A definition, of this name, of a package.
+    const START: &[u8] = b"\x08_S5_\x12";
+    let code = dsdt.get(HEADER..)?;
+    let start = code.windows(START.len()).position(|window| window == START)?;
+    let package = code.get(start + START.len()..)?;
+    // Its length, of so many more bytes as the first two bits say, and how many elements there are.
+    let elements = package.get(usize::from(package.first()? >> 6) + 2..)?;
+    let value = match *elements {
+        [0x0a, value, ..] => value, // a byte
+        [value @ 0..=1, ..] => value,
+        _ => return None,
+    };
+    (value < 8).then_some(value)
 }

@@ -10,7 +10,7 @@ extern crate alloc;
 use alloc::vec::Vec;
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
-use ringfence_kernel::acpi::{Ecam, Memory, Tables};
+use ringfence_kernel::acpi::{Ecam, Memory, Power, Tables};
 use ringfence_kernel::boot::memory_map::{MAX_REGIONS, build};
 use ringfence_kernel::devices::mmio::{Place, places};
 
@@ -111,6 +111,8 @@ const RSDP: u64 = 0x40;
 const ROOT: usize = 0x100;
 const MCFG: usize = 0x200;
 const MADT: usize = 0x300;
+const FADT: usize = 0x400;
+const DSDT: usize = 0x500;
 
 fn checksum(bytes: &mut [u8], at: usize) {
     bytes[at] = 0;
@@ -125,14 +127,14 @@ fn put_table(memory: &mut [u8], at: usize, signature: &[u8; 4], body: &[u8]) {
     checksum(table, 9);
 }
 
-/// Tables as QEMU makes them: RSDP, RSDT, one ECAM range, a local APIC that was moved.
+/// Tables as QEMU makes them: RSDP, RSDT, one ECAM range, a local APIC that was moved, a power button.
 fn good() -> Vec<u8> {
     let mut memory = alloc::vec![0; 4096];
     let rsdp = &mut memory[RSDP as usize..][..20];
     rsdp[..8].copy_from_slice(b"RSD PTR ");
     rsdp[16..20].copy_from_slice(&(ROOT as u32).to_le_bytes());
     checksum(rsdp, 8);
-    let addresses = [MCFG as u32, MADT as u32, 0xffff_fff0, 0].map(u32::to_le_bytes);
+    let addresses = [MCFG as u32, MADT as u32, 0xffff_fff0, FADT as u32].map(u32::to_le_bytes);
     put_table(&mut memory, ROOT, b"RSDT", addresses.as_flattened());
     let mut ecam = [0; 24];
     ecam[8..16].copy_from_slice(&0xb000_0000u64.to_le_bytes());
@@ -144,6 +146,15 @@ fn good() -> Vec<u8> {
     madt[16..18].copy_from_slice(&[5, 12]);
     madt[20..28].copy_from_slice(&0xfec1_0000u64.to_le_bytes());
     put_table(&mut memory, MADT, b"APIC", &madt);
+    let mut fadt = [0; 244 - 36];
+    let mut put = |at: usize, bytes: &[u8]| fadt[at - 36..][..bytes.len()].copy_from_slice(bytes);
+    put(40, &(DSDT as u32).to_le_bytes());
+    put(46, &[9, 0, 0xb2, 0, 0, 0, 2]);
+    put(56, &0x600u32.to_le_bytes());
+    put(64, &0x604u32.to_le_bytes());
+    put(88, &[4, 2]);
+    put_table(&mut memory, FADT, b"FACP", &fadt);
+    put_table(&mut memory, DSDT, b"DSDT", b"\x5b\x80_S5_\x08_S5_\x12\x06\x04\x0a\x05\0\0\0");
     memory
 }
 
@@ -152,13 +163,21 @@ fn good() -> Vec<u8> {
 fn tables_are_read() {
     let tables = Tables::read(&Bytes(good()), Some(RSDP));
     let ecam = Ecam { base: 0xb000_0000, segment: 0, first_bus: 0, last_bus: 255 };
-    assert_eq!(tables, Tables { ecam: alloc::vec![ecam], local_apic: 0xfec1_0000 });
+    let power = Power {
+        line: 9,
+        turn_on: Some((0xb2, 2)),
+        status: 0x600,
+        enable: 0x602,
+        control: 0x604,
+        off: Some(5),
+    };
+    assert_eq!(tables, Tables { ecam: alloc::vec![ecam], local_apic: 0xfec1_0000, power: Some(power) });
 }
 
 /// Without tables there are the places that everyone uses.
 #[test_case]
 fn tables_may_be_absent() {
-    let none = Tables { ecam: Vec::new(), local_apic: 0xfee0_0000 };
+    let none = Tables { ecam: Vec::new(), local_apic: 0xfee0_0000, power: None };
     for rsdp in [None, Some(0), Some(4095), Some(u64::MAX)] {
         assert_eq!(Tables::read(&Bytes(good()), rsdp), none);
     }
@@ -170,14 +189,15 @@ fn tables_may_be_absent() {
 fn broken_tables_do_no_harm() {
     log::set_max_level(log::LevelFilter::Off);
     let right = Tables::read(&Bytes(good()), Some(RSDP));
-    let none = Tables { ecam: Vec::new(), local_apic: 0xfee0_0000 };
-    for at in 0..0x340 {
+    let none = Tables { ecam: Vec::new(), local_apic: 0xfee0_0000, power: None };
+    for at in 0..0x540 {
         let mut memory = good();
         memory[at] ^= 0x10;
         let found = Tables::read(&Bytes(memory), Some(RSDP));
         let fields = [
             (found.ecam == right.ecam, found.ecam == none.ecam),
             (found.local_apic == right.local_apic, found.local_apic == none.local_apic),
+            (found.power == right.power, found.power.is_none_or(|power| power.off.is_none())),
         ];
         assert!(fields.iter().all(|(right, none)| *right || *none), "byte {at:#x}: {found:?}");
     }
@@ -185,10 +205,10 @@ fn broken_tables_do_no_harm() {
     for _ in 0..20_000 {
         let mut memory = good();
         for _ in 0..1 + random(&mut state, 8) {
-            let at = ROOT + random(&mut state, 0x240) as usize;
+            let at = ROOT + random(&mut state, 0x440) as usize;
             memory[at] = random(&mut state, 256) as u8;
         }
-        for table in [ROOT, MCFG, MADT] {
+        for table in [ROOT, MCFG, MADT, FADT, DSDT] {
             let len = u32::from_le_bytes([
                 memory[table + 4],
                 memory[table + 5],
@@ -201,6 +221,7 @@ fn broken_tables_do_no_harm() {
         let found = Tables::read(&Bytes(memory), Some(RSDP));
         assert!(found.local_apic != 0 && found.local_apic.is_multiple_of(4096));
         assert!(found.ecam.iter().all(|one| one.first_bus <= one.last_bus && one.base != 0));
+        assert!(found.power.is_none_or(|power| power.status != 0 && power.off.is_none_or(|off| off < 8)));
     }
 }
 
