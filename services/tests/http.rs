@@ -245,6 +245,18 @@ fn connections_live_and_end_as_asked() {
     assert_eq!(all.iter().map(|r| r.status).collect::<Vec<_>>(), [200, 404, 301, 200, 200, 200]);
 }
 
+/// A request that has come is answered, and no other after it.
+#[test]
+fn an_end_that_is_asked_for() {
+    let server = server(site());
+    server.stop();
+    let mut client = Client::new(&b"GET /a.txt HTTP/1.1\r\nHost: h\r\n\r\n".repeat(2), Then::Finish);
+    assert_eq!(run(&server, &mut client), End::Drain);
+    let all = responses(&client.output, &[false]);
+    assert_eq!((all.len(), all[0].text().as_str()), (1, "0123456789"));
+    assert_eq!(all[0].field("Connection"), Some("close"));
+}
+
 #[test]
 fn requests_in_any_pieces() {
     let server = server(site());

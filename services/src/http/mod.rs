@@ -42,6 +42,7 @@ pub use status::Status;
 pub use worker::worker;
 
 use alloc::rc::Rc;
+use core::cell::Cell;
 use core::net::IpAddr;
 
 use embassy_futures::yield_now;
@@ -107,13 +108,16 @@ pub struct Server<F, R> {
     stats: Stats,
     journal: Journal,
     clock: Clock,
+    stopping: Cell<bool>,
+    open: Gauge,
 }
 
 impl<F: Files, R: Routes> Server<F, R> {
     /// A server with all counters at zero, and without a clock.
     pub fn new(files: Rc<Mount<F>>, routes: R, limits: Limits) -> Self {
         let (stats, journal, clock) = (Stats::default(), Journal::new(), Clock::default());
-        Self { files, routes, limits, stats, journal, clock }
+        let (stopping, open) = (Cell::new(false), Gauge::default());
+        Self { files, routes, limits, stats, journal, clock, stopping, open }
     }
 
     /// The same with a clock: `now` gives seconds since 1970-01-01T00:00:00Z, or nothing if that is not
@@ -130,6 +134,23 @@ impl<F: Files, R: Routes> Server<F, R> {
     /// The counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
+    }
+
+    /// Asks for an end in good order: requests are answered, but no connection is kept after that, and those
+    /// that come now are reset by their [`worker`].
+    pub fn stop(&self) {
+        self.stopping.set(true);
+    }
+
+    /// Whether the end was asked for.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Connections that [`worker`]s have: where the end was asked for, until their clients have all that was
+    /// sent to them.
+    pub fn open(&self) -> u64 {
+        self.open.get()
     }
 
     /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a
@@ -190,7 +211,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     /// Answers a request. Returns how the connection ends, if it does.
     async fn exchange<C: Read + Write>(&self, wire: &mut Wire<'_, C>, request: &Request<'_>) -> Option<End> {
         wire.pace.begin();
-        let mut keep = request.keep_alive && request.body.can_skip();
+        let mut keep = request.keep_alive && request.body.can_skip() && !self.is_stopping();
         if keep && wire.pace.shortage().is_some() {
             keep = false;
             self.stats.made_room.add(1);
