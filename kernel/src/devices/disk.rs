@@ -49,6 +49,9 @@ const LIMIT: core::time::Duration = core::time::Duration::from_secs(MAX_OVERDUE 
 /// A disk that does worse is given up itself.
 const PATIENCE: Patience = Patience { lost: 8, silence: Some(core::time::Duration::from_secs(30)) };
 
+/// How long it may take to write what it keeps back, before it is given up in good order.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
 /// A request queue.
 pub type DiskQueue = SharedQueue<'static, BusNotifier>;
 
@@ -217,10 +220,26 @@ impl Disk {
         self.give_up(error).await;
     }
 
-    /// Ends all requests and resets the device, if that did not happen yet.
+    /// Ends all requests and resets the device, if that did not happen yet, since it does not do what it
+    /// should.
     async fn give_up(&self, error: Error) {
+        if !self.is_gone() {
+            log::error!("disk {} given up: {error}", self.address);
+            self.let_go().await;
+        }
+    }
+
+    /// Has the disk write what it keeps back, if it knows how, then as above.
+    async fn leave(&self) {
+        let flush = self.request(Request::Flush);
+        if self.geometry().flush && !matches!(with_timeout(FLUSH_LIMIT, flush).await, Ok((Ok(()), _))) {
+            log::error!("disk {} was not flushed", self.address);
+        }
+        self.let_go().await;
+    }
+
+    async fn let_go(&self) {
         let Some(block) = self.control.borrow_mut().block.take() else { return };
-        log::error!("disk {} given up: {error}", self.address);
         self.close(None);
         self.wake_waiting();
         self.wake_watcher();
@@ -385,5 +404,9 @@ impl InUse for &'static Disk {
 
     fn queues(&self) -> Vec<(u16, Counters)> {
         self.queues.iter().map(|queue| (queue.queue_size(), queue.counters())).collect()
+    }
+
+    fn leave(&self) -> Task {
+        Box::pin(Disk::leave(self))
     }
 }

@@ -27,6 +27,7 @@ use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
+use crate::executor::Task;
 use crate::fw_cfg;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::memory;
@@ -66,6 +67,10 @@ pub trait InUse {
 
     /// The number of descriptors of each queue, and what it has done.
     fn queues(&self) -> Vec<(u16, Counters)>;
+
+    /// Gives the device up in good order: what it keeps back is written, and it is reset, as far as it
+    /// answers. Nothing can be asked of it from then on.
+    fn leave(&self) -> Task;
 }
 
 /// What became of a device.
@@ -169,6 +174,15 @@ impl Devices {
     /// What `/api/devices` shows of the device with this index.
     pub fn info(&self, index: usize) -> Option<DeviceInfo> {
         self.0.get(index).map(Device::info)
+    }
+
+    /// Gives all devices up in good order.
+    pub async fn leave(&self) {
+        for device in &self.0 {
+            if let State::InUse { device, .. } = &device.state {
+                device.leave().await;
+            }
+        }
     }
 
     /// Prints the table of devices.

@@ -45,6 +45,12 @@ pub struct Shared {
     pub link_up: Cell<bool>,
     /// Whether the device had to be given up.
     pub gone: Cell<bool>,
+    /// Whether the device is to be given up.
+    leave: Cell<bool>,
+    /// Whether it was reset after that.
+    reset: Cell<bool>,
+    /// The task that runs the stack.
+    runner: RefCell<Option<Waker>>,
 }
 
 impl Shared {
@@ -83,7 +89,10 @@ impl Nic {
             interrupts: interrupts.stats(),
             features: phy.net.control.features(),
             link_up: Cell::new(phy.net.control.link_up()),
-            gone: Cell::new(false),
+            gone: Cell::default(),
+            leave: Cell::default(),
+            reset: Cell::default(),
+            runner: RefCell::default(),
         };
         let (shared, look) = (Rc::new(shared), SecondLook::default());
         Self {
@@ -106,7 +115,12 @@ impl Nic {
 
     fn give_up(&mut self, why: Error) {
         log::error!("network card given up: {why}");
-        self.leaving = self.phy.take().map(|phy| -> Task { Box::pin(reset(phy)) });
+        self.let_go();
+    }
+
+    fn let_go(&mut self) {
+        let Some(phy) = self.phy.take() else { return };
+        self.leaving = Some(Box::pin(reset(phy)));
         self.shared.gone.set(true);
         self.shared.link_up.set(false);
     }
@@ -186,6 +200,10 @@ impl stack::Nic for Nic {
     }
 
     fn register_waker(&mut self, waker: &Waker) {
+        *self.shared.runner.borrow_mut() = Some(waker.clone());
+        if self.shared.leave.take() {
+            self.let_go();
+        }
         // The waker comes first: what arrives once interrupts are on wakes the task, and what is there
         // already shows when they are turned on.
         if let Err(error) = self.take_interrupts(waker) {
@@ -194,6 +212,7 @@ impl stack::Nic for Nic {
         let mut context = Context::from_waker(waker);
         if self.leaving.as_mut().is_some_and(|leaving| leaving.as_mut().poll(&mut context).is_ready()) {
             self.leaving = None;
+            self.shared.reset.set(true);
         }
         let Some(phy) = &mut self.phy else { return };
         if !mem::replace(&mut self.armed, true) | mem::take(&mut self.sent) {
@@ -257,5 +276,17 @@ impl InUse for Rc<Shared> {
 
     fn queues(&self) -> Vec<(u16, Counters)> {
         self.sizes.iter().copied().zip(self.counters.borrow().iter().copied()).collect()
+    }
+
+    fn leave(&self) -> Task {
+        let shared = self.clone();
+        Box::pin(async move {
+            // The stack has the card.
+            shared.leave.set(true);
+            if let Some(waker) = shared.runner.take() {
+                waker.wake();
+            }
+            time::look_for(RESET_LIMIT, || (shared.gone.get() && shared.reset.get()).then_some(())).await;
+        })
     }
 }

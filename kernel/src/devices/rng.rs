@@ -12,6 +12,7 @@ use ringfence_memory::DmaWindows;
 
 use crate::devices::bus::BusTransport;
 use crate::devices::{Driver, Home, InUse, Started};
+use crate::executor::Task;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
 use crate::platform::KERNEL;
 
@@ -20,8 +21,8 @@ const LIMIT: Duration = Duration::from_millis(100);
 
 /// A source of entropy.
 pub struct Entropy {
-    // First, so that the device is reset before its vectors are free.
-    rng: RefCell<Rng<BusTransport>>,
+    // First, so that the device is reset before its vectors are free. `None` when it was given up.
+    rng: RefCell<Option<Rng<BusTransport>>>,
     /// They are never asked for.
     _interrupts: DeviceInterrupts,
 }
@@ -33,7 +34,7 @@ impl Entropy {
     /// [`Error::Timeout`] if it does not give so much within 100 ms, or any: it is of no use.
     pub fn bits(&self) -> Result<u64, Error> {
         let mut bytes = [0; 8];
-        self.rng.borrow_mut().fill(&mut bytes, LIMIT)?;
+        self.rng.borrow_mut().as_mut().ok_or(Error::Gone)?.fill(&mut bytes, LIMIT)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }
@@ -64,7 +65,7 @@ impl Driver for Rngs {
         // It answers while the others are brought up.
         rng.request()?;
         let stats = interrupts.stats();
-        let entropy = Rc::new(Entropy { rng: RefCell::new(rng), _interrupts: interrupts });
+        let entropy = Rc::new(Entropy { rng: RefCell::new(Some(rng)), _interrupts: interrupts });
         started.entropy = Some(entropy.clone());
         Ok((stats, Box::new(entropy)))
     }
@@ -72,11 +73,16 @@ impl Driver for Rngs {
 
 impl InUse for Rc<Entropy> {
     fn features(&self) -> u64 {
-        self.rng.borrow().features()
+        self.rng.borrow().as_ref().map_or(0, Rng::features)
     }
 
     fn queues(&self) -> Vec<(u16, Counters)> {
-        let rng = self.rng.borrow();
-        alloc::vec![(rng.queue_size(), rng.counters())]
+        self.rng.borrow().iter().map(|rng| (rng.queue_size(), rng.counters())).collect()
+    }
+
+    fn leave(&self) -> Task {
+        // Dropped, it resets the device.
+        drop(self.rng.take());
+        Box::pin(async {})
     }
 }
