@@ -18,6 +18,7 @@ pub mod logging;
 pub mod memory;
 pub mod panic;
 pub mod platform;
+pub mod power;
 pub mod qemu;
 pub mod static_address;
 pub mod system;

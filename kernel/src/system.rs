@@ -6,6 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::x86_64::{__cpuid, _rdrand64_step};
 use core::fmt::Arguments;
+use core::time::Duration;
 
 use embassy_executor::Spawner;
 use embassy_futures::yield_now;
@@ -18,6 +19,7 @@ use ringfence_services::http::{self, Limits, Server};
 use ringfence_services::net::{Addressing, Config, Stack, TcpConfig};
 use smoltcp::wire::Ipv4Cidr;
 
+use crate::acpi::Power;
 use crate::boot::Boot;
 use crate::devices::Devices;
 use crate::devices::disk::Disk;
@@ -25,9 +27,11 @@ use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
 use crate::devices::status::{Files, Status};
 use crate::static_address::StaticAddress;
-use crate::{executor, fw_cfg, memory, time};
+use crate::{executor, fw_cfg, memory, power, time};
 
 const HTTP_PORT: u16 = 80;
+/// How long answers may take that are under way when the system is asked to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
 
 type HttpServer = Server<FileSystem<Part<&'static Disk>>, Api<Status>>;
 
@@ -37,15 +41,17 @@ pub fn run(boot: Boot) -> ! {
     let (devices, started) = Devices::start(&boot.acpi);
     log::info!("devices");
     devices.log();
+    let devices = Rc::new(devices);
 
     let ram = memory::space().frames().total() as u64 * PAGE_SIZE as u64;
     let files = Rc::new(Files::new());
-    let status = Status::new(devices, files.clone());
+    let status = Status::new(devices.clone(), files.clone());
     let server = Server::new(files.clone(), Api(status), Limits::default()).with_clock(time::wall);
     let server: &'static HttpServer = Box::leak(Box::new(server));
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
     executor::run(|spawner| {
         executor::spawn(&spawner, settle());
+        executor::spawn(&spawner, end_when_asked(boot.acpi.power, server, devices));
         if started.nics.is_empty() {
             log::warn!("there is no usable network device: nothing can be served");
         }
@@ -119,6 +125,20 @@ impl NetOptions {
         }
         options
     }
+}
+
+/// Ends the system in good order when its power button is pressed.
+async fn end_when_asked(power: Option<Power>, server: &'static HttpServer, devices: Rc<Devices>) {
+    power::pressed(power.as_ref()).await;
+    log::info!("power button: {} connections are served to their end", server.open());
+    server.stop();
+    let served = time::look_for(LAST_ANSWERS, || (server.open() == 0).then_some(())).await;
+    if served.is_none() {
+        log::warn!("{} connections are cut off", server.open());
+    }
+    devices.leave().await;
+    log::info!("off          {} ms after start", time::now().as_millis());
+    power::off(power.as_ref())
 }
 
 /// Says where to find the server, once it has an address.

@@ -19,13 +19,13 @@ pub type Files = Mount<FileSystem<Part<&'static Disk>>>;
 
 /// The running system.
 pub struct Status {
-    devices: Devices,
+    devices: Rc<Devices>,
     files: Rc<Files>,
 }
 
 impl Status {
     /// Reports on these devices and the file system on one of them.
-    pub fn new(devices: Devices, files: Rc<Files>) -> Self {
+    pub fn new(devices: Rc<Devices>, files: Rc<Files>) -> Self {
         Self { devices, files }
     }
 }

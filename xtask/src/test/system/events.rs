@@ -1,19 +1,31 @@
 //! What QEMU does to a running guest on command.
 
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::served::files_disk;
-use super::{Kernel, Run, Server, machine};
-use crate::qemu::Machine;
-use crate::test::client::{compare, start_download};
+use super::command_line::run_qemu;
+use super::served::{files, files_disk};
+use super::{Kernel, Run, Server, free_port, machine};
+use crate::guest::Guest;
+use crate::qemu::{Machine, exit, tethered};
+use crate::test::client::{compare, connect, curl, get, start_download};
 use crate::test::qmp::Qmp;
 
 /// The tests here.
-pub const TESTS: &[(&str, Run)] = &[("events::nmi", nmi)];
+pub const TESTS: &[(&str, Run)] = &[
+    ("events::nmi", nmi),
+    ("events::power_button_waits_for_answers", power_button),
+    ("events::power_button_waits_ten_seconds_at_most", stalled_client),
+    ("events::power_button_on_pc", |kernel| off(Machine { kind: "pc".into(), ..machine(&kernel.pvh) })),
+    ("events::power_button_under_uefi", |kernel| off(machine(&kernel.uefi))),
+    ("events::power_button_without_an_exit_device", no_exit_device),
+];
 
 /// Interrupts that nothing masks, whatever the guest does just now: each is reported, and it goes on.
 fn nmi(kernel: &Kernel) -> Result<()> {
@@ -32,4 +44,100 @@ fn nmi(kernel: &Kernel) -> Result<()> {
     }
     compare(download, 8, 16 << 20)?;
     server.finish()
+}
+
+/// An answer that is under way is completed, a kept connection is answered once more, others are not served;
+/// then `run-qemu.sh` ends with success.
+fn power_button(_: &Kernel) -> Result<()> {
+    let (port, monitor) = (free_port()?, free_port()?);
+    let qmp = format!("tcp:127.0.0.1:{monitor},server=on,wait=off");
+    let image = files()?;
+    let options = ["--headless", "--disk", image.to_str().context("not UTF-8")?, "--port", &port.to_string()];
+    let mut guest = Guest::start(run_qemu(&[&options, &["--", "-qmp", &qmp][..]].concat())?)?;
+    guest.wait_until(Duration::from_secs(60), |log| log.contains("disk         ext4"))?;
+    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let mut kept = connect(port, Duration::from_secs(5))?;
+    let request = b"GET /notes.txt HTTP/1.1\r\nHost: guest\r\n\r\n";
+    let first = exchange(&mut kept, request)?;
+    ensure!(!first.contains("Connection: close"), "{first}");
+    let download = curl(30).args(["--fail", "--limit-rate", "4M", &url("/16m.bin")]).spawn()?;
+    sleep(Duration::from_millis(500));
+
+    Qmp::connect(monitor)?.execute("system_powerdown", json!({}))?;
+    guest.wait_until(Duration::from_secs(5), |log| log.contains("power button: 2 connections"))?;
+    let last = exchange(&mut kept, request)?;
+    ensure!(last.contains("Connection: close") && last.ends_with("0123456789"), "{last}");
+    drop(kept);
+    ensure!(get(&url("/notes.txt"), &[]).is_err(), "somebody came later and was served");
+    compare(download, 8, 16 << 20)?;
+    let status = guest.wait_exit(Duration::from_secs(5))?.context("it goes on")?;
+    let log = guest.kill();
+    ensure!(status.success() && log.contains("\noff ") && !log.contains("given up"), "{status}:\n{log}");
+    Ok(())
+}
+
+/// What comes back for a request, in one piece.
+fn exchange(connection: &mut TcpStream, request: &[u8]) -> Result<String> {
+    connection.write_all(request)?;
+    let mut answer = vec![0; 4096];
+    let mut len = 0;
+    while !answer[..len].ends_with(b"0123456789") {
+        let count = connection.read(&mut answer[len..])?;
+        ensure!(count > 0, "hung up after {:?}", String::from_utf8_lossy(&answer[..len]));
+        len += count;
+    }
+    Ok(String::from_utf8_lossy(&answer[..len]).into_owned())
+}
+
+/// A client that takes nothing of its answer keeps the system no longer than it may.
+fn stalled_client(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    let port = Qmp::listen(&mut machine)?;
+    let mut server = Server::start(machine)?;
+    let mut client = connect(server.port, Duration::from_secs(5))?;
+    client.write_all(b"GET /16m.bin HTTP/1.1\r\nHost: guest\r\n\r\n")?;
+    sleep(Duration::from_millis(500));
+    Qmp::connect(port)?.execute("system_powerdown", json!({}))?;
+    ensure!(server.guest.wait_exit(Duration::from_secs(8))?.is_none(), "it did not wait");
+    let status = server.guest.wait_exit(Duration::from_secs(7))?.context("it waits for ever")?;
+    let log = server.guest.kill();
+    ensure!(
+        status.code() == Some(exit::PASS) && log.contains("1 connections are cut off"),
+        "{status}:\n{log}"
+    );
+    Ok(())
+}
+
+/// Nobody is there: the end comes at once.
+fn off(machine: Machine) -> Result<()> {
+    let (status, log) = off_after(Machine { disk: files_disk()?, ..machine }, |_| ())?;
+    ensure!(status == Some(exit::PASS), "{status:?}:\n{log}");
+    Ok(())
+}
+
+/// A guest that cannot choose QEMU's status switches the machine off.
+fn no_exit_device(kernel: &Kernel) -> Result<()> {
+    for kind in ["q35", "pc"] {
+        let machine = Machine { kind: kind.into(), disk: files_disk()?, ..machine(&kernel.pvh) };
+        let (status, log) = off_after(machine, |arguments| {
+            let at = arguments.iter().position(|word| word.to_string_lossy().contains("isa-debug-exit"));
+            at.map(|at| arguments.drain(at - 1..=at));
+        })?;
+        ensure!(status == Some(0) && log.contains("\noff "), "{status:?}:\n{log}");
+    }
+    Ok(())
+}
+
+/// Starts a machine with arguments that were changed, and presses its power button; returns the status and the
+/// log.
+fn off_after(mut machine: Machine, change: impl Fn(&mut Vec<OsString>)) -> Result<(Option<i32>, String)> {
+    machine.port = Some(free_port()?);
+    let monitor = Qmp::listen(&mut machine)?;
+    let mut arguments = machine.arguments();
+    change(&mut arguments);
+    let mut guest = Guest::start(tethered("qemu-system-x86_64", arguments)?)?;
+    guest.wait_until(Duration::from_secs(30), |log| log.contains("disk         ext4"))?;
+    Qmp::connect(monitor)?.execute("system_powerdown", json!({}))?;
+    let status = guest.wait_exit(Duration::from_secs(3))?;
+    Ok((status.and_then(|status| status.code()), guest.kill()))
 }
