@@ -25,6 +25,7 @@ use crate::devices::Devices;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
+use crate::devices::slots;
 use crate::devices::status::{Files, Status};
 use crate::static_address::StaticAddress;
 use crate::{executor, fw_cfg, memory, power, time};
@@ -51,7 +52,8 @@ pub fn run(boot: Boot) -> ! {
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
     executor::run(|spawner| {
         executor::spawn(&spawner, settle());
-        executor::spawn(&spawner, end_when_asked(boot.acpi.power, server, devices));
+        executor::spawn(&spawner, end_when_asked(boot.acpi.power, server, devices.clone()));
+        executor::spawn(&spawner, slots::watch(started.slots, devices));
         if started.nics.is_empty() {
             log::warn!("there is no usable network device: nothing can be served");
         }
@@ -136,7 +138,7 @@ async fn end_when_asked(power: Option<Power>, server: &'static HttpServer, devic
     if served.is_none() {
         log::warn!("{} connections are cut off", server.open());
     }
-    devices.leave().await;
+    devices.leave(None).await;
     log::info!("off          {} ms after start", time::now().as_millis());
     power::off(power.as_ref())
 }

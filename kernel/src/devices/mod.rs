@@ -7,13 +7,16 @@ pub mod mmio;
 pub mod nic;
 pub mod rng;
 pub mod second_look;
+pub mod slots;
 pub mod status;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::fmt;
+use core::ops::RangeInclusive;
 
 use ringfence_drivers::pci::{self, Bar, Function};
 use ringfence_drivers::probe::{Match, probe};
@@ -27,6 +30,7 @@ use crate::devices::bus::BusTransport;
 use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
+use crate::devices::slots::Slot;
 use crate::executor::Task;
 use crate::fw_cfg;
 use crate::interrupts::device::{DeviceInterrupts, InterruptStats};
@@ -86,9 +90,13 @@ enum State {
 
 struct Device {
     address: String,
+    /// The bus that it is on, if it is on one.
+    bus: Option<u8>,
     id: String,
     name: String,
     state: State,
+    /// Whether it was given up in good order.
+    has_left: Cell<bool>,
 }
 
 /// Where a driver's device is.
@@ -112,6 +120,8 @@ pub struct Started {
     pub nics: Vec<Nic>,
     /// If there is one.
     pub entropy: Option<Rc<Entropy>>,
+    /// Slots that a device may have to leave.
+    pub slots: Vec<Slot>,
 }
 
 impl Devices {
@@ -119,14 +129,18 @@ impl Devices {
     pub fn start(tables: &acpi::Tables) -> (Self, Started) {
         let access = config_access(tables);
         let queues = wanted_queues();
-        let mut started = Started { queues, disks: Vec::new(), nics: Vec::new(), entropy: None };
+        let mut started =
+            Started { queues, disks: Vec::new(), nics: Vec::new(), entropy: None, slots: Vec::new() };
         let mut functions = pci::enumerate(access, 0);
         // Some 8,000 reads are saved where this is known.
         if let Some(count) = fw_cfg::other_pci_roots() {
             functions = functions.other_roots(count);
         }
         let mut devices = Self(Vec::new());
-        functions.for_each(|function| devices.start_function(function, &mut started));
+        functions.for_each(|function| {
+            started.slots.extend(Slot::of(access, &function));
+            devices.start_function(function, &mut started);
+        });
         let found = mmio::find(pvh::command_line());
         found.into_iter().for_each(|found| devices.start_mmio(found, &mut started));
         (devices, started)
@@ -140,7 +154,8 @@ impl Devices {
         };
         let (address, name) = (function.address().to_string(), function.name().to_string());
         let id = alloc::format!("{:04x}:{:04x}", function.vendor, function.device);
-        self.0.push(Device { address, id, name, state });
+        let bus = Some(function.address().bus);
+        self.0.push(Device { address, bus, id, name, state, has_left: Cell::default() });
     }
 
     fn start_mmio(&mut self, found: Result<mmio::Found, (mmio::Place, Error)>, started: &mut Started) {
@@ -152,7 +167,8 @@ impl Devices {
             Err((place, error)) => (place, DeviceType(0), State::Idle(Some(error.to_string()))),
         };
         let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
-        self.0.push(Device { address, id, name: kind.name().to_string(), state });
+        let name = kind.name().to_string();
+        self.0.push(Device { address, bus: None, id, name, state, has_left: Cell::default() });
     }
 
     /// Brings a device of this kind up with the driver for it.
@@ -176,11 +192,17 @@ impl Devices {
         self.0.get(index).map(Device::info)
     }
 
-    /// Gives all devices up in good order.
-    pub async fn leave(&self) {
-        for device in &self.0 {
-            if let State::InUse { device, .. } = &device.state {
-                device.leave().await;
+    /// Gives all devices, or those on these `buses`, up in good order.
+    pub async fn leave(&self, buses: Option<RangeInclusive<u8>>) {
+        let is_meant = |device: &&Device| {
+            buses.as_ref().is_none_or(|buses| device.bus.is_some_and(|bus| buses.contains(&bus)))
+        };
+        for device in self.0.iter().filter(is_meant) {
+            if let State::InUse { device: in_use, .. } = &device.state
+                && !device.has_left.replace(true)
+            {
+                in_use.leave().await;
+                log::info!("{} {} is no longer used", device.address, device.name);
             }
         }
     }
@@ -212,8 +234,8 @@ impl Devices {
 impl Device {
     fn driver(&self) -> Option<&'static dyn Driver> {
         match self.state {
-            State::Idle(_) => None,
-            State::InUse { driver, .. } => Some(driver),
+            State::InUse { driver, .. } if !self.has_left.get() => Some(driver),
+            _ => None,
         }
     }
 

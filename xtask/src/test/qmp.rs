@@ -1,6 +1,7 @@
 //! QEMU's control channel (`docs/interop/qmp-spec.txt` of QEMU): a line of JSON for each command, answer and
 //! event.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// A connection to a QEMU.
 pub struct Qmp {
     lines: BufReader<TcpStream>,
+    events: VecDeque<Value>,
 }
 
 impl Qmp {
@@ -38,7 +40,7 @@ impl Qmp {
             std::thread::sleep(Duration::from_millis(10));
         };
         stream.set_read_timeout(Some(LIMIT))?;
-        let mut qmp = Self { lines: BufReader::new(stream) };
+        let mut qmp = Self { lines: BufReader::new(stream), events: VecDeque::new() };
         let greeting = qmp.line()?;
         ensure!(greeting["QMP"].is_object(), "no greeting: {greeting}");
         qmp.execute("qmp_capabilities", json!({}))?;
@@ -51,10 +53,25 @@ impl Qmp {
         self.lines.get_mut().write_all(format!("{line}\n").as_bytes())?;
         loop {
             let mut line = self.line().context(command.to_owned())?;
-            if line["error"].is_object() {
+            if line["event"].is_string() {
+                self.events.push_back(line);
+            } else if line["error"].is_object() {
                 bail!("{command}: {}", line["error"]["desc"]);
-            } else if line["event"].is_null() {
+            } else {
                 return Ok(line["return"].take());
+            }
+        }
+    }
+
+    /// The next event called `name`; those before it are left out.
+    pub fn wait_for(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None => self.line().with_context(|| format!("no {name}"))?,
+            };
+            if event["event"] == name {
+                return Ok(event);
             }
         }
     }

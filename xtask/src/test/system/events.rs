@@ -20,6 +20,8 @@ use crate::test::qmp::Qmp;
 /// The tests here.
 pub const TESTS: &[(&str, Run)] = &[
     ("events::nmi", nmi),
+    ("events::devices_leave_their_slots", slots),
+    ("events::the_disk_leaves_its_slot", served_disk),
     ("events::power_button_waits_for_answers", power_button),
     ("events::power_button_waits_ten_seconds_at_most", stalled_client),
     ("events::power_button_on_pc", |kernel| off(Machine { kind: "pc".into(), ..machine(&kernel.pvh) })),
@@ -44,6 +46,60 @@ fn nmi(kernel: &Kernel) -> Result<()> {
     }
     compare(download, 8, 16 << 20)?;
     server.finish()
+}
+
+/// Devices of each kind are taken out of a running machine, which goes on with others.
+fn slots(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, ..machine(&kernel.pvh) };
+    for port in 1..=3 {
+        machine.add(&format!("-device pcie-root-port,id=root{port},chassis={port}"));
+    }
+    machine.add(
+        "-blockdev null-co,node-name=zeros,size=1048576 -device virtio-blk-pci,id=disk,drive=zeros,bus=root1",
+    );
+    machine.add("-netdev user,id=other -device virtio-net-pci,id=card,netdev=other,romfile=,bus=root2");
+    machine.add("-device virtio-rng-pci,id=rng,bus=root3");
+    let port = Qmp::listen(&mut machine)?;
+    let server = Server::start(machine)?;
+    let mut qmp = Qmp::connect(port)?;
+    let driven = || -> Result<usize> {
+        let devices = server.json("/api/devices")?;
+        Ok(devices.as_array().context("not a list")?.iter().filter(|one| !one["driver"].is_null()).count())
+    };
+    ensure!(driven()? == 5, "not all devices are used");
+    let download = start_download(&server.url("/16m.bin"), 60)?;
+    for (left, device) in [(4, "disk"), (3, "card"), (2, "rng")] {
+        take(&mut qmp, device)?;
+        ensure!(driven()? == left, "{device} is still used");
+    }
+    compare(download, 8, 16 << 20)?;
+    let log = server.log();
+    ensure!(!log.contains("given up") && !log.contains("was not flushed"), "not in good order:\n{log}");
+    server.finish()
+}
+
+/// Without its disk the server answers still, only not with files.
+fn served_disk(kernel: &Kernel) -> Result<()> {
+    let mut machine = machine(&kernel.pvh);
+    let disk = files_disk()?.context("it was just made")?;
+    machine.add("-device pcie-root-port,id=root");
+    machine.extra.extend(["-blockdev".into(), disk.node("disk0").to_string().into()]);
+    machine.add("-device virtio-blk-pci,id=disk,drive=disk0,bus=root");
+    let port = Qmp::listen(&mut machine)?;
+    let mut server = Server::start(machine)?;
+    server.wait_for_log("disk         ext4")?;
+    server.get("/1k.bin", &[])?.expect(200)?;
+    take(&mut Qmp::connect(port)?, "disk")?;
+    let status = server.get("/16m.bin", &[])?.status;
+    ensure!((500..600).contains(&status), "status {status} without a disk");
+    server.finish()
+}
+
+/// Asks for a device, until QEMU has it.
+fn take(qmp: &mut Qmp, device: &str) -> Result<()> {
+    qmp.execute("device_del", json!({ "id": device }))?;
+    while qmp.wait_for("DEVICE_DELETED").context(device.to_owned())?["data"]["device"] != device {}
+    Ok(())
 }
 
 /// An answer that is under way is completed, a kept connection is answered once more, others are not served;
@@ -128,8 +184,8 @@ fn no_exit_device(kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// Starts a machine with arguments that were changed, and presses its power button; returns the status and the
-/// log.
+/// Starts a machine with arguments that were changed, and presses its power button; returns the status and
+/// the log.
 fn off_after(mut machine: Machine, change: impl Fn(&mut Vec<OsString>)) -> Result<(Option<i32>, String)> {
     machine.port = Some(free_port()?);
     let monitor = Qmp::listen(&mut machine)?;
