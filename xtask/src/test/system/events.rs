@@ -17,7 +17,7 @@ use crate::qemu::{Machine, exit, tethered};
 use crate::test::client::{compare, connect, curl, get, start_download};
 use crate::test::qmp::Qmp;
 
-/// The tests here.
+/// The tests here; some measure time.
 pub const TESTS: &[(&str, Run)] = &[
     ("events::nmi", nmi),
     ("events::devices_leave_their_slots", slots),
@@ -112,14 +112,16 @@ fn power_button(_: &Kernel) -> Result<()> {
     let mut guest = Guest::start(run_qemu(&[&options, &["--", "-qmp", &qmp][..]].concat())?)?;
     guest.wait_until(Duration::from_secs(60), |log| log.contains("disk         ext4"))?;
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    let mut qmp = Qmp::connect(monitor)?;
+    let download = curl(30).args(["--fail", "--limit-rate", "4M", &url("/16m.bin")]).spawn()?;
+    sleep(Duration::from_millis(500));
     let mut kept = connect(port, Duration::from_secs(5))?;
     let request = b"GET /notes.txt HTTP/1.1\r\nHost: guest\r\n\r\n";
     let first = exchange(&mut kept, request)?;
     ensure!(!first.contains("Connection: close"), "{first}");
-    let download = curl(30).args(["--fail", "--limit-rate", "4M", &url("/16m.bin")]).spawn()?;
-    sleep(Duration::from_millis(500));
 
-    Qmp::connect(monitor)?.execute("system_powerdown", json!({}))?;
+    // Who has nothing to ask is let go after a second.
+    qmp.execute("system_powerdown", json!({}))?;
     guest.wait_until(Duration::from_secs(5), |log| log.contains("power button: 2 connections"))?;
     let last = exchange(&mut kept, request)?;
     ensure!(last.contains("Connection: close") && last.ends_with("0123456789"), "{last}");

@@ -31,12 +31,14 @@ type Run = fn(&Kernel) -> Result<()>;
 
 /// All of them.
 pub fn tests(kernel: &Kernel) -> Vec<Test> {
-    let whole = [machines::TESTS, minikernel::TESTS, events::TESTS];
-    let tables = [&[api::TESTS, disks::TESTS, files::TESTS, http::TESTS][..], &whole].concat();
+    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS, minikernel::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured = [bench::TESTS, boot::TESTS, command_line::TESTS, slow_disk::TESTS, tap::TESTS].concat();
-    tests.extend(measured.into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }));
+    let measured =
+        [bench::TESTS, boot::TESTS, command_line::TESTS, events::TESTS, slow_disk::TESTS, tap::TESTS];
+    tests.extend(
+        measured.concat().into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }),
+    );
     tests
 }
 
