@@ -3,7 +3,7 @@
 use super::partitions::{MAX_PARTITIONS, Partition, Table};
 use super::{FileSystem, FsError, foreign};
 use crate::block::{BlockSource, Part};
-use crate::text::{self, Text};
+use crate::text::Text;
 use alloc::string::String;
 use core::fmt::{self, Arguments, Write};
 
@@ -96,7 +96,7 @@ fn sentence(reasons: Reasons<'_>, disks: usize, wanted: Option<u32>) -> String {
             write!(text, "No disk can be used, as the log says. {}: {why}.", place)
         }
     };
-    text.whole().and_then(text::string).unwrap_or_default()
+    text.into_bytes().ok().and_then(|text| String::from_utf8(text).ok()).unwrap_or_default()
 }
 
 /// A look at one disk.
