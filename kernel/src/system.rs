@@ -166,7 +166,8 @@ async fn open_disk(files: Rc<Files>, disks: Vec<&'static Disk>, ram: u64) {
         let named: Vec<(&str, &'static Disk)> = disks.iter().map(|disk| (disk.address(), *disk)).collect();
         let cache = (ram / 8).clamp(1 << 20, 64 << 20) as usize;
         let say = &mut |line: Arguments<'_>| log::info!("not served   {line}");
-        let choice = open_first(&named, wanted_partition(), cache, say).await?;
+        // On the heap: whoever passes a future on holds it twice, and this one is large.
+        let choice = Box::pin(open_first(&named, wanted_partition(), cache, say)).await?;
         let disk = disks[choice.disk];
         // A few MiB of buffers where there is plenty of RAM, a few hundred KiB where there is not.
         let buffers = (ram >> 24).clamp(2, 16) as usize;
