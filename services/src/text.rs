@@ -85,9 +85,15 @@ impl Text {
 
     /// Appends `piece`.
     pub fn push_str(&mut self, piece: &str) {
-        self.is_cut |= self.text.try_reserve(piece.len()).is_err();
+        self.push_all([piece]);
+    }
+
+    /// Appends all of them, or none: for short ones, asking for memory costs more than copying.
+    pub fn push_all<const N: usize>(&mut self, pieces: [&str; N]) {
+        let bytes = pieces.iter().fold(0_usize, |bytes, piece| bytes.saturating_add(piece.len()));
+        self.is_cut |= self.text.try_reserve(bytes).is_err();
         if !self.is_cut {
-            self.text.push_str(piece);
+            pieces.iter().for_each(|piece| self.text.push_str(piece));
         }
     }
 

@@ -78,9 +78,7 @@ pub(super) async fn send_parts<F: Files, C: Read + Write>(
     end_parts(&mut text, &boundary);
     length = length.saturating_add(text.whole()?.len() as u64);
     text.clear();
-    for piece in ["multipart/byteranges; boundary=", &boundary] {
-        text.push_str(piece);
-    }
+    text.push_all(["multipart/byteranges; boundary=", &boundary]);
     let (status, mut before) = head.field("Content-Type", text.whole()?).finish(Length::Known(length));
     let mut status = Some(status);
     for part in parts {
@@ -94,15 +92,10 @@ pub(super) async fn send_parts<F: Files, C: Read + Write>(
 
 fn begin_part(out: &mut Text, boundary: &str, file: &Representation, part: Part) {
     let range = content_range(part, file.metadata.size);
-    for piece in
-        ["\r\n--", boundary, "\r\nContent-Type: ", file.mime, "\r\nContent-Range: ", &range, "\r\n\r\n"]
-    {
-        out.push_str(piece);
-    }
+    out.push_all(["\r\n--", boundary, "\r\nContent-Type: ", file.mime, "\r\nContent-Range: ", &range]);
+    out.push_str("\r\n\r\n");
 }
 
 fn end_parts(out: &mut Text, boundary: &str) {
-    for piece in ["\r\n--", boundary, "--\r\n"] {
-        out.push_str(piece);
-    }
+    out.push_all(["\r\n--", boundary, "--\r\n"]);
 }

@@ -207,13 +207,14 @@ impl Representation {
 /// Three numbers in hexadecimal, and the coding: another name may lead to the same file.
 fn etag(metadata: &Metadata, coding: Coding) -> String<64> {
     let &Metadata { inode, size, mtime, .. } = metadata;
-    let numbers = [u64::from(inode), size, u64::try_from(mtime).unwrap_or(0)];
-    let [inode, size, mtime] = numbers.map(Digits::<16>::new::<16>);
     let mut etag = String::new();
-    for piece in ["\"", inode.as_str(), "-", size.as_str(), "-", mtime.as_str(), coding.suffix(), "\""] {
-        // 55 bytes at most.
-        let _ = etag.push_str(piece);
+    // 55 bytes at most.
+    for (before, number) in [("\"", inode.into()), ("-", size), ("-", u64::try_from(mtime).unwrap_or(0))] {
+        let _ = etag.push_str(before);
+        let _ = etag.push_str(Digits::<16>::new::<16>(number).as_str());
     }
+    let _ = etag.push_str(coding.suffix());
+    let _ = etag.push('"');
     etag
 }
 

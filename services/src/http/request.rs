@@ -353,7 +353,10 @@ fn push<'a>(list: &mut List<'a>, value: &'a [u8]) -> Result<(), Status> {
 }
 
 fn check_host(host: &str) -> Result<(), Status> {
-    let valid = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&b);
+    let valid = |b: u8| {
+        let mark = matches!(b, b'%'..=b'.' | b':' | b';' | b'!' | b'$' | b'=' | b'[' | b']' | b'_' | b'~');
+        b.is_ascii_alphanumeric() || mark
+    };
     // An http address without a host is none (RFC 9110 section 4.2.1).
     if !host.is_empty() && host.bytes().all(valid) { Ok(()) } else { Err(Status::BadRequest) }
 }
@@ -361,7 +364,7 @@ fn check_host(host: &str) -> Result<(), Status> {
 /// Origin form, or absolute form without its scheme and authority (RFC 9112 section 3.2). Fragments are for
 /// clients alone.
 fn split_target(target: &str) -> Result<(&str, &str), Status> {
-    if target.contains('#') {
+    if target.bytes().any(|byte| byte == b'#') {
         return Err(Status::BadRequest);
     }
     let origin = if target.starts_with('/') {
@@ -373,7 +376,8 @@ fn split_target(target: &str) -> Result<(&str, &str), Status> {
         }
         rest.find(['/', '?']).and_then(|at| rest.get(at..)).unwrap_or("/")
     };
-    let (path, query) = origin.split_at(origin.find('?').unwrap_or(origin.len()));
+    let end = origin.bytes().position(|byte| byte == b'?').unwrap_or(origin.len());
+    let (path, query) = origin.split_at_checked(end).unwrap_or((origin, ""));
     Ok((if path.is_empty() { "/" } else { path }, query))
 }
 

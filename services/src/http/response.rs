@@ -177,9 +177,7 @@ impl Head {
     /// `close` tells the client that this is the last response; `http_1_0` confirms a keep-alive to an old
     /// client.
     fn new(status: Status, close: bool, http_1_0: bool, date: Option<Fixdate>, mut text: Text) -> Self {
-        text.push_str("HTTP/1.1 ");
-        text.push_str(status.line());
-        text.push_str("\r\n");
+        text.push_all(["HTTP/1.1 ", status.line(), "\r\n"]);
         let mut head = Self { status, text };
         if let Some(date) = &date {
             head = head.field("Date", core::str::from_utf8(date).unwrap_or_default());
@@ -193,9 +191,7 @@ impl Head {
 
     /// Appends a field. `value` must not come from outside unless it is known to hold no line breaks.
     pub fn field(mut self, name: &str, value: &str) -> Self {
-        for piece in [name, ": ", value, "\r\n"] {
-            self.text.push_str(piece);
-        }
+        self.text.push_all([name, ": ", value, "\r\n"]);
         self
     }
 
