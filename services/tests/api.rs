@@ -104,6 +104,8 @@ fn metrics() {
         ("ringfence_http_connections_total", 4),
         ("ringfence_http_connections_active", 1),
         ("ringfence_http_received_bytes_total", 2 * 23 + 22 + 25),
+        ("ringfence_http_made_room_total", 0),
+        ("ringfence_http_gave_way_total", 0),
         ("ringfence_frames{owner=\"free\"}", 1000),
         ("ringfence_frames{owner=\"od\\\"d\\n\"}", 1),
         ("ringfence_heap_used_bytes", 123),

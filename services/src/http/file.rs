@@ -14,7 +14,7 @@ use super::path::{DiskPath, percent_encode};
 use super::range::{Part, select};
 use super::response::{Head, Length};
 use super::{Exchange, Failure, Files, Method, Refusal, Routes, Status, body, listing};
-use crate::fs::{Kind, Metadata};
+use crate::fs::{FsError, Kind, Metadata};
 use crate::text::{Digits, NoMemory, Text};
 
 /// Answers GET or HEAD for a path on the disk.
@@ -137,11 +137,11 @@ async fn find_coded<F: Files>(
         if coding == Coding::Identity {
             return Ok(None);
         }
-        // Whatever is wrong with that one, there may be another.
-        if let Ok(node) = files.lookup(&beside(path, coding.suffix())?).await
-            && files.metadata(&node).kind == Kind::File
-        {
-            return Ok(Some((coding, node)));
+        match files.lookup(&beside(path, coding.suffix())?).await {
+            Ok(node) if files.metadata(&node).kind == Kind::File => return Ok(Some((coding, node))),
+            Err(error @ FsError::NoMemory) => return Err(error.into()),
+            // Whatever is wrong with that one, there may be another.
+            _ => {}
         }
     }
     Err(Refusal::from(Status::NotAcceptable).with("Vary", "Accept-Encoding").into())
