@@ -143,13 +143,3 @@ fn a_browser_shows_pages_and_listings() {
         "{listing}"
     );
 }
-
-/// For programs that are run by hand: prints where it is, and stays.
-#[test]
-#[ignore = "stays until it is ended"]
-fn serves() {
-    println!("http://{}/", common::host::start(site()));
-    loop {
-        std::thread::park();
-    }
-}
