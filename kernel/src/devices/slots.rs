@@ -59,36 +59,29 @@ impl Slot {
         self.port.read_u8(SECONDARY_BUS)..=self.port.read_u8(SUBORDINATE_BUS)
     }
 
-    /// Whether the button was pressed since this was asked. Never for a port that is gone itself.
+    /// Whether the button was pressed. Never for a port that is gone itself.
     fn was_pressed(&self) -> bool {
         let now = self.port.read_u32(self.control);
-        let pressed = now & PRESSED != 0 && now != u32::MAX;
-        if pressed {
-            self.write(now & 0xffff | PRESSED);
-        }
-        pressed
+        now & PRESSED != 0 && now != u32::MAX
     }
 
-    fn turn_off(&self) {
-        self.write(self.port.read_u32(self.control) & 0xffff | OFF);
-    }
-
-    /// Writes the register of control and status. Nobody else does.
-    fn write(&self, value: u32) {
+    fn turn_off(self) {
+        let value = self.port.read_u32(self.control) & 0xffff | OFF | PRESSED;
         // SAFETY: the control of a slot is about its lamps, its power and the events that it interrupts for,
-        // which stay off. A device without power accesses no memory.
+        // which stay as they are. Nobody else writes it. A device without power accesses no memory.
         unsafe { self.access.write(self.port.address(), self.control, value) };
+        log::info!("the slot of {} can be emptied", self.port.address());
     }
 }
 
-/// Looks after the buttons of `slots`, which some of `devices` are in. To be run for good.
-pub async fn watch(slots: Vec<Slot>, devices: Rc<Devices>) {
+/// Looks after the buttons of `slots`, which some of `devices` are in, until all are turned off.
+pub async fn watch(mut slots: Vec<Slot>, devices: Rc<Devices>) {
     while !slots.is_empty() {
         Timer::after_millis(INTERVAL).await;
-        for slot in slots.iter().filter(|slot| slot.was_pressed()) {
+        while let Some(pressed) = slots.iter().position(Slot::was_pressed) {
+            let slot = slots.swap_remove(pressed);
             devices.leave(Some(slot.buses())).await;
             slot.turn_off();
-            log::info!("the slot of {} can be emptied", slot.port.address());
         }
     }
 }
