@@ -1,9 +1,12 @@
 //! A tap interface for the guest's network card, made by whoever may.
 
+use std::ffi::OsString;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::qemu::tethered;
 
 /// The argument of QEMU's `-netdev`.
 pub fn netdev(name: &str) -> String {
@@ -25,9 +28,9 @@ pub fn ensure_there(name: &str) -> Result<()> {
 
 /// Makes sure that QEMU can use it, by having it do so.
 pub fn probe(name: &str) -> Result<()> {
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-machine", "none", "-nodefaults", "-display", "none", "-monitor", "stdio", "-netdev"])
-        .arg(netdev(name))
+    let options = "-machine none -nodefaults -display none -monitor stdio -netdev";
+    let arguments = options.split(' ').map(OsString::from).chain([netdev(name).into()]).collect();
+    let mut qemu = tethered("qemu-system-x86_64", arguments)?
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

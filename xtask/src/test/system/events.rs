@@ -24,6 +24,7 @@ pub const TESTS: &[(&str, Run)] = &[
     ("events::the_disk_leaves_its_slot", served_disk),
     ("events::power_button_waits_for_answers", power_button),
     ("events::power_button_waits_ten_seconds_at_most", stalled_client),
+    ("events::power_button_has_disks_flushed", flushed),
     ("events::power_button_on_pc", |kernel| off(Machine { kind: "pc".into(), ..machine(&kernel.pvh) })),
     ("events::power_button_under_uefi", |kernel| off(machine(&kernel.uefi))),
     ("events::power_button_without_an_exit_device", no_exit_device),
@@ -166,9 +167,27 @@ fn stalled_client(kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
+/// Each disk is flushed before the machine is switched off.
+fn flushed(kernel: &Kernel) -> Result<()> {
+    let mut machine = Machine { disk: files_disk()?, port: Some(free_port()?), ..machine(&kernel.pvh) };
+    machine.add("-blockdev null-co,node-name=zeros,size=1048576 -device virtio-blk-pci,drive=zeros");
+    machine.add("-action shutdown=pause");
+    let monitor = Qmp::listen(&mut machine)?;
+    let mut guest = Guest::start(tethered("qemu-system-x86_64", without_exit_device(&machine))?)?;
+    guest.wait_until(Duration::from_secs(30), |log| log.contains("disk         ext4"))?;
+    let mut qmp = Qmp::connect(monitor)?;
+    qmp.execute("system_powerdown", json!({}))?;
+    qmp.wait_for("SHUTDOWN")?;
+    let stats = qmp.execute("query-blockstats", json!({}))?;
+    let disks = stats.as_array().context("not a list")?;
+    let flushes: Vec<_> = disks.iter().map(|disk| &disk["stats"]["flush_operations"]).collect();
+    ensure!(flushes == [1, 1], "not one flush each: {stats}");
+    Ok(())
+}
+
 /// Nobody is there: the end comes at once.
 fn off(machine: Machine) -> Result<()> {
-    let (status, log) = off_after(Machine { disk: files_disk()?, ..machine }, |_| ())?;
+    let (status, log) = off_after(Machine { disk: files_disk()?, ..machine }, Machine::arguments)?;
     ensure!(status == Some(exit::PASS), "{status:?}:\n{log}");
     Ok(())
 }
@@ -177,23 +196,27 @@ fn off(machine: Machine) -> Result<()> {
 fn no_exit_device(kernel: &Kernel) -> Result<()> {
     for kind in ["q35", "pc"] {
         let machine = Machine { kind: kind.into(), disk: files_disk()?, ..machine(&kernel.pvh) };
-        let (status, log) = off_after(machine, |arguments| {
-            let at = arguments.iter().position(|word| word.to_string_lossy().contains("isa-debug-exit"));
-            at.map(|at| arguments.drain(at - 1..=at));
-        })?;
+        let (status, log) = off_after(machine, without_exit_device)?;
         ensure!(status == Some(0) && log.contains("\noff "), "{status:?}:\n{log}");
     }
     Ok(())
 }
 
-/// Starts a machine with arguments that were changed, and presses its power button; returns the status and
-/// the log.
-fn off_after(mut machine: Machine, change: impl Fn(&mut Vec<OsString>)) -> Result<(Option<i32>, String)> {
+fn without_exit_device(machine: &Machine) -> Vec<OsString> {
+    let mut arguments = machine.arguments();
+    let device = arguments.iter().position(|word| word.to_string_lossy().contains("isa-debug-exit"));
+    device.map(|at| arguments.drain(at - 1..=at));
+    arguments
+}
+
+/// Starts a machine with these arguments, and presses its power button; returns the status and the log.
+fn off_after(
+    mut machine: Machine,
+    arguments: impl Fn(&Machine) -> Vec<OsString>,
+) -> Result<(Option<i32>, String)> {
     machine.port = Some(free_port()?);
     let monitor = Qmp::listen(&mut machine)?;
-    let mut arguments = machine.arguments();
-    change(&mut arguments);
-    let mut guest = Guest::start(tethered("qemu-system-x86_64", arguments)?)?;
+    let mut guest = Guest::start(tethered("qemu-system-x86_64", arguments(&machine))?)?;
     guest.wait_until(Duration::from_secs(30), |log| log.contains("disk         ext4"))?;
     Qmp::connect(monitor)?.execute("system_powerdown", json!({}))?;
     let status = guest.wait_exit(Duration::from_secs(3))?;
