@@ -1,5 +1,6 @@
-//! The ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says where
-//! PCI configuration space is, MADT where the local APIC is, FADT where the power button and the way off are.
+//! The ACPI tables that the kernel uses, copied out of firmware memory (ACPI 6.5, chapter 5.2): MCFG says
+//! where PCI configuration space is, MADT where the local APIC is, FADT where the power button and the way
+//! off are.
 //!
 //! By hand, because the `acpi` crate has no way to refuse an address that a bad table asks it to map.
 //! Firmware is not trusted: lengths and checksums are verified, and whatever does not fit is as if it were

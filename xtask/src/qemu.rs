@@ -99,8 +99,8 @@ impl Machine {
             line.option("-machine", &self.kind);
         }
         if self.kind == "q35" {
-            // Who takes a device out of a slot presses the slot's button, as on a real machine. By default QEMU
-            // tells an interpreter of ACPI's.
+            // Who takes a device out of a slot presses the slot's button, as on a real machine. By default
+            // QEMU tells an interpreter of ACPI's.
             line.option("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off");
         }
         // If given again, both are left out here: QEMU takes the first accelerator that works, and mixes the

@@ -1,9 +1,9 @@
-//! Slots that devices can be taken out of while the machine runs (PCI Express base specification 4.0, 6.7): of
-//! root ports, and of switches.
+//! Slots that devices can be taken out of while the machine runs (PCI Express base specification 4.0, 6.7):
+//! of root ports, and of switches.
 //!
-//! Somebody presses a slot's attention button, as QEMU's `device_del` does. What is in the slot is given up in
-//! good order, then the slot's power is turned off, and it can be taken. What is put into a slot is not looked
-//! for, and that a second press is to undo the first is not waited for.
+//! Somebody presses a slot's attention button, as QEMU's `device_del` does. What is in the slot is given up
+//! in good order, then the slot's power is turned off, and it can be taken. What is put into a slot is not
+//! looked for, and that a second press is to undo the first is not waited for.
 
 use alloc::rc::Rc;
 use alloc::vec::Vec;
