@@ -11,6 +11,8 @@ use crate::bench::report::{self, Report, Table, estimate};
 use crate::bench::targets::{self, Bound, Target};
 
 const GUESTS: [&str; 4] = [OURS, LINUX, LINUX_PLAIN, LINUX_TSC];
+/// How many of them, from the first on, count instructions.
+const COUNTING: usize = 3;
 
 /// The least throughput in units of Linux's, by workload and clients. That of a warm large file is for a card
 /// without segmentation offload; with it, it is to be 2.
@@ -102,7 +104,7 @@ fn failed(samples: &Samples) -> Table {
 
 /// Instructions, by guest.
 fn counts(samples: &Samples) -> Table {
-    let guests = &GUESTS[..3];
+    let guests = &GUESTS[..COUNTING];
     let workloads = timed().map(|(name, clients, _)| (name, clients)).chain([(IDLE, 1)]);
     let line = |(name, clients)| {
         let found = |guest: &&str| samples.estimate(&counted(guest), name, clients as u64, "instructions");
@@ -158,23 +160,24 @@ fn charts(samples: &Samples) -> Vec<(&'static str, Chart)> {
     let guests = |name: fn(&str) -> String| -> Shown {
         styled(GUESTS.iter().zip(looks).map(|(guest, (colour, mark))| (name(guest), colour, mark)))
     };
-    let (timed, counted) = (guests(str::to_owned), guests(counted));
-    let panels = |names: &[&'static str], shown: &Shown, metric: &str| {
-        let panel = |name: &&'static str| {
-            Panel::new(*name, shown, &[], |guest| samples.by_depth(guest, name, metric))
-        };
-        names.iter().map(panel).collect::<Vec<_>>()
+    let (timed, mut counted) = (guests(str::to_owned), guests(counted));
+    counted.truncate(COUNTING);
+    let throughput = |name: &&'static str| {
+        Panel::new(*name, &timed, &[], |guest| samples.by_depth(guest, name, "throughput"))
+    };
+    let instructions = |name: &&'static str| {
+        let limit = INSTRUCTIONS.iter().find(|(other, ..)| other == name);
+        let limit: Vec<_> = limit.map(|(.., most)| (*most, format!("target: {most}"))).into_iter().collect();
+        Panel::new(*name, &counted, &limit, |guest| samples.by_depth(guest, name, "instructions"))
     };
     let chart = |title, shown, panels| Chart::new(title, "clients", shown, panels);
-    let files = [LARGE, AT_ONCE].concat();
-    let requests = [KEEP_ALIVE, CLOSING, SMALL[0], SMALL[1]];
+    let (requests, files) = ([KEEP_ALIVE, CLOSING, SMALL[0], SMALL[1]], [LARGE, AT_ONCE].concat());
+    let both = requests.iter().chain(&LARGE).map(instructions).collect();
+    let title = "Guest instructions per request, and per byte of the large file";
     vec![
-        ("http-requests", chart("Requests per second", &timed, panels(&requests, &timed, "throughput"))),
-        ("http-files", chart("MiB per second", &timed, panels(&files, &timed, "throughput"))),
-        (
-            "http-instructions",
-            chart("Guest instructions per request", &counted, panels(&requests, &counted, "instructions")),
-        ),
+        ("http-requests", chart("Requests per second", &timed, requests.iter().map(throughput).collect())),
+        ("http-files", chart("MiB per second", &timed, files.iter().map(throughput).collect())),
+        ("http-instructions", chart(title, &counted, both)),
     ]
 }
 
