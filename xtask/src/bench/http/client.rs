@@ -1,7 +1,7 @@
 //! The load: threads that ask for files over HTTP. What they get is looked at when the time was taken.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -47,9 +47,8 @@ impl Task {
         self.files.iter().any(|file| file.length > 1 << 16)
     }
 
-    /// Does it, at the guest's `address`. An error if an answer is not the file.
-    pub fn run(&self, address: Ipv4Addr, content: &Content) -> Result<Outcome> {
-        let address = SocketAddr::from((address, 80));
+    /// Does it, at `address`. An error if an answer is not the file.
+    pub fn run(&self, address: SocketAddr, content: &Content) -> Result<Outcome> {
         let mut answers: Vec<Answer> = self.files.iter().map(Answer::new).collect();
         let shares = answers.chunks_mut(self.files.len().div_ceil(self.clients));
         let start = Barrier::new(shares.len() + 1);
@@ -180,7 +179,52 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
+    use super::super::files::Size;
     use super::*;
+
+    /// A server that answers so often with `body`, and then is gone.
+    fn serve(body: Vec<u8>, mut answers: usize) -> SocketAddr {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let mut request = [0; 1024];
+            while answers > 0 {
+                let (mut stream, _) = listener.accept().unwrap();
+                while answers > 0 && stream.read(&mut request).unwrap() > 0 {
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                    stream.write_all(&[head.as_bytes(), &body].concat()).unwrap();
+                    answers -= 1;
+                    if request.windows(5).any(|word| word == b"close") {
+                        break;
+                    }
+                }
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn answers_and_failures_are_counted() {
+        let content = Content::new();
+        let file = Size::byte();
+        let body = content.pieces(&file).collect::<Vec<_>>().concat();
+        let task = |keep_alive, limit, body: &[u8], answers| {
+            let files = vec![file.clone(); 6];
+            let clients = if keep_alive { 1 } else { 2 };
+            Task { name: "test", clients, keep_alive, files, limit }
+                .run(serve(body.to_vec(), answers), &content)
+        };
+        for keep_alive in [true, false] {
+            let outcome = task(keep_alive, None, &body, 4).unwrap();
+            assert_eq!((outcome.answered, outcome.bytes, outcome.failed), (4, 4, 2), "{keep_alive}");
+            assert!(task(keep_alive, None, &[body[0] ^ 1], 6).is_err());
+            assert!(task(keep_alive, None, &[], 6).is_err());
+            let outcome = task(keep_alive, Some(Duration::ZERO), &body, 6).unwrap();
+            assert_eq!((outcome.answered, outcome.failed), (0, 0));
+        }
+    }
 
     #[test]
     fn answers_are_read_to_their_end() {

@@ -104,7 +104,7 @@ impl Content {
     }
 
     /// The bytes of `file` in pieces.
-    fn pieces(&self, file: &File) -> impl Iterator<Item = &[u8]> {
+    pub fn pieces(&self, file: &File) -> impl Iterator<Item = &[u8]> {
         let (mut at, mut left) = (file.number * 65_537 % PERIOD, file.length);
         std::iter::from_fn(move || {
             let piece = &self.0[at..PERIOD.min(at + left)];

@@ -41,7 +41,7 @@ impl Server {
 
     /// Does `task`.
     pub fn run(&self, task: &Task) -> Result<Outcome> {
-        task.run(network::GUEST, &self.content)
+        task.run((network::GUEST, 80).into(), &self.content)
     }
 
     /// What it says about itself.
