@@ -1,5 +1,6 @@
 //! Names in folders: by the hash tree where there is one, or by looking through all blocks.
 
+use super::casefold::is_same;
 use super::checks::FOLDER;
 use super::dir::{Entries, inline_parts};
 use super::inode::{Content, Kind, Node};
@@ -44,7 +45,7 @@ impl<B: BlockSource> FileSystem<B> {
         }
         if let Content::Inline(data) = &folder.content {
             for part in inline_parts(data) {
-                if let Some(inode) = search(part, name)? {
+                if let Some(inode) = search(folder, part, name)? {
                     return Ok(inode);
                 }
             }
@@ -84,14 +85,15 @@ impl<B: BlockSource> FileSystem<B> {
         budget: &Budget,
     ) -> Result<Option<u32>, FsError> {
         budget.take(self.geometry.block_size)?;
-        self.view_folder(folder, number, FOLDER, |bytes| search(bytes, name)).await?
+        self.view_folder(folder, number, FOLDER, |bytes| search(folder, bytes, name)).await?
     }
 }
 
-fn search(bytes: &[u8], name: &[u8]) -> Result<Option<u32>, FsError> {
+fn search(folder: &Node, bytes: &[u8], name: &[u8]) -> Result<Option<u32>, FsError> {
     let mut entries = Entries(bytes);
     while let Some((head, found)) = entries.next()? {
-        if found == name && head.inode.get() != 0 {
+        let matches = if folder.ignores_case { is_same(found, name) } else { found == name };
+        if matches && head.inode.get() != 0 {
             return Ok(Some(head.inode.get()));
         }
     }

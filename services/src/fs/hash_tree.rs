@@ -3,7 +3,7 @@
 use super::checks::HASH_TREE;
 use super::find::Budget;
 use super::inode::Node;
-use super::{FileSystem, FsError, corrupt};
+use super::{FileSystem, FsError, NAME_MAX, corrupt};
 use crate::block::BlockSource;
 use zerocopy::little_endian::U32;
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
@@ -57,7 +57,9 @@ impl<B: BlockSource> FileSystem<B> {
         if levels > if self.geometry.has_large_dir { LEVELS } else { 2 } {
             return None;
         }
-        let hash = self.geometry.hasher.hash(kind, name)?;
+        let mut small = [0; NAME_MAX];
+        let hashed = if folder.ignores_case { in_small_letters(name, &mut small)? } else { name };
+        let hash = self.geometry.hasher.hash(kind, hashed)?;
         let mut way = Way { hash, places: Default::default(), levels };
         let mut leaf = self.descend(folder, &mut way, 0, 0, Some(hash), budget).await.ok()?;
         loop {
@@ -126,6 +128,15 @@ impl<B: BlockSource> FileSystem<B> {
         let look = |bytes: &[u8]| entries_of(bytes, block == 0, with_sum).map(look);
         self.view_folder(folder, block, HASH_TREE, look).await?
     }
+}
+
+/// The name that stands for a name in a hash if case is ignored. Beyond ASCII that needs the decomposition of
+/// letters, which is not known here.
+fn in_small_letters<'a>(name: &[u8], small: &'a mut [u8; NAME_MAX]) -> Option<&'a [u8]> {
+    let small = small.get_mut(..name.len()).filter(|_| name.is_ascii())?;
+    small.copy_from_slice(name);
+    small.make_ascii_lowercase();
+    Some(small)
 }
 
 /// The kind of hash and the number of levels, from the root.

@@ -18,6 +18,7 @@ const FLAG_INDEX: u32 = 0x1000;
 const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_EA_INODE: u32 = 0x20_0000;
 const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+const FLAG_CASEFOLD: u32 = 0x4000_0000;
 
 /// What kind of thing an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub struct Node {
     pub(super) content: Content,
     /// The directory has a hash tree.
     pub(super) is_indexed: bool,
+    /// Names in the directory are the same whatever their case.
+    pub(super) ignores_case: bool,
     generation: [u8; 4],
     pub(super) cursor: Cursor,
     /// What may be read of a folder without finding anything.
@@ -152,6 +155,7 @@ impl Node {
             metadata: Metadata { inode: number, kind, size, mtime },
             content,
             is_indexed: flags & FLAG_INDEX != 0 && geometry.has_dir_index,
+            ignores_case: flags & FLAG_CASEFOLD != 0,
             generation: inode.generation.get().to_le_bytes(),
             cursor: Cursor::default(),
             budget: Budget::default(),

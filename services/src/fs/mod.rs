@@ -11,6 +11,7 @@
 //! [`open_first`] looks for a file system on disks and in their partitions.
 
 mod cache;
+mod casefold;
 mod checks;
 mod choice;
 mod dir;

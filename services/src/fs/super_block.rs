@@ -28,6 +28,7 @@ mod incompat {
     pub const LARGEDIR: u32 = 0x4000;
     pub const INLINE_DATA: u32 = 0x8000;
     pub const ENCRYPT: u32 = 0x1_0000;
+    pub const CASEFOLD: u32 = 0x2_0000;
 
     /// What this reader knows. Encrypted inodes are refused one by one.
     pub const KNOWN: u32 = FILETYPE
@@ -41,14 +42,14 @@ mod incompat {
         | CSUM_SEED
         | LARGEDIR
         | INLINE_DATA
-        | ENCRYPT;
+        | ENCRYPT
+        | CASEFOLD;
 
     /// Why the others are refused.
-    pub const REFUSED: [(u32, &str); 4] = [
+    pub const REFUSED: [(u32, &str); 3] = [
         (0x1, "compression"),
         (0x8, "this is an external journal"),
         (0x1000, "data in directory entries"),
-        (0x2_0000, "case-insensitive directories"),
     ];
 }
 

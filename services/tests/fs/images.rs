@@ -328,3 +328,47 @@ fn places_of_metadata(image: &[u8]) -> Vec<(&'static str, usize, &'static str)> 
         ("checksum of a folder", entries[0] + 1023, FOLDER),
     ]
 }
+
+/// In a folder with `chattr +F` a name is found in any case, also through its hash tree, and also beyond ASCII.
+#[test]
+fn folders_that_ignore_case() {
+    let folder = TempDir::new().unwrap();
+    for number in 0..600 {
+        write(
+            folder.path(),
+            format!("dir/A Name With Capitals {number:0>40}"),
+            number.to_string().as_bytes(),
+        );
+    }
+    for name in ["dir/GRÖSSE", "dir/Kelvin \u{212a}", "exact/File"] {
+        write(folder.path(), name, name.as_bytes());
+    }
+    let options = ["-b", "1024", "-N", "1000", "-O", "casefold", "-E", "encoding=utf8"];
+    let image = make_image(folder.path(), &options, 4096);
+    // With extents, and ignoring case.
+    let image = change_image(&image, &["set_inode_field dir flags 0x40080000"]);
+    let with_tree = with_hash_trees(&image);
+    assert!(crate::support::debugfs(&with_tree, "htree_dump dir").contains("Root node dump"));
+    for (image, with_tree) in [(image, false), (with_tree, true)] {
+        let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+        let found = |path: &str| {
+            let node = block_on(fs.lookup(path.as_bytes()))?;
+            read_all(&fs, &node, 4096)
+        };
+        let pages = || fs.cache_stats().hits + fs.cache_stats().misses;
+        for number in 0..600 {
+            let (before, content) = (pages(), number.to_string());
+            for name in ["A Name With Capitals", "a name WITH capitals"] {
+                assert_eq!(found(&format!("dir/{name} {number:0>40}")), Ok(content.clone().into()));
+            }
+            assert!(!with_tree || pages() - before < 40, "the tree is not used");
+        }
+        assert_eq!(found("dir/größe"), Ok("dir/GRÖSSE".into()));
+        assert_eq!(found("dir/KELVIN k"), Ok("dir/Kelvin \u{212a}".into()));
+        assert_eq!(found("dir/groesse"), Err(FsError::NotFound));
+        assert_eq!(found("exact/File"), Ok("exact/File".into()));
+        for path in ["exact/file", "DIR/GRÖSSE", "dir/a name"] {
+            assert_eq!(found(path), Err(FsError::NotFound), "{path}");
+        }
+    }
+}

@@ -1,5 +1,5 @@
-//! Whole trees written by a mounted Linux on file systems of all kinds, compared byte for byte with what it reads
-//! back: parts of this machine's `/usr`, and what random work leaves behind.
+//! Whole trees written by a mounted Linux on file systems of all kinds, compared byte for byte with what it
+//! reads back: parts of this machine's `/usr`, and what random work leaves behind.
 
 use crate::disks::MemDisk;
 use crate::mounted::Mount;
@@ -139,6 +139,11 @@ fn check(dir: &Path, kind: &str, seed: u64) -> Result<(), String> {
     File::create(&image).unwrap().set_len(size).unwrap();
     run(e2fsprogs("mkfs.ext4").args(["-q", "-F", "-N", "3000"]).args(kind.split(' ')).arg(&image));
     let mount = Mount::new(&image, dir.join("mounted"), "rw")?;
+    if kind.contains("casefold") {
+        let folder = mount.point.join("folder 0");
+        fs::create_dir(&folder).unwrap();
+        run(Command::new("chattr").arg("+F").arg(folder));
+    }
     let mut left = 150;
     for part in ["/usr/include", "/usr/lib/python3", "/usr/share/perl5", "/usr/bin", "/usr/share"] {
         copy_some(Path::new(part), &mount.point.join(part.replace('/', " ").trim()), &mut left);
@@ -179,4 +184,18 @@ fn trees_written_by_a_mounted_linux() {
     }
     println!("{checked} of {} kinds", KINDS.len());
     assert!(checked >= 36);
+}
+
+/// The same with a folder that ignores case, for which a Linux needs Unicode.
+#[test]
+fn trees_that_ignore_case() {
+    let dir = TempDir::new().unwrap();
+    for (seed, kind) in [
+        (100, "-b 1024 -O casefold -E encoding=utf8"),
+        (101, "-b 4096 -O casefold,^metadata_csum -E encoding=utf8"),
+    ] {
+        if let Err(why) = check(dir.path(), kind, seed) {
+            return crate::skip::skip("trees::trees_that_ignore_case", &format!("no mount: {why}"));
+        }
+    }
 }
