@@ -3,8 +3,8 @@
 //! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits.
 //! Nothing on the disk is trusted: numbers are checked before use, metadata checksums are verified where the
 //! file system has them, every walk is bounded by what the format can hold and lets other tasks run, and no
-//! allocation is larger than a block (or a path). The contents of files are never held whole: they pass
-//! through the [`PageCache`], which is bounded and reads ahead.
+//! allocation is larger than a block, a path, or 40 bytes for each group of blocks. The contents of files are
+//! never held whole: they pass through the [`PageCache`], which is bounded and reads ahead.
 //!
 //! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A
 //! journal that needs recovery is replayed in memory; the disk is never written to.
