@@ -372,3 +372,23 @@ fn folders_that_ignore_case() {
         }
     }
 }
+
+/// The disk is served, and so is every file that is not encrypted.
+#[test]
+fn encrypted_files_are_refused_one_by_one() {
+    let folder = TempDir::new().unwrap();
+    for name in ["dir/secret", "dir/plain", "hidden/file"] {
+        write(folder.path(), name, name.as_bytes());
+    }
+    let image = make_image(folder.path(), &["-b", "1024", "-O", "encrypt"], 2048);
+    let image = change_image(
+        &image,
+        &["set_inode_field dir/secret flags 0x80800", "set_inode_field hidden flags 0x80800"],
+    );
+    let fs = block_on(FileSystem::open(MemDisk::new(image), CACHE)).unwrap();
+    let found = |path: &str| read_all(&fs, &block_on(fs.lookup(path.as_bytes()))?, 4096);
+    assert_eq!(found("dir/plain"), Ok("dir/plain".into()));
+    for path in ["dir/secret", "hidden/file"] {
+        assert_eq!(found(path), Err(FsError::Unsupported("an encrypted file")), "{path}");
+    }
+}
