@@ -70,30 +70,27 @@ pub(super) struct Entries<'a>(pub &'a [u8]);
 
 impl<'a> Entries<'a> {
     /// The next one. There are none behind an error.
+    #[inline]
     pub(super) fn next(&mut self) -> Result<Option<(&'a DirEntryHead, &'a [u8])>, FsError> {
         const WRONG: FsError = corrupt("a directory entry has a wrong length");
         let bytes = core::mem::take(&mut self.0);
         if bytes.is_empty() {
             return Ok(None);
         }
-        let (head, names) = DirEntryHead::ref_from_prefix(bytes).map_err(|_| WRONG)?;
-        let name_len = usize::from(head.name_len);
-        let name = names.get(..name_len).ok_or(WRONG)?;
+        let (head, _) = DirEntryHead::ref_from_prefix(bytes).map_err(|_| WRONG)?;
+        let name_end = ENTRY_HEAD.saturating_add(head.name_len.into());
         let len = record_len(head, bytes.len());
-        if !len.is_multiple_of(4) || len < ENTRY_HEAD.saturating_add(name_len) {
-            return Err(WRONG);
-        }
-        self.0 = bytes.get(len..).ok_or(WRONG)?;
+        let (entry, rest) = bytes.split_at_checked(len).filter(|_| len.is_multiple_of(4)).ok_or(WRONG)?;
+        let name = entry.get(ENTRY_HEAD..name_end).ok_or(WRONG)?;
+        self.0 = rest;
         Ok(Some((head, name)))
     }
 }
 
 /// 64 KiB do not fit the field: they are written as 65535 or 0.
 fn record_len(head: &DirEntryHead, bytes_left: usize) -> usize {
-    match head.rec_len.get() {
-        0 | 0xffff if bytes_left == 0x1_0000 => 0x1_0000,
-        len => len.into(),
-    }
+    let len = head.rec_len.get();
+    if bytes_left == 0x1_0000 && matches!(len, 0 | 0xffff) { bytes_left } else { len.into() }
 }
 
 impl<B: BlockSource> FileSystem<B> {

@@ -35,7 +35,6 @@ impl<B: BlockSource> FileSystem<B> {
         }
         self.check_extents(root)?;
         let mut step = search(root, depth, logical, &ALL)?;
-        let seed = node.checksum_seed(&self.geometry);
         // `depth` falls with each level, so that no cycle can be followed.
         loop {
             let (block, covers) = match step {
@@ -46,7 +45,7 @@ impl<B: BlockSource> FileSystem<B> {
             self.check_data(block, 1)?;
             let piece = Piece::block(&self.geometry, block, MAP | u64::from(node.metadata().inode));
             let check = |bytes: &[u8]| {
-                seed.map_or(Ok(()), |seed| check_sum(seed, bytes))?;
+                node.checksum_seed(&self.geometry).map_or(Ok(()), |seed| check_sum(seed, bytes))?;
                 self.check_extents(bytes)
             };
             let look = |bytes: &[u8]| {
