@@ -70,18 +70,19 @@ fn image(
     Image(File::open(&path).unwrap(), size)
 }
 
-const BLOCK: u64 = 64 << 10;
+const LARGE: u64 = 64 << 10;
 
-/// A folder of 64 KiB blocks that claims `size` bytes, up to 8 GiB. All blocks but the last are of zeros,
-/// which are good empty blocks, and lie in the same place on the disk. Up to 5.5 GiB the extents fit the
-/// inode. The last one has the folder itself as `sub`.
-fn endless(size: u64) -> Image {
-    let options = ["-b", "65536", "-N", "64", "-O", "^metadata_csum,^has_journal,large_dir"];
-    let blocks = (size / BLOCK) as u32;
+/// A folder of blocks of `block` bytes that claims `size` bytes, with up to 84,000 blocks. All but the last
+/// are of zeros, which of 64 KiB are good empty blocks, and lie in the same place on the disk. The last one
+/// has the folder itself as `sub`.
+fn endless(size: u64, block: u64) -> Image {
+    let in_bytes = block.to_string();
+    let options = ["-b", &in_bytes, "-N", "64", "-O", "^metadata_csum,^has_journal,large_dir"];
+    let blocks = (size / block) as u32;
     let commands = |first| {
-        let starts = (0..blocks - 1).step_by(30_000);
+        let starts = (0..blocks - 1).step_by(28_000);
         let mut extents: Vec<[u32; 3]> =
-            starts.map(|start| [start, (blocks - 1 - start).min(30_000), 4096]).collect();
+            starts.map(|start| [start, (blocks - 1 - start).min(28_000), 4096]).collect();
         extents.push([blocks - 1, 1, first]);
         let mut words = vec![0xf30a | (extents.len() as u32) << 16, 4, 0];
         words.extend(extents.into_iter().flatten());
@@ -163,11 +164,17 @@ fn list(image: Image, limit: u64) -> (bool, u64, u64) {
 #[test]
 fn listing_empty_space_leaves_others_their_turn() {
     for (size, most) in [(4 << 30, 16), (6 << 30, 64)] {
-        let (done, seen, largest) = list(endless(size), u64::MAX);
+        let (done, seen, largest) = list(endless(size, LARGE), u64::MAX);
         assert!(!done && (1000..1100).contains(&seen), "{seen} blocks were seen");
         assert!(largest <= most, "{largest} blocks of 64 KiB in one turn");
     }
-    let (done, seen, largest) = list(endless(1 << 26), u64::MAX);
+    // Smaller blocks of zeros are damaged.
+    let (done, seen, largest) = list(endless(320 << 20, 4096), u64::MAX);
+    assert!(
+        !done && (16_000..17_000).contains(&seen) && largest <= 64,
+        "{seen} blocks, {largest} in one turn"
+    );
+    let (done, seen, largest) = list(endless(1 << 26, LARGE), u64::MAX);
     assert!(done && seen > 1 << 10 && largest <= 16, "{seen} blocks, {largest} in one turn");
 }
 
@@ -185,7 +192,7 @@ fn listing_empty_blocks_leaves_others_their_turn() {
 /// Looking a name up, and walking a long path.
 #[test]
 fn lookups_leave_others_their_turn() {
-    let fs = block_on(FileSystem::open(endless(1 << 25), 1 << 20)).unwrap();
+    let fs = block_on(FileSystem::open(endless(1 << 25, LARGE), 1 << 20)).unwrap();
     let (result, polls, _) = steps(fs.lookup(b"/dir/nothing"), u64::MAX, || 0);
     assert!(matches!(result, Some(Err(FsError::NotFound))));
     assert!(polls >= (1 << 25) / (16 << 16), "512 blocks in {polls} turns");
@@ -216,7 +223,7 @@ fn a_look_up_comes_to_an_end() {
         (1 << 22, 14, Ok(())),
         (1 << 22, 16, Err(FsError::TooMuch)),
     ] {
-        let fs = block_on(FileSystem::open(endless(size), 1 << 20)).unwrap();
+        let fs = block_on(FileSystem::open(endless(size, LARGE), 1 << 20)).unwrap();
         let pages = || fs.cache_stats().hits + fs.cache_stats().misses;
         let before = pages();
         let path = format!("dir/{}", "sub/".repeat(steps));
@@ -230,7 +237,7 @@ fn a_look_up_comes_to_an_end() {
 /// A client is told what keeps it from its file.
 #[test]
 fn too_much_is_said_to_be_so() {
-    let files = block_on(FileSystem::open(endless(1 << 30), 1 << 20)).unwrap();
+    let files = block_on(FileSystem::open(endless(1 << 30, LARGE), 1 << 20)).unwrap();
     let server = Server::new(common::mounted(files), Api(Machine::default()), quick_limits());
     let mut client = Client::new(b"GET /dir/sub/ HTTP/1.0\r\n\r\n", Then::Finish);
     block_on(server.serve(&mut client, || false));

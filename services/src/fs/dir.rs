@@ -123,8 +123,8 @@ impl<B: BlockSource> FileSystem<B> {
         let end = start.saturating_add(bytes.len() as u64);
         let block = DirBlock { bytes, skipped, end, has_file_type: self.geometry.has_file_type };
         match block.entries().next() {
-            Some(_) => node.budget.refill(),
-            None => node.budget.take(self.geometry.block_size)?,
+            Some(Ok(_)) => node.budget.refill(),
+            Some(Err(_)) | None => node.budget.take(self.geometry.block_size)?,
         }
         *cursor = end;
         Ok(Some(block))
