@@ -197,6 +197,10 @@ fn log_choice(choice: &Choice<&'static Disk>, disk: &Disk) {
         choice.files.block_size(),
         disk.address()
     );
+    match choice.files.blocks_in_journal() {
+        0 => {}
+        count => log::info!("             not unmounted; blocks read from its journal: {count}"),
+    }
 }
 
 /// Reads a first block and says what that took. With QEMU's `-icount shift=0` the cycles are instructions.
