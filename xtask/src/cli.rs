@@ -74,10 +74,13 @@ pub struct MinikernelOptions {
 /// Options of `run`.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// Disk to serve: a raw or qcow2 image of an ext4 file system, opened read-only; by default one made from
-    /// the folder site/
+    /// Disk to serve: a raw or qcow2 image of an ext4 file system, or of a disk with partitions, opened
+    /// read-only; by default one made from the folder site/
     #[arg(long, value_name = "IMAGE|none")]
     pub disk: Option<PathBuf>,
+    /// Partition to serve, by its number; by default the first file system that can be
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..))]
+    pub partition: Option<u32>,
     /// Port on 127.0.0.1 that leads to the guest's HTTP server
     #[arg(long, value_name = "N", default_value = "8080", value_parser = value_parser!(u16).range(1..))]
     pub port: u16,
@@ -175,7 +178,7 @@ mod tests {
             assert_eq!((options.machine.as_str(), options.accel.as_str()), ("q35", "tcg"));
             assert!(!options.uefi && !options.gdb && !options.headless);
             assert!(options.log.is_none() && options.qemu_arguments.is_empty());
-            assert!(options.tap.is_none() && options.address.is_none());
+            assert!(options.tap.is_none() && options.partition.is_none() && options.address.is_none());
         }
         assert!(matches!(parsed("test").unwrap(), Command::Test { filter, gdb: false } if filter.is_empty()));
         assert!(matches!(parsed("bench").unwrap(), Command::Bench { name: None, .. }));
@@ -183,11 +186,11 @@ mod tests {
 
     #[test]
     fn every_option() {
-        let options = "--disk a.img --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi \
+        let options = "--disk a.img --partition 5 --port=81 --memory 64 --queues 4 --machine pc --accel kvm --uefi \
                        --log warn,a=debug --gdb --headless";
         for command in ["", "run "] {
             let options = run(&format!("{command}{options} -- -cpu qemu64 --help"));
-            assert_eq!(options.disk, Some("a.img".into()));
+            assert_eq!((options.disk, options.partition), (Some("a.img".into()), Some(5)));
             assert_eq!((options.port, options.memory, options.queues), (81, 64, 4));
             assert_eq!((options.machine.as_str(), options.accel.as_str()), ("pc", "kvm"));
             assert_eq!(options.log.as_deref(), Some("warn,a=debug"));
@@ -280,6 +283,7 @@ mod tests {
             ("--port 0", "--port"),
             ("--port 65536", "65536"),
             ("--port -1", "-1"),
+            ("--partition 0", "--partition"),
             ("--memory x", "--memory"),
             ("--memory 0", "--memory"),
             ("--queues 0", "--queues"),

@@ -47,6 +47,9 @@ pub fn run(options: &RunOptions, elf: Option<PathBuf>) -> Result<u8> {
         options: options.log.iter().map(|filter| ("log".into(), filter.clone())).collect(),
         extra: Vec::new(),
     };
+    if let Some(number) = options.partition {
+        machine.options.push(("partition".into(), number.to_string()));
+    }
     if options.queues > 1 {
         machine.options.push(("queues".into(), options.queues.to_string()));
         machine.add(&format!("-global {}.num-queues={}", machine.device("blk"), options.queues));

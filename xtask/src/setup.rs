@@ -44,10 +44,11 @@ pub enum Need {
 }
 
 /// A program, the Debian package that has it, what it is for, and the first command that needs it.
-const PROGRAMS: [(&str, &str, &str, Need); 10] = [
+const PROGRAMS: [(&str, &str, &str, Need); 11] = [
     ("qemu-system-x86_64", "qemu-system-x86", "runs the kernel", Need::Run),
     ("mkfs.ext4", "e2fsprogs", "makes ext4 disk images", Need::Run),
     ("qemu-img", "qemu-utils", "makes qcow2 disk images", Need::Test),
+    ("sfdisk", "fdisk", "partitions disk images", Need::Test),
     ("curl", "curl", "plays the HTTP client in tests", Need::Test),
     ("wget", "wget", "mirrors a folder in a test", Need::Test),
     ("aria2c", "aria2", "takes a file in parts in a test", Need::Test),

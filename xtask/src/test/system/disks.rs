@@ -1,17 +1,19 @@
 //! Disks that are missing, many, broken or slow.
 
-use std::fs::{copy, read, write};
+use std::fs::{File, copy, read, write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use super::served::{self, files, files_disk};
 use super::{Kernel, Run, Server, machine};
-use crate::image::Image;
+use crate::image::{Image, make_ext4};
 use crate::qemu::Machine;
 use crate::test::client::{compare, start_download};
-use crate::work_folder;
+use crate::{setup, work_folder};
 
 /// The tests here.
 pub const TESTS: &[(&str, Run)] = &[
@@ -21,6 +23,9 @@ pub const TESTS: &[(&str, Run)] = &[
     ("disks::20_with_flipped_bits", flipped_bits),
     ("disks::sixteen", sixteen),
     ("disks::read_errors", read_errors),
+    ("disks::partitions", partitions),
+    ("disks::second_of_two", second_of_two),
+    ("disks::not_unmounted", not_unmounted),
 ];
 
 /// Where there is no file system, files are an error and the rest works.
@@ -138,6 +143,99 @@ fn read_errors(kernel: &Kernel) -> Result<()> {
     let is_explained = server.log().contains("the disk reported an error");
     ensure!(is_explained == (failed > 0), "{failed} files failed, and the log says: {}", server.log());
     server.get("/metrics", &[])?.expect(200)?;
+    server.finish()
+}
+
+/// Where the partitions of [`partitioned`] are, in MiB: one of XFS, one with the files, a small one.
+const PARTITIONS: [(u64, u64); 3] = [(1, 1), (2, 64), (66, 16)];
+
+/// A disk with a GPT.
+fn partitioned(name: &str) -> Result<PathBuf> {
+    let image = scratch(name)?;
+    let folder = work_folder("staging")?.join(name);
+    std::fs::create_dir_all(&folder)?;
+    write(folder.join("third.txt"), "the third")?;
+    let small = scratch(&format!("{name}-third"))?;
+    make_ext4(&folder, &small, 16)?;
+    let mut disk = File::create(&image)?;
+    disk.set_len(84 << 20)?;
+    let lines = PARTITIONS.map(|(start, size)| format!("start={start}MiB, size={size}MiB"));
+    let mut sfdisk = Command::new(setup::program("sfdisk").context("sfdisk is missing")?)
+        .args(["-q", "--no-reread", "--no-tell-kernel"])
+        .arg(&image)
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("cannot start sfdisk")?;
+    let script = format!("label: gpt\n{}\n", lines.join("\n"));
+    sfdisk.stdin.take().context("no pipe")?.write_all(script.as_bytes())?;
+    ensure!(sfdisk.wait()?.success(), "sfdisk failed");
+    for ((start, _), bytes) in PARTITIONS.into_iter().zip([b"XFSB".to_vec(), read(files()?)?, read(small)?]) {
+        disk.seek(SeekFrom::Start(start << 20))?;
+        disk.write_all(&bytes)?;
+    }
+    Ok(image)
+}
+
+/// The first partition that can be served is, or the one that is asked for; and each other has its line.
+fn partitions(kernel: &Kernel) -> Result<()> {
+    let disk = Image::open(&partitioned("partitions")?)?;
+    let mut server = Server::with_disk(kernel, Some(disk.clone()))?;
+    let log = server.wait_for_log("on partition 2 of")?;
+    for line in ["partition 1 of", "an XFS file system", "partition 3 of"] {
+        ensure!(log.contains(line), "no {line} in {log}");
+    }
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    server.finish()?;
+
+    let options = |number: &str| vec![("partition".into(), number.into())];
+    let machine =
+        |number| Machine { disk: Some(disk.clone()), options: options(number), ..machine(&kernel.pvh) };
+    let server = Server::start(machine("3"))?;
+    ensure!(server.get("/third.txt", &[])?.expect(200)?.text() == "the third");
+    server.finish()?;
+
+    let server = Server::start(machine("7"))?;
+    let reply = server.get("/", &[])?.expect(503)?.text();
+    ensure!(reply.contains("No disk has a partition 7"), "{reply}");
+    serves_only_itself(server)
+}
+
+/// A first disk that cannot be used does not hide the second; a third is not served, and named.
+fn second_of_two(kernel: &Kernel) -> Result<()> {
+    let first = scratch("first-is-xfs")?;
+    write(&first, [b"XFSB".to_vec(), vec![0; 1 << 20]].concat())?;
+    let mut machine = Machine { disk: Some(Image::open(&first)?), ..machine(&kernel.pvh) };
+    for name in ["second", "third"] {
+        machine.extra.extend(["-blockdev".into(), Image::open(&files()?)?.node(name).to_string().into()]);
+        machine.add(&format!("-device virtio-blk-pci,drive={name}"));
+    }
+    let mut server = Server::start(machine)?;
+    let log = server.wait_for_log("disk         ext4")?;
+    ensure!(log.contains("an XFS file system") && log.contains("comes first"), "{log}");
+    compare(start_download(&server.url("/1m.bin"), 60)?, 6, 1 << 20)?;
+    server.finish()
+}
+
+/// A journal that `debugfs` has written, as if the machine had lost its power: its copy of a file's block is
+/// served.
+fn not_unmounted(kernel: &Kernel) -> Result<()> {
+    let image = scratch("not-unmounted")?;
+    copy(files()?, &image)?;
+    let debugfs = setup::program("debugfs").context("debugfs is missing")?;
+    let run = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new(&debugfs).args(arguments).arg(&image).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let block = run(&["-R", "blocks /notes.txt"])?.trim().to_owned();
+    let (text, commands) = (scratch("journal-text")?, scratch("journal-commands")?);
+    write(&text, b"from the journal".iter().copied().chain([0; 4080]).collect::<Vec<u8>>())?;
+    write(&commands, format!("jo -c\njw -b {block} {}\njc\n", text.display()))?;
+    run(&["-w", "-f", commands.to_str().context("not UTF-8")?])?;
+    let mut server = Server::with_disk(kernel, Some(Image::open(&image)?))?;
+    server.wait_for_log("its journal")?;
+    // The file is as long as it was.
+    ensure!(server.get("/notes.txt", &[])?.expect(200)?.text() == "from the j");
     server.finish()
 }
 
