@@ -46,11 +46,8 @@ mod incompat {
         | CASEFOLD;
 
     /// Why the others are refused.
-    pub const REFUSED: [(u32, &str); 3] = [
-        (0x1, "compression"),
-        (0x8, "this is an external journal"),
-        (0x1000, "data in directory entries"),
-    ];
+    pub const REFUSED: [(u32, &str); 3] =
+        [(0x1, "compression"), (0x8, "this is an external journal"), (0x1000, "data in directory entries")];
 }
 
 mod ro_compat {

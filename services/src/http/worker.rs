@@ -23,7 +23,9 @@ pub async fn worker<N: Nic, F: Files, R: Routes>(stack: &Stack<N>, server: &Serv
             continue;
         }
         let _open = server.open.enter();
-        let end = server.serve(&mut socket, || stack.crowded() || server.is_stopping()).await;
+        let peer = socket.peer();
+        let crowded = || stack.crowded() || server.is_stopping();
+        let end = server.serve_peer(&mut socket, peer, crowded).await;
         match (end, server.is_stopping()) {
             (End::Close, false) => {}
             (End::Close, true) | (End::Drain, false) => drain(&mut socket, DRAIN_TIME).await,

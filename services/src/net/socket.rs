@@ -1,6 +1,7 @@
 //! One TCP connection as `embedded_io_async` streams.
 
 use core::future::poll_fn;
+use core::net::IpAddr;
 use core::task::{Context, Poll};
 
 use embedded_io_async::{Error, ErrorKind, ErrorType, Read, Write};
@@ -48,6 +49,11 @@ impl<'a, N: Nic> TcpSocket<'a, N> {
             result
         })
         .await
+    }
+
+    /// The address of the peer.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.stack.inner.borrow_mut().tcp.peer(self.id)
     }
 
     /// Ends our half: FIN after what was written. Reading goes on.

@@ -18,6 +18,7 @@ mod time_wait;
 use alloc::collections::{BinaryHeap, VecDeque};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
+use core::net::IpAddr;
 use core::task::{Context, Poll};
 
 use hashbrown::HashMap;
@@ -412,6 +413,11 @@ impl Tcp {
         }
         self.accepting.add(cx.waker());
         Poll::Pending
+    }
+
+    /// The peer's address.
+    pub(super) fn peer(&mut self, id: u32) -> Option<IpAddr> {
+        self.get(id).map(|connection| connection.flow.remote)
     }
 
     /// Waits for a connection that no task waits for.
