@@ -26,7 +26,7 @@ use crate::devices::disk::Disk;
 use crate::devices::nic::Nic;
 use crate::devices::rng::Entropy;
 use crate::devices::slots;
-use crate::devices::status::{Files, Status};
+use crate::devices::status::{Files, Networks, Status};
 use crate::static_address::StaticAddress;
 use crate::{executor, fw_cfg, memory, power, time};
 
@@ -45,8 +45,8 @@ pub fn run(boot: Boot) -> ! {
     let devices = Rc::new(devices);
 
     let ram = memory::space().frames().total() as u64 * PAGE_SIZE as u64;
-    let files = Rc::new(Files::new());
-    let status = Status::new(devices.clone(), files.clone());
+    let (files, networks) = (Rc::new(Files::new()), Rc::new(Networks::default()));
+    let status = Status::new(devices.clone(), files.clone(), networks.clone());
     let server = Server::new(files.clone(), Api(status), Limits::default()).with_clock(time::wall);
     let server: &'static HttpServer = Box::leak(Box::new(server));
     // What is spawned last runs first: disk and network have something to do before the rest is ready for it.
@@ -64,6 +64,7 @@ pub fn run(boot: Boot) -> ! {
             let NetOptions { addressing, url } = core::mem::take(&mut options);
             let config = Config { addressing, seed: seed(started.entropy.as_deref()), tcp };
             let stack: &'static Stack<Nic> = Box::leak(Box::new(Stack::new(nic, config)));
+            networks.borrow_mut().push(stack);
             executor::spawn(&spawner, start_workers(spawner, stack, server, tcp.connections));
             executor::spawn(&spawner, announce(stack, addressing, url));
             executor::spawn(&spawner, async { stack.run().await });

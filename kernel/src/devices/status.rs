@@ -3,14 +3,17 @@
 use alloc::rc::Rc;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::cell::RefCell;
 
 use ringfence_services::api::{DeviceInfo, Heap, System};
 use ringfence_services::block::Part;
 use ringfence_services::fs::FileSystem;
 use ringfence_services::http::Mount;
+use ringfence_services::net::{Stack, TcpStats};
 
 use crate::devices::Devices;
 use crate::devices::disk::Disk;
+use crate::devices::nic::Nic;
 use crate::memory::{self, heap};
 use crate::{executor, interrupts};
 
@@ -21,12 +24,21 @@ pub type Files = Mount<FileSystem<Part<&'static Disk>>>;
 pub struct Status {
     devices: Rc<Devices>,
     files: Rc<Files>,
+    networks: Rc<Networks>,
 }
 
+/// The network stacks, once they are there.
+pub type Networks = RefCell<Vec<&'static Stack<Nic>>>;
+
 impl Status {
-    /// Reports on these devices and the file system on one of them.
-    pub fn new(devices: Rc<Devices>, files: Rc<Files>) -> Self {
-        Self { devices, files }
+    /// Reports on these devices, the file system on one of them, and the stacks on others.
+    pub fn new(devices: Rc<Devices>, files: Rc<Files>, networks: Rc<Networks>) -> Self {
+        Self { devices, files, networks }
+    }
+
+    /// A number of all network stacks.
+    fn sum(&self, of: fn(TcpStats) -> u64) -> u64 {
+        self.networks.borrow().iter().map(|stack| of(stack.tcp())).sum()
     }
 }
 
@@ -57,6 +69,16 @@ impl System for Status {
         if let Some(cache) = self.files.get().map(FileSystem::cache_stats) {
             emit("cache_hits_total", "Page cache: pages that were there.", cache.hits);
             emit("cache_misses_total", "Page cache: pages that had to be read.", cache.misses);
+            emit("cache_errors_total", "Page cache: requests to the disk that failed.", cache.errors);
+            emit("cache_pages", "Page cache: pages of 4 KiB held now.", cache.pages);
         }
+        let mut tcp = |name, help, of| emit(name, help, self.sum(of));
+        tcp("tcp_connections", "Connections now.", |tcp| tcp.connections);
+        tcp("tcp_waiting", "Connections that wait for a task now.", |tcp| tcp.waiting);
+        tcp("tcp_time_wait", "Ended connections that are remembered now.", |tcp| tcp.time_wait);
+        tcp("tcp_queued_bytes", "Memory that waits to be sent now.", |tcp| tcp.queued);
+        tcp("tcp_handshakes_total", "SYNs that were answered.", |tcp| tcp.handshakes);
+        tcp("tcp_turned_away_total", "First segments that found no room.", |tcp| tcp.turned_away);
+        tcp("tcp_refused_total", "Segments that were answered with a reset.", |tcp| tcp.refused);
     }
 }
