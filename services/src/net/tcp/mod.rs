@@ -10,6 +10,7 @@ mod congestion;
 mod connection;
 mod flight;
 mod handshake;
+mod operations;
 mod output;
 mod queue;
 mod segment;
@@ -18,18 +19,15 @@ mod time_wait;
 use alloc::collections::{BinaryHeap, VecDeque};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
-use core::net::IpAddr;
-use core::task::{Context, Poll};
 
 use hashbrown::HashMap;
 use smoltcp::wire::EthernetAddress;
 
 use super::frame::Packet;
 use super::icmp::TooBig;
-use crate::shared::Shared;
 use crate::text::NoMemory;
 use crate::wakers::Wakers;
-use connection::{Connection, Owner};
+use connection::Connection;
 use handshake::{Handshakes, Keys};
 pub(super) use output::{Output, Sent};
 pub(super) use queue::PIECES;
@@ -43,8 +41,6 @@ pub(super) type Micros = u64;
 const TURN: usize = 8;
 /// Turns in one poll, before other tasks get theirs.
 const TURNS: usize = 64;
-/// A connection may always send so many bytes, however much memory the others hold.
-const ALWAYS: usize = 4 << 10;
 
 /// The connection is gone: reset by either side, or the peer stopped answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -401,121 +397,5 @@ impl Tcp {
             connection.too_big(packet.mtu, Seq(packet.seq));
             self.settle(id, now);
         }
-    }
-
-    /// Hands out a connection that has something to read.
-    pub(super) fn accept(&mut self, cx: &Context<'_>) -> Poll<u32> {
-        while let Some(id) = self.arrived.pop_front() {
-            if let Some(connection) = self.get(id) {
-                connection.owner = Owner::Task;
-                return Poll::Ready(id);
-            }
-        }
-        self.accepting.add(cx.waker());
-        Poll::Pending
-    }
-
-    /// The peer's address.
-    pub(super) fn peer(&mut self, id: u32) -> Option<IpAddr> {
-        self.get(id).map(|connection| connection.flow.remote)
-    }
-
-    /// Waits for a connection that no task waits for.
-    pub(super) fn poll_unserved(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if !self.arrived.is_empty() && self.accepting.is_empty() {
-            return Poll::Ready(());
-        }
-        self.unserved.add(cx.waker());
-        Poll::Pending
-    }
-
-    /// See [`Read`](embedded_io_async::Read).
-    pub(super) fn read(
-        &mut self,
-        id: u32,
-        to: &mut [u8],
-        cx: &Context<'_>,
-        now: Micros,
-    ) -> Poll<Result<usize, TcpError>> {
-        let result = self.get(id).map_or(Poll::Ready(Err(TcpError)), |connection| connection.read(to, cx));
-        if result.is_ready() {
-            self.settle(id, now);
-        }
-        result
-    }
-
-    /// See [`Write`](embedded_io_async::Write).
-    pub(super) fn write(
-        &mut self,
-        id: u32,
-        bytes: &[u8],
-        cx: &Context<'_>,
-        now: Micros,
-    ) -> Poll<Result<usize, TcpError>> {
-        self.append(id, cx, now, |connection, most| {
-            let count = bytes.len().min(most);
-            connection.write(bytes.get(..count).unwrap_or_default()).map(|()| count)
-        })
-    }
-
-    /// Appends bytes that others hold as well: all of them.
-    pub(super) fn share(
-        &mut self,
-        id: u32,
-        bytes: &Shared,
-        cx: &Context<'_>,
-        now: Micros,
-    ) -> Poll<Result<usize, TcpError>> {
-        self.append(id, cx, now, |connection, _| {
-            connection.share(bytes.clone()).map(|()| bytes.bytes().len())
-        })
-    }
-
-    fn append(
-        &mut self,
-        id: u32,
-        cx: &Context<'_>,
-        now: Micros,
-        append: impl FnOnce(&mut Connection, usize) -> Result<usize, NoMemory>,
-    ) -> Poll<Result<usize, TcpError>> {
-        let most = if self.held < self.config.memory { self.config.window } else { ALWAYS };
-        let Some(connection) = self.get(id) else { return Poll::Ready(Err(TcpError)) };
-        match connection.poll_room(most, cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-            Poll::Pending => return Poll::Pending,
-        }
-        let result = append(connection, most.max(ALWAYS)).map_err(|NoMemory| TcpError);
-        self.settle(id, now);
-        Poll::Ready(result)
-    }
-
-    /// Waits until the peer has all that was written.
-    pub(super) fn flush(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<(), TcpError>> {
-        self.get(id).map_or(Poll::Ready(Err(TcpError)), |connection| connection.poll_flush(cx))
-    }
-
-    /// Ends our half.
-    pub(super) fn close(&mut self, id: u32, now: Micros) {
-        if let Some(connection) = self.get(id) {
-            connection.close();
-        }
-        self.settle(id, now);
-    }
-
-    /// Resets a connection.
-    pub(super) fn abort(&mut self, id: u32, now: Micros) {
-        if let Some(connection) = self.get(id) {
-            connection.end(false);
-        }
-        self.settle(id, now);
-    }
-
-    /// A task is done with a connection.
-    pub(super) fn let_go(&mut self, id: u32, now: Micros) {
-        if let Some(connection) = self.get(id) {
-            connection.let_go(now);
-        }
-        self.settle(id, now);
     }
 }

@@ -28,7 +28,9 @@ fn metrics(kernel: &Kernel) -> Result<()> {
     let text = server.get("/metrics", &[])?.expect(200)?.text();
     let samples = samples(&text).with_context(|| text.clone())?;
     promtool(&text)?;
-    for part in ["request", "bytes", "kicks", "interrupts", "completions", "rejected", "frames", "tcp_", "cache_"] {
+    for part in
+        ["request", "bytes", "kicks", "interrupts", "completions", "rejected", "frames", "tcp_", "cache_"]
+    {
         ensure!(samples.iter().any(|sample| sample.contains(part)), "nothing about {part} in\n{text}");
     }
     let sum = |text: &str, part: &str| -> f64 {
