@@ -304,7 +304,7 @@ fn many_listings_at_once() {
     let image = image(&["-b", "65536", "-I", "128"]);
     let request = get("/dir/", "Connection: close\r\n");
     let (_, whole) = ask(&app(&image, 1 << 20), &request);
-    for budget in [300 << 10, 1 << 20, 3 << 20] {
+    for budget in [400 << 10, 1 << 20, 3 << 20] {
         let server = app(&image, 256 << 10);
         let mut clients: Vec<_> =
             (0..90).map(|_| Client { input: &request, output: Vec::with_capacity(ROOM) }).collect();

@@ -7,11 +7,14 @@
 
 use super::FsError;
 use super::checks::Owner;
+use super::free_pages::FreePages;
 use super::pages::Pages;
 use super::super_block::Geometry;
 use crate::block::{BlockSource, MAX_READ, SECTOR_SIZE};
+use crate::shared::Shared;
 use crate::text::NoMemory;
 use crate::wakers::Wakers;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use core::future::poll_fn;
@@ -77,6 +80,7 @@ pub struct PageCache<B> {
 #[derive(Default)]
 struct State {
     pages: Pages,
+    free: FreePages,
     /// Requests under way, and those that are over but for tasks that have not looked yet.
     fills: Vec<Fill>,
     next_id: u64,
@@ -124,7 +128,9 @@ impl State {
     /// Drops the pages that were not used for longest.
     fn trim(&mut self, keep: usize) {
         for _ in keep..self.pages.len() {
-            self.pages.drop_oldest();
+            if let Some(page) = self.pages.drop_oldest() {
+                self.free.give_back(page);
+            }
         }
     }
 
@@ -188,6 +194,19 @@ impl State {
     }
 }
 
+/// Pages on their way from the device: they are given back, unless they arrive.
+struct Loading<'a> {
+    state: &'a RefCell<State>,
+    pages: Vec<Rc<Vec<u8>>>,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut state = self.state.borrow_mut();
+        self.pages.drain(..).for_each(|page| state.free.give_back(page));
+    }
+}
+
 /// A task's part in a request: it drives it, or waits for it.
 #[derive(Clone, Copy)]
 struct Part {
@@ -221,7 +240,11 @@ impl<B: BlockSource> PageCache<B> {
         let sectors = source.size_bytes() / SECTOR;
         let size = sectors.saturating_mul(SECTOR);
         let capacity = (capacity / PAGE_SIZE).max(1);
-        Self { size, source, capacity, state: RefCell::default(), stats: Cell::default() }
+        // As many as it may hold, as many that are still sent when they had to go, and some on their way.
+        let count = capacity.saturating_add(MAX_PAGES).saturating_mul(2);
+        let free = FreePages::new(count, MAX_PAGES.min(capacity / 8));
+        let state = State { free, ..State::default() };
+        Self { size, source, capacity, state: RefCell::new(state), stats: Cell::default() }
     }
 
     /// The device.
@@ -231,7 +254,7 @@ impl<B: BlockSource> PageCache<B> {
 
     /// The device, which may change: no page is held any more.
     pub(super) fn renew(&mut self) -> &mut B {
-        self.state = RefCell::default();
+        self.state.get_mut().trim(0);
         &mut self.source
     }
 
@@ -326,6 +349,32 @@ impl<B: BlockSource> PageCache<B> {
         Ok((look(&bytes), loaded))
     }
 
+    /// The bytes from `offset` to the end of the page that they are in, but `most` at most, from where they
+    /// are. Reads ahead as [`read`](Self::read). `None` if there is no memory to keep the page in.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn share(
+        &self,
+        offset: u64,
+        most: usize,
+        ahead: usize,
+    ) -> Result<(Option<Shared>, Option<Range<u64>>), FsError> {
+        let (number, within) = (offset / PAGE, (offset % PAGE) as usize);
+        let len = PAGE_SIZE.saturating_sub(within).min(most);
+        let end = offset.checked_add(len as u64).filter(|&end| end <= self.size).ok_or(PAST_END)?;
+        let last_wanted = end.saturating_add(ahead as u64).min(self.size).saturating_sub(1) / PAGE;
+        let part = |page| Shared::new(page, within..within.saturating_add(len));
+        if let Some(page) = self.state.borrow_mut().pages.share(number) {
+            self.count(|stats| stats.hits = stats.hits.wrapping_add(1));
+            return Ok((Some(part(page)), None));
+        }
+        let want = usize::try_from(last_wanted.saturating_sub(number)).unwrap_or(MAX_PAGES);
+        let end = self.fetch(number, want.saturating_add(1), within, &mut []).await?;
+        let page = self.state.borrow_mut().pages.share(number);
+        Ok((page.map(part), Some(offset..end.saturating_mul(PAGE))))
+    }
+
     /// Copies from a page if it is in the cache, and says whether it is.
     fn copy(&self, number: u64, within: usize, to: &mut [u8]) -> Result<bool, FsError> {
         let mut state = self.state.borrow_mut();
@@ -349,7 +398,7 @@ impl<B: BlockSource> PageCache<B> {
             let outcome = if part.drives {
                 match self.load(number, part.count).await {
                     Ok(pages) => {
-                        let copied = copy_from(pages.first().map_or(&[], Vec::as_slice), within, to);
+                        let copied = copy_from(pages.first().map_or(&[], |page| page.as_slice()), within, to);
                         self.keep(part, number, pages);
                         return copied.map(|()| end);
                     }
@@ -393,33 +442,36 @@ impl<B: BlockSource> PageCache<B> {
     }
 
     /// Puts what a request has loaded into the cache.
-    fn keep(&self, part: Part, first: u64, pages: Vec<Vec<u8>>) {
+    fn keep(&self, part: Part, first: u64, pages: Vec<Rc<Vec<u8>>>) {
         let mut state = self.state.borrow_mut();
         for (number, page) in (first..).zip(pages) {
-            state.pages.put(number, page);
+            if let Some(page) = state.pages.put(number, page) {
+                state.free.give_back(page);
+            }
         }
         state.finish(part.id, Outcome::Over);
         let room = self.capacity.saturating_sub(state.pages_under_way());
         state.trim(room.max(1));
     }
 
-    async fn load(&self, first: u64, count: usize) -> Result<Vec<Vec<u8>>, FsError> {
-        let mut pages = Vec::new();
+    async fn load(&self, first: u64, count: usize) -> Result<Vec<Rc<Vec<u8>>>, FsError> {
+        let mut loading = Loading { state: &self.state, pages: Vec::new() };
+        let pages = &mut loading.pages;
         pages.try_reserve_exact(count).map_err(|_| FsError::NoMemory)?;
         for number in (first..).take(count) {
             let left = self.size.saturating_sub(number.saturating_mul(PAGE));
-            pages.push(super::zeroed(left.min(PAGE) as usize)?);
+            pages.push(self.state.borrow_mut().free.take(left.min(PAGE) as usize)?);
         }
         let mut bufs: Vec<&mut [u8]> = Vec::new();
         bufs.try_reserve_exact(count).map_err(|_| FsError::NoMemory)?;
-        bufs.extend(pages.iter_mut().map(Vec::as_mut_slice));
+        bufs.extend(pages.iter_mut().filter_map(Rc::get_mut).map(Vec::as_mut_slice));
         self.count(|stats| {
             stats.requests = stats.requests.wrapping_add(1);
             stats.pages_requested = stats.pages_requested.wrapping_add(count as u64);
         });
         self.source.read(first.saturating_mul(SECTORS_PER_PAGE), &mut bufs).await?;
         drop(bufs);
-        Ok(pages)
+        Ok(core::mem::take(pages))
     }
 
     fn count(&self, change: impl FnOnce(&mut CacheStats)) {

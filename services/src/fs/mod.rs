@@ -18,6 +18,7 @@ mod dir;
 mod extents;
 mod find;
 mod foreign;
+mod free_pages;
 mod groups;
 mod hash;
 mod hash_tree;
@@ -39,6 +40,7 @@ pub use inode::{Kind, Metadata, Node, ROOT_INODE};
 pub use partitions::{MAX_PARTITIONS, Partition, Table};
 
 use crate::block::{BlockError, BlockSource};
+use crate::shared::Shared;
 use crate::text::NoMemory;
 use alloc::vec::Vec;
 use cache::Piece;
@@ -275,6 +277,39 @@ impl<B: BlockSource> FileSystem<B> {
             (at, rest) = (end, tail);
         }
         Ok(len)
+    }
+
+    /// Bytes of a file from `offset` on, from where the page cache has them: up to `most`, of one page. `None`
+    /// where there is no such page: [`read_at`](Self::read_at) has them.
+    ///
+    /// # Errors
+    /// As for [`read_at`](Self::read_at).
+    pub async fn share_at(&self, node: &Node, offset: u64, most: usize) -> Result<Option<Shared>, FsError> {
+        let metadata = node.metadata();
+        let left = metadata.size.saturating_sub(offset);
+        let len = usize::try_from(left).unwrap_or(usize::MAX).min(most);
+        if metadata.kind != Kind::File || len == 0 || matches!(node.content, Content::Inline(_)) {
+            return Ok(None);
+        }
+        let bits = self.geometry.block_bits;
+        let run = self.run_at(node, offset >> bits).await?;
+        let Some(physical) = run.physical else { return Ok(None) };
+        let within = offset.saturating_sub(run.logical << bits);
+        let run_left = usize::try_from((run.blocks << bits).saturating_sub(within)).unwrap_or(usize::MAX);
+        let start = (physical << bits).saturating_add(within);
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let in_page = PAGE_SIZE.saturating_sub((start % PAGE) as usize);
+        let count = len.min(run_left).min(in_page);
+        let window = node.cursor.start(offset, count);
+        self.pace(count).await;
+        let file_left = usize::try_from(left).unwrap_or(usize::MAX).saturating_sub(count);
+        let ahead = len.saturating_sub(count).max(window).min(run_left.saturating_sub(count)).min(file_left);
+        let (shared, loaded) = self.cache.share(start, count, ahead).await?;
+        if let Some(loaded) = loaded {
+            let place = |byte: u64| offset.saturating_add(byte.saturating_sub(start).min(run_left as u64));
+            node.cursor.missed(place(loaded.start), place(loaded.end));
+        }
+        Ok(shared)
     }
 
     /// The run that a block of a file is in, remembered for the next read.

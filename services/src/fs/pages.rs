@@ -2,6 +2,7 @@
 //! kept.
 
 use super::checks::Checks;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use hashbrown::HashMap;
 
@@ -18,7 +19,8 @@ pub struct Pages {
 #[derive(Default)]
 struct Node {
     number: u64,
-    bytes: Vec<u8>,
+    /// All but the first have them.
+    bytes: Option<Rc<Vec<u8>>>,
     checks: Checks,
     newer: usize,
     older: usize,
@@ -45,43 +47,53 @@ impl Pages {
         let at = *self.index.get(&number)?;
         self.unlink(at);
         self.link_newest(at);
-        self.nodes.get_mut(at).map(|node| (node.bytes.as_slice(), &mut node.checks))
+        self.nodes.get_mut(at).and_then(|node| Some((node.bytes.as_deref()?.as_slice(), &mut node.checks)))
     }
 
-    /// Keeps a page, in the place of one with the same number, if there is memory for the books.
-    pub fn put(&mut self, number: u64, bytes: Vec<u8>) {
-        self.remove(number);
+    /// The page itself, for one more who holds it; it is used by this.
+    pub fn share(&mut self, number: u64) -> Option<Rc<Vec<u8>>> {
+        let at = *self.index.get(&number)?;
+        self.unlink(at);
+        self.link_newest(at);
+        self.nodes.get(at)?.bytes.clone()
+    }
+
+    /// Keeps a page, in the place of one with the same number, and returns that; or the page itself, if there
+    /// is no memory for the books.
+    pub fn put(&mut self, number: u64, bytes: Rc<Vec<u8>>) -> Option<Rc<Vec<u8>>> {
         if self.index.try_reserve(1).is_err() || self.nodes.try_reserve(2).is_err() {
-            return;
+            return Some(bytes);
         }
+        let before = self.remove(number);
         if self.nodes.is_empty() {
             self.nodes.push(Node::default());
         }
         let at = self.nodes.len();
-        self.nodes.push(Node { number, bytes, ..Node::default() });
+        self.nodes.push(Node { number, bytes: Some(bytes), ..Node::default() });
         self.index.insert(number, at);
         self.link_newest(at);
+        before
     }
 
-    /// Drops the page that was not used for longest.
-    pub fn drop_oldest(&mut self) {
-        let oldest = self.nodes.get(ENDS).and_then(|ends| self.nodes.get(ends.newer));
-        if let Some(number) = oldest.map(|node| node.number) {
-            self.remove(number);
-        }
+    /// Drops the page that was not used for longest, and returns it.
+    pub fn drop_oldest(&mut self) -> Option<Rc<Vec<u8>>> {
+        let oldest = self.nodes.get(ENDS).and_then(|ends| self.nodes.get(ends.newer))?;
+        self.remove(oldest.number)
     }
 
-    fn remove(&mut self, number: u64) {
-        let Some(at) = self.index.remove(&number) else { return };
+    fn remove(&mut self, number: u64) -> Option<Rc<Vec<u8>>> {
+        let at = self.index.remove(&number)?;
         self.unlink(at);
-        self.nodes.swap_remove(at);
+        let page = self.nodes.swap_remove(at).bytes;
         // What was the last node is here now, unless that was the one that went.
-        let Some(&Node { number, newer, older, .. }) = self.nodes.get(at) else { return };
-        self.join(newer, at);
-        self.join(at, older);
-        if let Some(place) = self.index.get_mut(&number) {
-            *place = at;
+        if let Some(&Node { number, newer, older, .. }) = self.nodes.get(at) {
+            self.join(newer, at);
+            self.join(at, older);
+            if let Some(place) = self.index.get_mut(&number) {
+                *place = at;
+            }
         }
+        page
     }
 
     fn unlink(&mut self, at: usize) {
@@ -124,7 +136,7 @@ mod tests {
                     0 => {
                         place.map(|place| model.remove(place));
                         model.push((number, step as u8));
-                        pages.put(number, vec![step as u8]);
+                        pages.put(number, Rc::new(vec![step as u8]));
                     }
                     1 => {
                         let found = place.map(|place| model.remove(place));
