@@ -14,7 +14,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use ringfence_services::api::Api;
 use ringfence_services::block::BlockError;
 use ringfence_services::fs::FsError;
-use ringfence_services::http::{Mount, Server};
+use ringfence_services::http::{Copied, Mount, Server};
 
 thread_local! {
     /// Each test runs on a thread of its own.
@@ -140,7 +140,7 @@ fn all_requests_are_logged() {
         b"GET /dir/a%20b.txt HTTP/1.1\r\nHost: h\r\n\r\n\r\nHEAD /none?x=\"y\" HTTP/1.1\r\nHost: h\r\n\r\n\
         GET /\x1b[1m HTTP/1.1\r\nHost: h\r\n\r\n";
     let mut client = Client::new(input, Then::Finish);
-    block_on(server.serve_peer(&mut client, Some([10, 0, 2, 2].into()), || false));
+    block_on(server.serve_peer(&mut Copied(&mut client), Some([10, 0, 2, 2].into()), || false));
     let lines = ACCESS.take();
     let sent = responses(&client.output, &[false, true]);
     let expected: Vec<_> = [

@@ -3,11 +3,10 @@
 use core::fmt::Write as _;
 
 use embassy_time::Instant;
-use embedded_io_async::{Read, Write};
 use heapless::Vec;
 
 use super::{DeviceInfo, QueueInfo, ROOM, System};
-use crate::http::{Broken, Exchange, Stats, Status, Stream};
+use crate::http::{Broken, Connection, Exchange, Stats, Status, Stream};
 use crate::text::{Text, room};
 
 /// A counter that every queue has.
@@ -20,7 +19,7 @@ const QUEUE_COUNTERS: [QueueCounter; 4] = [
     ("queue_rejected_total", "Completions that broke the rules and were refused.", |q| q.rejected),
 ];
 
-pub(super) async fn send<S: System, C: Read + Write>(
+pub(super) async fn send<S: System, C: Connection>(
     system: &S,
     exchange: &mut Exchange<'_, '_, C>,
 ) -> Result<(), Broken> {

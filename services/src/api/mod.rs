@@ -7,10 +7,9 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use embassy_futures::yield_now;
-use embedded_io_async::{Read, Write};
 use serde::Serialize;
 
-use crate::http::{Broken, Exchange, Routes, Status, Stream};
+use crate::http::{Broken, Connection, Exchange, Routes, Status, Stream};
 use crate::text::room;
 
 const JSON: &str = "application/json";
@@ -107,7 +106,7 @@ impl<S: System> Routes for Api<S> {
         [&b"/metrics"[..], b"/api/devices", b"/api/memory", b"/dashboard"].contains(&path)
     }
 
-    async fn answer<C: Read + Write>(
+    async fn answer<C: Connection>(
         &self,
         exchange: &mut Exchange<'_, '_, C>,
         path: &[u8],
@@ -129,7 +128,7 @@ impl<S: System> Routes for Api<S> {
     }
 }
 
-async fn devices<S: System, C: Read + Write>(
+async fn devices<S: System, C: Connection>(
     system: &S,
     exchange: &mut Exchange<'_, '_, C>,
 ) -> Result<(), Broken> {
@@ -148,7 +147,7 @@ async fn devices<S: System, C: Read + Write>(
     stream.finish().await
 }
 
-async fn memory<S: System, C: Read + Write>(
+async fn memory<S: System, C: Connection>(
     system: &S,
     exchange: &mut Exchange<'_, '_, C>,
 ) -> Result<(), Broken> {

@@ -1,23 +1,24 @@
 //! Bodies made of a file's bytes.
 
 use embassy_time::Instant;
-use embedded_io_async::{Read, Write};
 use heapless::String;
 
 use super::file::{Representation, content_range};
 use super::range::Part;
 use super::response::{Broken, Head, Length, Wire};
-use super::{Failure, Files, Status};
+use super::{Connection, Failure, Files, Status};
 use crate::fs::FsError;
 use crate::text::{Digits, NoMemory, Text};
 
 /// Bytes read from a file and sent at a time. Reading ahead is the file system's business, and while the next
 /// piece is read the socket's transmit buffer still holds the last one.
 const PIECE: usize = 32 << 10;
+/// Fewer bytes are copied to those before them, more are sent from where they are.
+const LEAST: usize = 1 << 10;
 
 /// Sends `text` and behind it a part of a file. With `status` this is the start of a response: the first
 /// piece is read before that, so that a disk that cannot be read is still an error page.
-pub(super) async fn send_part<F: Files, C: Read + Write>(
+pub(super) async fn send_part<F: Files, C: Connection>(
     files: &F,
     wire: &mut Wire<'_, C>,
     node: &F::Node,
@@ -31,24 +32,39 @@ pub(super) async fn send_part<F: Files, C: Read + Write>(
     };
     let left = |offset: u64| usize::try_from(end.saturating_sub(offset)).unwrap_or(PIECE).min(PIECE);
     let mut buffer = text.into_bytes().map_err(|NoMemory| fails(FsError::NoMemory, status))?;
-    let room = left(start);
     // What is before the room is sent with the first piece.
     let head = buffer.len();
-    buffer.try_reserve_exact(room).map_err(|_| fails(FsError::NoMemory, status))?;
-    buffer.resize(head.saturating_add(room), 0);
     let (mut offset, mut unsent) = (start, 0);
     while offset < end {
-        let (_, piece) = buffer.split_at_mut_checked(head).unwrap_or_default();
-        let piece = piece.get_mut(..left(offset)).ok_or(Broken::Lost)?;
-        let read = match files.read_at(node, offset, piece).await {
-            Ok(0) => Err(FsError::Corrupt("a file is shorter than its inode says")),
-            read => read,
+        let left = left(offset);
+        let shared = if left < LEAST { Ok(None) } else { files.share_at(node, offset, left).await };
+        let shared = shared.map_err(|error| fails(error, status))?;
+        let n = match &shared {
+            Some(bytes) => bytes.bytes().len(),
+            None => {
+                if buffer.len() < head.saturating_add(left) {
+                    buffer.try_reserve_exact(left).map_err(|_| fails(FsError::NoMemory, status))?;
+                    buffer.resize(head.saturating_add(left), 0);
+                }
+                let piece =
+                    buffer.get_mut(head..).and_then(|room| room.get_mut(..left)).ok_or(Broken::Lost)?;
+                files.read_at(node, offset, piece).await.map_err(|error| fails(error, status))?
+            }
         };
-        let n = read.map_err(|error| fails(error, status))?;
+        if n == 0 {
+            return Err(fails(FsError::Corrupt("a file is shorter than its inode says"), status));
+        }
         if let Some(status) = status.take() {
             wire.respond_with(status);
         }
-        wire.send(buffer.get(unsent..head.saturating_add(n)).ok_or(Broken::Lost)?).await?;
+        let copied = if shared.is_some() { 0 } else { n };
+        let piece = buffer.get(unsent..head.saturating_add(copied)).ok_or(Broken::Lost)?;
+        if !piece.is_empty() {
+            wire.send(piece).await?;
+        }
+        if let Some(bytes) = &shared {
+            wire.share(bytes).await?;
+        }
         (offset, unsent) = (offset.saturating_add(n as u64), head);
     }
     wire.reuse(buffer);
@@ -56,7 +72,7 @@ pub(super) async fn send_part<F: Files, C: Read + Write>(
 }
 
 /// Sends several parts of a file, as `multipart/byteranges` (RFC 9110 section 14.6).
-pub(super) async fn send_parts<F: Files, C: Read + Write>(
+pub(super) async fn send_parts<F: Files, C: Connection>(
     files: &F,
     wire: &mut Wire<'_, C>,
     node: &F::Node,

@@ -3,10 +3,9 @@
 use alloc::rc::Rc;
 use core::fmt::{self, Write as _};
 
-use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
-use super::{Broken, Head, PathError, Request, Status, Wire};
+use super::{Broken, Connection, Head, PathError, Request, Status, Wire};
 use crate::block::BlockError;
 use crate::fs::FsError;
 use crate::text::{NoMemory, Text};
@@ -21,7 +20,7 @@ pub struct Exchange<'a, 'w, C> {
     pub keep: bool,
 }
 
-impl<C: Read + Write> Exchange<'_, '_, C> {
+impl<C: Connection> Exchange<'_, '_, C> {
     /// The start of a response.
     pub fn head(&mut self, status: Status) -> Head {
         self.wire.head(status, !self.keep, !self.request.http_1_1)

@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 
-use embedded_io_async::{Read, Write};
 use heapless::String;
 
 use super::clock::Clock;
@@ -13,12 +12,12 @@ use super::mime::content_type;
 use super::path::{DiskPath, percent_encode};
 use super::range::{Part, select};
 use super::response::{Head, Length};
-use super::{Exchange, Failure, Files, Method, Refusal, Routes, Status, body, listing};
+use super::{Connection, Exchange, Failure, Files, Method, Refusal, Routes, Status, body, listing};
 use crate::fs::{FsError, Kind, Metadata};
 use crate::text::{Digits, NoMemory, Text};
 
 /// Answers GET or HEAD for a path on the disk.
-pub(super) async fn send_path<F: Files, R: Routes, C: Read + Write>(
+pub(super) async fn send_path<F: Files, R: Routes, C: Connection>(
     files: &F,
     routes: &R,
     exchange: &mut Exchange<'_, '_, C>,
@@ -33,7 +32,7 @@ pub(super) async fn send_path<F: Files, R: Routes, C: Read + Write>(
     }
 }
 
-async fn send_directory<F: Files, R: Routes, C: Read + Write>(
+async fn send_directory<F: Files, R: Routes, C: Connection>(
     files: &F,
     routes: &R,
     exchange: &mut Exchange<'_, '_, C>,
@@ -66,7 +65,7 @@ async fn send_directory<F: Files, R: Routes, C: Read + Write>(
     Ok(folder.send(exchange, page).await?)
 }
 
-async fn send_file<F: Files, C: Read + Write>(
+async fn send_file<F: Files, C: Connection>(
     files: &F,
     exchange: &mut Exchange<'_, '_, C>,
     path: &[u8],
@@ -84,7 +83,7 @@ async fn send_file<F: Files, C: Read + Write>(
     send(files, exchange, &node, &Representation { mime, is_text, coding, etag, metadata }).await
 }
 
-async fn send<F: Files, C: Read + Write>(
+async fn send<F: Files, C: Connection>(
     files: &F,
     exchange: &mut Exchange<'_, '_, C>,
     node: &F::Node,

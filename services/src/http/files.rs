@@ -2,6 +2,7 @@
 
 use crate::block::BlockSource;
 use crate::fs::{DirEntry, FileSystem, FsError, Metadata, Node};
+use crate::shared::Shared;
 
 /// A read-only tree of files.
 #[allow(async_fn_in_trait, reason = "one single-threaded executor: futures need not be Send")]
@@ -21,6 +22,17 @@ pub trait Files {
 
     /// Reads at most `buf.len()` bytes at `offset`; 0 only at the end of the file.
     async fn read_at(&self, node: &Self::Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError>;
+
+    /// The same from where they are, as many as lie together; `None` where they do not, and
+    /// [`read_at`](Self::read_at) is to be used.
+    async fn share_at(
+        &self,
+        _node: &Self::Node,
+        _offset: u64,
+        _most: usize,
+    ) -> Result<Option<Shared>, FsError> {
+        Ok(None)
+    }
 
     /// Shows `take` the next few entries of a directory, up to a block's worth, without `.` and `..`, until
     /// it says false: that one was not taken. `cursor` is 0 at first, and each call, which may show none,
@@ -51,6 +63,10 @@ impl<B: BlockSource> Files for FileSystem<B> {
 
     async fn read_at(&self, node: &Node, offset: u64, buf: &mut [u8]) -> Result<usize, FsError> {
         self.read_at(node, offset, buf).await
+    }
+
+    async fn share_at(&self, node: &Node, offset: u64, most: usize) -> Result<Option<Shared>, FsError> {
+        self.share_at(node, offset, most).await
     }
 
     async fn read_dir(

@@ -2,12 +2,10 @@
 
 use alloc::vec::Vec;
 
-use embedded_io_async::{Read, Write};
-
 use super::date::{Civil, digits};
 use super::path::{DiskPath, html_escape, percent_encode};
 use super::response::{Broken, Stream};
-use super::{Exchange, Files, Routes};
+use super::{Connection, Exchange, Files, Routes};
 use crate::block::BlockError;
 use crate::fs::{DirEntry, FsError, Kind};
 use crate::text::Text;
@@ -160,7 +158,7 @@ impl<F: Files, R: Routes> Folder<'_, F, R> {
     }
 
     /// Sends the page, reading the rest of the folder as it goes.
-    pub async fn send<C: Read + Write>(
+    pub async fn send<C: Connection>(
         &self,
         exchange: &mut Exchange<'_, '_, C>,
         mut page: Page,

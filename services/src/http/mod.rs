@@ -8,6 +8,7 @@ mod body;
 mod bucket;
 mod clock;
 mod conditions;
+mod connection;
 mod date;
 mod encoding;
 mod exchange;
@@ -29,6 +30,7 @@ mod stats;
 mod status;
 mod worker;
 
+pub use connection::{Connection, Copied};
 pub use date::Civil;
 pub use exchange::{Exchange, Failure, Refusal};
 pub use files::Files;
@@ -155,16 +157,12 @@ impl<F: Files, R: Routes> Server<F, R> {
 
     /// Answers requests on `conn` until either side has had enough. `crowded` tells whether others wait for a
     /// place.
-    pub fn serve<C: Read + Write>(
-        &self,
-        conn: &mut C,
-        crowded: impl Fn() -> bool,
-    ) -> impl Future<Output = End> {
-        self.serve_peer(conn, None, crowded)
+    pub async fn serve<C: Read + Write>(&self, conn: &mut C, crowded: impl Fn() -> bool) -> End {
+        self.serve_peer(&mut Copied(conn), None, crowded).await
     }
 
     /// The same, for a client whose address the log may tell.
-    pub async fn serve_peer<C: Read + Write>(
+    pub async fn serve_peer<C: Connection>(
         &self,
         conn: &mut C,
         peer: Option<IpAddr>,
@@ -209,7 +207,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     }
 
     /// Answers a request. Returns how the connection ends, if it does.
-    async fn exchange<C: Read + Write>(&self, wire: &mut Wire<'_, C>, request: &Request<'_>) -> Option<End> {
+    async fn exchange<C: Connection>(&self, wire: &mut Wire<'_, C>, request: &Request<'_>) -> Option<End> {
         wire.pace.begin();
         let mut keep = request.keep_alive && request.body.can_skip() && !self.is_stopping();
         if keep && wire.pace.shortage().is_some() {
@@ -230,7 +228,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     }
 
     /// Reads on in a head, which began to arrive or to be waited for at `start`.
-    async fn read_on<C: Read + Write>(
+    async fn read_on<C: Connection>(
         &self,
         wire: &mut Wire<'_, C>,
         input: &mut Input,
@@ -262,7 +260,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     }
 
     /// Logs a request that was answered, if that is wanted.
-    fn note<C: Read + Write>(&self, wire: &Wire<'_, C>, received: &[u8], peer: Option<IpAddr>) {
+    fn note<C: Connection>(&self, wire: &Wire<'_, C>, received: &[u8], peer: Option<IpAddr>) {
         if Journal::wants_all() {
             let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
             let line = first_line(received).unwrap_or(received);
@@ -271,7 +269,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     }
 
     /// Answers what is no request.
-    async fn refuse_head<C: Read + Write>(
+    async fn refuse_head<C: Connection>(
         &self,
         wire: &mut Wire<'_, C>,
         input: &Input,
@@ -292,7 +290,7 @@ impl<F: Files, R: Routes> Server<F, R> {
     }
 
     /// Tells the client as much as it needs to know, and the log why.
-    async fn refuse<C: Read + Write>(
+    async fn refuse<C: Connection>(
         &self,
         exchange: &mut Exchange<'_, '_, C>,
         refusal: &Refusal,
@@ -318,7 +316,7 @@ impl<F: Files, R: Routes> Server<F, R> {
         }
     }
 
-    async fn answer<C: Read + Write>(&self, exchange: &mut Exchange<'_, '_, C>) -> Result<(), Failure> {
+    async fn answer<C: Connection>(&self, exchange: &mut Exchange<'_, '_, C>) -> Result<(), Failure> {
         match exchange.request.method {
             Method::Get | Method::Head => {}
             Method::NotAllowed => {
@@ -357,7 +355,7 @@ enum Stop {
 }
 
 /// Reads past a body for which [`Body::can_skip`] holds.
-async fn skip_body<C: Read + Write>(
+async fn skip_body<C: Connection>(
     wire: &mut Wire<'_, C>,
     input: &mut Input,
     body: Body,

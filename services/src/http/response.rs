@@ -5,14 +5,14 @@ use core::task::Poll;
 
 use embassy_futures::poll_once;
 use embassy_time::{Instant, with_timeout};
-use embedded_io_async::{Read, Write};
 use thiserror::Error;
 
 use super::clock::Clock;
 use super::date::Fixdate;
 use super::pace::{Pace, TICK};
-use super::{Exchange, Stats, Status};
+use super::{Connection, Exchange, Stats, Status};
 use crate::fs::FsError;
+use crate::shared::Shared;
 use crate::text::{Digits, NoMemory, Text};
 
 /// The connection is of no more use.
@@ -58,7 +58,7 @@ pub struct Wire<'a, C> {
     spare: Text,
 }
 
-impl<'a, C: Read + Write> Wire<'a, C> {
+impl<'a, C: Connection> Wire<'a, C> {
     pub(super) fn new(conn: &'a mut C, stats: &'a Stats, clock: &'a Clock, pace: Pace<'a>) -> Self {
         Self { conn, stats, pace, clock, spare: Text::default() }
     }
@@ -87,6 +87,26 @@ impl<'a, C: Read + Write> Wire<'a, C> {
             self.pace.sent(n);
             *bytes = bytes.get(n..).ok_or(Broken::Lost)?;
         }
+        Ok(())
+    }
+
+    /// Sends bytes from where they are, or breaks.
+    pub(super) async fn share(&mut self, bytes: &Shared) -> Result<(), Broken> {
+        let since = Instant::now();
+        let shared = match poll_once(self.conn.share(bytes)) {
+            Poll::Ready(shared) => shared,
+            Poll::Pending => loop {
+                match with_timeout(TICK, self.conn.share(bytes)).await {
+                    Ok(shared) => break shared,
+                    Err(_) if self.pace.is_over(since, self.stats) => return Err(Broken::Lost),
+                    Err(_) => {}
+                }
+            },
+        };
+        shared.map_err(|_| Broken::Lost)?;
+        let count = bytes.bytes().len();
+        self.stats.sent.add(count);
+        self.pace.sent(count);
         Ok(())
     }
 
@@ -217,7 +237,7 @@ pub struct Stream<'a, 'w, C> {
     with_body: bool,
 }
 
-impl<'a, 'w, C: Read + Write> Stream<'a, 'w, C> {
+impl<'a, 'w, C: Connection> Stream<'a, 'w, C> {
     /// Sends the head and begins the body. Old clients get it ended by closing: then the connection must not
     /// be kept.
     pub async fn begin(exchange: &'a mut Exchange<'_, 'w, C>, mime: &str) -> Result<Self, Broken> {

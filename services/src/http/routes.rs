@@ -1,8 +1,6 @@
 //! Addresses that are not files.
 
-use embedded_io_async::{Read, Write};
-
-use super::{Broken, Exchange};
+use super::{Broken, Connection, Exchange};
 
 /// Answers some addresses, whatever files there are. Listings do not show files of these names.
 #[allow(async_fn_in_trait, reason = "one single-threaded executor: futures need not be Send")]
@@ -13,7 +11,7 @@ pub trait Routes {
 
     /// Answers GET or HEAD for such a path. Where the client does not know chunked encoding the connection
     /// is not kept.
-    async fn answer<C: Read + Write>(
+    async fn answer<C: Connection>(
         &self,
         exchange: &mut Exchange<'_, '_, C>,
         path: &[u8],
