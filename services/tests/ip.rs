@@ -17,17 +17,19 @@ use smoltcp::phy::{Device, RxToken};
 use smoltcp::socket::{icmp, tcp, udp};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, DhcpMessageType, DhcpPacket, DhcpRepr, EthernetAddress, EthernetFrame,
-    EthernetProtocol, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, Ipv4Address, Ipv4Cidr,
+    EthernetProtocol, EthernetRepr, Icmpv4Packet, Icmpv4Repr, IpAddress, IpEndpoint, IpProtocol, Ipv4Address,
+    Ipv4Cidr, Ipv4Packet, Ipv4Repr,
 };
 
 #[test]
 fn ping_is_answered() {
     with_server(Setup::default(), |mut peer, _| async move {
-        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 4096]);
+        let buffer = || icmp::PacketBuffer::new(vec![icmp::PacketMetadata::EMPTY; 4], vec![0; 8192]);
         let mut socket = icmp::Socket::new(buffer(), buffer());
         socket.bind(icmp::Endpoint::Ident(9)).unwrap();
         let handle = peer.sockets.add(socket);
-        for size in [0, 56, 1400] {
+        // The last three come in pieces, and so do the answers.
+        for size in [0, 56, 1400, 1472, 1473, 2000, 4000] {
             let data = vec![0xa5; size];
             let echo = Icmpv4Repr::EchoRequest { ident: 9, seq_no: size as u16, data: &data };
             let socket = peer.sockets.get_mut::<icmp::Socket>(handle);
@@ -42,6 +44,38 @@ fn ping_is_answered() {
             let packet = Icmpv4Packet::new_checked(&reply[..]).unwrap();
             let expected = Icmpv4Repr::EchoReply { ident: 9, seq_no: size as u16, data: &data };
             assert_eq!(Icmpv4Repr::parse(&packet, &Default::default()).unwrap(), expected);
+        }
+    });
+}
+
+/// A request to everybody is not for us: its answers would be many.
+#[test]
+fn ping_to_all_is_not_answered() {
+    with_server(Setup::default(), |mut peer, _| async move {
+        Timer::after_millis(50).await;
+        frames(&mut peer);
+        let echo = Icmpv4Repr::EchoRequest { ident: 9, seq_no: 1, data: b"x" };
+        for to in [Ipv4Address::BROADCAST, Ipv4Address::new(10, 0, 2, 255), Ipv4Address::new(224, 0, 0, 1)] {
+            let ip = Ipv4Repr {
+                src_addr: PEER,
+                dst_addr: to,
+                next_header: IpProtocol::Icmp,
+                payload_len: echo.buffer_len(),
+                hop_limit: 64,
+            };
+            let ethernet = EthernetRepr {
+                src_addr: EthernetAddress(peer.port.mac),
+                dst_addr: EthernetAddress::BROADCAST,
+                ethertype: EthernetProtocol::Ipv4,
+            };
+            let mut frame = vec![0; 34 + echo.buffer_len()];
+            ethernet.emit(&mut EthernetFrame::new_unchecked(&mut frame));
+            ip.emit(&mut Ipv4Packet::new_unchecked(&mut frame[14..]), &Default::default());
+            echo.emit(&mut Icmpv4Packet::new_unchecked(&mut frame[34..]), &Default::default());
+            peer.port.cable.send(0, frame);
+            Timer::after_millis(50).await;
+            let answers = frames(&mut peer).into_iter().filter(|frame| frame[12..14] == [8, 0]).count();
+            assert_eq!(answers, 0, "{to}");
         }
     });
 }
