@@ -1,8 +1,8 @@
 //! Names in folders that do not tell capital letters from small ones (`chattr +F`).
 //!
 //! Linux compares them by Unicode's full case folding, after decomposition. The folding is here, made of what
-//! `core` knows of letters. Decomposition is not: where a name has `é` as one character, a request that has it as
-//! `e` and an accent does not find it.
+//! `core` knows of letters. Decomposition is not: where a name has `é` as one character, a request that has
+//! it as `e` and an accent does not find it.
 
 /// Whether two names are the same but for their case. Those that are no UTF-8 must be equal.
 pub fn is_same(a: &[u8], b: &[u8]) -> bool {

@@ -329,7 +329,8 @@ fn places_of_metadata(image: &[u8]) -> Vec<(&'static str, usize, &'static str)> 
     ]
 }
 
-/// In a folder with `chattr +F` a name is found in any case, also through its hash tree, and also beyond ASCII.
+/// In a folder with `chattr +F` a name is found in any case, also through its hash tree, and also beyond
+/// ASCII.
 #[test]
 fn folders_that_ignore_case() {
     let folder = TempDir::new().unwrap();
