@@ -49,7 +49,7 @@ fn one_connection_over_any_path() {
     for (faults, size, least) in [
         (loses(0, 25), 60 << 20, 20e6),
         (loses(10, 0), 8 << 20, 2e6),
-        (loses(10, 25), 4 << 20, 0.5e6),
+        (loses(10, 25), 4 << 20, 1e6),
         (loses(50, 25), 1 << 20, 0.1e6),
         (loses(100, 0), 1 << 20, 0.2e6),
         // A queue of half a round trip's worth, then of five times as much.
@@ -133,12 +133,12 @@ fn too_big(frame: &[u8], mtu: u16) -> Vec<u8> {
 #[test]
 fn a_forged_message_about_a_path() {
     with_server(setup(Faults::default()), |mut peer, _| async move {
-        let (forged, seen) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
-        let (forges, most, cable) = (forged.clone(), seen.clone(), peer.port.cable.clone());
+        let (forged, full) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (forges, counts, cable) = (forged.clone(), full.clone(), peer.port.cable.clone());
         *peer.port.cable.script.borrow_mut() = Some(Box::new(move |end, frame| {
-            if end == 1 && frame[12..14] == [8, 0] {
-                most.set(frame.len().max(most.get()));
-                if frame.len() == 1514 && forges.get() < 10 {
+            if end == 1 && frame.len() == 1514 {
+                counts.set(counts.get() + 1);
+                if forges.get() < 10 {
                     let mut guess = frame.clone();
                     guess[38..42].copy_from_slice(&(cable.random() as u32).to_be_bytes());
                     forges.set(forges.get() + 1);
@@ -149,15 +149,8 @@ fn a_forged_message_about_a_path() {
         }));
         let (_, clean) = peer.fetch("/m.bin").await;
         assert!(clean && forged.get() == 10);
-        most_is(&seen, 1514);
-        let (_, clean) = peer.fetch("/m.bin").await;
-        assert!(clean);
-        most_is(&seen, 1514);
+        assert!(full.get() > 1_000_000 / 1460 - 40, "{} full frames", full.get());
     });
-}
-
-fn most_is(seen: &Cell<usize>, most: usize) {
-    assert_eq!(seen.replace(0), most);
 }
 
 /// Over IPv6, at the address that the interface has on its link.

@@ -222,6 +222,22 @@ fn answers_go_where_questions_come_from() {
     });
 }
 
+/// If nothing is heard there, they go where they went before.
+#[test]
+fn a_wrong_way_is_left() {
+    with_server(no_faults(), |mut peer, app| async move {
+        let mut client = Client::new(5000);
+        client.ask(&mut peer, &app, "/a.txt", "").await;
+        let right = std::mem::replace(&mut client.hardware, [2, 6, 6, 6, 6, 6]);
+        client.send(&peer, &app, TcpControl::Psh, true, request("/a.txt", "").as_bytes());
+        let answers = client.answers(&mut peer).await;
+        assert!(!answers.is_empty() && answers.iter().all(|answer| answer.to == client.hardware));
+        Timer::after_millis(1500).await;
+        let answers = client.answers(&mut peer).await;
+        assert!(answers.iter().any(|answer| answer.to == right), "{answers:?}");
+    });
+}
+
 /// A closed window is asked for, and what waits is sent when it opens, though the update is lost.
 #[test]
 fn a_closed_window() {
@@ -278,7 +294,8 @@ fn pieces_in_any_order() {
         client.ask(&mut peer, &app, "/a.txt", "").await;
         client.send(&peer, &app, TcpControl::None, true, b"");
         let (text, start) = (request("/a.txt", ""), client.seq);
-        for (from, to) in [(20, 30), (0, 10), (5, 20), (0, 20), (10, 30), (30, text.len()), (25, text.len())]
+        for (from, to) in
+            [(2, 30), (20, 30), (0, 10), (5, 20), (0, 20), (10, 30), (30, text.len()), (25, text.len())]
         {
             client.seq = start + from as i32;
             client.send(&peer, &app, TcpControl::None, true, &text.as_bytes()[from..to]);
