@@ -12,17 +12,37 @@ pub(super) struct Sum {
 impl Sum {
     /// The same, with `bytes` behind what is summed already.
     pub(super) fn add(mut self, bytes: &[u8]) -> Self {
-        let (words, tail) = bytes.as_chunks::<8>();
+        // Eight words at a time, then one: the loop costs as much as a word or two.
+        let (blocks, rest) = bytes.as_chunks::<64>();
+        let (words, tail) = rest.as_chunks::<8>();
         let mut last = [0; 8];
         last.iter_mut().zip(tail).for_each(|(to, from)| *to = *from);
         let mut sum = u128::from(u64::from_ne_bytes(last));
-        for word in words {
-            // Less than 2^60 words: it cannot wrap.
-            sum = sum.wrapping_add(u128::from(u64::from_ne_bytes(*word)));
+        // Less than 2^60 words: it cannot wrap.
+        let add = |sum: u128, word: &[u8; 8]| sum.wrapping_add(u128::from(u64::from_ne_bytes(*word)));
+        for block in blocks {
+            sum = block.as_chunks::<8>().0.iter().fold(sum, add);
         }
+        let sum = words.iter().fold(sum, add);
         let sum = if self.odd { u128::from(fold(sum).swap_bytes()) } else { sum };
         self.words = self.words.wrapping_add(sum);
         self.odd ^= bytes.len() % 2 == 1;
+        self
+    }
+
+    /// The same with a 16-bit word of a header behind it. What is before is of an even length.
+    #[inline]
+    pub(super) fn add_word(mut self, word: u16) -> Self {
+        self.words = self.words.wrapping_add(u128::from(word.to_be()));
+        self
+    }
+
+    /// The same with a header behind it, of whole 32-bit words. What is before is of an even length.
+    #[inline]
+    pub(super) fn add_header(mut self, bytes: &[u8]) -> Self {
+        for word in bytes.as_chunks::<4>().0 {
+            self.words = self.words.wrapping_add(u128::from(u32::from_ne_bytes(*word)));
+        }
         self
     }
 
@@ -73,6 +93,10 @@ mod tests {
             prop_assert_eq!(sum(&packet), [0, 0]);
             (packet[2], packet[3]) = (0, 0);
             prop_assert_eq!(sum(&packet), expected);
+            let (header, rest) = packet.split_at(packet.len() / 4 * 4);
+            prop_assert_eq!(Sum::default().add_header(header).add(rest).finish(), expected);
+            let word = u16::from_be_bytes([packet[0], packet[1]]);
+            prop_assert_eq!(Sum::default().add_word(word).add(&packet[2..]).finish(), expected);
         }
     }
 

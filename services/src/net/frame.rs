@@ -30,7 +30,7 @@ impl<'a> Packet<'a> {
                 let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
                 let is_whole = !packet.more_frags() && packet.frag_offset() == 0 && packet.version() == 4;
                 let header = frame.payload().get(..usize::from(packet.header_len()))?;
-                (is_whole && Sum::default().add(header).finish() == [0, 0]).then_some(Self {
+                (is_whole && Sum::default().add_header(header).finish() == [0, 0]).then_some(Self {
                     hardware,
                     from: packet.src_addr().into(),
                     to: packet.dst_addr().into(),
@@ -54,17 +54,16 @@ impl<'a> Packet<'a> {
 
     /// The sum of the pseudo header in front of the payload.
     pub(super) fn pseudo_sum(&self) -> Sum {
-        let length = self.payload.len() as u16;
-        pseudo_sum(self.from, self.to, self.protocol).add(&length.to_be_bytes())
+        pseudo_sum(self.from, self.to, self.protocol).add_word(self.payload.len() as u16)
     }
 }
 
 /// The sum of a pseudo header without the length (RFC 9293, 3.1; RFC 8200, 8.1).
 pub(super) fn pseudo_sum(from: IpAddr, to: IpAddr, protocol: IpProtocol) -> Sum {
-    let sum = Sum::default().add(&[0, protocol.into()]);
+    let sum = Sum::default().add_word(u8::from(protocol).into());
     match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => sum.add(&from.octets()).add(&to.octets()),
-        (IpAddr::V6(from), IpAddr::V6(to)) => sum.add(&from.octets()).add(&to.octets()),
+        (IpAddr::V4(from), IpAddr::V4(to)) => sum.add_header(&from.octets()).add_header(&to.octets()),
+        (IpAddr::V6(from), IpAddr::V6(to)) => sum.add_header(&from.octets()).add_header(&to.octets()),
         _ => sum,
     }
 }

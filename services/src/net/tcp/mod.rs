@@ -352,10 +352,10 @@ impl Tcp {
             match sent {
                 Sent::All if connection.is_over() => self.settle(id, now),
                 Sent::All => self.set_alarm(id),
+                // It has its next turn soon, and its alarm when it has none.
                 Sent::More => {
                     connection.queued = true;
                     self.turns.push_back(id);
-                    self.set_alarm(id);
                 }
                 Sent::Full => {
                     connection.queued = true;

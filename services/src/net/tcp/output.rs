@@ -57,6 +57,16 @@ impl Connection {
         if self.flight.is_empty() && now.saturating_sub(self.sent) > self.round_trip.time_out() {
             self.congestion.restart(self.mss, now);
         }
+        let before = self.flight.end();
+        let sent = self.send_segments(output, turn, now);
+        let is_untimed = self.timer.is_none() && !self.flight.is_empty();
+        if is_untimed || self.flight.end() != before {
+            self.set_timer(now);
+        }
+        sent
+    }
+
+    fn send_segments(&mut self, output: &mut impl Output, turn: usize, now: Micros) -> Sent {
         for _ in 0..turn {
             let Some((start, end, again)) = self.next_segment() else {
                 return self.send_ack(output, now);
@@ -104,7 +114,8 @@ impl Connection {
         let (data, length) = self.queue.slices(offset as usize, wanted);
         let fin = fin && length == wanted;
         let end = start.plus(length as u32).plus(u32::from(fin));
-        let sum = data.iter().fold(Sum::default(), |sum, piece| sum.add(piece));
+        let pieces = data.iter().take_while(|piece| !piece.is_empty());
+        let sum = pieces.fold(Sum::default(), |sum, piece| sum.add(piece));
         let fields = Fields {
             seq: start,
             ack: Some(self.next),
@@ -127,9 +138,6 @@ impl Connection {
         self.sent = now;
         if again {
             self.flight.sent_again(start, end, now);
-            if self.timer.is_none() {
-                self.set_timer(now);
-            }
             return;
         }
         self.flight.push(end, now);
@@ -138,7 +146,6 @@ impl Connection {
             self.fin = Fin::Sent;
             self.first = !self.ended;
         }
-        self.set_timer(now);
     }
 
     fn send_ack(&mut self, output: &mut impl Output, now: Micros) -> Sent {

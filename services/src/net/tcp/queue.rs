@@ -133,12 +133,14 @@ impl SendQueue {
             (index, before) = (index.saturating_add(1), end);
         }
         self.near = (index, before);
-        let (mut slices, mut left, mut skip) = ([&[][..]; PIECES], most, at.saturating_sub(before));
-        for (slice, piece) in slices.iter_mut().zip(self.pieces.range(index.min(self.pieces.len())..)) {
+        let (mut slices, mut skip) = ([&[][..]; PIECES], at.saturating_sub(before));
+        let mut left = most;
+        for slice in &mut slices {
+            let Some(piece) = self.pieces.get(index).filter(|_| left > 0) else { break };
             let bytes = piece.bytes().get(skip..).unwrap_or_default();
             *slice = bytes.get(..left).unwrap_or(bytes);
             left = left.saturating_sub(slice.len());
-            skip = 0;
+            (index, skip) = (index.saturating_add(1), 0);
         }
         (slices, most.saturating_sub(left))
     }

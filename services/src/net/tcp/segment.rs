@@ -171,6 +171,8 @@ const IPV4: usize = 20;
 const IPV6: usize = 40;
 /// A TCP header without options.
 pub const TCP: usize = 20;
+/// Where the length of the header and the control bits are: FIN, SYN, RST, PSH, ACK, from the lowest on.
+const LENGTH_AND_BITS: core::ops::Range<usize> = 12..14;
 /// The most options that we send: a SYN's.
 const OPTIONS: usize = 12;
 /// Room for all headers.
@@ -181,7 +183,8 @@ pub struct Headers {
     bytes: [u8; HEADERS],
     /// Where the TCP header is.
     tcp: usize,
-    /// The sum of all of the pseudo header but the length.
+    /// The sum of an IPv4 header, and that of the pseudo header, without the length.
+    ip: Sum,
     pseudo: Sum,
 }
 
@@ -221,7 +224,8 @@ impl Headers {
             }
         };
         let pseudo = crate::net::frame::pseudo_sum(flow.local, flow.remote, IpProtocol::Tcp);
-        let mut headers = Self { bytes, tcp, pseudo };
+        let ip = Sum::default().add_header(bytes.get(ETHERNET..tcp).unwrap_or_default());
+        let mut headers = Self { bytes, tcp, ip, pseudo };
         if let Some(header) = headers.bytes.get_mut(tcp..) {
             let mut segment = TcpPacket::new_unchecked(header);
             segment.set_src_port(port);
@@ -253,30 +257,28 @@ impl Headers {
         let Some(ip) = lower.get_mut(ETHERNET..) else { return &[] };
         if ip.len() == IPV4 {
             let mut packet = Ipv4Packet::new_unchecked(&mut *ip);
-            packet.set_total_len(length.saturating_add(IPV4) as u16);
-            packet.set_checksum(0);
-            let sum = Sum::default().add(ip).finish();
-            Ipv4Packet::new_unchecked(ip).set_checksum(u16::from_be_bytes(sum));
+            let total = length.saturating_add(IPV4) as u16;
+            packet.set_total_len(total);
+            packet.set_checksum(u16::from_be_bytes(self.ip.add_word(total).finish()));
         } else {
             Ipv6Packet::new_unchecked(ip).set_payload_len(length as u16);
         }
         let mut segment = TcpPacket::new_unchecked(&mut *tcp);
         segment.set_seq_number(TcpSeqNumber(fields.seq.0.cast_signed()));
         segment.set_ack_number(TcpSeqNumber(fields.ack.unwrap_or_default().0.cast_signed()));
-        segment.clear_flags();
-        segment.set_header_len(header as u8);
-        segment.set_ack(fields.ack.is_some());
-        segment.set_syn(fields.syn);
-        segment.set_fin(fields.fin);
-        segment.set_rst(fields.rst);
-        segment.set_psh(fields.push);
         segment.set_window_len(fields.window);
         segment.set_checksum(0);
         let Some(tcp) = tcp.get_mut(..header) else { return &[] };
+        // All at once: length in words, and the control bits.
+        if let Some([length, bits]) = tcp.get_mut(LENGTH_AND_BITS) {
+            *length = (header as u8) << 2;
+            let set = [fields.fin, fields.syn, fields.rst, fields.push, fields.ack.is_some()];
+            *bits = set.into_iter().rev().fold(0, |bits, set| bits << 1 | u8::from(set));
+        }
         if let Some(options) = tcp.get_mut(TCP..) {
             options.copy_from_slice(fields.options);
         }
-        let sum = self.pseudo.add(&(length as u16).to_be_bytes()).add(tcp).and(fields.sum).finish();
+        let sum = self.pseudo.add_word(length as u16).add_header(tcp).and(fields.sum).finish();
         TcpPacket::new_unchecked(tcp).set_checksum(u16::from_be_bytes(sum));
         self.bytes.get(..self.tcp.saturating_add(header)).unwrap_or_default()
     }
