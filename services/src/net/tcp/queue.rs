@@ -61,6 +61,10 @@ impl SendQueue {
     /// # Errors
     /// If there is no memory for it: nothing is appended.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), NoMemory> {
+        // No piece is empty.
+        if bytes.is_empty() {
+            return Ok(());
+        }
         if let Some(Piece::Own(last)) = self.pieces.back_mut()
             && last.capacity().saturating_sub(last.len()) >= bytes.len()
         {
@@ -152,6 +156,18 @@ mod tests {
     use alloc::rc::Rc;
     use proptest::prelude::*;
     use std::vec;
+
+    /// An empty piece would end a segment, to its sum.
+    #[test]
+    fn an_empty_write_is_nothing() {
+        let mut queue = SendQueue::default();
+        let shared = || Shared::new(Rc::new(vec![7; 100]), 0..100);
+        queue.share(shared()).unwrap();
+        queue.push(b"").unwrap();
+        queue.share(Shared::new(Rc::new(vec![7; 100]), 50..50)).unwrap();
+        queue.share(shared()).unwrap();
+        assert_eq!(queue.slices(0, 200), ([&[7; 100][..], &[7; 100], &[], &[]], 200));
+    }
 
     proptest! {
         /// As a plain vector of bytes, whatever is appended, read and dropped in between.
