@@ -279,8 +279,8 @@ impl<B: BlockSource> FileSystem<B> {
         Ok(len)
     }
 
-    /// Bytes of a file from `offset` on, from where the page cache has them: up to `most`, of one page. `None`
-    /// where there is no such page: [`read_at`](Self::read_at) has them.
+    /// Bytes of a file from `offset` on, from where the page cache has them: up to `most`, of one page.
+    /// `None` where there is no such page: [`read_at`](Self::read_at) has them.
     ///
     /// # Errors
     /// As for [`read_at`](Self::read_at).
