@@ -140,6 +140,7 @@ impl Congestion {
         }
     }
 
+    /// The rate over about a round trip.
     fn measure_rate(&mut self, bytes: u32, rtt: &RoundTrip, now: Micros) {
         self.acknowledged = self.acknowledged.saturating_add(u64::from(bytes));
         let time = now.saturating_sub(self.since);

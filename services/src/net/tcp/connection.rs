@@ -22,7 +22,7 @@ use crate::text::NoMemory;
 /// fits.
 pub const RECEIVE: u32 = 8 << 10;
 /// After this long without progress a connection that nobody holds any more is reset.
-pub const UNSENT: Micros = 30_000_000;
+const UNSENT: Micros = 30_000_000;
 /// How long a peer may keep its half open after ours is over.
 const HALF_CLOSED: Micros = 5_000_000;
 /// A received segment may be acknowledged this much later, if no answer does it (RFC 9293, 3.8.6.3).
@@ -256,8 +256,7 @@ impl Connection {
             self.fin = Fin::Acknowledged;
         }
         if self.owner == Owner::Past {
-            let patience = if self.fin == Fin::Acknowledged { HALF_CLOSED } else { UNSENT };
-            self.until = Some(now.saturating_add(patience));
+            self.wait(now);
         }
         self.round_trip.reset();
         if let Some(recovery) = self.recovery.filter(|recovery| !recovery.end.is_after(self.flight.start())) {
@@ -420,6 +419,11 @@ impl Connection {
         self.close();
         self.owner = Owner::Past;
         (self.received, self.taken) = (Vec::new(), 0);
+        self.wait(now);
+    }
+
+    /// Gives the peer of a connection that nobody holds its time from now on.
+    fn wait(&mut self, now: Micros) {
         let patience = if self.fin == Fin::Acknowledged { HALF_CLOSED } else { UNSENT };
         self.until = Some(now.saturating_add(patience));
     }

@@ -201,7 +201,7 @@ impl Tcp {
     }
 
     fn shake_hands(&mut self, syn: &Segment<'_>, output: &mut impl Output, now: Micros) {
-        let headers = Headers::new(&syn.flow, self.config.port, self.hardware, syn.hardware);
+        let mut headers = Headers::new(&syn.flow, self.config.port, self.hardware, syn.hardware);
         let mss = self.mtu.saturating_sub(headers.overhead()).to_be_bytes();
         // MSS; no operation, window scale; two times no operation, selective acknowledgments permitted. The
         // last two only to whom knows them.
@@ -223,7 +223,8 @@ impl Tcp {
             ..Fields::default()
         };
         self.handshaken = self.handshaken.saturating_add(1);
-        self.answer(syn, &fields, output);
+        // Lost, it is asked for again.
+        let _ = output.send(headers.write(&fields), &[&[]; PIECES]);
     }
 
     /// Begins a connection, if there is room for one more.
@@ -278,20 +279,16 @@ impl Tcp {
 
     /// Lets what happened to a connection have its consequences.
     fn settle(&mut self, id: u32, now: Micros) {
-        let Some(connection) = self.slots.get_mut(id as usize).and_then(Option::as_mut) else { return };
+        let Some(slot) = self.slots.get_mut(id as usize) else { return };
+        let Some(connection) = slot else { return };
         if connection.is_over() {
-            let wait = (connection.first && !connection.gone).then(|| connection.numbers());
-            let flow = connection.flow;
-            self.index.remove(&flow);
-            if let Some(slot) = self.slots.get_mut(id as usize)
-                && let Some(connection) = slot.take()
-            {
-                self.held = self.held.saturating_sub(connection.counted);
-                self.free.push(id);
+            self.held = self.held.saturating_sub(connection.counted);
+            self.index.remove(&connection.flow);
+            if connection.first && !connection.gone {
+                self.time_waits.insert(connection.flow, connection.numbers(), now);
             }
-            if let Some(numbers) = wait {
-                self.time_waits.insert(flow, numbers, now);
-            }
+            *slot = None;
+            self.free.push(id);
             return;
         }
         let holds = connection.holds();
