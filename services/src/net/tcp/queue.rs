@@ -136,7 +136,10 @@ impl SendQueue {
             }
             (index, before) = (index.saturating_add(1), end);
         }
-        self.near = (index, before);
+        // The last piece may grow: what is behind it now may be in it then.
+        if index < self.pieces.len() {
+            self.near = (index, before);
+        }
         let (mut slices, mut skip) = ([&[][..]; PIECES], at.saturating_sub(before));
         let mut left = most;
         for slice in &mut slices {
@@ -167,6 +170,16 @@ mod tests {
         queue.share(Shared::new(Rc::new(vec![7; 100]), 50..50)).unwrap();
         queue.share(shared()).unwrap();
         assert_eq!(queue.slices(0, 200), ([&[7; 100][..], &[7; 100], &[], &[]], 200));
+    }
+
+    /// The last piece grows behind the place that was asked for last.
+    #[test]
+    fn what_is_appended_is_found() {
+        let mut queue = SendQueue::default();
+        queue.push(b"first").unwrap();
+        assert_eq!(queue.slices(5, 100).1, 0);
+        queue.push(b"second").unwrap();
+        assert_eq!(queue.slices(5, 100), ([&b"second"[..], &[], &[], &[]], 6));
     }
 
     proptest! {
