@@ -92,7 +92,9 @@ impl<B: BlockSource> FileSystem<B> {
 fn search(folder: &Node, bytes: &[u8], name: &[u8]) -> Result<Option<u32>, FsError> {
     let mut entries = Entries(bytes);
     while let Some((head, found)) = entries.next()? {
-        let matches = found == name || (folder.ignores_case && is_same(found, name));
+        // Names of a folder often begin alike.
+        let is_equal = found.last() == name.last() && found == name;
+        let matches = is_equal || (folder.ignores_case && is_same(found, name));
         if matches && head.inode.get() != 0 {
             return Ok(Some(head.inode.get()));
         }

@@ -7,6 +7,7 @@ use super::layout::{
 use super::read_ahead::Cursor;
 use super::super_block::Geometry;
 use super::{FsError, PATH_MAX, corrupt, zeroed};
+use crate::text::{self, NoMemory};
 use alloc::vec::Vec;
 use zerocopy::FromBytes;
 
@@ -97,6 +98,23 @@ impl Node {
     /// What is known of it.
     pub fn metadata(&self) -> Metadata {
         self.metadata
+    }
+
+    /// The same for another reader.
+    pub(super) fn reopen(&self) -> Result<Self, NoMemory> {
+        let content = match &self.content {
+            Content::Inline(data) => Content::Inline(text::bytes(data)?),
+            Content::Extents(root) => Content::Extents(*root),
+            Content::BlockMap(root) => Content::BlockMap(*root),
+        };
+        let Self { metadata, is_indexed, ignores_case, generation, .. } = *self;
+        let (cursor, budget) = (Cursor::default(), Budget::default());
+        Ok(Self { metadata, content, is_indexed, ignores_case, generation, cursor, budget })
+    }
+
+    /// Bytes of its contents that are in the inode itself.
+    pub(super) fn inline_len(&self) -> usize {
+        if let Content::Inline(data) = &self.content { data.len() } else { 0 }
     }
 
     /// How many blocks of the file from one on are lost, if that one is: all of a hole, or one.

@@ -29,6 +29,7 @@ mod map;
 mod pages;
 mod partitions;
 mod path;
+mod path_cache;
 mod read_ahead;
 mod run;
 mod super_block;
@@ -44,12 +45,13 @@ use crate::shared::Shared;
 use crate::text::NoMemory;
 use alloc::vec::Vec;
 use cache::Piece;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use embassy_futures::yield_now;
 use groups::Groups;
 use inode::Content;
 use journal::Overlay;
+use path_cache::PathCache;
 use super_block::{Geometry, SUPER_BLOCK_OFFSET, SUPER_BLOCK_SIZE};
 use thiserror::Error;
 
@@ -127,6 +129,11 @@ fn zeroed(len: usize) -> Result<Vec<u8>, FsError> {
     Ok(bytes)
 }
 
+/// So many bytes of page cache are there for each path that is remembered, which takes about 250 bytes.
+const CACHE_OF_A_PATH: usize = 16 << 10;
+/// Most paths that are remembered.
+const MAX_PATHS: usize = 8192;
+
 /// A task that has looked at so many bytes of the file system lets others run, wherever these bytes came
 /// from.
 const BYTES_BETWEEN_YIELDS: usize = 128 << 10;
@@ -146,6 +153,7 @@ pub struct FileSystem<B> {
     cache: PageCache<Overlay<B>>,
     geometry: Geometry,
     groups: Groups,
+    paths: RefCell<PathCache>,
     /// Bytes looked at since a task last let others run.
     work: Cell<usize>,
 }
@@ -159,17 +167,20 @@ impl<B: BlockSource> FileSystem<B> {
     pub async fn open(disk: B, cache_capacity: usize) -> Result<Self, FsError> {
         let cache = PageCache::new(Overlay::new(disk), cache_capacity);
         let geometry = read_geometry(&cache).await?;
-        let mut fs = Self { cache, geometry, groups: Groups::default(), work: Cell::new(0) };
+        let (groups, paths) = (Groups::default(), RefCell::default());
+        let mut fs = Self { cache, geometry, groups, paths, work: Cell::new(0) };
         fs.groups = fs.read_groups().await?;
         if let Some(journal) = fs.geometry.replay {
             fs.replay(journal).await?;
             fs.geometry = read_geometry(&fs.cache).await?;
             fs.groups = fs.read_groups().await?;
         }
-        match fs.node(ROOT_INODE).await?.metadata().kind {
-            Kind::Directory => Ok(fs),
-            _ => Err(corrupt("the root is not a folder")),
+        if fs.node(ROOT_INODE).await?.metadata().kind != Kind::Directory {
+            return Err(corrupt("the root is not a folder"));
         }
+        let paths = (cache_capacity / CACHE_OF_A_PATH).min(MAX_PATHS);
+        fs.paths = RefCell::new(PathCache::new(paths));
+        Ok(fs)
     }
 
     /// Volume label; empty if there is none.

@@ -22,6 +22,15 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::NameTooLong`] (a name of more than 255 bytes, or a path of more than 4096),
     /// [`FsError::TooMuch`], and what reading the folders gives.
     pub async fn lookup(&self, path: &[u8]) -> Result<Node, FsError> {
+        if let Some(found) = self.paths.borrow_mut().get(path) {
+            return found;
+        }
+        let found = self.walk(path).await;
+        self.paths.borrow_mut().put(path, &found);
+        found
+    }
+
+    async fn walk(&self, path: &[u8]) -> Result<Node, FsError> {
         if path.len() > PATH_MAX {
             return Err(FsError::NameTooLong);
         }

@@ -7,7 +7,7 @@ use crate::support::{
 };
 use crate::{allocations::peak_of, support::noise};
 use futures::executor::block_on;
-use ringfence_services::fs::{FileSystem, FsError, Kind};
+use ringfence_services::fs::{FileSystem, FsError, Kind, Node};
 use std::{fs, iter};
 use tempfile::TempDir;
 
@@ -24,7 +24,33 @@ fn check(options: &[&str], kib: usize, many: usize) {
         assert!(fs.size_bytes() <= kib as u64 * 1024 && fs.size_bytes() > kib as u64 * 1000);
         compare(&fs, folder.path(), "/", !options.iter().any(|option| option.contains("^filetype")));
         links(&fs);
+        // The same from what is remembered of the paths.
+        links(&fs);
         assert!(fs.cache_stats().pages <= (CACHE / 4096) as u64);
+    }
+}
+
+/// A path that was walked once, wherever it leads, is not walked again soon; each reader reads on its own.
+#[test]
+fn a_path_is_walked_once() {
+    let folder = sample_folder(100, 10);
+    let inline = ["-O", "inline_data", "-I", "256"];
+    for options in [&[][..], &inline] {
+        let fs = block_on(FileSystem::open(MemDisk::new(make_image(folder.path(), options, 8192)), CACHE));
+        let fs = fs.unwrap();
+        let pages = || fs.cache_stats().hits + fs.cache_stats().misses;
+        for path in ["/index.html", "/sizes/100.bin", "/link", "/sizes", "/sizes/none", "/none/none"] {
+            let find = || block_on(fs.lookup(path.as_bytes()));
+            let content = |node: &Node| match node.metadata().kind {
+                Kind::File => read_all(&fs, node, 4096),
+                _ => names(&fs, node).map(|names| format!("{names:?}").into_bytes()),
+            };
+            let first = find().map(|node| (node.metadata(), content(&node)));
+            let before = pages();
+            let second = find();
+            assert_eq!(pages(), before, "{path}");
+            assert_eq!(second.map(|node| (node.metadata(), content(&node))), first, "{path}");
+        }
     }
 }
 
