@@ -71,6 +71,30 @@ fn interrupts_are_off_while_the_server_looks() {
     }
 }
 
+/// What a look finds, without the server: nothing while it looks and nothing is done.
+#[test]
+fn a_cheap_look_finds_what_the_server_would() {
+    for format in FORMATS {
+        let mut bench = Bench::new(format, 1, 64);
+        let (mut disk, request) = (bench.disk(0), bench.read(1));
+        let queue = Shared::new(&mut bench.block.queue, Hybrid::new(3)).unwrap();
+        let ended = RefCell::default();
+        let mut server = server(&queue, &ended);
+        assert!(queue.may_have_completed(), "nothing to look for");
+        let mut transfer = begin(&queue, request, None);
+        assert!(queue.may_have_completed(), "it has not run yet");
+        server.flag.clone().wake();
+        server.run();
+        assert!(!queue.may_have_completed(), "{format:#x}");
+        disk.take();
+        assert!(!disk.finish(0), "interrupts are off");
+        assert!(queue.may_have_completed(), "{format:#x}");
+        settle(&mut [&mut server]);
+        assert_eq!(answer(&mut transfer), Some((Ok(()), true)));
+        assert!(queue.may_have_completed());
+    }
+}
+
 /// A device that is done whenever the server goes to sleep does not keep it from giving way.
 #[test]
 fn others_run_before_it_looks_at_what_came_just_now() {

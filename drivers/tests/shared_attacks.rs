@@ -204,6 +204,7 @@ fn call_back() {
     let now = queue.next_deadline().unwrap_or_default();
     let _ = queue.poll_serve(&mut Context::from_waker(&Acts::waker(|| {})), now);
     let _ = (queue.is_asleep(), queue.in_flight(), queue.lost(), queue.counters());
+    let _ = queue.may_have_completed();
     queue.look_again();
     queue.wake();
 }

@@ -167,6 +167,14 @@ impl<'a, N: Notify> SharedQueue<'a, N> {
         state.armed && state.queue.in_flight() > 0
     }
 
+    /// Whether it is worth while to run the server: false only while it looks for completions and there are
+    /// none. For a few cheap looks, with pauses of the processor, before the next
+    /// [`poll_serve`](Self::poll_serve).
+    pub fn may_have_completed(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        state.armed || state.queue.in_flight() == 0 || !matches!(state.queue.inner().has_used(), Ok(false))
+    }
+
     /// Once more notifies the device if it wants that, see [`BlockQueue::kick_again`], and wakes the server
     /// if the device has done something. Nothing, unless the server sleeps: it looks by itself.
     pub fn look_again(&self) {
