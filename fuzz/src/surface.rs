@@ -72,6 +72,7 @@ pub const NOT_CALLED: &[(&str, &[&str])] = &[
         &["audit", "empty", "from_mut", "register"],
     ),
     ("of a table over registers that are mapped, which is unsafe to make", &["claim", "offer", "offer_bars"]),
+    ("keeps memory for good: soon there would be none", &["allocate_uninit"]),
     ("waits, which nothing here does", &["look_again"]),
     ("for tests alone: plays an interrupt", &["interrupt"]),
     ("a chain of segments of buffers, which the drivers' tests have", &["with_segments"]),

@@ -368,6 +368,27 @@ fn boot_mappings_are_checked() {
 
 /// Whatever way frames take, the next owner of the memory sees zeros: not what another one left, nor the
 /// loader.
+/// A heap's memory is its own for good, writable, and not cleared first.
+#[test]
+fn memory_that_is_not_initialised() {
+    let system = System::new(Config { ram_frames: 512, ..Config::default() });
+    let (space, machine) = (system.space, system.machine);
+    let memory = space.allocate_uninit(3).unwrap();
+    assert_eq!(memory.len() as u64, 3 * PAGE);
+    let start = memory.cast::<u8>().as_ptr().addr() as u64;
+    let hits: Vec<_> = (0..3).map(|page| machine.walk(start + page * PAGE).unwrap()).collect();
+    assert!(hits.iter().all(|hit| hit.write && !hit.execute));
+    assert!(space.allocate_uninit(0).is_err());
+    // All that others get is other memory.
+    let others: Vec<_> = std::iter::from_fn(|| space.allocate(1, Protection::ReadWrite).ok()).collect();
+    let taken = others.iter().map(|other| other.start_address().value());
+    let frames: Vec<_> = taken.clone().map(|at| machine.walk(at).unwrap().frame).collect();
+    assert!(others.len() > 100 && hits.iter().all(|hit| !frames.contains(&hit.frame)));
+    assert!({ taken }.all(|at| !(start..start + 3 * PAGE).contains(&at)));
+    drop(others);
+    system.check();
+}
+
 #[test]
 fn new_memory_is_zero() {
     let system = System::new(Config { ram_frames: 2048, ..Config::default() });

@@ -2,9 +2,8 @@
 //! memory.
 
 use core::alloc::Layout;
-use core::mem::ManuallyDrop;
 
-use ringfence_memory::{PAGE_SIZE, Protection};
+use ringfence_memory::PAGE_SIZE;
 use talc::TalcLock;
 use talc::base::{Talc, binning::Binning};
 use talc::source::Source;
@@ -33,9 +32,9 @@ unsafe impl Source for Growing {
             layout.size().checked_add(layout.align()).and_then(|size| size.checked_add(TAGS)).ok_or(())?;
         let space = memory::try_space().ok_or(())?;
         let pages = wanted.max(STEP).div_ceil(PAGE_SIZE);
-        let pages = ManuallyDrop::new(space.allocate(pages, Protection::ReadWrite).map_err(|_| ())?);
-        // SAFETY: the pages are mapped writable, and owned by the heap from now on: they are never dropped.
-        unsafe { talc.claim(pages.as_ptr(), pages.size_in_bytes() as usize) }.map(|_| ()).ok_or(())
+        let memory = space.allocate_uninit(pages).map_err(|_| ())?;
+        // SAFETY: it is mapped writable for good, and was given to nobody else.
+        unsafe { talc.claim(memory.as_ptr().cast(), memory.len()) }.map(|_| ()).ok_or(())
     }
 }
 

@@ -11,6 +11,8 @@ use crate::device::Claims;
 use crate::lock::{Level, Lock};
 use crate::paging::tlb::{Cpu, Flush, Stale};
 use crate::range::{FrameRange, Page, PageRange};
+use core::mem::{ManuallyDrop, MaybeUninit};
+use core::ptr::NonNull;
 
 /// The page tables in use, with the allocators of what they map.
 ///
@@ -84,6 +86,16 @@ impl AddressSpace {
         mapped.zero();
         mapped.remap(protection);
         Ok(mapped)
+    }
+
+    /// Maps `count` pages of new memory, writable, for good: for a heap, which hands out what is not
+    /// initialised. Safe code cannot see what the last owners left in it.
+    pub fn allocate_uninit(&'static self, count: usize) -> Result<NonNull<[MaybeUninit<u8>]>, MapError> {
+        let mapped = ManuallyDrop::new(self.allocate_stale(count)?);
+        let len = mapped.size_in_bytes() as usize;
+        // No allocator has page 0.
+        let start = NonNull::new(mapped.as_ptr().cast()).ok_or(MapError::ZeroLength)?;
+        Ok(NonNull::slice_from_raw_parts(start, len))
     }
 
     /// As [`allocate`](Self::allocate), writable, with what the last owners left in it.
