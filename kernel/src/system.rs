@@ -198,9 +198,14 @@ fn log_choice(choice: &Choice<&'static Disk>, disk: &Disk) {
         choice.files.block_size(),
         disk.address()
     );
-    match choice.files.blocks_in_journal() {
-        0 => {}
-        count => log::info!("             not unmounted; blocks read from its journal: {count}"),
+    match (choice.files.blocks_in_journal(), choice.files.fast_commits()) {
+        (0, 0) => {}
+        (count, 0) => log::info!("             not unmounted; blocks read from its journal: {count}"),
+        (count, fast) => {
+            log::info!(
+                "             not unmounted; blocks read from its journal: {count}, fast commits: {fast}"
+            );
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::cache::Piece;
 use super::checks::{FOLDER, HASH_TREE, Owner};
 use super::hash_tree::check_node;
-use super::inode::{Content, Kind, Node};
+use super::inode::{Content, Kind, Metadata, Node};
 use super::layout::{DirEntryHead, DirEntryTail, crc32c};
 use super::{FileSystem, FsError, corrupt};
 use crate::block::BlockSource;
@@ -108,10 +108,10 @@ impl<B: BlockSource> FileSystem<B> {
             return Err(FsError::NotADirectory);
         }
         if *cursor >= node.metadata().size {
-            return Ok(None);
+            return self.read_added(node, cursor);
         }
         // Where the block starts in the folder, and its bytes.
-        let (start, bytes) = match &node.content {
+        let (start, mut bytes) = match &node.content {
             Content::Inline(data) => {
                 let [first, second] = inline_parts(data);
                 let (start, part) = if *cursor < INLINE_BLOCK { (4, first) } else { (INLINE_BLOCK, second) };
@@ -119,6 +119,9 @@ impl<B: BlockSource> FileSystem<B> {
             }
             _ => self.copy_block(node, cursor).await?,
         };
+        if let Some(changes) = &self.changes {
+            changes.hide(node.metadata().inode, &mut bytes);
+        }
         let skipped = usize::try_from(cursor.saturating_sub(start)).unwrap_or(usize::MAX);
         let end = start.saturating_add(bytes.len() as u64);
         let block = DirBlock { bytes, skipped, end, has_file_type: self.geometry.has_file_type };
@@ -128,6 +131,18 @@ impl<B: BlockSource> FileSystem<B> {
         }
         *cursor = end;
         Ok(Some(block))
+    }
+
+    /// The names that fast commits have added to a folder, a block's worth: they follow those on the disk.
+    fn read_added(&self, node: &Node, cursor: &mut u64) -> Result<Option<DirBlock>, FsError> {
+        let Some(changes) = &self.changes else { return Ok(None) };
+        let Metadata { inode, size, .. } = node.metadata();
+        let (start, bytes) = changes.added(inode, cursor.saturating_sub(size), self.geometry.block_size)?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        *cursor = size.saturating_add(start).saturating_add(bytes.len() as u64);
+        Ok(Some(DirBlock { bytes, skipped: 0, end: *cursor, has_file_type: self.geometry.has_file_type }))
     }
 
     /// A copy of the block of a folder that the cursor is in, and where it starts. The cursor moves on if it

@@ -111,15 +111,15 @@ fn search(bytes: &[u8], depth: u16, logical: u64, covers: &Range<u64>) -> Result
 }
 
 impl ExtentEntry {
-    fn first(&self) -> u64 {
+    pub(super) fn first(&self) -> u64 {
         self.block.get().into()
     }
 
-    fn is_written(&self) -> bool {
+    pub(super) fn is_written(&self) -> bool {
         self.raw_len() <= MAX_WRITTEN
     }
 
-    fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         let len = self.raw_len();
         u64::from(len.checked_sub(MAX_WRITTEN).filter(|&len| len > 0).unwrap_or(len))
     }

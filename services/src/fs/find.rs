@@ -15,6 +15,11 @@ impl Budget {
     /// Bytes of folders. That is 40,000 names as long as they can be, or two million of usual length.
     const BYTES: usize = 64 << 20;
 
+    /// One of `bytes`.
+    pub fn of(bytes: usize) -> Self {
+        Self(Cell::new(bytes))
+    }
+
     /// Takes `bytes` from what is left.
     pub fn take(&self, bytes: usize) -> Result<(), FsError> {
         let left = self.0.get().checked_sub(bytes).ok_or(FsError::TooMuch)?;
@@ -30,7 +35,7 @@ impl Budget {
 
 impl Default for Budget {
     fn default() -> Self {
-        Self(Cell::new(Self::BYTES))
+        Self::of(Self::BYTES)
     }
 }
 
@@ -42,6 +47,10 @@ impl<B: BlockSource> FileSystem<B> {
         }
         if name.len() > NAME_MAX {
             return Err(FsError::NameTooLong);
+        }
+        let known = self.changes.as_ref().and_then(|changes| changes.name(folder.metadata().inode, name));
+        if let Some(known) = known {
+            return known.target.map(|(inode, _)| inode).ok_or(FsError::NotFound);
         }
         if let Content::Inline(data) = &folder.content {
             for part in inline_parts(data) {

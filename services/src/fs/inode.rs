@@ -16,10 +16,10 @@ pub const ROOT_INODE: u32 = 2;
 
 const FLAG_ENCRYPTED: u32 = 0x800;
 const FLAG_INDEX: u32 = 0x1000;
-const FLAG_EXTENTS: u32 = 0x8_0000;
+pub(super) const FLAG_EXTENTS: u32 = 0x8_0000;
 const FLAG_EA_INODE: u32 = 0x20_0000;
-const FLAG_INLINE_DATA: u32 = 0x1000_0000;
-const FLAG_CASEFOLD: u32 = 0x4000_0000;
+pub(super) const FLAG_INLINE_DATA: u32 = 0x1000_0000;
+pub(super) const FLAG_CASEFOLD: u32 = 0x4000_0000;
 
 /// What kind of thing an inode is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 
 use crc::{Algorithm, CRC_16_MODBUS, CRC_32_ISCSI, Crc, Table};
 use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// The super block, 1024 bytes at byte 1024 of the disk.
 #[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
@@ -83,7 +83,7 @@ pub struct GroupDescriptorHigh {
 pub const GROUP_HIGH: usize = 0x20;
 
 /// The part of an inode that every format has.
-#[derive(FromBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Inode {
     pub mode: U16,

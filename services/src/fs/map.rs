@@ -16,6 +16,17 @@ const CUT_OFF: FsError = corrupt("a block map is cut off");
 impl<B: BlockSource> FileSystem<B> {
     /// The run that starts at a block of a file; it may go beyond the end of the file.
     pub(super) async fn map(&self, node: &Node, logical: u64) -> Result<Run, FsError> {
+        let Some(changes) = &self.changes else { return self.map_on_disk(node, logical).await };
+        match changes.run_at(node.metadata().inode, logical) {
+            Ok(run) => Ok(run),
+            Err(next) => {
+                let run = self.map_on_disk(node, logical).await?;
+                Ok(Run { blocks: run.blocks.min(next.saturating_sub(logical)), ..run })
+            }
+        }
+    }
+
+    async fn map_on_disk(&self, node: &Node, logical: u64) -> Result<Run, FsError> {
         match &node.content {
             Content::Inline(_) => Err(corrupt("inline data has no blocks")),
             Content::Extents(root) => self.map_extents(node, root, logical).await,

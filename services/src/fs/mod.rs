@@ -3,7 +3,8 @@
 //! Everything is asynchronous down to the device: a task that needs a block awaits it, and nobody else waits.
 //! Nothing on the disk is trusted: numbers are checked before use, metadata checksums are verified where the
 //! file system has them, every walk is bounded by what the format can hold and lets other tasks run, and no
-//! allocation is larger than a block, a path, or 40 bytes for each group of blocks. The contents of files are
+//! allocation is larger than a block, a path, or 40 bytes for each group of blocks, but for what a journal
+//! says, which is bounded. The contents of files are
 //! never held whole: they pass through the [`PageCache`], which is bounded and reads ahead.
 //!
 //! Permissions, ownership and access times are ignored: everything on the disk can be read by everyone. A
@@ -12,6 +13,7 @@
 
 mod cache;
 mod casefold;
+mod changes;
 mod checks;
 mod choice;
 mod dir;
@@ -45,6 +47,7 @@ use crate::shared::Shared;
 use crate::text::NoMemory;
 use alloc::vec::Vec;
 use cache::Piece;
+use changes::Changes;
 use core::cell::{Cell, RefCell};
 use core::ops::Range;
 use embassy_futures::yield_now;
@@ -154,6 +157,8 @@ pub struct FileSystem<B> {
     geometry: Geometry,
     groups: Groups,
     paths: RefCell<PathCache>,
+    /// What fast commits in the journal say.
+    changes: Option<Changes>,
     /// Bytes looked at since a task last let others run.
     work: Cell<usize>,
 }
@@ -168,12 +173,15 @@ impl<B: BlockSource> FileSystem<B> {
         let cache = PageCache::new(Overlay::new(disk), cache_capacity);
         let geometry = read_geometry(&cache).await?;
         let (groups, paths) = (Groups::default(), RefCell::default());
-        let mut fs = Self { cache, geometry, groups, paths, work: Cell::new(0) };
+        let mut fs = Self { cache, geometry, groups, paths, changes: None, work: Cell::new(0) };
         fs.groups = fs.read_groups().await?;
         if let Some(journal) = fs.geometry.replay {
-            fs.replay(journal).await?;
+            let fast = fs.replay(journal).await?;
             fs.geometry = read_geometry(&fs.cache).await?;
             fs.groups = fs.read_groups().await?;
+            if let Some(fast) = fast {
+                fs.replay_fast(fast).await?;
+            }
         }
         if fs.node(ROOT_INODE).await?.metadata().kind != Kind::Directory {
             return Err(corrupt("the root is not a folder"));
@@ -208,6 +216,11 @@ impl<B: BlockSource> FileSystem<B> {
         self.cache.source().len()
     }
 
+    /// How many fast commits in the journal count.
+    pub fn fast_commits(&self) -> usize {
+        self.changes.as_ref().map_or(0, |changes| changes.commits)
+    }
+
     /// What the page cache has done so far.
     pub fn cache_stats(&self) -> CacheStats {
         self.cache.stats()
@@ -219,6 +232,16 @@ impl<B: BlockSource> FileSystem<B> {
     /// [`FsError::Corrupt`] for a free or damaged inode, [`FsError::Unsupported`] for an encrypted one,
     /// [`FsError::Io`], [`FsError::NoMemory`].
     pub async fn node(&self, inode: u32) -> Result<Node, FsError> {
+        if let Some(bytes) = self.changes.as_ref().and_then(|changes| changes.inode(inode)) {
+            return Node::parse(&self.geometry, inode, bytes);
+        }
+        let piece = self.inode_piece(inode).await?;
+        let check = |bytes: &[u8]| Node::check(&self.geometry, inode, bytes);
+        self.view(&piece, check, |bytes| Node::parse(&self.geometry, inode, bytes)).await?.0
+    }
+
+    /// Where an inode is on the disk.
+    async fn inode_piece(&self, inode: u32) -> Result<Piece, FsError> {
         let (group, index) = self.geometry.group_of(inode)?;
         let table = match self.groups.inode_table(group) {
             Some(table) => table,
@@ -228,9 +251,7 @@ impl<B: BlockSource> FileSystem<B> {
         let len = self.geometry.inode_size;
         let within = u64::from(index).saturating_mul(len as u64);
         let offset = self.geometry.byte_of(table).saturating_add(within);
-        let piece = Piece { offset, len, ahead: 0, owner: checks::INODES };
-        let check = |bytes: &[u8]| Node::check(&self.geometry, inode, bytes);
-        self.view(&piece, check, |bytes| Node::parse(&self.geometry, inode, bytes)).await?.0
+        Ok(Piece { offset, len, ahead: 0, owner: checks::INODES })
     }
 
     /// Fills `buf` with the contents of a file from `offset` on, and returns how many bytes there were: fewer

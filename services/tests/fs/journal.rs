@@ -19,10 +19,10 @@ use tempfile::TempDir;
 const MAGIC: [u8; 4] = [0xc0, 0x3b, 0x39, 0x98];
 
 /// A way to make and to mount.
-struct Way {
-    name: &'static str,
-    mkfs: &'static [&'static str],
-    mount: &'static str,
+pub struct Way {
+    pub name: &'static str,
+    pub mkfs: &'static [&'static str],
+    pub mount: &'static str,
 }
 
 const WAYS: [Way; 9] = [
@@ -60,21 +60,21 @@ const WAYS: [Way; 9] = [
 /// Cuts of each.
 const CUTS: usize = 6;
 
-fn make(image: &Path, way: &Way) {
+pub fn make(image: &Path, way: &Way) {
     File::create(image).unwrap().set_len(20 << 20).unwrap();
     let fixed = ["-q", "-F", "-N", "2048", "-E", "lazy_itable_init=0,lazy_journal_init=0"];
     run(e2fsprogs("mkfs.ext4").args(fixed).args(way.mkfs).arg(image));
 }
 
 /// What some program does to its files.
-struct Work {
-    random: StdRng,
-    root: PathBuf,
-    next: u32,
+pub struct Work {
+    pub random: StdRng,
+    pub root: PathBuf,
+    pub next: u32,
 }
 
 impl Work {
-    fn some_file(&mut self) -> Option<PathBuf> {
+    pub fn some_file(&mut self) -> Option<PathBuf> {
         let mut folders = vec![self.root.clone()];
         let mut files = Vec::new();
         while let Some(folder) = folders.pop() {
@@ -90,7 +90,7 @@ impl Work {
         files.choose(&mut self.random).cloned()
     }
 
-    fn bytes(&mut self) -> Vec<u8> {
+    pub fn bytes(&mut self) -> Vec<u8> {
         let len = self.random.random_range(1..30_000);
         let mut bytes = noise(self.random.random(), len);
         for block in bytes.chunks_mut(1024) {
@@ -314,35 +314,6 @@ fn what_is_left_over() {
     assert!(content_of(bytes) == Ok(expected));
 }
 
-/// Fast commits are refused by name as long as they wait, and only then.
-#[test]
-fn fast_commits() {
-    let dir = TempDir::new().unwrap();
-    let way = Way { name: "fast", mkfs: &["-b", "1024", "-O", "fast_commit", "-J", "size=4"], mount: "" };
-    let image = dir.path().join("image");
-    make(&image, &way);
-    let mount = match Mount::new(&image, dir.path().join("mounted"), "rw,commit=1000") {
-        Ok(mount) => mount,
-        Err(why) => return crate::skip::skip("journal::fast_commits", &format!("no mount: {why}")),
-    };
-    let folder = mount.point.join("folder");
-    fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("a"), noise(1, 5000)).unwrap();
-    let sync = || run(std::process::Command::new("sync").arg("-f").arg(&mount.point));
-    sync();
-    let before = fs::read(&image).unwrap();
-    fs::write(folder.join("b"), noise(2, 5000)).unwrap();
-    File::open(folder.join("b")).unwrap().sync_all().unwrap();
-    let fast = fs::read(&image).unwrap();
-    sync();
-    let after = fs::read(&image).unwrap();
-    for (name, bytes) in [("before", before), ("after", after)] {
-        assert!(same_as_linux(dir.path(), name, bytes).is_some_and(|blocks| blocks > 0));
-    }
-    let opened = block_on(FileSystem::open(MemDisk::new(fast), CACHE)).err();
-    assert!(matches!(opened, Some(FsError::Unsupported(why)) if why.contains("fast commits")), "{opened:?}");
-}
-
 /// Whatever is in the journal: no panic, an end, and no more memory than the journal has room for.
 #[test]
 fn damaged() {
@@ -400,7 +371,7 @@ fn damaged() {
 }
 
 /// The bytes of the blocks of the journal, in their order.
-fn journal_blocks(image: &Path) -> Vec<std::ops::Range<usize>> {
+pub fn journal_blocks(image: &Path) -> Vec<std::ops::Range<usize>> {
     let said = |command: &str| {
         String::from_utf8(run(e2fsprogs("debugfs").args(["-R", command]).arg(image))).unwrap()
     };

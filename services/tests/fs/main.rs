@@ -6,6 +6,7 @@ mod cache;
 mod corruption;
 mod damage;
 mod disks;
+mod fast_commits;
 mod foreign;
 mod images;
 mod journal;

@@ -1,13 +1,15 @@
 //! The journal of a file system that was not unmounted, replayed in memory: where the latest copy of a block
-//! is in the journal, it is read there. Nothing is written, and no block is held.
+//! is in the journal, it is read there. Nothing is written, and no block is held. Fast commits follow.
 //!
 //! The log is read as Linux does (`fs/jbd2/recovery.c`), in three passes: where it ends, what was revoked,
 //! and which copies count. What Linux would not mount is refused. The work is bounded by the length of the
 //! log, which is gone round once in each pass, and the memory by the copies that fit in it.
 
+mod fast_commit;
 mod layout;
 mod overlay;
 
+pub use fast_commit::Fast;
 pub use overlay::Overlay;
 
 use super::{FileSystem, FsError, Node, corrupt};
@@ -25,23 +27,23 @@ static CRC32_BE: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_MPEG_2
 const FAILED: FsError = corrupt("a transaction of the journal fails its checksum");
 
 impl<B: BlockSource> FileSystem<B> {
-    /// Has all that is read from now on read as if the journal in inode `journal` had been replayed. The
-    /// super block is to be read again.
-    pub(super) async fn replay(&mut self, journal: u32) -> Result<(), FsError> {
+    /// Has all that is read from now on read as if the log in inode `journal` had been replayed. The super
+    /// block is to be read again. Returns the fast commits that follow.
+    pub(super) async fn replay(&mut self, journal: u32) -> Result<Option<Fast>, FsError> {
         if journal == 0 {
             return Err(FsError::Unsupported("its journal, which needs recovery, is on another disk"));
         }
-        let moved = {
-            let node = self.node(journal).await?;
-            let block_size = self.geometry.block_size;
-            let blocks = node.metadata().size.checked_div(block_size as u64).unwrap_or(0);
-            let start = self.journal_block(&node, 0, 0).await?;
-            let format = Format::parse(&start, block_size, blocks)?;
-            if format.start == 0 { Vec::new() } else { Log { fs: self, node, format }.moved().await? }
-        };
+        let node = self.node(journal).await?;
         let block_size = self.geometry.block_size;
+        let blocks = node.metadata().size.checked_div(block_size as u64).unwrap_or(0);
+        let start = self.journal_block(&node, 0, 0).await?;
+        let format = Format::parse(&start, block_size, blocks)?;
+        if format.start == 0 {
+            return Ok(None);
+        }
+        let (moved, fast) = Log { fs: self, node, format }.replay().await?;
         self.cache.renew().set(moved, block_size);
-        Ok(())
+        Ok(fast)
     }
 
     /// The contents of a block of the journal. Up to `ahead` bytes of what follows are read with it.
@@ -78,16 +80,14 @@ struct Place {
 }
 
 impl<B: BlockSource> Log<'_, B> {
-    async fn moved(&self) -> Result<Vec<Moved>, FsError> {
+    /// The blocks that have copies, and fast commits.
+    async fn replay(self) -> Result<(Vec<Moved>, Option<Fast>), FsError> {
         let (mut moved, end) = self.scan().await?;
         put_in_order(&mut moved);
-        if let Some(fast) = self.format.fast {
-            self.check_fast(fast, end).await?;
-        }
         self.revoke(&mut moved, end).await?;
         self.find_copies(&mut moved, end).await?;
         moved.retain(|moved| moved.copy.is_some());
-        Ok(moved)
+        Ok((moved, self.fs.find_fast(self.node, &self.format, end).await?))
     }
 
     fn start(&self) -> Place {
@@ -246,21 +246,6 @@ impl<B: BlockSource> Log<'_, B> {
             place.sequence = place.sequence.wrapping_add(1);
         }
         Ok(Some(next))
-    }
-
-    /// Refuses fast commits behind the last transaction: what they change is not replayed.
-    async fn check_fast(&self, at: u32, end: u32) -> Result<(), FsError> {
-        const HEAD: [u8; 4] = [9, 0, 8, 0];
-        if at >= self.format.blocks {
-            return Ok(());
-        }
-        // Of little-endian numbers: the tag and its length, features, and the transaction.
-        let block = self.copy(at).await?;
-        let number = block.get(8..).and_then(|rest| rest.first_chunk());
-        if block.starts_with(&HEAD) && number == Some(&end.to_le_bytes()) {
-            return Err(FsError::Unsupported("fast commits in its journal: mount and unmount it once"));
-        }
-        Ok(())
     }
 }
 
