@@ -1,15 +1,19 @@
 //! Fast commits in journals cut at any moment, against a mounted Linux that replays them.
 
+use crate::allocations::peak_of;
 use crate::disks::MemDisk;
-use crate::journal::{Way, Work, make};
+use crate::journal::{Way, Work, journal_blocks, make};
 use crate::mounted::Mount;
-use crate::support::{CACHE, names, read_all, run};
+use crate::support::{CACHE, e2fsprogs, names, noise, read_all, run};
+use crc::{Algorithm, CRC_32_ISCSI, Crc};
 use futures::executor::block_on;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use ringfence_services::block::BlockSource;
-use ringfence_services::fs::{FileSystem, FsError, Kind};
+use ringfence_services::fs::{FileSystem, FsError, Kind, ROOT_INODE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
@@ -20,7 +24,9 @@ macro_rules! ways {
     ($($name:literal, $size:literal, $features:literal, $options:expr;)*) => {
         &[$(Way {
             name: $name,
-            mkfs: &["-b", $size, "-J", "size=8,fast_commit_size=512", "-O", concat!("fast_commit", $features)],
+            mkfs: &[
+                "-b", $size, "-J", "size=8,fast_commit_size=512", "-O", concat!("fast_commit", $features),
+            ],
             mount: $options,
         }),*]
     };
@@ -222,4 +228,299 @@ fn cut_at_any_moment() {
         }
     }
     assert!(replays >= 40, "only {replays} journals had fast commits in them");
+}
+
+/// An image that is cut off after `work` on what `before` made, and what the live file system showed then.
+fn cut_after(
+    dir: &Path,
+    features: &str,
+    before: impl FnOnce(&Path),
+    work: impl FnOnce(&Path),
+) -> Result<(Vec<u8>, Tree), String> {
+    let image = dir.join("image");
+    File::create(&image).unwrap().set_len(20 << 20).unwrap();
+    let options = ["-q", "-F", "-b", "1024", "-I", "256", "-J", "size=4,fast_commit_size=16"];
+    run(e2fsprogs("mkfs.ext4").args(options).args(["-O", features]).arg(&image));
+    let mount = Mount::new(&image, dir.join("mounted"), "rw,commit=1000")?;
+    before(&mount.point);
+    sync(&mount);
+    work(&mount.point);
+    Ok((fs::read(&image).unwrap(), shown(&mount)))
+}
+
+fn write(path: impl AsRef<Path>, len: usize) {
+    fs::write(&path, noise(len as u64, len)).unwrap();
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+fn append(path: impl AsRef<Path>, len: usize) {
+    let mut file = File::options().append(true).create(true).open(path).unwrap();
+    file.write_all(&noise(len as u64, len)).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Where Linux loses what it has promised to keep, or does not mount, the files are as they were.
+#[test]
+fn what_linux_loses() {
+    type Work = fn(&Path);
+    let cases: [(&str, Work, Work); 3] = [
+        (
+            "a file that is deleted and open",
+            |root| write(root.join("open"), 5000),
+            |root| {
+                let open = File::options().write(true).open(root.join("open")).unwrap();
+                open.write_all_at(&noise(2, 9000), 0).unwrap();
+                fs::remove_file(root.join("open")).unwrap();
+                write(root.join("other"), 3000);
+                drop(open);
+            },
+        ),
+        (
+            "a folder whose inode another one had",
+            |root| {
+                fs::create_dir_all(root.join("top/old")).unwrap();
+                write(root.join("top/old/file"), 3000);
+                write(root.join("kept"), 3000);
+            },
+            |root| {
+                fs::remove_dir_all(root.join("top/old")).unwrap();
+                append(root.join("kept"), 4000);
+                fs::create_dir(root.join("top/new")).unwrap();
+                write(root.join("top/new/another"), 2000);
+            },
+        ),
+        (
+            "an area that is full",
+            |_| {},
+            |root| (0..15).for_each(|n| append(root.join(format!("{n}")), 2000)),
+        ),
+    ];
+    for (name, before, work) in cases {
+        let dir = TempDir::new().unwrap();
+        let (cut, live) = match cut_after(dir.path(), "fast_commit", before, work) {
+            Ok(cut) => cut,
+            Err(why) => {
+                return crate::skip::skip("fast_commits::what_linux_loses", &format!("no mount: {why}"));
+            }
+        };
+        println!("{name}: {:?}", replayed(dir.path(), &cut).map(|tree| tree == live));
+        let (tree, fs) = read(cut).expect(name);
+        assert!(fs.fast_commits() > 0, "{name}");
+        assert_same(name, &tree, &live);
+    }
+}
+
+/// Small files and folders that have no blocks.
+#[test]
+fn in_inodes() {
+    let dir = TempDir::new().unwrap();
+    let cut = cut_after(
+        dir.path(),
+        "fast_commit,inline_data",
+        |root| write(root.join("before"), 30),
+        |root| {
+            write(root.join("tiny"), 20);
+            write(root.join("small"), 100);
+            fs::create_dir(root.join("folder")).unwrap();
+            write(root.join("folder/blocks"), 4000);
+            fs::rename(root.join("before"), root.join("folder/after")).unwrap();
+            write(root.join("folder/tiny"), 10);
+        },
+    );
+    let (cut, live) = match cut {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::in_inodes", &format!("no mount: {why}")),
+    };
+    assert_same("Linux", &replayed(dir.path(), &cut).unwrap(), &live);
+    let (tree, fs) = read(cut).unwrap();
+    assert_eq!(fs.fast_commits(), 4);
+    assert_same("ours", &tree, &live);
+}
+
+/// Linux 6.18 takes such files' contents for block numbers: no such image may be mounted here.
+#[test]
+fn files_without_extents_are_refused() {
+    for features in ["fast_commit,^extents,^64bit", "fast_commit,inline_data"] {
+        let dir = TempDir::new().unwrap();
+        let before = |root: &Path| write(root.join("grows"), 30);
+        let cut = cut_after(dir.path(), features, before, |root| append(root.join("grows"), 9000));
+        let (cut, _) = match cut {
+            Ok(cut) => cut,
+            Err(why) => {
+                let name = "fast_commits::files_without_extents_are_refused";
+                return crate::skip::skip(name, &format!("no mount: {why}"));
+            }
+        };
+        let refused = read(cut).err();
+        assert!(
+            matches!(refused, Some(FsError::Unsupported(why)) if why.contains("without extents")),
+            "{features}: {refused:?}"
+        );
+    }
+}
+
+/// Where the parts of fast commits are in an image, by what they say themselves.
+struct Area {
+    /// The place of each tag's head, the tag, and the length of its value.
+    tags: Vec<(usize, u16, usize)>,
+}
+
+impl Area {
+    fn of(image: &Path, bytes: &[u8]) -> Self {
+        let journal = journal_blocks(image);
+        let number = |at: usize| u32::from_be_bytes(bytes[journal[0].start + at..][..4].try_into().unwrap());
+        let end = number(16) as usize;
+        let blocks = journal[end - number(0x54) as usize + 1..end].to_vec();
+        let mut tags = Vec::new();
+        'all: for block in &blocks {
+            let mut at = block.start;
+            while at + 4 <= block.end {
+                let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                let (tag, len) = (half(at), usize::from(half(at + 2)));
+                if !(1..=9).contains(&tag) {
+                    break 'all;
+                }
+                tags.push((at, tag, len));
+                at += 4 + len;
+            }
+        }
+        Self { tags }
+    }
+
+    /// Makes the checksums right, as far as the tags make sense.
+    fn mend(&self, bytes: &mut [u8]) {
+        const CRC: Crc<u32> = Crc::<u32>::new(&Algorithm { init: 0, xorout: 0, ..CRC_32_ISCSI });
+        let mut sum = CRC.digest();
+        for &(at, tag, len) in &self.tags {
+            if tag == 8 {
+                sum.update(&bytes[at..at + 8]);
+                let found = std::mem::replace(&mut sum, CRC.digest()).finalize();
+                bytes[at + 8..at + 12].copy_from_slice(&found.to_le_bytes());
+            } else {
+                sum.update(&bytes[at..at + 4 + len]);
+            }
+        }
+    }
+}
+
+/// An image with all sorts of tags, and where they are.
+fn with_all_tags(dir: &Path) -> Result<(Vec<u8>, Area), String> {
+    let before = |root: &Path| {
+        write(root.join("a"), 30_000);
+        write(root.join("b"), 3000);
+        write(root.join("c"), 3000);
+    };
+    let (cut, _) = cut_after(dir, "fast_commit", before, |root| {
+        write(root.join("new"), 5000);
+        File::options().write(true).open(root.join("a")).unwrap().set_len(10_500).unwrap();
+        write(root.join("b"), 7000);
+        fs::rename(root.join("c"), root.join("d")).unwrap();
+        fs::hard_link(root.join("d"), root.join("e")).unwrap();
+        write(root.join("d"), 3000);
+        fs::create_dir(root.join("folder")).unwrap();
+        (0..7).for_each(|n| fs::write(root.join(format!("folder/{n}")), [n; 100]).unwrap());
+        write(root.join("folder/file"), 3000);
+        write(root.join("last"), 3000);
+    })?;
+    let area = Area::of(&dir.join("image"), &cut);
+    let kinds: BTreeSet<u16> = area.tags.iter().map(|(_, tag, _)| *tag).collect();
+    assert!(kinds.into_iter().eq(1..=9), "not all tags are there");
+    Ok((cut, area))
+}
+
+/// One bit of each kind of field, in each commit: what Linux replays of it, or that both refuse it.
+#[test]
+fn one_wrong_bit() {
+    let dir = TempDir::new().unwrap();
+    let (cut, area) = match with_all_tags(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::one_wrong_bit", &format!("no mount: {why}")),
+    };
+    let (mut served, mut refused) = (0, 0);
+    for (number, &(at, tag, len)) in area.tags.iter().enumerate() {
+        let within: &[usize] = match tag {
+            8 => &[0, 2, 4, 8, 12],
+            9 => &[0, 2, 4, 8],
+            _ => &[number % 2 * 2, 4 + number % len.max(1)],
+        };
+        for within in within {
+            let name = format!("tag {number} of kind {tag}, byte {within}");
+            let mut bytes = cut.clone();
+            bytes[at + within] ^= 1 << (number % 8);
+            match (read(bytes.clone()), replayed(dir.path(), &bytes)) {
+                (Ok((tree, _)), Ok(linux)) => {
+                    assert_same(&name, &tree, &linux);
+                    served += 1;
+                }
+                (Err(_), Err(_)) => refused += 1,
+                (ours, linux) => panic!("{name}: {:?}, Linux: {:?}", ours.err(), linux.err()),
+            }
+        }
+    }
+    println!("{served} served, {refused} refused");
+    assert!(served > 30 && refused > 10);
+}
+
+/// Lists and reads a bit of all that can be found.
+fn look_around<B: BlockSource>(fs: &FileSystem<B>) {
+    let (mut found, mut next) = (vec![ROOT_INODE], 0);
+    while let Some(&inode) = found.get(next).filter(|_| next < 100) {
+        next += 1;
+        let Ok(node) = block_on(fs.node(inode)) else { continue };
+        let _ = block_on(fs.read_at(&node, 0, &mut [0; 40_000]));
+        let mut cursor = 0;
+        while let Ok(Some(block)) = block_on(fs.read_dir(&node, &mut cursor)) {
+            for entry in block.entries().flatten() {
+                let _ = block_on(fs.lookup(entry.name));
+                found.push(entry.inode);
+            }
+        }
+    }
+}
+
+/// Whatever the tags say, with checksums that are right: no panic, an end, and bounded memory. Linux is not
+/// asked: it does not bear all of it.
+#[test]
+fn damaged() {
+    let dir = TempDir::new().unwrap();
+    let (cut, area) = match with_all_tags(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::damaged", &format!("no mount: {why}")),
+    };
+    let (mut served, mut refused) = (0, 0);
+    for case in 0..3000 {
+        let mut random = StdRng::seed_from_u64(case);
+        let mut bytes = cut.clone();
+        for _ in 0..random.random_range(1..5) {
+            let &(at, _, len) = area.tags.choose(&mut random).unwrap();
+            // Mostly the first fields.
+            let reach = *[4, 16, 4 + len].choose(&mut random).unwrap();
+            let place = at + random.random_range(0..reach.min(4 + len));
+            match random.random_range(0..3) {
+                0 => bytes[place] ^= 1 << random.random_range(0..8),
+                1 => bytes[place] = *[0, 1, 2, 8, 11, 12, 0x7f, 0x80, 0xff].choose(&mut random).unwrap(),
+                _ => {
+                    let &(from, _, other) = area.tags.choose(&mut random).unwrap();
+                    bytes.copy_within(from + 4..from + 4 + other.min(len), at + 4);
+                }
+            }
+        }
+        area.mend(&mut bytes);
+        let disk = MemDisk::new(bytes);
+        let (opened, peak) = peak_of(|| block_on(FileSystem::open(&disk, CACHE)));
+        assert!(peak < CACHE + (512 << 10), "case {case} took {peak} bytes");
+        assert!(disk.requests.get() < 5000, "case {case}: {} requests", disk.requests.get());
+        match opened {
+            Ok(fs) => {
+                served += 1;
+                look_around(&fs);
+            }
+            Err(error) => {
+                refused += 1;
+                assert!(!matches!(error, FsError::Io(_) | FsError::NoMemory), "case {case}: {error:?}");
+            }
+        }
+    }
+    println!("{served} served, {refused} refused");
+    assert!(served > 500 && refused > 500, "{served} served, {refused} refused");
 }
