@@ -141,7 +141,7 @@ fn step(work: &mut Work, mount: &Mount) -> std::io::Result<()> {
     let new = folder.join(format!("{}-{}", work.next, "name".repeat(work.next as usize % 9)));
     let some = work.some_file();
     let place = work.random.random_range(0..60_000);
-    let touched = match (work.random.random_range(0..14), some) {
+    let touched = match (work.random.random_range(0..17), some) {
         (0..4, _) | (_, None) => fs::write(&new, work.bytes()).map(|()| new)?,
         (4, Some(file)) => fs::rename(file, &new).map(|()| new)?,
         (5, Some(file)) => {
@@ -164,6 +164,18 @@ fn step(work: &mut Work, mount: &Mount) -> std::io::Result<()> {
             // Linux loses a new folder whose inode another one had since the last transaction.
             sync(mount);
             work.root.clone()
+        }
+        (11, Some(file)) => {
+            let range = ["-o", &place.to_string(), "-l", "20000"];
+            run(Command::new("fallocate").args(range).arg(&file));
+            File::options().write(true).open(&file)?.write_all_at(b"within", place + 9000)?;
+            file
+        }
+        // More extents than the inode has room for.
+        (12, Some(file)) => {
+            let open = File::options().write(true).open(&file)?;
+            (0..9).try_for_each(|n| open.write_all_at(b"piece", place + n * 20_000))?;
+            file
         }
         (_, Some(file)) => {
             File::options().write(true).open(&file)?.write_all_at(&work.bytes(), place)?;
@@ -292,7 +304,7 @@ fn what_linux_loses() {
         (
             "an area that is full",
             |_| {},
-            |root| (0..15).for_each(|n| append(root.join(format!("{n}")), 2000)),
+            |root| (0..16).for_each(|n| append(root.join(format!("{n}")), 2000)),
         ),
     ];
     for (name, before, work) in cases {
@@ -488,7 +500,7 @@ fn damaged() {
         Err(why) => return crate::skip::skip("fast_commits::damaged", &format!("no mount: {why}")),
     };
     let (mut served, mut refused) = (0, 0);
-    for case in 0..3000 {
+    for case in 0..1000 {
         let mut random = StdRng::seed_from_u64(case);
         let mut bytes = cut.clone();
         for _ in 0..random.random_range(1..5) {
@@ -522,5 +534,109 @@ fn damaged() {
         }
     }
     println!("{served} served, {refused} refused");
-    assert!(served > 500 && refused > 500, "{served} served, {refused} refused");
+    assert!(served > 300 && refused > 200, "{served} served, {refused} refused");
+}
+
+/// Replaces all fast commits by one with these tags, in as many blocks of the journal as are needed.
+fn replace(image: &Path, bytes: &mut [u8], tags: impl Iterator<Item = (u16, Vec<u8>)>) {
+    const CRC: Crc<u32> = Crc::<u32>::new(&Algorithm { init: 0, xorout: 0, ..CRC_32_ISCSI });
+    const BLOCK: usize = 1024;
+    let head = Area::of(image, bytes).tags[0].0;
+    let mut area = bytes[head..head + 12].to_vec();
+    let transaction = bytes[head + 8..head + 12].to_vec();
+    let tail = std::iter::once((8, [&transaction[..], &[0; 4]].concat()));
+    for (tag, value) in tags.chain(tail) {
+        let left = BLOCK - area.len() % BLOCK;
+        if left < value.len() + 8 {
+            area.extend_from_slice(&[7, 0]);
+            area.extend_from_slice(&(left as u16 - 4).to_le_bytes());
+            area.resize(area.len() + left - 4, 0);
+        }
+        area.extend_from_slice(&tag.to_le_bytes());
+        area.extend_from_slice(&(value.len() as u16).to_le_bytes());
+        area.extend_from_slice(&value);
+    }
+    let end = area.len() - 4;
+    let sum = CRC.checksum(&area[..end]);
+    area[end..].copy_from_slice(&sum.to_le_bytes());
+    let journal = journal_blocks(image);
+    let blocks = area.len().div_ceil(BLOCK) + 1;
+    let all = u32::from_be_bytes(bytes[journal[0].start + 16..][..4].try_into().unwrap()) as usize;
+    bytes[journal[0].start + 0x54..][..4].copy_from_slice(&(blocks as u32).to_be_bytes());
+    for (block, part) in journal[all - blocks + 1..all].iter().zip(area.chunks(BLOCK)) {
+        bytes[block.clone()].fill(0);
+        bytes[block.start..block.start + part.len()].copy_from_slice(part);
+    }
+}
+
+/// An image with a file `a`, its inode, and a fast commit, without checksums.
+fn with_one_file(dir: &Path) -> Result<(Vec<u8>, u32), String> {
+    let features = "fast_commit,^metadata_csum,^64bit";
+    let (cut, _) =
+        cut_after(dir, features, |root| write(root.join("a"), 3000), |root| append(root.join("a"), 1))?;
+    let fs = block_on(FileSystem::open(MemDisk::new(cut.clone()), CACHE)).unwrap();
+    let inode = block_on(fs.lookup(b"a")).unwrap().metadata().inode;
+    Ok((cut, inode))
+}
+
+/// What is said is held up to a limit, and refused beyond it.
+#[test]
+fn many_names() {
+    let dir = TempDir::new().unwrap();
+    let (cut, inode) = match with_one_file(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::many_names", &format!("no mount: {why}")),
+    };
+    let name = |n: usize| format!("{:05x}", n * 7919 % 100_003).into_bytes();
+    let link = |n| (4, [&ROOT_INODE.to_le_bytes(), &inode.to_le_bytes(), &name(n)[..]].concat());
+    for count in [20_000, 100_000] {
+        let mut bytes = cut.clone();
+        replace(&dir.path().join("image"), &mut bytes, (0..count).map(link));
+        let start = std::time::Instant::now();
+        let (opened, peak) = peak_of(|| block_on(FileSystem::open(MemDisk::new(bytes), CACHE)));
+        println!("{count} names: {peak} bytes, {:?}", start.elapsed());
+        assert!(peak < CACHE + (9 << 20), "{peak} bytes");
+        if count > 50_000 {
+            let refused = opened.err();
+            assert!(
+                matches!(refused, Some(FsError::Unsupported(why)) if why.contains("so much")),
+                "{refused:?}"
+            );
+            continue;
+        }
+        let fs = opened.unwrap();
+        let root = block_on(fs.lookup(b"/")).unwrap();
+        let listed = names(&fs, &root).unwrap();
+        assert_eq!(listed.len(), count + 2);
+        for n in 0..count {
+            assert_eq!(listed[&name(n)], (inode, Some(Kind::File)));
+            assert_eq!(block_on(fs.lookup(&name(n))).unwrap().metadata().inode, inode);
+        }
+        assert_eq!(block_on(fs.lookup(&name(count))).err(), Some(FsError::NotFound));
+    }
+}
+
+/// A range that is not a file's is refused.
+#[test]
+fn ranges_of_others() {
+    let dir = TempDir::new().unwrap();
+    let (cut, inode) = match with_one_file(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::ranges_of_others", &format!("no mount: {why}")),
+    };
+    let try_out = |start: u32, len: u16, physical: u32| {
+        let mut bytes = cut.clone();
+        let extent =
+            [&start.to_le_bytes()[..], &len.to_le_bytes(), &[0; 2], &physical.to_le_bytes()].concat();
+        let add = (1, [&inode.to_le_bytes()[..], &extent].concat());
+        replace(&dir.path().join("image"), &mut bytes, std::iter::once(add));
+        block_on(FileSystem::open(MemDisk::new(bytes), CACHE)).err()
+    };
+    assert_eq!(try_out(0, 1, 19_000), None);
+    for (start, len, physical) in
+        [(0, 1, 1), (0, 1, 2), (0, 2, 20_479), (0, 1, 20_480), (0, 0, 19_000), (u32::MAX, 2, 19_000)]
+    {
+        let refused = try_out(start, len, physical);
+        assert!(matches!(refused, Some(FsError::Corrupt(_))), "{start} {len} {physical}: {refused:?}");
+    }
 }
