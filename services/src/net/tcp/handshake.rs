@@ -1,9 +1,8 @@
-//! Handshakes, of which nothing needs to be kept: our first number is a cookie (RFC 4987, 3.6).
+//! Handshakes, of which nothing is kept: our first number is a cookie (RFC 4987, 3.6).
 //!
-//! The acknowledgment of it proves that the peer is where it says. What its SYN said is kept in a table where
-//! one handshake takes another's place; if that is lost, the connection does without it.
+//! The acknowledgment of it proves that the peer is where it says, and tells what its SYN said: of its 32
+//! bits eight are that, and the others are the proof.
 
-use alloc::vec::Vec;
 use core::hash::{BuildHasher, Hasher};
 
 use siphasher::sip::SipHasher13;
@@ -13,10 +12,15 @@ use super::segment::{Abilities, Flow, Segment, Seq};
 
 /// A cookie is good for this long, and as long again.
 const EPOCH: Micros = 64_000_000;
-/// Segment sizes that a cookie can tell.
-const SIZES: [u16; 4] = [536, 1220, 1440, 1460];
-/// The bits that tell it.
-const SIZE_BITS: u32 = 3;
+/// Segment sizes that a cookie can tell: of what a SYN says, the next smaller one is used.
+const SIZES: [u16; 8] = [536, 1220, 1300, 1360, 1400, 1440, 1452, 1460];
+/// The bits that tell what the SYN said: the size, selective acknowledgments, and the scale of windows.
+const TOLD: u32 = 0xff;
+const SIZE: u32 = 7;
+const SACK: u32 = 8;
+const SCALE: u32 = 4;
+/// No scale: the largest is 14 (RFC 7323, 2.3).
+const NO_SCALE: u8 = 15;
 
 /// The keys of everything that a stranger must not foresee.
 #[derive(Clone, Copy, Debug)]
@@ -31,59 +35,44 @@ impl BuildHasher for Keys {
 }
 
 /// Handshakes that may be under way.
-pub struct Handshakes {
-    keys: Keys,
-    /// What SYNs said, by the hash of their flow.
-    said: Vec<Option<(Flow, Abilities)>>,
-}
+pub struct Handshakes(pub Keys);
 
 impl Handshakes {
-    /// With room for `room` of them, if there is memory.
-    pub fn new(keys: Keys, room: usize) -> Self {
-        let mut said = Vec::new();
-        if said.try_reserve_exact(room).is_ok() {
-            said.resize(room, None);
-        }
-        Self { keys, said }
-    }
-
     /// Our first number, in answer to a SYN.
-    pub fn begin(&mut self, syn: &Segment<'_>, now: Micros) -> Seq {
-        if let Some(place) = self.place(&syn.flow) {
-            *place = Some((syn.flow, syn.abilities));
-        }
-        let size = SIZES.iter().rposition(|size| *size <= syn.abilities.mss).unwrap_or(0) as u32;
-        Seq(self.cookie(&syn.flow, syn.seq, now / EPOCH) & !SIZE_BITS | size)
+    pub fn begin(&self, syn: &Segment<'_>, now: Micros) -> Seq {
+        Seq(self.cookie(&syn.flow, syn.seq, now / EPOCH) & !TOLD | tell(&syn.abilities))
     }
 
     /// What the peer is able to, if `segment` acknowledges our SYN.
-    pub fn complete(&mut self, segment: &Segment<'_>, now: Micros) -> Option<Abilities> {
+    pub fn complete(&self, segment: &Segment<'_>, now: Micros) -> Option<Abilities> {
         let cookie = segment.ack?.plus(u32::MAX).0;
         let theirs = segment.seq.plus(u32::MAX);
         let epoch = now / EPOCH;
-        let is_ours = |epoch| (self.cookie(&segment.flow, theirs, epoch) ^ cookie) & !SIZE_BITS == 0;
-        if !is_ours(epoch) && !is_ours(epoch.wrapping_sub(1)) {
-            return None;
-        }
-        // It stays: that this acknowledgment brings no data yet is the usual case.
-        let said =
-            self.place(&segment.flow).and_then(|place| place.filter(|(flow, _)| *flow == segment.flow));
-        let mss = SIZES.get((cookie & SIZE_BITS) as usize).copied().unwrap_or(super::segment::DEFAULT_MSS);
-        Some(said.map_or(Abilities { mss, scale: None, sack: false }, |(_, abilities)| abilities))
+        let is_ours = |epoch| (self.cookie(&segment.flow, theirs, epoch) ^ cookie) & !TOLD == 0;
+        (is_ours(epoch) || is_ours(epoch.wrapping_sub(1))).then(|| told(cookie))
     }
 
     fn cookie(&self, flow: &Flow, theirs: Seq, epoch: u64) -> u32 {
-        let mut hasher = self.keys.build_hasher();
-        hasher.write_u64(self.keys.hash_one(flow));
+        let mut hasher = self.0.build_hasher();
+        hasher.write_u64(self.0.hash_one(flow));
         hasher.write_u32(theirs.0);
         hasher.write_u64(epoch);
         hasher.finish() as u32
     }
+}
 
-    fn place(&mut self, flow: &Flow) -> Option<&mut Option<(Flow, Abilities)>> {
-        let index = self.keys.hash_one(flow).checked_rem(self.said.len() as u64)?;
-        self.said.get_mut(index as usize)
-    }
+/// What a SYN said, as a cookie tells it.
+fn tell(said: &Abilities) -> u32 {
+    let size = SIZES.iter().rposition(|size| *size <= said.mss).unwrap_or(0) as u32;
+    let scale = u32::from(said.scale.unwrap_or(NO_SCALE).min(NO_SCALE));
+    size | if said.sack { SACK } else { 0 } | scale << SCALE
+}
+
+/// What the SYN said that a cookie is the answer to.
+fn told(cookie: u32) -> Abilities {
+    let mss = SIZES.get((cookie & SIZE) as usize).copied().unwrap_or(super::segment::DEFAULT_MSS);
+    let scale = ((cookie & TOLD) >> SCALE) as u8;
+    Abilities { mss, scale: (scale < NO_SCALE).then_some(scale), sack: cookie & SACK != 0 }
 }
 
 #[cfg(test)]
@@ -116,7 +105,7 @@ mod tests {
     /// The answer to our first number completes a handshake, once or again, until the cookie is stale.
     #[test]
     fn cookies_are_good_for_a_while() {
-        let mut handshakes = Handshakes::new(Keys(1, 2), 8);
+        let handshakes = Handshakes(Keys(1, 2));
         for start in [0, 5, EPOCH - 1, 7 * EPOCH + 3] {
             let ours = handshakes.begin(&segment(5000, 77, None, able(1460)), start);
             let answer = segment(5000, 78, Some(ours.plus(1)), able(0));
@@ -130,30 +119,34 @@ mod tests {
     /// Nobody else's number does, nor one that was guessed.
     #[test]
     fn another_number_completes_nothing() {
-        let mut handshakes = Handshakes::new(Keys(1, 2), 8);
+        let handshakes = Handshakes(Keys(1, 2));
         let ours = handshakes.begin(&segment(5000, 77, None, able(1460)), 5);
-        let mut complete =
-            |port, seq, ack: Seq| handshakes.complete(&segment(port, seq, Some(ack), able(0)), 5);
+        let complete = |port, seq, ack: Seq| handshakes.complete(&segment(port, seq, Some(ack), able(0)), 5);
         assert_eq!(complete(5001, 78, ours.plus(1)), None);
         assert_eq!(complete(5000, 79, ours.plus(1)), None);
-        // The size is told by two bits, of which each value is right; any other bit is part of the proof.
-        for bit in 2..32 {
+        // What the SYN said is told by eight bits; any other bit is part of the proof.
+        for bit in 8..32 {
             assert_eq!(complete(5000, 78, Seq(ours.0 ^ 1 << bit).plus(1)), None, "bit {bit}");
         }
-        let mut other = Handshakes::new(Keys(1, 3), 8);
+        let other = Handshakes(Keys(1, 3));
         assert_eq!(other.complete(&segment(5000, 78, Some(ours.plus(1)), able(0)), 5), None);
     }
 
-    /// Whose options were pushed out of the table, or found no room, has a connection without them.
+    /// What a SYN said is known when the handshake is complete, however many others began in between: a
+    /// window that is taken for 128 times smaller than it is keeps a connection waiting all the time.
     #[test]
-    fn a_cookie_alone_is_enough() {
-        for (mss, told) in [(100, 536), (536, 536), (1400, 1220), (1452, 1440), (1460, 1460), (9000, 1460)] {
-            for room in [0, 1] {
-                let mut handshakes = Handshakes::new(Keys(1, 2), room);
-                let ours = handshakes.begin(&segment(5000, 77, None, able(mss)), 5);
-                let _ = handshakes.begin(&segment(5001, 77, None, able(1000)), 5);
-                let known = handshakes.complete(&segment(5000, 78, Some(ours.plus(1)), able(0)), 5);
-                assert_eq!(known, Some(Abilities { mss: told, scale: None, sack: false }));
+    fn a_cookie_tells_what_the_syn_said() {
+        for (mss, size) in [(100, 536), (536, 536), (1419, 1400), (1452, 1452), (1460, 1460), (9000, 1460)] {
+            for scale in [None, Some(0), Some(7), Some(14)] {
+                for sack in [false, true] {
+                    let handshakes = Handshakes(Keys(1, 2));
+                    let ours = handshakes.begin(&segment(5000, 77, None, Abilities { mss, scale, sack }), 5);
+                    for port in 0..1000 {
+                        let _ = handshakes.begin(&segment(port, 77, None, able(1000)), 5);
+                    }
+                    let known = handshakes.complete(&segment(5000, 78, Some(ours.plus(1)), able(0)), 5);
+                    assert_eq!(known, Some(Abilities { mss: size, scale, sack }));
+                }
             }
         }
     }

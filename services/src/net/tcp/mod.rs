@@ -55,7 +55,7 @@ pub struct TcpConfig {
     /// Connections at once: those that wait to be accepted, are held, and are still closing. What begins one
     /// more is not answered, so that its client tries again.
     pub connections: usize,
-    /// Handshakes whose options are remembered, and connections whose end is.
+    /// Connections whose end is remembered.
     pub remembered: usize,
     /// Bytes that are to be sent, of all connections.
     pub memory: usize,
@@ -133,7 +133,7 @@ impl Tcp {
             index: HashMap::with_hasher(keys),
             slots: Vec::new(),
             free: Vec::new(),
-            handshakes: Handshakes::new(keys, config.remembered),
+            handshakes: Handshakes(keys),
             time_waits: TimeWaits::new(keys, config.remembered),
             turns: VecDeque::new(),
             alarms: BinaryHeap::new(),
