@@ -17,7 +17,7 @@ use smoltcp::socket::tcp;
 const MANY: usize = 500;
 const HONEST: usize = 20;
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 struct Crowd {
     /// Read a large file at 2 KB/s.
     slow_readers: bool,
@@ -25,6 +25,10 @@ struct Crowd {
     slow_requests: bool,
     /// Connect, and say nothing.
     idle: bool,
+    /// Say that they send a body, and send a byte of it now and then.
+    bodies: bool,
+    /// Have their answer sent after the end, and do not read it.
+    last_answers: bool,
     /// SYNs from nowhere, 1,000 a second.
     syns: bool,
     /// Resets from nowhere, 200 a second.
@@ -36,6 +40,8 @@ struct Attack {
     crowd: Crowd,
     readers: Vec<SocketHandle>,
     writers: Vec<SocketHandle>,
+    bodies: Vec<SocketHandle>,
+    last_answers: Vec<SocketHandle>,
     start: Clock,
     last: Clock,
     sent: u64,
@@ -47,16 +53,23 @@ impl Attack {
             (0..if wanted { MANY } else { 0 }).map(|_| peer.connect_with(4096)).collect()
         };
         let (readers, writers) = (some(crowd.slow_readers), some(crowd.slow_requests));
+        let (bodies, last_answers) = (some(crowd.bodies), some(crowd.last_answers));
         some(crowd.idle);
         let now = Clock::now();
-        Self { crowd, readers, writers, start: now, last: now, sent: 0 }
+        Self { crowd, readers, writers, bodies, last_answers, start: now, last: now, sent: 0 }
     }
 
     /// Sends a request of each reader once it is connected.
     async fn ask(&self, peer: &mut Peer) {
-        for handle in &self.readers {
-            if peer.tcp(*handle).may_send() {
-                peer.send(*handle, request("/big.bin", "").as_bytes()).await;
+        for (handles, path, fields) in [
+            (&self.readers, "/big.bin", ""),
+            (&self.bodies, "/f.txt", "Content-Length: 9999\r\n"),
+            (&self.last_answers, "/m.bin", "Range: bytes=0-15999\r\nConnection: close\r\n"),
+        ] {
+            for handle in handles {
+                if peer.tcp(*handle).may_send() {
+                    peer.send(*handle, request(path, fields).as_bytes()).await;
+                }
             }
         }
     }
@@ -68,6 +81,9 @@ impl Attack {
             self.last = now;
             for handle in &self.readers {
                 let _ = peer.tcp(*handle).recv(|bytes| (bytes.len().min(512), ()));
+            }
+            for handle in &self.bodies {
+                let _ = peer.tcp(*handle).send_slice(b"x");
             }
             for handle in &self.writers {
                 let _ = peer.tcp(*handle).send_slice(if now - self.start < Duration::from_secs(1) {
@@ -103,11 +119,12 @@ fn reset(frame: &mut [u8]) {
     tcp.fill_checksum(&source.into(), &common::peer::SERVER.into());
 }
 
-/// Lets 20 clients fetch 100 KB each beside a crowd, and says how long each took, the quickest first.
-fn honest_beside(crowd: Crowd) -> Vec<Duration> {
+/// Lets 20 clients fetch 100 KB each beside a crowd, from a server with so many MiB of memory, and says how
+/// long each took, the quickest first.
+fn honest_beside(crowd: Crowd, mebibytes: u64) -> Vec<Duration> {
     let times = Rc::new(Cell::new(vec![]));
     let result = times.clone();
-    let tcp = TcpConfig::for_memory(80, 512 << 20);
+    let tcp = TcpConfig::for_memory(80, mebibytes << 20);
     let setup = Setup { limits: Limits::default(), tcp, workers: 2048, ..Setup::default() };
     with_server(setup, move |mut peer, app| async move {
         let mut attack = Attack::begin(&mut peer, crowd);
@@ -147,29 +164,51 @@ fn honest_beside(crowd: Crowd) -> Vec<Duration> {
     times.take()
 }
 
-/// With each kind of crowd alone, and with all of them, all honest clients are served, in the median within
-/// 5 s.
+/// All of them are served, in the median within 5 s.
+fn are_served(name: &str, crowd: Crowd, mebibytes: u64) {
+    let times = honest_beside(crowd, mebibytes);
+    let (median, last) = (times.get(HONEST / 2), times.last());
+    println!("{mebibytes} MiB, {name}: {} of {HONEST}, median {median:?}, last {last:?}", times.len());
+    assert_eq!(times.len(), HONEST, "{mebibytes} MiB, {name}");
+    assert!(times[HONEST / 2] < Duration::from_secs(5), "{mebibytes} MiB, {name}");
+}
+
+const NONE: Crowd = Crowd {
+    slow_readers: false,
+    slow_requests: false,
+    idle: false,
+    bodies: false,
+    last_answers: false,
+    syns: false,
+    resets: false,
+};
+
+/// With each kind of crowd alone, and with all of them, all honest clients are served.
 #[test]
 fn honest_clients_are_served_beside_any_crowd() {
-    let none = Crowd::default();
-    let all = Crowd { slow_readers: true, slow_requests: true, idle: true, syns: true, resets: true };
+    let all = Crowd { slow_readers: true, slow_requests: true, idle: true, syns: true, resets: true, ..NONE };
     for (name, crowd) in [
-        ("none", none),
-        ("slow readers", Crowd { slow_readers: true, ..none }),
-        ("slow requests", Crowd { slow_requests: true, ..none }),
-        ("idle", Crowd { idle: true, ..none }),
-        ("SYNs", Crowd { syns: true, ..none }),
-        ("resets", Crowd { resets: true, ..none }),
+        ("none", NONE),
+        ("slow readers", Crowd { slow_readers: true, ..NONE }),
+        ("slow requests", Crowd { slow_requests: true, ..NONE }),
+        ("idle", Crowd { idle: true, ..NONE }),
+        ("SYNs", Crowd { syns: true, ..NONE }),
+        ("resets", Crowd { resets: true, ..NONE }),
         ("all", all),
     ] {
-        let times = honest_beside(crowd);
-        println!(
-            "{name}: {} of {HONEST}, median {:?}, last {:?}",
-            times.len(),
-            times.get(HONEST / 2),
-            times.last()
-        );
-        assert_eq!(times.len(), HONEST, "{name}");
-        assert!(times[HONEST / 2] < Duration::from_secs(5), "{name}");
+        are_served(name, crowd, 512);
+    }
+}
+
+/// Where there is not room for all of a crowd, those who keep what they have longest give way.
+#[test]
+fn a_crowd_makes_room() {
+    for (name, crowd) in [
+        ("slow readers", Crowd { slow_readers: true, ..NONE }),
+        ("slow requests", Crowd { slow_requests: true, ..NONE }),
+        ("bodies", Crowd { bodies: true, ..NONE }),
+        ("last answers", Crowd { last_answers: true, ..NONE }),
+    ] {
+        are_served(name, crowd, 16);
     }
 }

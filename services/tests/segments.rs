@@ -4,6 +4,7 @@ mod common;
 
 use common::peer::{App, Peer, SERVER, Setup, request, tcp_config, with_server};
 use embassy_time::Timer;
+use ringfence_services::http::Limits;
 use ringfence_services::net::TcpConfig;
 use smoltcp::phy::{ChecksumCapabilities, Device, RxToken};
 use smoltcp::time::Instant;
@@ -111,8 +112,7 @@ impl Client {
         })
     }
 
-    /// Shakes hands, and asks for `path`. Returns the answer's data, all of it acknowledged.
-    async fn ask(&mut self, peer: &mut Peer, app: &App, path: &str, fields: &str) -> Vec<Answer> {
+    async fn shake_hands(&mut self, peer: &mut Peer, app: &App) {
         self.send(peer, app, TcpControl::Syn, false, b"");
         let answers = self.answers(peer).await;
         let [answer] = &answers[..] else { panic!("{answers:?}") };
@@ -122,6 +122,11 @@ impl Client {
         );
         (self.seq, self.ack) = (self.seq + 1, answer.seq.wrapping_add(1));
         self.send(peer, app, TcpControl::None, true, b"");
+    }
+
+    /// Shakes hands, and asks for `path`. Returns the answer's data, all of it acknowledged.
+    async fn ask(&mut self, peer: &mut Peer, app: &App, path: &str, fields: &str) -> Vec<Answer> {
+        self.shake_hands(peer, app).await;
         let text = request(path, fields);
         self.send(peer, app, TcpControl::Psh, true, text.as_bytes());
         self.seq += text.len() as i32;
@@ -202,6 +207,46 @@ fn one_too_many_is_lost_not_refused() {
         second.send(&peer, &app, TcpControl::Psh, true, text.as_bytes());
         let answers = second.answers(&mut peer).await;
         assert!(answers[0].data.starts_with(b"HTTP/1.1 200 "), "{answers:?}");
+    });
+}
+
+/// Where there is no room for one more, the slowest of those that are not new gives way, and is told.
+#[test]
+fn the_slowest_gives_way() {
+    let (tcp, limits) = (TcpConfig { connections: 2, ..tcp_config() }, Limits::default());
+    with_server(Setup { tcp, limits, ..Setup::default() }, |mut peer, app| async move {
+        let [mut slow, mut quick, mut next] = [5000, 5001, 5002].map(Client::new);
+        for client in [&mut quick, &mut slow] {
+            assert!(!client.ask(&mut peer, &app, "/big.bin", "").await.is_empty());
+        }
+        quick.send(&peer, &app, TcpControl::None, true, b"");
+        assert_eq!(next.ask(&mut peer, &app, "/a.txt", "").await, []);
+        assert_eq!(app.0.tcp().gave_way, 0, "they have only begun");
+        Timer::after_millis(1100).await;
+        next.seq -= request("/a.txt", "").len() as i32;
+        next.send(&peer, &app, TcpControl::Psh, true, request("/a.txt", "").as_bytes());
+        let told = slow.answers(&mut peer).await;
+        assert_eq!(told.last().map(|answer| answer.control), Some(TcpControl::Rst));
+        assert_eq!((app.0.tcp().gave_way, app.0.tcp().connections), (1, 1));
+        quick.send(&peer, &app, TcpControl::None, true, b"");
+        assert!(!quick.answers(&mut peer).await.is_empty());
+    });
+}
+
+/// One that has everything and does not close gives way at once, and is not told: a reset could destroy what
+/// it has not read yet.
+#[test]
+fn who_has_everything_gives_way_in_silence() {
+    let tcp = TcpConfig { connections: 1, ..tcp_config() };
+    with_server(Setup { tcp, ..Setup::default() }, |mut peer, app| async move {
+        let [mut done, mut next] = [5000, 5001].map(Client::new);
+        assert!(!done.ask(&mut peer, &app, "/a.txt", "Connection: close\r\n").await.is_empty());
+        done.send(&peer, &app, TcpControl::None, true, b"");
+        Timer::after_millis(2100).await;
+        next.shake_hands(&mut peer, &app).await;
+        next.send(&peer, &app, TcpControl::Psh, true, request("/big.bin", "").as_bytes());
+        assert_eq!(done.answers(&mut peer).await, []);
+        assert_eq!((app.0.tcp().gave_way, app.0.tcp().turned_away, app.0.tcp().connections), (1, 0, 1));
     });
 }
 

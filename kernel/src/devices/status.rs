@@ -79,6 +79,9 @@ impl System for Status {
         tcp("tcp_queued_bytes", "Memory that waits to be sent now.", |tcp| tcp.queued);
         tcp("tcp_handshakes_total", "SYNs that were answered.", |tcp| tcp.handshakes);
         tcp("tcp_turned_away_total", "First segments that found no room.", |tcp| tcp.turned_away);
+        tcp("tcp_gave_way_total", "Connections ended for others, as they took answers slowest.", |tcp| {
+            tcp.gave_way
+        });
         tcp("tcp_refused_total", "Segments that were answered with a reset.", |tcp| tcp.refused);
     }
 }

@@ -29,6 +29,10 @@ const HALF_CLOSED: Micros = 5_000_000;
 const DELAYED_ACK: Micros = 40_000;
 /// Least time between acknowledgments of what is no part of the connection (RFC 5961, 7).
 const CHALLENGES: Micros = 100_000;
+/// A connection does not give way to others before it is so old.
+const YOUNG: Micros = 1_000_000;
+/// What a peer took counts half after about this time: 2 to this power, in microseconds.
+const HALF_LIFE: u32 = 20;
 
 /// How far our half is with its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,10 @@ pub struct Connection {
     pub alarm: Option<Micros>,
     /// Bytes of memory that are counted as its own.
     pub counted: usize,
+    /// When it began, and how much the peer took of late: of what it took until `halved`.
+    began: Micros,
+    lately: u64,
+    halved: Micros,
     pub(super) headers: Headers,
     /// Where segments went before: they do again when nothing is heard.
     pub(super) other_way: EthernetAddress,
@@ -141,6 +149,9 @@ impl Connection {
             queued: false,
             alarm: None,
             counted: 0,
+            began: now,
+            lately: 0,
+            halved: now,
             headers,
             other_way: segment.hardware,
             next: segment.seq,
@@ -252,6 +263,7 @@ impl Connection {
     fn progress(&mut self, bytes: u32, before: u32, now: Micros) {
         let data = (bytes as usize).min(self.queue.len());
         self.queue.drop_first(data);
+        self.count(bytes, now);
         if self.fin == Fin::Sent && self.flight.is_empty() {
             self.fin = Fin::Acknowledged;
         }
@@ -275,6 +287,29 @@ impl Connection {
             self.congestion.acknowledged(bytes, self.mss, was_full, &self.round_trip, now);
         }
         self.set_timer(now);
+    }
+
+    /// The peer took `bytes` more.
+    fn count(&mut self, bytes: u32, now: Micros) {
+        let times = now.saturating_sub(self.halved) >> HALF_LIFE;
+        self.halved = self.halved.saturating_add(times << HALF_LIFE);
+        self.lately = self.lately.checked_shr(times as u32).unwrap_or(0).saturating_add(bytes.into());
+    }
+
+    /// How much the peer took of late, if the connection may give way to another: one that is new or waits to
+    /// be accepted does not.
+    pub fn pace(&mut self, now: Micros) -> Option<u64> {
+        if self.gone || self.owner == Owner::Nobody || now.saturating_sub(self.began) < YOUNG {
+            return None;
+        }
+        self.count(0, now);
+        Some(self.lately)
+    }
+
+    /// Gives way to another. A peer that has everything is not told, as that could destroy what it has not
+    /// read yet.
+    pub fn give_way(&mut self) {
+        self.end(self.fin == Fin::Acknowledged);
     }
 
     fn receive(&mut self, segment: &Segment<'_>, now: Micros) {

@@ -92,6 +92,8 @@ pub struct TcpStats {
     pub handshakes: u64,
     /// Requests that were not taken, for want of a free connection or memory.
     pub turned_away: u64,
+    /// Connections that were ended for others, as their peers took what was sent to them slowest.
+    pub gave_way: u64,
     /// Segments that were answered with a reset.
     pub refused: u64,
 }
@@ -119,6 +121,7 @@ pub(super) struct Tcp {
     held: usize,
     handshaken: u64,
     turned_away: u64,
+    gave_way: u64,
     refused: u64,
 }
 
@@ -143,6 +146,7 @@ impl Tcp {
             held: 0,
             handshaken: 0,
             turned_away: 0,
+            gave_way: 0,
             refused: 0,
         }
     }
@@ -156,6 +160,7 @@ impl Tcp {
             queued: self.held as u64,
             handshakes: self.handshaken,
             turned_away: self.turned_away,
+            gave_way: self.gave_way,
             refused: self.refused,
         }
     }
@@ -193,7 +198,7 @@ impl Tcp {
             Some(_) if !segment.syn => match self.handshakes.complete(&segment, now) {
                 // Only with its first data is it worth a connection. A peer that sends none is owed nothing.
                 Some(_) if segment.data.is_empty() && !segment.fin => {}
-                Some(abilities) => self.begin(&segment, abilities, now),
+                Some(abilities) => self.begin(&segment, abilities, output, now),
                 None => self.refuse(&segment, output),
             },
             _ => self.refuse(&segment, output),
@@ -228,7 +233,16 @@ impl Tcp {
     }
 
     /// Begins a connection, if there is room for one more.
-    fn begin(&mut self, segment: &Segment<'_>, abilities: segment::Abilities, now: Micros) {
+    fn begin(
+        &mut self,
+        segment: &Segment<'_>,
+        abilities: segment::Abilities,
+        output: &mut impl Output,
+        now: Micros,
+    ) {
+        if self.index.len() >= self.config.connections {
+            self.make_room(output, now);
+        }
         let Ok(id) = self.vacant() else {
             self.turned_away = self.turned_away.saturating_add(1);
             return;
@@ -246,6 +260,21 @@ impl Tcp {
         self.arrived.push_back(id);
         if !self.accepting.wake_one() {
             self.unserved.wake_all();
+        }
+        self.settle(id, now);
+    }
+
+    /// Ends the connection whose peer takes least of what is sent to it, if there is one that may give way.
+    /// If a task holds it, there is room once that is done with it.
+    fn make_room(&mut self, output: &mut impl Output, now: Micros) {
+        let paces =
+            self.slots.iter_mut().zip(0..).filter_map(|(slot, id)| Some((slot.as_mut()?.pace(now)?, id)));
+        let Some((_, id)) = paces.min() else { return };
+        if let Some(connection) = self.get(id) {
+            connection.give_way();
+            // A reset that is lost is sent again.
+            let _ = connection.send(output, 1, now);
+            self.gave_way = self.gave_way.saturating_add(1);
         }
         self.settle(id, now);
     }
