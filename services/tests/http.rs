@@ -338,6 +338,11 @@ fn slow_clients_are_let_go_in_time() {
     }));
     assert_eq!(end.0, End::Close);
     assert!((400..1400).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+    // The same in the middle of a body.
+    let mut client = Client::new(b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\nx", Then::Silence);
+    let start = Instant::now();
+    assert_eq!(block_on(server.serve(&mut client, || true)), End::Abort);
+    assert!((250..800).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 /// While others wait for a place, who takes a response slowly has to go after a while; else nobody does.

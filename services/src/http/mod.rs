@@ -48,7 +48,7 @@ use core::cell::Cell;
 use core::net::IpAddr;
 
 use embassy_futures::yield_now;
-use embassy_time::{Duration, Instant, with_timeout};
+use embassy_time::{Duration, Instant};
 use embedded_io_async::{Read, Write};
 
 use crate::fs::FsError;
@@ -195,10 +195,7 @@ impl<F: Files, R: Routes> Server<F, R> {
                 return end;
             }
             input.consume(length);
-            let skipping = skip_body(&mut wire, &mut input, body);
-            if body != Body::Length(0)
-                && !matches!(with_timeout(self.limits.head, skipping).await, Ok(Ok(())))
-            {
+            if body != Body::Length(0) && self.skip_body(&mut wire, &mut input, body).await.is_err() {
                 return End::Abort;
             }
             // Who sends many requests at once, all answered from memory, takes turns with the others.
@@ -235,15 +232,11 @@ impl<F: Files, R: Routes> Server<F, R> {
         start: &mut Instant,
     ) -> Result<(), Stop> {
         let idle = input.bytes().is_empty();
-        let limit = match (idle, wire.pace.is_crowded()) {
-            (_, true) => self.limits.crowded,
-            (true, false) => self.limits.idle,
-            (false, false) => self.limits.head,
-        };
-        let Some(left) = limit.checked_sub(start.elapsed()).filter(|left| left.as_ticks() > 0) else {
+        let usual = if idle { self.limits.idle } else { self.limits.head };
+        let Some(time) = self.time_left(wire, usual, *start) else {
             return Err(if idle { Stop::Silently(End::Close) } else { Stop::With(Status::RequestTimeout) });
         };
-        match input.read_more(wire.conn, Some(left.min(TICK)), &self.stats).await {
+        match input.read_more(wire.conn, Some(time), &self.stats).await {
             Ok(Some(0)) if idle => Err(Stop::Silently(End::Close)),
             // The client has finished sending in the middle of a head.
             Ok(Some(0)) => Err(Stop::With(Status::BadRequest)),
@@ -256,6 +249,43 @@ impl<F: Files, R: Routes> Server<F, R> {
                 Ok(())
             }
             Ok(None) => Ok(()),
+        }
+    }
+
+    /// How long to wait for a client, that has been waited for since `start`, before looking again; `usual`:
+    /// how long while nobody else waits.
+    fn time_left<C: Connection>(
+        &self,
+        wire: &Wire<'_, C>,
+        usual: Duration,
+        start: Instant,
+    ) -> Option<Duration> {
+        let limit = if wire.pace.is_crowded() { self.limits.crowded } else { usual };
+        let left = limit.checked_sub(start.elapsed())?;
+        (left.as_ticks() > 0).then_some(left.min(TICK))
+    }
+
+    /// Reads past a body for which [`Body::can_skip`] holds.
+    async fn skip_body<C: Connection>(
+        &self,
+        wire: &mut Wire<'_, C>,
+        input: &mut Input,
+        body: Body,
+    ) -> Result<(), Broken> {
+        let Body::Length(length) = body else { return Err(Broken::Lost) };
+        let mut left = usize::try_from(length).map_err(|_| Broken::Lost)?;
+        let start = Instant::now();
+        loop {
+            let here = left.min(input.bytes().len());
+            input.consume(here);
+            left = left.saturating_sub(here);
+            if left == 0 {
+                return Ok(());
+            }
+            let time = self.time_left(wire, self.limits.head, start).ok_or(Broken::Lost)?;
+            if input.read_more(wire.conn, Some(time), wire.stats).await? == Some(0) {
+                return Err(Broken::Lost);
+            }
         }
     }
 
@@ -352,25 +382,4 @@ impl Request<'_> {
 enum Stop {
     Silently(End),
     With(Status),
-}
-
-/// Reads past a body for which [`Body::can_skip`] holds.
-async fn skip_body<C: Connection>(
-    wire: &mut Wire<'_, C>,
-    input: &mut Input,
-    body: Body,
-) -> Result<(), Broken> {
-    let Body::Length(length) = body else { return Err(Broken::Lost) };
-    let mut left = usize::try_from(length).map_err(|_| Broken::Lost)?;
-    loop {
-        let here = left.min(input.bytes().len());
-        input.consume(here);
-        left = left.saturating_sub(here);
-        if left == 0 {
-            return Ok(());
-        }
-        if input.read_more(wire.conn, None, wire.stats).await? == Some(0) {
-            return Err(Broken::Lost);
-        }
-    }
 }
