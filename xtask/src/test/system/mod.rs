@@ -6,6 +6,7 @@ mod boot;
 mod command_line;
 mod disks;
 mod events;
+mod fairness;
 mod files;
 mod http;
 mod machines;
@@ -34,8 +35,15 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
     let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS, minikernel::TESTS];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
-    let measured =
-        [bench::TESTS, boot::TESTS, command_line::TESTS, events::TESTS, slow_disk::TESTS, tap::TESTS];
+    let measured = [
+        bench::TESTS,
+        boot::TESTS,
+        command_line::TESTS,
+        events::TESTS,
+        fairness::TESTS,
+        slow_disk::TESTS,
+        tap::TESTS,
+    ];
     tests.extend(
         measured.concat().into_iter().map(|(name, run)| Test { alone: true, ..test(name, kernel, run) }),
     );
