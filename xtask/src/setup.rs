@@ -141,6 +141,34 @@ pub fn ensure_cxx() -> Result<()> {
     install_packages(&[("g++", "builds libFuzzer")])
 }
 
+/// REDbot, which judges the answers of web servers, and its rules, as of a day: newer ones find other things.
+const REDBOT: [&str; 2] = ["redbot==2.7.1", "httplint==2026.10.4"];
+
+/// Makes sure that there is REDbot, in an environment of its own for Python; returns the program.
+pub fn ensure_redbot() -> Result<PathBuf> {
+    let folder = crate::work_folder(&REDBOT[0].replace("==", "-"))?;
+    let redbot = folder.join("bin/redbot");
+    if redbot.is_file() {
+        return Ok(redbot);
+    }
+    if output(Command::new("python3").args(["-c", "import ensurepip"])).is_none() {
+        install_packages(&[("python3-venv", "keeps REDbot apart, which judges HTTP in a test")])?;
+    }
+    eprintln!("run-qemu.sh: installing {} with pip, in {}", REDBOT.join(" and "), folder.display());
+    let run = |program: &Path, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(std::io::stderr()).status()
+    };
+    let made = run(Path::new("python3"), &["-m", "venv", &folder.to_string_lossy()])?.success();
+    let pip = folder.join("bin/pip");
+    if made
+        && run(&pip, &[&["install", "-q", "--disable-pip-version-check"][..], &REDBOT].concat())?.success()
+    {
+        return Ok(redbot);
+    }
+    bail!("pip could not install {}: its own words are above", REDBOT.join(" and "))
+}
+
 /// What rustc builds for if it is not told.
 pub fn host_triple() -> Option<String> {
     let version = output(Command::new("rustc").arg("-vV"))?;

@@ -4,6 +4,7 @@ mod api;
 mod bench;
 mod boot;
 mod command_line;
+mod conformance;
 mod disks;
 mod events;
 mod fairness;
@@ -32,7 +33,15 @@ type Run = fn(&Kernel) -> Result<()>;
 
 /// All of them.
 pub fn tests(kernel: &Kernel) -> Vec<Test> {
-    let tables = [api::TESTS, disks::TESTS, files::TESTS, http::TESTS, machines::TESTS, minikernel::TESTS];
+    let tables = [
+        api::TESTS,
+        conformance::TESTS,
+        disks::TESTS,
+        files::TESTS,
+        http::TESTS,
+        machines::TESTS,
+        minikernel::TESTS,
+    ];
     let mut tests = files::combinations(kernel);
     tests.extend(tables.concat().into_iter().map(|(name, run)| test(name, kernel, run)));
     let measured = [

@@ -69,6 +69,23 @@ pub fn files() -> Result<PathBuf> {
     })
 }
 
+/// A small site, ready for a guest: a front page, one that is there compressed as well, a file, and a folder
+/// without a page.
+pub fn web_disk() -> Result<Option<Image>> {
+    let image = made_once("web", 16, |folder| {
+        create_dir_all(folder.join("folder/sub"))?;
+        let page = format!("<!doctype html><title>page</title>{}", "<p>A paragraph.\n".repeat(100));
+        write(folder.join("index.html"), &page)?;
+        write(folder.join("page.html"), &page)?;
+        write(folder.join("folder/notes.txt"), "0123456789".repeat(100))?;
+        write(folder.join("1m.bin"), content(6, 0, 1 << 20))?;
+        let packed = Command::new("gzip").args(["-9nk", "page.html"]).current_dir(folder).status()?;
+        ensure!(packed.success(), "gzip ended with {packed}");
+        Ok(())
+    })?;
+    Ok(Some(Image::open(&image)?))
+}
+
 /// The disk with [`BIG`].
 pub fn big() -> Result<PathBuf> {
     made_once("big", 1100, |folder| {
