@@ -250,6 +250,28 @@ fn who_has_everything_gives_way_in_silence() {
     });
 }
 
+/// Who goes on sending after the last answer is listened to for a while, so that no reset destroys the answer
+/// before it is read; but it does not keep the task that others wait for.
+#[test]
+fn the_rest_of_a_body_keeps_no_task() {
+    with_server(Setup { workers: 1, ..Setup::default() }, |mut peer, app| async move {
+        let [mut sender, mut next] = [5000, 5001].map(Client::new);
+        let answers = sender.ask(&mut peer, &app, "/a.txt", "Content-Length: 100000\r\n").await;
+        assert_eq!(answers.last().map(|answer| answer.control), Some(TcpControl::Fin));
+        for _ in 0..50 {
+            sender.send(&peer, &app, TcpControl::None, true, &[b'x'; 1000]);
+            sender.seq += 1000;
+            let answers = sender.answers(&mut peer).await;
+            assert!(answers.iter().all(|answer| answer.control == TcpControl::None), "{answers:?}");
+        }
+        assert!(!next.ask(&mut peer, &app, "/a.txt", "").await.is_empty());
+        sender.send(&peer, &app, TcpControl::None, true, b"x");
+        Timer::after_millis(100).await;
+        let answers = sender.answers(&mut peer).await;
+        assert_eq!(answers.last().map(|answer| answer.ack), Some(Some(sender.seq + 1)), "all is taken");
+    });
+}
+
 /// An answer goes where the question came from, also when that changes, and for a client on another network
 /// without a router that we know of.
 #[test]

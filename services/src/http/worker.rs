@@ -6,12 +6,11 @@ use embedded_io_async::Read;
 use super::{End, Files, Routes, Server};
 use crate::net::{Nic, Stack, TcpSocket};
 
-/// How long and how much a client may go on sending after the last response.
-const DRAIN_TIME: Duration = Duration::from_secs(2);
-const DRAIN_BYTES: usize = 256 << 10;
-/// The same time for who has to have everything before the system ends: that the client closes is all that
+/// How long who has to have everything before the system ends may take: that the client closes is all that
 /// says so, since what is between may acknowledge for it.
-const LAST_DRAIN_TIME: Duration = Duration::from_secs(10);
+const LAST_TIME: Duration = Duration::from_secs(10);
+/// The same for one that has asked for nothing.
+const IDLE_TIME: Duration = Duration::from_secs(2);
 
 /// Serves one connection after the other, for ever. Spawn as many of these as connections are to be served at
 /// once.
@@ -27,23 +26,19 @@ pub async fn worker<N: Nic, F: Files, R: Routes>(stack: &Stack<N>, server: &Serv
         let crowded = || stack.crowded() || server.is_stopping();
         let end = server.serve_peer(&mut socket, peer, crowded).await;
         match (end, server.is_stopping()) {
-            (End::Close, false) => {}
-            (End::Close, true) | (End::Drain, false) => drain(&mut socket, DRAIN_TIME).await,
-            (End::Drain, true) => drain(&mut socket, LAST_DRAIN_TIME).await,
+            // The stack reads on for a while: that needs no task.
+            (End::Close | End::Drain, false) => {}
+            (End::Close, true) => await_end(&mut socket, IDLE_TIME).await,
+            (End::Drain, true) => await_end(&mut socket, LAST_TIME).await,
             (End::Abort, _) => socket.abort(),
         }
     }
 }
 
-async fn drain<N: Nic>(socket: &mut TcpSocket<'_, N>, time: Duration) {
+/// Ends our half, and waits for the end of the client's.
+async fn await_end<N: Nic>(socket: &mut TcpSocket<'_, N>, time: Duration) {
     socket.close();
     let deadline = Instant::now().saturating_add(time);
     let mut scrap = [0; 256];
-    let mut left = DRAIN_BYTES;
-    while left > 0 {
-        match with_deadline(deadline, socket.read(&mut scrap)).await {
-            Ok(Ok(n)) if n > 0 => left = left.saturating_sub(n),
-            _ => return,
-        }
-    }
+    while let Ok(Ok(1..)) = with_deadline(deadline, socket.read(&mut scrap)).await {}
 }
