@@ -242,7 +242,6 @@ fn who_has_everything_gives_way_in_silence() {
         let [mut done, mut next] = [5000, 5001].map(Client::new);
         assert!(!done.ask(&mut peer, &app, "/a.txt", "Connection: close\r\n").await.is_empty());
         done.send(&peer, &app, TcpControl::None, true, b"");
-        Timer::after_millis(2100).await;
         next.shake_hands(&mut peer, &app).await;
         next.send(&peer, &app, TcpControl::Psh, true, request("/big.bin", "").as_bytes());
         assert_eq!(done.answers(&mut peer).await, []);

@@ -297,8 +297,11 @@ impl Connection {
     }
 
     /// How much the peer took of late, if the connection may give way to another: one that is new or waits to
-    /// be accepted does not.
+    /// be accepted does not. One whose peer has everything is the first to do so.
     pub fn pace(&mut self, now: Micros) -> Option<u64> {
+        if self.fin == Fin::Acknowledged {
+            return Some(0).filter(|_| !self.gone);
+        }
         if self.gone || self.owner == Owner::Nobody || now.saturating_sub(self.began) < YOUNG {
             return None;
         }
