@@ -4,7 +4,6 @@
 //! A server's connection has few states. Those of RFC 9293, 3.3.2 are told apart by whether the peer has
 //! ended its half ([`ended`](Connection::ended)), and how far we are with ending ours ([`Fin`]).
 
-use alloc::vec::Vec;
 use core::task::{Context, Poll, Waker};
 
 use smoltcp::wire::EthernetAddress;
@@ -13,6 +12,7 @@ use super::congestion::{Congestion, RoundTrip};
 use super::flight::Flight;
 use super::output::Timer;
 use super::queue::SendQueue;
+use super::received::Received;
 use super::segment::{Abilities, Flow, Headers, Segment, Seq};
 use super::{Micros, TcpError};
 use crate::shared::Shared;
@@ -98,8 +98,7 @@ pub struct Connection {
     /// The next number that is expected, and the first that does not fit into the window that was offered.
     pub(super) next: Seq,
     pub(super) edge: Seq,
-    received: Vec<u8>,
-    taken: usize,
+    received: Received,
     pub(super) ended: bool,
     pub(super) ack: Ack,
     challenged: Micros,
@@ -156,8 +155,7 @@ impl Connection {
             other_way: segment.hardware,
             next: segment.seq,
             edge: segment.seq.plus(RECEIVE),
-            received: Vec::new(),
-            taken: 0,
+            received: Received::default(),
             ended: false,
             ack: Ack::No,
             challenged: 0,
@@ -330,11 +328,8 @@ impl Connection {
         let data = fresh.get(..room).unwrap_or(fresh);
         let all = data.len() == fresh.len();
         // After the end of our half nobody reads any more.
-        if self.owner != Owner::Past {
-            if self.received.try_reserve(data.len()).is_err() {
-                return;
-            }
-            self.received.extend_from_slice(data);
+        if self.owner != Owner::Past && self.received.push(data).is_err() {
+            return;
         }
         self.next = self.next.plus(data.len() as u32);
         self.ack = match self.ack {
@@ -350,28 +345,15 @@ impl Connection {
         }
     }
 
-    /// Bytes that wait for the owner.
-    fn waiting(&self) -> usize {
-        self.received.len().saturating_sub(self.taken)
-    }
-
     /// The window to offer now.
     pub(super) fn offer(&self) -> u32 {
-        RECEIVE.saturating_sub(self.waiting() as u32)
+        RECEIVE.saturating_sub(self.received.len() as u32)
     }
 
     /// See [`Read`](embedded_io_async::Read).
     pub fn read(&mut self, to: &mut [u8], cx: &Context<'_>) -> Poll<Result<usize, TcpError>> {
-        let waiting = self.received.get(self.taken..).unwrap_or_default();
-        let count = waiting.len().min(to.len());
-        if let (Some(to), Some(from)) = (to.get_mut(..count), waiting.get(..count)) {
-            to.copy_from_slice(from);
-        }
+        let count = self.received.take(to);
         if count > 0 || to.is_empty() {
-            self.taken = self.taken.saturating_add(count);
-            if self.waiting() == 0 {
-                (self.received, self.taken) = (Vec::new(), 0);
-            }
             // A peer that waits for a larger window is told (RFC 9293, 3.8.6.2.2).
             if self.next.plus(self.offer()).from(self.edge) >= RECEIVE / 2 {
                 self.ack = Ack::Now;
@@ -456,7 +438,7 @@ impl Connection {
     pub fn let_go(&mut self, now: Micros) {
         self.close();
         self.owner = Owner::Past;
-        (self.received, self.taken) = (Vec::new(), 0);
+        self.received.clear();
         self.wait(now);
     }
 

@@ -13,6 +13,7 @@ mod handshake;
 mod operations;
 mod output;
 mod queue;
+mod received;
 mod segment;
 mod time_wait;
 
