@@ -352,6 +352,34 @@ fn after_the_end() {
     });
 }
 
+/// Behind a router that shares its address, the next client with a port may begin with a lower number. It is
+/// told of the old connection, resets that, and can begin when it tries again.
+#[test]
+fn the_same_ports_with_a_lower_number() {
+    with_server(no_faults(), |mut peer, app| async move {
+        let mut client = Client::new(5000);
+        client.ask(&mut peer, &app, "/a.txt", "Connection: close\r\n").await;
+        client.send(&peer, &app, TcpControl::Fin, true, b"");
+        client.answers(&mut peer).await;
+        let mut other = Client::new(5000);
+        other.seq = client.seq - 100_000;
+        let start = other.seq;
+        other.send(&peer, &app, TcpControl::Syn, false, b"");
+        let answers = other.answers(&mut peer).await;
+        let [answer] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!((answer.control, answer.ack), (TcpControl::None, Some(client.seq + 1)));
+        for (seq, left) in [(client.seq, 1), (client.seq + 2, 1), (client.seq + 1, 0)] {
+            other.seq = seq;
+            other.send(&peer, &app, TcpControl::Rst, false, b"");
+            Timer::after_millis(20).await;
+            assert_eq!(app.0.tcp().time_wait, left);
+        }
+        other.seq = start;
+        let answers = other.ask(&mut peer, &app, "/a.txt", "").await;
+        assert!(answers[0].data.starts_with(b"HTTP/1.1 200 "));
+    });
+}
+
 /// A request that comes in pieces, in any order and more than once, is one request.
 #[test]
 fn pieces_in_any_order() {

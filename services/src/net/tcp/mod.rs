@@ -183,10 +183,15 @@ impl Tcp {
             }
             return self.settle(id, now);
         }
+        let over = self.time_waits.get(&segment.flow, now);
         if segment.rst {
+            // The answer of a peer that begins anew to what it is told of the old connection.
+            if over.is_some_and(|(_, theirs)| theirs == segment.seq) {
+                self.time_waits.remove(&segment.flow);
+            }
             return;
         }
-        if let Some((ours, theirs)) = self.time_waits.get(&segment.flow, now) {
+        if let Some((ours, theirs)) = over {
             if !segment.syn || !segment.seq.is_after(theirs) {
                 let fields = Fields { seq: ours, ack: Some(theirs), ..Fields::default() };
                 return self.answer(&segment, &fields, output);
