@@ -33,8 +33,8 @@ fn devices() {
           "features": [], "queues": [] },
         { "address": "0000:00:02.0", "id": "1af4:1042", "name": "disk", "driver": "virtio-blk",
           "features": ["VIRTIO_F_VERSION_1"],
-          "queues": [{ "index": 0, "size": 256, "vector": 1, "kicks": 3, "interrupts": 2, "completions": 5,
-                       "rejected": 1 }] },
+          "queues": [{ "index": 0, "size": 256, "vector": 1, "in_flight": 4, "kicks": 3, "interrupts": 2,
+                       "completions": 5, "rejected": 1, "given_up": 6 }] },
     ]);
     assert_eq!(serde_json::from_str::<Value>(&body).unwrap(), expected);
     // Longer than any chunk.
@@ -67,7 +67,7 @@ fn unknown_addresses() {
 }
 
 /// Reads the text format: every family described once and whole, every sample unique, nothing else.
-fn samples(text: &str) -> BTreeMap<String, u64> {
+fn samples(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut families = BTreeSet::new();
     let mut lines = text.lines().filter(|line| !line.contains(" is left out here: ")).peekable();
@@ -75,10 +75,18 @@ fn samples(text: &str) -> BTreeMap<String, u64> {
         let (family, help) = line.strip_prefix("# HELP ").and_then(|l| l.split_once(' ')).expect(line);
         assert!(!help.is_empty() && families.insert(family.to_string()), "{line}");
         let kind = lines.next().and_then(|l| l.strip_prefix("# TYPE ")).and_then(|l| l.strip_prefix(family));
-        assert_eq!(kind, Some(if family.ends_with("_total") { " counter" } else { " gauge" }), "{family}");
+        let parts: &[&str] = if kind == Some(" histogram") { &["_bucket", "_sum", "_count"] } else { &[""] };
+        if parts.len() == 1 {
+            assert_eq!(
+                kind,
+                Some(if family.ends_with("_total") { " counter" } else { " gauge" }),
+                "{family}"
+            );
+        }
         while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
             let (series, value) = sample.rsplit_once(' ').unwrap();
-            assert_eq!(series.split('{').next(), Some(family), "{sample}");
+            let name = series.split('{').next().and_then(|name| name.strip_prefix(family));
+            assert!(name.is_some_and(|part| parts.contains(&part)), "{sample}");
             let before = samples.insert(series.to_string(), value.parse().expect("a number"));
             assert_eq!(before, None, "{sample}");
         }
@@ -115,12 +123,41 @@ fn metrics() {
         ("ringfence_queue_interrupts_total{device=\"0000:00:02.0\",queue=\"0\"}", 2),
         ("ringfence_queue_completions_total{device=\"0000:00:02.0\",queue=\"0\"}", 5),
         ("ringfence_queue_rejected_total{device=\"0000:00:02.0\",queue=\"0\"}", 1),
+        ("ringfence_queue_given_up_total{device=\"0000:00:02.0\",queue=\"0\"}", 6),
+        ("ringfence_queue_in_flight{device=\"0000:00:02.0\",queue=\"0\"}", 4),
+        ("ringfence_queue_size{device=\"0000:00:02.0\",queue=\"0\"}", 256),
+        // Of the one that is being written only the first byte is known.
+        ("ringfence_http_first_byte_seconds_count", 4),
+        ("ringfence_http_request_duration_seconds_count", 3),
+        ("ringfence_http_request_duration_seconds_bucket{le=\"+Inf\"}", 3),
+        ("ringfence_http_request_duration_seconds_bucket{le=\"10.000000\"}", 3),
         ("ringfence_queue_kicks_total{device=\"0000:00:27.0\",queue=\"0\"}", 3),
     ] {
-        assert_eq!(samples.get(series), Some(&value), "{series}\n{body}");
+        assert_eq!(samples.get(series), Some(&f64::from(value)), "{series}\n{body}");
     }
     assert!(samples.contains_key("ringfence_uptime_seconds"));
     assert!(samples.keys().all(|name| name.starts_with("ringfence_")));
+}
+
+/// What took long is in the buckets from its own on, and in the sum.
+#[test]
+fn durations() {
+    let files = Tree::default().with("/a.txt", "0123456789");
+    files.delay.set(std::time::Duration::from_millis(40));
+    let server = Server::new(mounted(files), Api(Machine::default()), quick_limits());
+    get(&server, "/a.txt");
+    get(&server, "/none");
+    let (_, _, body) = get(&server, "/metrics");
+    let samples = samples(&body);
+    let counts = |le: &str| {
+        let [first, whole] = ["first_byte", "request_duration"]
+            .map(|name| samples[&format!("ringfence_http_{name}_seconds_bucket{{le=\"{le}\"}}")]);
+        (first, whole)
+    };
+    // The first byte waits for the file's, and is the last one's too. What is not there takes no time.
+    assert_eq!(counts("0.030000"), (2.0, 1.0));
+    assert_eq!(counts("0.300000"), (3.0, 2.0));
+    assert!((0.04..0.3).contains(&samples["ringfence_http_request_duration_seconds_sum"]), "{body}");
 }
 
 /// Whoever tells a number that has been told already, the text stays one that can be read.
@@ -137,9 +174,9 @@ fn no_family_is_told_twice() {
     let counters = [&repeated[..], &extra].concat();
     let (_, _, body) = get(&server(Machine { counters, ..Machine::default() }), "/metrics");
     let samples = samples(&body);
-    assert_eq!(samples["ringfence_cache_hits_total"], 7);
-    assert_eq!(samples["ringfence_heap_used_bytes"], 123);
-    assert_eq!(samples["ringfence_halts_total"], 5);
+    assert_eq!(samples["ringfence_cache_hits_total"], 7.0);
+    assert_eq!(samples["ringfence_heap_used_bytes"], 123.0);
+    assert_eq!(samples["ringfence_halts_total"], 5.0);
     assert!(body.contains("# HELP ringfence_halts_total A back\\\\slash and\\na line.\n"), "{body}");
     assert_eq!(body.matches("left out").count(), 5, "{body}");
     // And there is an end to it.

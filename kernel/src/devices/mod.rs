@@ -254,10 +254,12 @@ impl Device {
                 index,
                 size,
                 vector: interrupts.vector(index),
+                in_flight: counters.submitted.wrapping_sub(counters.completions),
                 kicks: counters.kicks,
                 interrupts: interrupts.count(index),
                 completions: counters.completions,
                 rejected: counters.rejected,
+                given_up: counters.given_up,
             });
             info.queues = queues.collect();
         }

@@ -26,6 +26,8 @@ pub struct QueueInfo {
     pub size: u16,
     /// MSI-X vector, if the queue has one.
     pub vector: Option<u16>,
+    /// Buffers that the device has now.
+    pub in_flight: u64,
     /// Notifications sent to the device.
     pub kicks: u64,
     /// Interrupts received.
@@ -34,6 +36,8 @@ pub struct QueueInfo {
     pub completions: u64,
     /// Completions that broke the rules and were refused.
     pub rejected: u64,
+    /// Requests that were given up, as the device did not answer in time.
+    pub given_up: u64,
 }
 
 /// One PCI function.

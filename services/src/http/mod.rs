@@ -39,7 +39,7 @@ pub use path::{DiskPath, PathError, html_escape, percent_encode};
 pub use request::{Body, List, Method, Request};
 pub use response::{Broken, Head, Length, Stream, Wire};
 pub use routes::Routes;
-pub use stats::{Counter, Gauge, Stats};
+pub use stats::{Counter, Durations, Gauge, Stats};
 pub use status::Status;
 pub use worker::worker;
 
@@ -289,10 +289,11 @@ impl<F: Files, R: Routes> Server<F, R> {
         }
     }
 
-    /// Logs a request that was answered, if that is wanted.
+    /// Counts a request that was answered, and logs it if that is wanted.
     fn note<C: Connection>(&self, wire: &Wire<'_, C>, received: &[u8], peer: Option<IpAddr>) {
+        let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
+        self.stats.duration.add(took);
         if Journal::wants_all() {
-            let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
             let line = first_line(received).unwrap_or(received);
             self.journal.answered(&Answered { peer, now: self.clock.now(), line, status, bytes, took });
         }

@@ -2,6 +2,8 @@
 
 use core::cell::Cell;
 
+use embassy_time::Duration;
+
 use super::Status;
 
 /// What the server has done since start.
@@ -20,6 +22,10 @@ pub struct Stats {
     pub made_room: Counter,
     /// Responses cut short because the client took them slowly while others waited for a place.
     pub gave_way: Counter,
+    /// From a request's complete head to the first byte of its response.
+    pub first_byte: Durations,
+    /// From there to the last byte, which the network stack has taken then.
+    pub duration: Durations,
 }
 
 impl Stats {
@@ -49,6 +55,45 @@ impl Counter {
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.get()
+    }
+}
+
+/// How long something took, each time.
+#[derive(Default)]
+pub struct Durations {
+    /// By the first of [`BOUNDS`](Self::BOUNDS) that is not exceeded; the last one is for all that are.
+    buckets: [Cell<u64>; Self::BOUNDS.len() + 1],
+    micros: Cell<u64>,
+}
+
+impl Durations {
+    /// In microseconds.
+    pub const BOUNDS: [u64; 10] =
+        [100, 300, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000, 10_000_000];
+
+    /// Counts one. On each request's path.
+    pub(super) fn add(&self, took: Duration) {
+        let micros = took.as_micros();
+        let bucket = Self::BOUNDS.iter().position(|bound| micros <= *bound);
+        if let Some(cell) = self.buckets.get(bucket.unwrap_or(Self::BOUNDS.len())) {
+            cell.set(cell.get().wrapping_add(1));
+        }
+        self.micros.set(self.micros.get().wrapping_add(micros));
+    }
+
+    /// How many took at most each of the bounds, and in the end how many there were.
+    pub fn counts(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
+        let bounds = Self::BOUNDS.iter().copied().map(Some).chain([None]);
+        let mut count = 0_u64;
+        bounds.zip(&self.buckets).map(move |(bound, cell)| {
+            count = count.wrapping_add(cell.get());
+            (bound, count)
+        })
+    }
+
+    /// The sum of all, in microseconds.
+    pub fn micros(&self) -> u64 {
+        self.micros.get()
     }
 }
 

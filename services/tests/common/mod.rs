@@ -183,10 +183,12 @@ impl System for Machine {
             index: 0,
             size: 256,
             vector: Some(1),
+            in_flight: 4,
             kicks: 3,
             interrupts: 2,
             completions: 5,
             rejected: 1,
+            given_up: 6,
         };
         let device = |address: &str, driver: Option<&str>, name: &str, queues| DeviceInfo {
             address: address.into(),
