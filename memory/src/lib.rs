@@ -85,7 +85,7 @@ pub use device::{
 pub use dma::{
     DescriptorBits, DescriptorTable, DmaAddr, DmaArray, DmaBlock, DmaBlocks, DmaBuf, DmaError, DmaPool,
     DmaRegion, DmaRegistry, DmaSnapshot, DmaWindow, DmaWindows, Life, Packed, QueueAddresses, Quiet,
-    ResetError, RingFormat, Segment, Split,
+    ResetError, RingFormat, Segment, Split, WindowInfo,
 };
 #[cfg(feature = "mapper")]
 pub use paging::{

@@ -175,3 +175,88 @@ fn texts_tell_apart() {
     let texts = BTreeSet::from(errors.map(|error| error.to_string()));
     assert!(texts.len() == errors.len() && texts.iter().all(|text| !text.is_empty()));
 }
+
+/// Who has each frame, by the runs that are told from the first on: each begins where the last one ended, or
+/// behind a gap in RAM.
+fn told(frames: &FrameAllocator) -> Vec<(u64, Option<Owner>)> {
+    let (mut told, mut from) = (Vec::new(), 0);
+    while let Some((run, owner)) = frames.next_run(from) {
+        let start = run.start_address().value() / PAGE;
+        assert!(start >= from && !run.is_empty(), "{run:?} from {from}");
+        from = start + run.size_in_frames() as u64;
+        told.extend((start..from).map(|frame| (frame, owner)));
+    }
+    told
+}
+
+/// Each frame of RAM is in one run, and that is the one of who has it: as many as are booked, and none that
+/// a token names is free.
+#[test]
+fn runs_are_those_of_the_books() {
+    let system = System::small();
+    let (space, frames) = (system.space, system.space.frames());
+    unsafe { frames.add(self::frames(4200, 100), Owner::Reserved) };
+    let (mut held, mut lent, mut seed, mut most) = (Vec::new(), Vec::new(), 7_u64, (0, 0));
+    for step in 0..200 {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let (kind, count) = (seed >> 61, (seed >> 40) as usize % 40 + 1);
+        match kind {
+            0..3 => held.extend(frames.allocate(FrameRequest::new(count))),
+            3..6 => lent.extend(space.allocate_dma(FrameRequest::new(count))),
+            6 if !held.is_empty() => drop(held.swap_remove(count % held.len())),
+            _ if !lent.is_empty() => drop(lent.swap_remove(count % lent.len())),
+            _ => {}
+        }
+        most = (most.0.max(held.len()), most.1.max(lent.len()));
+        let told = told(frames);
+        assert_eq!(told.len(), frames.total(), "{step}");
+        assert!(told.is_sorted_by(|one, next| one.0 < next.0), "{step}");
+        for owner in [Owner::Free, Owner::DmaIdle] {
+            let count = told.iter().filter(|(_, told)| *told == Some(owner)).count();
+            assert_eq!(count, frames.count(owner), "{owner} after {step}");
+        }
+        let used = |frame| told.binary_search_by_key(&frame, |(frame, _)| *frame).map(|at| told[at].1);
+        for token in &held {
+            let start = token.start_address().value() / PAGE;
+            assert!((start..).take(token.size_in_frames()).all(|frame| used(frame) == Ok(None)), "{step}");
+        }
+        for mapped in &lent {
+            let start = mapped.physical_address().value() / PAGE;
+            assert!((start..).take(mapped.size_in_pages()).all(|frame| used(frame) == Ok(None)), "{step}");
+        }
+    }
+    assert!(most.0 > 5 && most.1 > 5, "{most:?} at most");
+}
+
+/// All windows of all devices are told, those in quarantine too.
+#[test]
+fn windows_are_told_by_device_and_address() {
+    let system = System::small();
+    let platform: &'static _ = Box::leak(Box::new(SystemPlatform { space: system.space, bus: 0 }));
+    let told = || -> Vec<_> {
+        let windows = system.space.registry().windows();
+        windows.map(|window| (window.device.0, window.device_address, window.len, window.is_open)).collect()
+    };
+    assert_eq!(told(), []);
+    let [nine, two] = [9, 2].map(|id| DmaWindows::for_model(platform, DeviceId(id)).unwrap());
+    let mut regions = Vec::new();
+    let addresses = [&nine, &two, &nine].map(|windows| {
+        let region = windows.allocate(2 * 4096).unwrap();
+        let address = windows.publish(region.address(0).unwrap()).unwrap().0;
+        regions.push(region);
+        address
+    });
+    let mut expected = vec![
+        (9, addresses[0], 2 * 4096, true),
+        (2, addresses[1], 2 * 4096, true),
+        (9, addresses[2], 2 * 4096, true),
+    ];
+    expected.sort();
+    assert_eq!(told(), expected);
+    regions.pop();
+    expected.iter_mut().filter(|window| window.1 == addresses[2]).for_each(|window| window.3 = false);
+    assert_eq!(told(), expected, "the device was told of it");
+    nine.reset_model().unwrap();
+    expected.retain(|window| window.3);
+    assert_eq!(told(), expected);
+}

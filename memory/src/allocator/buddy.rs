@@ -338,6 +338,12 @@ impl Buddy {
         Some(FreeUnits { start, count, alone })
     }
 
+    /// First and past-the-last unit of the first free block from `from` on, as far as it lies there.
+    pub fn free_run(&mut self, from: usize) -> Option<(usize, usize)> {
+        self.settle();
+        self.next_free(from).map(|(start, end, _)| (start, end))
+    }
+
     /// The free units from `from` on that the first block has, and whether no other block has any of them.
     fn next_free(&self, from: usize) -> Option<(usize, usize, bool)> {
         let blocks = || {

@@ -258,6 +258,23 @@ impl FrameAllocator {
         (start < end).then(|| self.range(start, end - start))
     }
 
+    /// The next run of RAM from frame number `from` on, and whose it is: free ([`Owner::Free`]), idle in the
+    /// DMA arena ([`Owner::DmaIdle`]), or in use (`None`). Runs that follow each other may be alike. For a
+    /// picture: between two calls frames may be taken and given back.
+    pub fn next_run(&self, from: u64) -> Option<(FrameRange, Option<Owner>)> {
+        let (inner, frames) = (&mut *self.inner.lock(), self.span.size_in_frames());
+        let from = usize::try_from(from.saturating_sub(self.span.first())).ok()?.min(frames);
+        let start = bits::find(inner.ram, from, frames, true);
+        let free = inner.private.free_run(start).map(|(start, end)| (start, end, Owner::Free));
+        let idle = inner.dma.free_run(start).map(|(start, end)| (start, end, Owner::DmaIdle));
+        let (end, owner) = match free.into_iter().chain(idle).min_by_key(|(start, ..)| *start) {
+            Some((first, end, owner)) if first <= start => (end, Some(owner)),
+            // What is free is RAM, so this looks no further than it returns.
+            next => (bits::find(inner.ram, start, next.map_or(frames, |(first, ..)| first), false), None),
+        };
+        (start < end).then(|| (self.range(start, end - start), owner))
+    }
+
     /// The books and the bitmaps, for a change of page tables: both under the mapper's lock and this one.
     pub(crate) fn books(&self) -> Books<'_> {
         Books { allocator: self, inner: self.inner.lock() }

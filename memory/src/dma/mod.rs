@@ -37,7 +37,7 @@ pub use descriptors::{DescriptorBits, DescriptorTable, Packed, QueueAddresses, R
 pub use life::{Life, Quiet, ResetError};
 pub use pool::{DmaBuf, DmaPool};
 pub use region::DmaRegion;
-pub use registry::DmaRegistry;
+pub use registry::{DmaRegistry, WindowInfo};
 pub use segment::Segment;
 pub use snapshot::{DmaSnapshot, DmaWindow};
 pub use windows::DmaWindows;

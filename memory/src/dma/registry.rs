@@ -8,7 +8,22 @@ use core::sync::atomic::Ordering;
 use super::DmaError;
 use super::table::{Side, TableClaim, WindowTable};
 use crate::lock::{Level, Lock};
-use crate::{DeviceId, Platform};
+use crate::{DeviceId, Direction, Platform};
+
+/// Memory that a device may reach: see [`DmaRegistry::windows`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowInfo {
+    /// Whose window it is.
+    pub device: DeviceId,
+    /// What the device calls its first byte.
+    pub device_address: u64,
+    /// Bytes.
+    pub len: usize,
+    /// Who writes there.
+    pub direction: Direction,
+    /// Whether its region lives; if not, it is in quarantine.
+    pub is_open: bool,
+}
 
 /// All window tables of a platform. The table of a device stays, so that what is in quarantine can still be
 /// released by the device's next driver.
@@ -47,6 +62,33 @@ impl DmaRegistry {
         } else {
             Ok(Arc::new(TableClaim(found)))
         }
+    }
+
+    /// Every window there is, by device and then by rising address: for a picture, as windows may be opened
+    /// and closed meanwhile. Takes the lock of a device's table for each.
+    pub fn windows(&self) -> impl Iterator<Item = WindowInfo> {
+        let (mut key, mut from) = (0, 0);
+        iter::from_fn(move || {
+            loop {
+                let table = self.table_from(key)?;
+                if table.key() != key {
+                    (key, from) = (table.key(), 0);
+                }
+                let state = table.state.lock();
+                let at = state.windows.partition_point(|window| window.device_address < from);
+                if let Some(window) = state.windows.get(at) {
+                    from = window.device_address.saturating_add(1);
+                    return Some(WindowInfo {
+                        device: table.device(),
+                        device_address: window.device_address,
+                        len: window.len,
+                        direction: window.direction,
+                        is_open: window.is_open(),
+                    });
+                }
+                (key, from) = (key + 1, 0);
+            }
+        })
     }
 
     /// The first table whose [key](WindowTable::key) is at least `key`. Tables stay.
