@@ -47,14 +47,20 @@ fn devices() {
 fn memory() {
     let frames = json!({ "free": 1000, "dma": 24, "od\"d\n": 1 });
     let (status, _, body) = get(&server(Machine::default()), "/api/memory");
+    let window = |frame: u64, quarantined: bool| json!({ "device": "0000:00:\"02\".0", "start": frame << 12, "bytes": 4096, "quarantined": quarantined });
     let expected = json!({ "audit": { "ok": true, "findings": [] }, "frames": frames,
-                           "heap": { "used": 123, "size": 456 } });
+                           "heap": { "used": 123, "size": 456 },
+                           "windows": [window(1008, false), window(1010, true)],
+                           "runs": [[0, 1, "od"], [1, 1000, "free"], [1008, 25, "dma"]] });
     assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, expected));
     let findings = vec!["frame 7 is \"mapped\" twice".to_string()];
     let (_, _, body) =
         get(&server(Machine { findings: findings.clone(), ..Machine::default() }), "/api/memory");
     let got = serde_json::from_str::<Value>(&body).unwrap();
     assert_eq!(got["audit"], json!({ "ok": false, "findings": findings }));
+    // Longer than any chunk.
+    let (_, _, body) = get(&server(Machine { many: 5000, ..Machine::default() }), "/api/memory");
+    assert_eq!(serde_json::from_str::<Value>(&body).unwrap()["runs"].as_array().unwrap().len(), 5003);
 }
 
 /// What the machine does not answer itself is looked for on the disk.

@@ -90,6 +90,8 @@ enum State {
 
 struct Device {
     address: String,
+    /// Its name for the memory system, if it has one.
+    home: Option<DeviceId>,
     /// The bus that it is on, if it is on one.
     bus: Option<u8>,
     id: String,
@@ -147,6 +149,7 @@ impl Devices {
     }
 
     fn start_function(&mut self, function: Function, started: &mut Started) {
+        let home = Some(function.address().id());
         let state = match probe(&function) {
             Match::Unknown => State::Idle(None),
             Match::LegacyOnly => State::Idle(Some(Error::LegacyOnly.to_string())),
@@ -155,20 +158,20 @@ impl Devices {
         let (address, name) = (function.address().to_string(), function.name().to_string());
         let id = alloc::format!("{:04x}:{:04x}", function.vendor, function.device);
         let bus = Some(function.address().bus);
-        self.0.push(Device { address, bus, id, name, state, has_left: Cell::default() });
+        self.0.push(Device { address, home, bus, id, name, state, has_left: Cell::default() });
     }
 
     fn start_mmio(&mut self, found: Result<mmio::Found, (mmio::Place, Error)>, started: &mut Started) {
-        let (place, kind, state) = match found {
+        let (place, kind, home, state) = match found {
             Ok(found) => {
-                let (place, kind) = (found.place, found.kind);
-                (place, kind, self.start_one(kind, &Home::Mmio(found), started))
+                let (place, kind, home) = (found.place, found.kind, Some(found.id()));
+                (place, kind, home, self.start_one(kind, &Home::Mmio(found), started))
             }
-            Err((place, error)) => (place, DeviceType(0), State::Idle(Some(error.to_string()))),
+            Err((place, error)) => (place, DeviceType(0), None, State::Idle(Some(error.to_string()))),
         };
         let (address, id) = (place.to_string(), alloc::format!("virtio:{:04x}", kind.0));
         let name = kind.name().to_string();
-        self.0.push(Device { address, bus: None, id, name, state, has_left: Cell::default() });
+        self.0.push(Device { address, home, bus: None, id, name, state, has_left: Cell::default() });
     }
 
     /// Brings a device of this kind up with the driver for it.
@@ -190,6 +193,12 @@ impl Devices {
     /// What `/api/devices` shows of the device with this index.
     pub fn info(&self, index: usize) -> Option<DeviceInfo> {
         self.0.get(index).map(Device::info)
+    }
+
+    /// Where the device of this name is.
+    pub fn address_of(&self, id: DeviceId) -> String {
+        let device = self.0.iter().find(|device| device.home == Some(id));
+        device.map(|device| device.address.clone()).unwrap_or_default()
     }
 
     /// Gives all devices, or those on these `buses`, up in good order.

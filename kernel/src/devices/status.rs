@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use ringfence_services::api::{DeviceInfo, Heap, System};
+use ringfence_services::api::{DeviceInfo, Heap, Run, System, Window};
 use ringfence_services::block::Part;
 use ringfence_services::fs::FileSystem;
 use ringfence_services::http::Mount;
@@ -50,6 +50,19 @@ impl System for Status {
     fn frames(&self) -> Vec<(&'static str, u64)> {
         let frames = memory::space().frames();
         frames.counts().iter().map(|(owner, count)| (owner.name(), *count as u64)).collect()
+    }
+
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        memory::runs::runs()
+    }
+
+    fn windows(&self) -> impl Iterator<Item = Window> {
+        memory::space().registry().windows().map(|window| Window {
+            device: self.devices.address_of(window.device),
+            start: window.device_address,
+            bytes: window.len as u64,
+            quarantined: !window.is_open,
+        })
     }
 
     fn audit(&self) -> impl FnMut() -> Option<Vec<String>> {

@@ -13,6 +13,7 @@
 pub mod heap;
 pub mod image;
 pub(crate) mod loader_window;
+pub mod runs;
 
 use bootloader_api::info::{MemoryRegion, MemoryRegionKind};
 use ringfence_memory::{
@@ -89,6 +90,10 @@ static CPU: ThisCpu = ThisCpu;
 static FRAMES: Once<FrameAllocator> = Once::new();
 static PAGES: Once<PageAllocator> = Once::new();
 static SPACE: Once<AddressSpace> = Once::new();
+static SETTLED: Once<Settled> = Once::new();
+
+/// Frames whose owner is settled for good, in no order; not all, if there are many.
+type Settled = heapless::Vec<(FrameRange, Owner), 64>;
 
 /// The kernel's address space.
 ///
@@ -101,6 +106,11 @@ pub fn space() -> &'static AddressSpace {
 /// The kernel's address space, once there is one.
 pub fn try_space() -> Option<&'static AddressSpace> {
     SPACE.get()
+}
+
+/// Frames of the image, of firmware and of the like, which stay theirs. They may overlap.
+fn settled() -> &'static [(FrameRange, Owner)] {
+    SETTLED.get().map_or(&[], |settled| settled)
 }
 
 /// Leaves the loader's page tables for the kernel's own, and takes over all RAM. Afterwards neither the
@@ -247,23 +257,27 @@ fn hand_over(
     plan: &Plan,
     image: &[Run],
 ) -> Result<(), InitError> {
-    // SAFETY: the image, the pool and the bitmaps are in use; firmware keeps its own. The rest of RAM, with
-    // what the loader used, is mapped nowhere now: the loader's tables are left, and nothing refers to its
-    // memory.
-    unsafe {
-        for run in image {
-            frames.add(run.frames, Owner::Kernel);
+    let mut settled = Settled::new();
+    let mut add = |range, owner| {
+        if owner != Owner::Free {
+            let _ = settled.push((range, owner));
         }
-        frames.add(plan.bitmaps, Owner::Kernel);
-        frames.add(plan.pool, Owner::Tables);
-        frames.add(range(0, PAGE)?, Owner::Reserved);
-        for region in memory_map {
-            let owner = if is_ram(region) { Owner::Free } else { Owner::Reserved };
-            if is_ram(region) || is_firmware_ram(region.kind) {
-                frames.add(range(region.start, region.end)?, owner);
-            }
+        // SAFETY: the image, the pool and the bitmaps are in use; firmware keeps its own. The rest of RAM,
+        // with what the loader used, is mapped nowhere now: the loader's tables are left, and nothing refers
+        // to its memory.
+        unsafe { frames.add(range, owner) };
+    };
+    image.iter().for_each(|run| add(run.frames, Owner::Kernel));
+    add(plan.bitmaps, Owner::Kernel);
+    add(plan.pool, Owner::Tables);
+    add(range(0, PAGE)?, Owner::Reserved);
+    for region in memory_map {
+        let owner = if is_ram(region) { Owner::Free } else { Owner::Reserved };
+        if is_ram(region) || is_firmware_ram(region.kind) {
+            add(range(region.start, region.end)?, owner);
         }
     }
+    SETTLED.call_once(|| settled);
     Ok(())
 }
 

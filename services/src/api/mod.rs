@@ -5,6 +5,7 @@ mod metrics;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::mem;
 
 use embassy_futures::yield_now;
 use serde::Serialize;
@@ -57,6 +58,30 @@ pub struct DeviceInfo {
     pub queues: Vec<QueueInfo>,
 }
 
+/// Adjacent frames (4 KiB) of RAM whose owner is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Number of the first one: its physical address divided by 4096.
+    pub start: u64,
+    /// How many.
+    pub count: u64,
+    /// Who has them, e.g. `free`; `used` if that is not known from where they are.
+    pub owner: &'static str,
+}
+
+/// Memory that a device may reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// The device's [address](DeviceInfo::address).
+    pub device: String,
+    /// Physical address of the first byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Whether its driver is gone and the device was not reset since.
+    pub quarantined: bool,
+}
+
 /// Use of the kernel's heap, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Heap {
@@ -73,6 +98,12 @@ pub trait System {
 
     /// Frames (4 KiB) by owner, e.g. `("free", 1234)`. Owners do not repeat.
     fn frames(&self) -> Vec<(&'static str, u64)>;
+
+    /// All RAM by rising addresses. Of what changes between two items either state is told.
+    fn runs(&self) -> impl Iterator<Item = Run>;
+
+    /// The windows of all devices.
+    fn windows(&self) -> impl Iterator<Item = Window>;
 
     /// Begins an audit of the live page tables. Each call of what is returned goes on a little, and the last
     /// returns one sentence per finding; none means that all is well. Other tasks may run between the calls.
@@ -93,13 +124,6 @@ pub trait System {
 struct Audit {
     ok: bool,
     findings: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Memory {
-    audit: Audit,
-    frames: BTreeMap<&'static str, u64>,
-    heap: Heap,
 }
 
 /// The routes to what a system tells: `/metrics`, `/api/devices`, `/api/memory`; `/dashboard` is kept free.
@@ -166,10 +190,45 @@ async fn memory<S: System, C: Connection>(
         }
     };
     let audit = Audit { ok: findings.is_empty(), findings };
-    let memory = Memory { audit, frames: system.frames().into_iter().collect(), heap: system.heap() };
-    stream.text.push_str(&json(&memory));
-    stream.text.push_str("\n");
+    let frames: BTreeMap<_, _> = system.frames().into_iter().collect();
+    stream.text.push_all(["{\"audit\":", &json(&audit), ",\n\"frames\":", &json(&frames)]);
+    stream.text.push_all([",\n\"heap\":", &json(&system.heap()), ",\n\"windows\":["]);
+    stream.pass().await?;
+    room(ROOM)?;
+    let mut separator = "\n";
+    for window in system.windows() {
+        stream.text.push_all([mem::replace(&mut separator, ",\n"), &json(&window)]);
+        stream.pass().await?;
+        room(ROOM)?;
+    }
+    stream.text.push_str("],\n\"runs\":[");
+    runs(system, &mut stream).await?;
+    stream.text.push_str("]}\n");
     stream.finish().await
+}
+
+/// The runs, as few as they can be.
+async fn runs<S: System, C: Connection>(system: &S, stream: &mut Stream<'_, '_, C>) -> Result<(), Broken> {
+    let mut runs = system.runs();
+    let (mut last, mut separator) = (runs.next(), "\n");
+    while let Some(run) = last {
+        let next = runs.next();
+        last = match next {
+            Some(next) if next.owner == run.owner && next.start == run.start.saturating_add(run.count) => {
+                Some(Run { count: run.count.saturating_add(next.count), ..run })
+            }
+            next => {
+                stream.text.push_all([mem::replace(&mut separator, ",\n"), "["]);
+                stream.text.push_decimal(run.start);
+                stream.text.push_str(",");
+                stream.text.push_decimal(run.count);
+                stream.text.push_all([",\"", run.owner, "\"]"]);
+                stream.pass().await?;
+                next
+            }
+        };
+    }
+    Ok(())
 }
 
 /// These types hold nothing that JSON cannot say, so this does not fail.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, System};
+use ringfence_services::api::{Api, DeviceInfo, Heap, QueueInfo, Run, System, Window};
 use ringfence_services::block::BlockError;
 use ringfence_services::fs::{DirEntry, FsError, Kind, Metadata};
 use ringfence_services::http::{Files, Limits, Mount, Server};
@@ -210,6 +210,21 @@ impl System for Machine {
 
     fn frames(&self) -> Vec<(&'static str, u64)> {
         vec![("free", 1000), ("dma", 24), ("od\"d\n", 1)]
+    }
+
+    fn runs(&self) -> impl Iterator<Item = Run> {
+        let runs = [(0, 1, "od"), (1, 10, "free"), (11, 990, "free"), (1008, 24, "dma"), (1032, 1, "dma")];
+        let many = (0..self.many as u64).map(|at| (2000 + at, 1, if at % 2 == 0 { "free" } else { "dma" }));
+        runs.into_iter().chain(many).map(|(start, count, owner)| Run { start, count, owner })
+    }
+
+    fn windows(&self) -> impl Iterator<Item = Window> {
+        [(1008, false), (1010, true)].into_iter().map(|(frame, quarantined)| Window {
+            device: "0000:00:\"02\".0".into(),
+            start: frame << 12,
+            bytes: 4096,
+            quarantined,
+        })
     }
 
     fn audit(&self) -> impl FnMut() -> Option<Vec<String>> {
