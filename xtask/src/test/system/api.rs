@@ -1,10 +1,10 @@
 //! What the guest tells about itself: `/metrics`, `/api/devices`, `/api/memory`, and the boot log.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::served::files_disk;
@@ -57,11 +57,16 @@ fn samples(text: &str) -> Result<Vec<&str>> {
             .context("no help before it")?;
         ensure!(families.insert(family), "{family} is told twice");
         let kind = lines.next().and_then(|line| line.strip_prefix(&format!("# TYPE {family} ")));
-        let expected = if family.ends_with("_total") { "counter" } else { "gauge" };
-        ensure!(kind == Some(expected), "{family} is a {kind:?}");
+        let parts: &[&str] = match kind {
+            Some("histogram") => &["_bucket", "_sum", "_count"],
+            Some("counter") if family.ends_with("_total") => &[""],
+            Some("gauge") if !family.ends_with("_total") => &[""],
+            _ => bail!("{family} is a {kind:?}"),
+        };
         while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
             let (name, value) = sample.rsplit_once(' ').with_context(|| format!("no value: {sample:?}"))?;
-            ensure!(name.split('{').next() == Some(family), "{sample:?} is not of {family}");
+            let part = name.split('{').next().and_then(|name| name.strip_prefix(family));
+            ensure!(part.is_some_and(|part| parts.contains(&part)), "{sample:?} is not of {family}");
             ensure!(
                 family.starts_with("ringfence_") && value.parse::<f64>().is_ok(),
                 "not a sample: {sample:?}"
@@ -142,7 +147,39 @@ fn memory(kernel: &Kernel) -> Result<()> {
         let all = u64::from(mebibytes) * 256;
         // Firmware keeps a little for itself.
         ensure!(sum <= all && sum + 1024 >= all, "{sum} of {all} frames are accounted for: {memory}");
+        picture(&memory, sum).with_context(|| memory.to_string())?;
         server.finish()?;
+    }
+    Ok(())
+}
+
+/// The runs follow each other, and are all RAM there is: of those whose place tells the owner so many as in
+/// the books. Each window lies in what devices have.
+fn picture(memory: &Value, all: u64) -> Result<()> {
+    let (mut past, mut counts) = (0, HashMap::<&str, u64>::new());
+    let runs = memory["runs"].as_array().context("no runs")?;
+    let mut lent = Vec::new();
+    for run in runs {
+        let (start, count) = (run[0].as_u64().context("no start")?, run[1].as_u64().context("no length")?);
+        ensure!(start >= past && count > 0, "{run} comes after {past}");
+        past = start + count;
+        *counts.entry(run[2].as_str().context("no owner")?).or_default() += count;
+        lent.extend((run[2] == "dma").then_some(start..past));
+    }
+    let sum: u64 = counts.values().sum();
+    ensure!(sum == all, "{sum} of {all} frames are in runs");
+    for owner in ["kernel", "tables", "reserved", "dma", "dma_idle"] {
+        let booked = memory["frames"][owner].as_u64();
+        ensure!(Some(counts.get(owner).copied().unwrap_or(0)) == booked, "{owner}: {counts:?}");
+    }
+    let windows = memory["windows"].as_array().context("no windows")?;
+    ensure!(windows.len() >= 6, "a disk and a network card have more windows");
+    for window in windows {
+        let (start, bytes) = (window["start"].as_u64(), window["bytes"].as_u64());
+        let (start, bytes) = (start.context("no start")?, bytes.context("no length")?);
+        let frames = start >> 12..(start + bytes).div_ceil(4096);
+        let inside = lent.iter().any(|run| run.start <= frames.start && frames.end <= run.end);
+        ensure!(inside && window["device"] != "", "{window} is nobody's");
     }
     Ok(())
 }
