@@ -66,7 +66,7 @@ fn memory() {
 /// What the machine does not answer itself is looked for on the disk.
 #[test]
 fn unknown_addresses() {
-    for path in ["/api", "/api/", "/api/none", "/api/devices/x", "/api/devices/", "/metrics/x", "/dashboard"]
+    for path in ["/api", "/api/", "/api/none", "/api/devices/x", "/api/devices/", "/metrics/x", "/dashboard/"]
     {
         assert_eq!(get(&server(Machine::default()), path).0, 404, "{path}");
     }

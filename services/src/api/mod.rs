@@ -1,5 +1,6 @@
-//! The machine's own state over HTTP: `/metrics`, `/api/devices`, `/api/memory`. `/dashboard` is reserved.
+//! The machine's own state over HTTP: `/metrics`, `/api/devices`, `/api/memory`, and for people `/dashboard`.
 
+mod dashboard;
 mod metrics;
 
 use alloc::collections::BTreeMap;
@@ -126,7 +127,7 @@ struct Audit {
     findings: Vec<String>,
 }
 
-/// The routes to what a system tells: `/metrics`, `/api/devices`, `/api/memory`; `/dashboard` is kept free.
+/// The routes to what a system tells: `/metrics`, `/api/devices`, `/api/memory`, `/dashboard`.
 pub struct Api<S>(pub S);
 
 impl<S: System> Routes for Api<S> {
@@ -148,6 +149,7 @@ impl<S: System> Routes for Api<S> {
             b"/metrics" => metrics::send(system, exchange).await,
             b"/api/devices" => devices(system, exchange).await,
             b"/api/memory" => memory(system, exchange).await,
+            b"/dashboard" => dashboard::send(exchange).await,
             _ => {
                 let head = exchange.head(Status::NotFound);
                 exchange.respond(head, "text/plain; charset=utf-8", "404 Not Found\n").await

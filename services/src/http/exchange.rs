@@ -5,7 +5,8 @@ use core::fmt::{self, Write as _};
 
 use thiserror::Error;
 
-use super::{Broken, Connection, Head, PathError, Request, Status, Wire};
+use super::conditions::{Outcome, Validators};
+use super::{Broken, Connection, Head, Length, PathError, Request, Status, Wire};
 use crate::block::BlockError;
 use crate::fs::FsError;
 use crate::text::{NoMemory, Text};
@@ -29,6 +30,29 @@ impl<C: Connection> Exchange<'_, '_, C> {
     /// Sends a complete response with a text body (left out for HEAD).
     pub async fn respond(&mut self, head: Head, mime: &str, body: &str) -> Result<(), Broken> {
         self.wire.respond(head, mime, body, self.request.with_body()).await
+    }
+
+    /// Sends a text that stays the same as long as the program runs, with `fields` in its head; or says, by
+    /// its entity tag, that the client has it.
+    pub(crate) async fn respond_constant(
+        &mut self,
+        etag: &str,
+        fields: &[(&str, &str)],
+        mime: &str,
+        body: &str,
+    ) -> Result<(), Broken> {
+        let version = Validators { etag: Some(etag), modified: None, clock: self.wire.clock };
+        let status = match version.check(self.request) {
+            Outcome::Send => Status::Ok,
+            Outcome::NotModified => Status::NotModified,
+            Outcome::Failed => return self.refuse(&Status::PreconditionFailed.into()).await,
+        };
+        let head = self.head(status).field("ETag", etag);
+        let head = fields.iter().fold(head, |head, (name, value)| head.field(name, value));
+        match status {
+            Status::NotModified => self.wire.send_head(head, Length::None).await,
+            _ => self.respond(head, mime, body).await,
+        }
     }
 
     /// Sends the page that says why there is no other response.

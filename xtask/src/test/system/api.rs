@@ -188,7 +188,7 @@ fn reserved_paths(kernel: &Kernel) -> Result<()> {
     let server = Server::with_disk(kernel, files_disk()?)?;
     let body = server.get("/api/devices", &[])?.expect(200)?.text();
     ensure!(body.starts_with('['), "a file on the disk hides a reserved path: {body:.60}");
-    for path in ["/api/nothing", "/dashboard", "/dashboard/nothing", "/metrics/"] {
+    for path in ["/api/nothing", "/dashboard/", "/dashboard/nothing", "/metrics/"] {
         server.get(path, &[])?.expect(404).context(path)?;
     }
     let listing = server.get("/api/", &[])?.expect(200)?.text();
