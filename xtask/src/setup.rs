@@ -125,6 +125,11 @@ pub fn ensure_web_benchmark() -> Result<()> {
     ensure_programs(&WEB_BENCHMARK)
 }
 
+/// Makes sure that there is a browser.
+pub fn ensure_browser() -> Result<()> {
+    ensure_programs(&[("chromium", "chromium", "shows the dashboard in a test")])
+}
+
 fn ensure_programs(programs: &[(&'static str, &'static str, &'static str)]) -> Result<()> {
     let missing = programs.iter().filter(|(name, ..)| program(name).is_none());
     install_packages(&missing.map(|(_, package, why)| (*package, *why)).collect::<Vec<_>>())

@@ -2,6 +2,7 @@
 //! docs), `host::` (cargo test), `kernel::` (kernel/tests/ under QEMU) and `system::` (the whole guest, from
 //! outside).
 
+mod browser;
 mod client;
 mod crates;
 mod documents;

@@ -5,6 +5,7 @@ mod bench;
 mod boot;
 mod command_line;
 mod conformance;
+mod dashboard;
 mod disks;
 mod events;
 mod fairness;
@@ -48,6 +49,7 @@ pub fn tests(kernel: &Kernel) -> Vec<Test> {
         bench::TESTS,
         boot::TESTS,
         command_line::TESTS,
+        dashboard::TESTS,
         events::TESTS,
         fairness::TESTS,
         slow_disk::TESTS,
@@ -72,8 +74,12 @@ pub struct Server {
 
 impl Server {
     /// Starts `machine` with a network device and waits until it says where it serves.
-    pub fn start(mut machine: Machine) -> Result<Self> {
-        let port = free_port()?;
+    pub fn start(machine: Machine) -> Result<Self> {
+        Self::start_at(machine, free_port()?)
+    }
+
+    /// The same at a port that is free.
+    pub fn start_at(mut machine: Machine, port: u16) -> Result<Self> {
         machine.port = Some(port);
         let mut guest = Guest::start(machine.command()?)?;
         let url = format!("http://127.0.0.1:{port}/");
