@@ -19,7 +19,7 @@ const PAGE: &str = concat!(
 );
 /// Nothing but these two, no address but this server's own, and no frame around it.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-pEwn5ZAsprtEZZL7kEWp2xhTuLeXXRRf4wezkuFvGc0='; style-src 'sha256-//3BFLlCr4job/0ov2dpsXBy9pzLQi2R212NXh6oEnU='; \
+    script-src 'sha256-pEwn5ZAsprtEZZL7kEWp2xhTuLeXXRRf4wezkuFvGc0='; style-src 'sha256-EQL5jHvyEq1qafTl++bYfac8aeXyUtoQ6Tumd9DMviE='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Tells one version from another.
 const TAG: u64 = Crc::<u64>::new(&CRC_64_XZ).checksum(PAGE.as_bytes());
