@@ -291,9 +291,9 @@ impl<F: Files, R: Routes> Server<F, R> {
 
     /// Counts a request that was answered, and logs it if that is wanted.
     fn note<C: Connection>(&self, wire: &Wire<'_, C>, received: &[u8], peer: Option<IpAddr>) {
-        let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
-        self.stats.duration.add(took);
+        self.stats.duration.add_since(wire.pace.start);
         if Journal::wants_all() {
+            let ((bytes, took), status) = (wire.pace.progress(), wire.pace.status);
             let line = first_line(received).unwrap_or(received);
             self.journal.answered(&Answered { peer, now: self.clock.now(), line, status, bytes, took });
         }

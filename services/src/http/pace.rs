@@ -19,7 +19,7 @@ pub(super) struct Pace<'a> {
     /// Since when others have been waiting, as far as was seen.
     since: Option<Instant>,
     /// When the response began, how much of it was sent, and its status.
-    start: Instant,
+    pub(super) start: Instant,
     sent: u64,
     pub(super) status: Option<Status>,
 }

@@ -147,7 +147,7 @@ impl<'a, C: Connection> Wire<'a, C> {
     /// Counts a response whose start is sent next.
     pub(super) fn respond_with(&mut self, status: Status) {
         self.stats.response(status);
-        self.stats.first_byte.add(self.pace.progress().1);
+        self.stats.first_byte.add_since(self.pace.start);
         self.pace.status = Some(status);
     }
 
