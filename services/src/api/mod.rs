@@ -6,13 +6,14 @@ mod metrics;
 use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use core::mem;
+use core::fmt::Write as _;
+use core::{iter, mem};
 
 use embassy_futures::yield_now;
 use serde::Serialize;
 
 use crate::http::{Broken, Connection, Exchange, Routes, Status, Stream};
-use crate::text::room;
+use crate::text::{Text, room};
 
 const JSON: &str = "application/json";
 /// What a [`System`] may take of the heap to describe one device, or all frames and findings, and the JSON of
@@ -195,42 +196,59 @@ async fn memory<S: System, C: Connection>(
     let frames: BTreeMap<_, _> = system.frames().into_iter().collect();
     stream.text.push_all(["{\"audit\":", &json(&audit), ",\n\"frames\":", &json(&frames)]);
     stream.text.push_all([",\n\"heap\":", &json(&system.heap()), ",\n\"windows\":["]);
-    stream.pass().await?;
-    room(ROOM)?;
+    let windows = system.windows().map(Part::Window);
+    let mut parts = windows.chain([Part::EndOfWindows]).chain(joined(system.runs()).map(Part::Run));
     let mut separator = "\n";
-    for window in system.windows() {
-        stream.text.push_all([mem::replace(&mut separator, ",\n"), &json(&window)]);
-        stream.pass().await?;
+    loop {
         room(ROOM)?;
+        let Some(part) = parts.next() else { break };
+        part.write(&mut stream.text, &mut separator);
+        stream.pass().await?;
     }
-    stream.text.push_str("],\n\"runs\":[");
-    runs(system, &mut stream).await?;
     stream.text.push_str("]}\n");
     stream.finish().await
 }
 
-/// The runs, as few as they can be.
-async fn runs<S: System, C: Connection>(system: &S, stream: &mut Stream<'_, '_, C>) -> Result<(), Broken> {
-    let mut runs = system.runs();
-    let (mut last, mut separator) = (runs.next(), "\n");
-    while let Some(run) = last {
-        let next = runs.next();
-        last = match next {
-            Some(next) if next.owner == run.owner && next.start == run.start.saturating_add(run.count) => {
-                Some(Run { count: run.count.saturating_add(next.count), ..run })
+/// What is told of places in memory.
+enum Part {
+    Window(Window),
+    EndOfWindows,
+    Run(Run),
+}
+
+impl Part {
+    fn write(&self, out: &mut Text, separator: &mut &'static str) {
+        match self {
+            Self::Window(window) => out.push_all([mem::replace(separator, ",\n"), &json(window)]),
+            Self::EndOfWindows => {
+                out.push_str("],\n\"runs\":[");
+                *separator = "\n";
             }
-            next => {
-                stream.text.push_all([mem::replace(&mut separator, ",\n"), "["]);
-                stream.text.push_decimal(run.start);
-                stream.text.push_str(",");
-                stream.text.push_decimal(run.count);
-                stream.text.push_all([",\"", run.owner, "\"]"]);
-                stream.pass().await?;
-                next
+            Self::Run(Run { start, count, owner }) => {
+                let before = mem::replace(separator, ",\n");
+                let _ = write!(out, "{before}[{start},{count},\"{owner}\"]");
             }
-        };
+        }
     }
-    Ok(())
+}
+
+/// The runs, as few as they can be.
+fn joined(mut runs: impl Iterator<Item = Run>) -> impl Iterator<Item = Run> {
+    let mut next = runs.next();
+    iter::from_fn(move || {
+        let mut run = next?;
+        loop {
+            next = runs.next();
+            match next {
+                Some(more)
+                    if more.owner == run.owner && more.start == run.start.saturating_add(run.count) =>
+                {
+                    run.count = run.count.saturating_add(more.count);
+                }
+                _ => return Some(run),
+            }
+        }
+    })
 }
 
 /// These types hold nothing that JSON cannot say, so this does not fail.

@@ -45,13 +45,14 @@ impl<C: Connection> Exchange<'_, '_, C> {
         let status = match version.check(self.request) {
             Outcome::Send => Status::Ok,
             Outcome::NotModified => Status::NotModified,
-            Outcome::Failed => return self.refuse(&Status::PreconditionFailed.into()).await,
+            Outcome::Failed => Status::PreconditionFailed,
         };
         let head = self.head(status).field("ETag", etag);
         let head = fields.iter().fold(head, |head, (name, value)| head.field(name, value));
         match status {
+            Status::Ok => self.respond(head, mime, body).await,
             Status::NotModified => self.wire.send_head(head, Length::None).await,
-            _ => self.respond(head, mime, body).await,
+            _ => self.wire.send_head(head, Length::Known(0)).await,
         }
     }
 
