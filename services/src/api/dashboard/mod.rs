@@ -19,7 +19,8 @@ const PAGE: &str = concat!(
 );
 /// Nothing but these two, no address but this server's own, and no frame around it.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-pEwn5ZAsprtEZZL7kEWp2xhTuLeXXRRf4wezkuFvGc0='; style-src 'sha256-EQL5jHvyEq1qafTl++bYfac8aeXyUtoQ6Tumd9DMviE='; \
+    script-src 'sha256-WYRiy0Limr8dZJTkafUFYbWmSQ6AM9Pid4x32PKwc2w='; \
+    style-src 'sha256-M9TOtVmRoTxmVRaLRNz02Qh2kQOJSxyLLeSLLjvkI5M='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Tells one version from another.
 const TAG: u64 = Crc::<u64>::new(&CRC_64_XZ).checksum(PAGE.as_bytes());

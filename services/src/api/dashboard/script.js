@@ -85,7 +85,8 @@ class Plot {
     add(below, "span", {}, "now");
     const legend = add(this.figure, "p", { class: "legend" });
     this.lines = lines.map((name, at) => {
-      const item = add(legend, "span"), mark = add(item, "svg", { viewBox: "0 0 28 8", "aria-hidden": "true" });
+      const item = add(legend, "span");
+      const mark = add(item, "svg", { viewBox: "0 0 28 8", "aria-hidden": "true" });
       add(mark, "path", { class: `line-${at}`, d: "M0 4H28" });
       add(item, "span", {}, ` ${name} `);
       return { name, value: add(item, "b", {}, "–"), path: add(this.svg, "path", { class: `line-${at}` }) };
@@ -112,7 +113,8 @@ class Plot {
       put(line.value, Number.isFinite(values?.[at]) ? this.write(values[at]) : "–");
     });
     const said = this.lines.map(({ name, value }) => `${name} ${value.textContent}`).join(", ");
-    this.svg.setAttribute("aria-label", `Now: ${said}. At most ${known.length ? this.write(Math.max(...known)) : "–"}.`);
+    const most = known.length ? this.write(Math.max(...known)) : "–";
+    this.svg.setAttribute("aria-label", `Now: ${said}. At most ${most}.`);
   }
 }
 const plots = {
@@ -122,72 +124,70 @@ const plots = {
   connections: new Plot("plot-connections", ["Open", "Waiting for a task"], count),
 };
 
-/** The samples of /metrics by name and labels. */
-function parse(text) {
-  const found = new Map();
-  for (const line of text.split("\n")) {
-    const sample = /^ringfence_(.+) (\S+)$/.exec(line);
-    if (sample) found.set(sample[1], Number(sample[2]));
+/** What /metrics told at one time. */
+class Sample {
+  constructor(text) {
+    this.now = performance.now() / 1000;
+    this.all = [...text.matchAll(/^ringfence_(.+) (\S+)$/gm)].map(([, name, value]) => [name, Number(value)]);
   }
-  return (name) => found.get(name) ?? 0;
+  /** The sum of all whose name, with labels, begins so. */
+  of(start) {
+    return this.all.reduce((sum, [name, value]) => name.startsWith(start) ? sum + value : sum, 0);
+  }
+  /** The buckets of a histogram: upper bound, and how many did not exceed it. */
+  buckets(name) {
+    return this.all.filter(([key]) => key.startsWith(`${name}_bucket`))
+      .map(([key, value]) => [Number(key.split('"')[1].replace("+Inf", "Infinity")), value]);
+  }
 }
-const BOUNDS = ["0.000100", "0.000300", "0.001000", "0.003000", "0.010000", "0.030000", "0.100000", "0.300000",
-  "1.000000", "10.000000", "+Inf"];
-/** Milliseconds that a part of what was counted between two samples did not exceed; nothing if that is nothing. */
+/** Milliseconds that a part of what was counted between two samples did not exceed; nothing if none was. */
 function quantile(then, now, name, part) {
-  const counts = BOUNDS.map((le) => `${name}_bucket{le="${le}"}`).map((key) => now(key) - then(key));
-  const wanted = part * counts.at(-1);
-  const at = counts.findIndex((count) => count >= wanted);
+  const old = then.buckets(name);
+  const buckets = now.buckets(name).map(([bound, count], at) => [bound, count - old[at][1]]);
+  const wanted = part * (buckets.at(-1)?.[1] ?? 0), at = buckets.findIndex(([, count]) => count >= wanted);
   if (!(wanted > 0)) return undefined;
-  const [from, to] = [at ? Number(BOUNDS[at - 1]) : 0, Number(BOUNDS[Math.min(at, BOUNDS.length - 2)])];
-  const below = at ? counts[at - 1] : 0;
-  return 1000 * (from + (to - from) * (wanted - below) / (counts[at] - below));
+  const [[from, below], [to, count]] = [buckets[at - 1] ?? [0, 0], buckets[at]];
+  return 1000 * (to === Infinity ? from : from + (to - from) * (wanted - below) / (count - below));
 }
-const CODES = [200, 206, 301, 304, 400, 404, 405, 406, 408, 412, 414, 416, 431, 500, 501, 503, 505];
-const answers = (sample, from, to = 600) => CODES.filter((code) => code >= from && code < to)
-  .reduce((sum, code) => sum + sample(`http_requests_total{code="${code}"}`), 0);
+const ANSWERS = "http_requests_total", WRONG = `${ANSWERS}{code="4`, FAILED = `${ANSWERS}{code="5`;
 
-let history = []; // of the last ten seconds: time and samples
+let history = []; // samples of the last ten seconds
 let devices = [], memory = null;
 
-function show(now, sample) {
+function show(sample) {
   // A server that was started anew counts anew.
-  if (history.length && sample("http_connections_total") < history.at(-1).sample("http_connections_total")) history = [];
-  const before = history.at(-1), seconds = before && now - before.now;
-  const grew = (of) => before && Math.max(0, of(sample) - of(before.sample)) / seconds;
-  const named = (name) => (sample) => sample(name);
-  const total = (name) => count(sample(name)), each = (name) => before ? rate(grew(named(name))) : "–";
-  const then = history[0]?.sample;
+  if (history.at(-1)?.of("http_connections_total") > sample.of("http_connections_total")) history = [];
+  const [then, before] = [history[0], history.at(-1)];
+  const grew = (name) => before && Math.max(0, sample.of(name) - before.of(name)) / (sample.now - before.now);
+  const total = (name) => count(sample.of(name)), each = (name) => before ? rate(grew(name)) : "–";
   const [first, most, last] = [["first_byte", 0.5], ["first_byte", 0.95], ["request_duration", 0.95]]
     .map(([name, part]) => then && quantile(then, sample, `http_${name}_seconds`, part));
-  const sent = grew(named("http_sent_bytes_total")), received = grew(named("http_received_bytes_total"));
-  const requests = grew((sample) => answers(sample, 200)), errors = grew((sample) => answers(sample, 400));
-  history.push({ now, sample });
-  while (history[0].now < now - 10) history.shift();
+  const sent = grew("http_sent_bytes_total"), received = grew("http_received_bytes_total");
+  const requests = grew(ANSWERS), errors = before && grew(WRONG) + grew(FAILED);
+  history.push(sample);
+  while (history[0].now < sample.now - 10) history.shift();
 
-  put($("uptime"), time(sample("uptime_seconds")));
-  put($("tile-requests"), before ? rate(requests) : "–");
+  put($("uptime"), time(sample.of("uptime_seconds")));
+  put($("tile-requests"), each(ANSWERS));
   put($("tile-sent"), before ? speed(sent) : "–");
   put($("tile-received"), before ? speed(received) : "–");
   put($("tile-latency"), first === undefined ? "–" : ms(first));
   put($("tile-connections"), total("http_connections_active"));
-  put($("tile-free"), size(4096 * sample('frames{owner="free"}')));
-  plots.throughput.add(now, before && [sent, received]);
-  plots.requests.add(now, before && [requests, errors]);
-  plots.latency.add(now, [first, most, last]);
-  plots.connections.add(now, [sample("http_connections_active"), sample("tcp_waiting")]);
+  put($("tile-free"), size(4096 * sample.of('frames{owner="free"}')));
+  plots.throughput.add(sample.now, before && [sent, received]);
+  plots.requests.add(sample.now, before && [requests, errors]);
+  plots.latency.add(sample.now, [first, most, last]);
+  plots.connections.add(sample.now, [sample.of("http_connections_active"), sample.of("tcp_waiting")]);
 
   fill("connections", [
     ["Open now", total("http_connections_active")],
     ["Waiting for a task now", total("tcp_waiting")],
     ["Ended, remembered for a while (TIME-WAIT)", total("tcp_time_wait")],
     ["Served since start", total("http_connections_total")],
-    ["Answers since start", count(answers(sample, 200))],
-    ["Sent since start", kib(sample("http_sent_bytes_total"))],
+    ["Answers since start", total(ANSWERS)],
+    ["Sent since start", kib(sample.of("http_sent_bytes_total"))],
   ]);
   const away = (why, name) => [why, total(name), each(name)];
-  const codes = (why, from, to) => [why, count(answers(sample, from, to)),
-    before ? rate(grew((sample) => answers(sample, from, to))) : "–"];
   fill("refusals", [
     away("No room for another connection: comes again", "tcp_turned_away_total"),
     away("Reset: of no connection that is here", "tcp_refused_total"),
@@ -195,14 +195,14 @@ function show(now, sample) {
     away("Cut off: slow while others waited", "http_gave_way_total"),
     away("408: the request did not arrive in time", 'http_requests_total{code="408"}'),
     away("503: no memory, or no disk", 'http_requests_total{code="503"}'),
-    codes("4xx: all that clients did wrong", 400, 500),
-    codes("5xx: all that went wrong here", 500, 600),
+    away("4xx: all that clients did wrong", WRONG),
+    away("5xx: all that went wrong here", FAILED),
   ]);
   fill("queues", devices.flatMap((device) => device.queues.map(({ index, size }) => {
     const key = (name) => `queue_${name}{device=${JSON.stringify(device.address)},queue="${index}"}`;
-    const held = sample(key("in_flight"));
+    const held = sample.of(key("in_flight"));
     const both = (name) => ({ text: each(key(name)), small: total(key(name)) });
-    const errors = (name) => ({ text: total(key(name)), bad: sample(key(name)) > 0 });
+    const errors = (name) => ({ text: total(key(name)), bad: sample.of(key(name)) > 0 });
     return [{ text: device.address, small: device.name }, `${index}: ${use(device.driver, index)}`,
       { text: `${held} of ${size}`, share: held / size }, both("kicks_total"), both("interrupts_total"),
       both("completions_total"), errors("rejected_total"), errors("given_up_total")];
@@ -211,8 +211,8 @@ function show(now, sample) {
 const use = (driver, index) => driver !== "virtio-net" ? "requests" : index % 2 ? "transmit" : "receive";
 
 function showDevices() {
-  fill("devices", devices.map(({ address, id, name, driver, features }) => [{ text: address, small: id }, name,
-    driver ?? "none", features.join(" ") || "–"]));
+  fill("devices", devices.map(({ address, id, name, driver, features }) =>
+    [{ text: address, small: id }, name, driver ?? "none", features.join(" ") || "–"]));
 }
 
 function showMemory() {
@@ -262,7 +262,8 @@ function draw(runs, windows, all) {
     at += count;
   }
   for (const { device, start, bytes } of windows) {
-    const frame = start / 4096, run = places.find(([start, count]) => start <= frame && frame < start + count);
+    const frame = start / 4096;
+    const run = places.find(([start, count]) => start <= frame && frame < start + count);
     if (!run) continue;
     parts(run[2] + frame - run[0], Math.ceil(bytes / 4096), (y, x, some) => {
       const line = add(svg, "path", { class: "window", d: `M${x * scale} ${16 * y + 7.5}h${some * scale}` });
@@ -285,14 +286,15 @@ let turn = 0, failures = 0, since = null, timer = 0, asking = false;
 /** One round: asks for what is due, one thing at a time, and says when to come again. */
 async function ask() {
   try {
-    const sample = parse(await get("/metrics")), now = performance.now() / 1000;
+    const sample = new Sample(await get("/metrics"));
     if (turn % 10 === 0) devices = JSON.parse(await get("/api/devices"));
     if (turn % 5 === 0) memory = JSON.parse(await get("/api/memory"));
-    return { sample, now };
+    return { sample };
   } catch (error) {
     failures++;
     since ??= new Date();
-    const wait = Math.min(2 ** failures, 16), why = error.message.startsWith("it answers") ? ` (${error.message})` : "";
+    const wait = Math.min(2 ** failures, 16);
+    const why = error.message.startsWith("it answers") ? ` (${error.message})` : "";
     const clock = since.toLocaleTimeString("en", { hour12: false });
     put($("state"), `not reachable since ${clock}${why}; asking again every ${wait} s`, "lost");
     return { wait };
@@ -300,13 +302,13 @@ async function ask() {
 }
 async function round() {
   asking = true;
-  const { sample, now, wait = 1 } = await ask();
+  const { sample, wait = 1 } = await ask();
   asking = false;
   if (sample) {
     if (failures) history = [];
     if (turn % 10 === 0) showDevices();
     if (turn % 5 === 0) showMemory();
-    show(now, sample);
+    show(sample);
     [turn, failures, since] = [turn + 1, 0, null];
     put($("state"), "live");
   } else {
