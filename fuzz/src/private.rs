@@ -285,6 +285,8 @@ impl Private {
         }
         let align = 1 << input.below(4);
         if let Ok(token) = self.space.frames().allocate(FrameRequest { align, ..FrameRequest::new(count) }) {
+            let run = token.start().and_then(|first| self.space.frames().next_run(first.number()));
+            assert!(run.is_some_and(|(_, owner)| owner.is_none()), "{run:?} is ours");
             self.frames.put(token);
         }
         if let Ok(pages) = self.space.pages().allocate(PageRequest { align, ..PageRequest::new(count) }) {
