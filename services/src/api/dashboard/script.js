@@ -305,7 +305,6 @@ async function round() {
   const { sample, wait = 1 } = await ask();
   asking = false;
   if (sample) {
-    if (failures) history = [];
     if (turn % 10 === 0) showDevices();
     if (turn % 5 === 0) showMemory();
     show(sample);
