@@ -240,19 +240,20 @@ fn windows_are_told_by_device_and_address() {
     assert_eq!(told(), []);
     let [nine, two] = [9, 2].map(|id| DmaWindows::for_model(platform, DeviceId(id)).unwrap());
     let mut regions = Vec::new();
-    let addresses = [&nine, &two, &nine].map(|windows| {
+    let addresses = [&two, &nine, &nine].map(|windows| {
         let region = windows.allocate(2 * 4096).unwrap();
         let address = windows.publish(region.address(0).unwrap()).unwrap().0;
         regions.push(region);
         address
     });
     let mut expected = vec![
-        (9, addresses[0], 2 * 4096, true),
-        (2, addresses[1], 2 * 4096, true),
+        (2, addresses[0], 2 * 4096, true),
+        (9, addresses[1], 2 * 4096, true),
         (9, addresses[2], 2 * 4096, true),
     ];
     expected.sort();
     assert_eq!(told(), expected);
+    assert_eq!(addresses[1].abs_diff(addresses[2]), 2 * 4096, "adjacent");
     regions.pop();
     expected.iter_mut().filter(|window| window.1 == addresses[2]).for_each(|window| window.3 = false);
     assert_eq!(told(), expected, "the device was told of it");

@@ -75,7 +75,11 @@ impl Durations {
     // In line it costs its callers more registers than it has instructions.
     #[inline(never)]
     pub(super) fn add_since(&self, start: Instant) {
-        let micros = start.elapsed().as_micros();
+        self.add(start.elapsed().as_micros());
+    }
+
+    #[inline]
+    fn add(&self, micros: u64) {
         let bucket = Self::BOUNDS.iter().position(|bound| micros <= *bound);
         if let Some(cell) = self.buckets.get(bucket.unwrap_or(Self::BOUNDS.len())) {
             cell.set(cell.get().wrapping_add(1));
@@ -122,5 +126,23 @@ pub struct Entered<'a>(&'a Gauge);
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
         self.0.0.set(self.0.0.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn a_bound_belongs_to_its_bucket() {
+        let durations = Durations::default();
+        for micros in [0, 100, 101, 300, 10_000_000, 10_000_001, 20_000_000] {
+            durations.add(micros);
+        }
+        let counts: Vec<_> = durations.counts().collect();
+        assert_eq!(counts[..3], [(Some(100), 2), (Some(300), 4), (Some(1000), 4)]);
+        assert_eq!(counts[8..], [(Some(1_000_000), 4), (Some(10_000_000), 5), (None, 7)]);
+        assert_eq!(durations.micros(), 40_000_502);
     }
 }

@@ -213,7 +213,14 @@ impl System for Machine {
     }
 
     fn runs(&self) -> impl Iterator<Item = Run> {
-        let runs = [(0, 1, "od"), (1, 10, "free"), (11, 990, "free"), (1008, 24, "dma"), (1032, 1, "dma")];
+        let runs = [
+            (0, 1, "od"),
+            (1, 10, "free"),
+            (11, 985, "free"),
+            (1000, 5, "free"),
+            (1008, 24, "dma"),
+            (1032, 1, "dma"),
+        ];
         let many = (0..self.many as u64).map(|at| (2000 + at, 1, if at % 2 == 0 { "free" } else { "dma" }));
         runs.into_iter().chain(many).map(|(start, count, owner)| Run { start, count, owner })
     }
