@@ -206,3 +206,49 @@ impl Changes {
         if items.saturating_mul(ITEM).saturating_add(self.bytes) < MOST { Ok(()) } else { Err(TOO_MUCH) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+    /// Where spans overlap, the last one counts: against a list of all blocks of three files.
+    #[test]
+    fn the_last_span_counts() {
+        let mut random = StdRng::seed_from_u64(1);
+        for _ in 0..200 {
+            let mut changes = Changes::default();
+            let mut blocks = [[None; 40]; 3];
+            for _ in 0..30 {
+                let (inode, start, len) =
+                    (random.random_range(0..3), random.random_range(0..32), random.random_range(1..9));
+                let physical = random.random_ratio(2, 3).then(|| random.random_range(1..1000));
+                let end = start + len;
+                changes.set_span(Span { inode: inode as u32, start, end, physical }).unwrap();
+                for (block, place) in blocks[inode][start as usize..end as usize].iter_mut().zip(0..) {
+                    *block = Some(physical.map(|first| first + place));
+                }
+                if random.random_ratio(1, 20) {
+                    changes.forget_spans(inode as u32);
+                    blocks[inode] = [None; 40];
+                }
+            }
+            for (blocks, inode) in blocks.iter().zip(0..) {
+                for (at, block) in blocks.iter().enumerate() {
+                    match (changes.run_at(inode, at as u64), block) {
+                        (Ok(run), Some(physical)) => {
+                            assert_eq!((run.logical, run.physical), (at as u64, *physical));
+                            let known = &blocks[at..at + run.blocks as usize];
+                            assert!(known.iter().all(|block| block.is_some()));
+                        }
+                        (Err(next), None) => {
+                            let following = blocks[at..].iter().position(|block| block.is_some());
+                            assert_eq!(next, following.map_or(u64::MAX, |count| (at + count) as u64));
+                        }
+                        (found, expected) => panic!("{at}: {found:?} for {expected:?}"),
+                    }
+                }
+            }
+        }
+    }
+}

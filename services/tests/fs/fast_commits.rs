@@ -322,6 +322,38 @@ fn what_linux_loses() {
     }
 }
 
+/// A new file has nothing of a deleted one whose inode it has, where it has holes.
+#[test]
+fn a_reused_inode() {
+    let dir = TempDir::new().unwrap();
+    let cut = cut_after(
+        dir.path(),
+        "fast_commit",
+        |root| (write(root.join("old"), 9000), write(root.join("kept"), 10)).1,
+        |root| {
+            append(root.join("old"), 9000);
+            fs::remove_file(root.join("old")).unwrap();
+            append(root.join("kept"), 10);
+            File::create(root.join("new")).unwrap().write_all_at(b"end", 20_000).unwrap();
+            append(root.join("new"), 10);
+        },
+    );
+    let (cut, live) = match cut {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::a_reused_inode", &format!("no mount: {why}")),
+    };
+    let area = Area::of(&dir.path().join("image"), &cut);
+    let inode_of = |wanted: u16| {
+        let at = area.tags.iter().find(|(_, tag, _)| *tag == wanted).unwrap().0;
+        &cut[at + 8..at + 12]
+    };
+    assert_eq!(inode_of(5), inode_of(3), "deleted, and created");
+    assert_same("Linux", &replayed(dir.path(), &cut).unwrap(), &live);
+    let (tree, fs) = read(cut.clone()).unwrap();
+    assert_eq!(fs.fast_commits(), 3);
+    assert_same("ours", &tree, &live);
+}
+
 /// Small files and folders that have no blocks.
 #[test]
 fn in_inodes() {
@@ -639,4 +671,47 @@ fn ranges_of_others() {
         let refused = try_out(start, len, physical);
         assert!(matches!(refused, Some(FsError::Corrupt(_))), "{start} {len} {physical}: {refused:?}");
     }
+}
+
+/// Names that are there stay what they are, and those of others are not removed.
+#[test]
+fn names_of_others() {
+    let dir = TempDir::new().unwrap();
+    let (cut, inode) = match with_one_file(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::names_of_others", &format!("no mount: {why}")),
+    };
+    let found = |tag: u16, inode: u32, name: &str| {
+        let mut bytes = cut.clone();
+        let link = (tag, [&ROOT_INODE.to_le_bytes(), &inode.to_le_bytes(), name.as_bytes()].concat());
+        replace(&dir.path().join("image"), &mut bytes, std::iter::once(link));
+        let fs = block_on(FileSystem::open(MemDisk::new(bytes), CACHE))?;
+        block_on(fs.lookup(name.as_bytes())).map(|node| node.metadata().inode)
+    };
+    assert_eq!(found(4, ROOT_INODE, "a"), Ok(inode));
+    assert_eq!(found(5, ROOT_INODE, "a"), Ok(inode));
+    assert_eq!(found(5, inode, "a"), Err(FsError::NotFound));
+    // An inode that is free is not found: the tag is ignored.
+    assert_eq!(found(4, 1000, "b"), Err(FsError::NotFound));
+    assert_eq!(found(5, 1000, "a"), Ok(inode));
+    for (tag, number, name) in
+        [(3, 1000, "b"), (4, 50_000, "b"), (4, 0, "b"), (4, inode, "b/c"), (4, inode, "\0")]
+    {
+        let refused = found(tag, number, name);
+        assert!(matches!(refused, Err(FsError::Corrupt(_))), "{tag} {number} {name}: {refused:?}");
+    }
+}
+
+/// Features of fast commits that nobody knows yet.
+#[test]
+fn unknown_features() {
+    let dir = TempDir::new().unwrap();
+    let (mut cut, area) = match with_all_tags(dir.path()) {
+        Ok(cut) => cut,
+        Err(why) => return crate::skip::skip("fast_commits::unknown_features", &format!("no mount: {why}")),
+    };
+    cut[area.tags[0].0 + 4] = 1;
+    area.mend(&mut cut);
+    let refused = read(cut).err();
+    assert!(matches!(refused, Some(FsError::Unsupported(why)) if why.contains("feature")), "{refused:?}");
 }
