@@ -113,10 +113,12 @@ fn read(bytes: Vec<u8>) -> Result<(Tree, FileSystem<MemDisk>), FsError> {
 }
 
 fn assert_same(name: &str, ours: &Tree, expected: &Tree) {
-    let paths = |tree: &Tree| -> Vec<String> {
-        tree.keys().map(|path| String::from_utf8_lossy(path).into_owned()).collect()
+    let missing_in = |tree: &Tree, other: &Tree| -> Vec<String> {
+        let missing = other.keys().filter(|path| !tree.contains_key(*path));
+        missing.map(|path| String::from_utf8_lossy(path).into_owned()).collect()
     };
-    assert_eq!(paths(ours), paths(expected), "{name}");
+    let (lost, invented) = (missing_in(ours, expected), missing_in(expected, ours));
+    assert!(lost.is_empty() && invented.is_empty(), "{name}: lost {lost:?}, invented {invented:?}");
     for (path, thing) in ours {
         let is_same = *thing == expected[path];
         assert!(is_same, "{name}: {}", String::from_utf8_lossy(path));
@@ -155,13 +157,14 @@ fn step(work: &mut Work, mount: &Mount) -> std::io::Result<()> {
             file
         }
         (9, _) => {
+            // Linux loses a new folder whose inode another one had since the last transaction.
+            sync(mount);
             fs::create_dir(&new)?;
             (0..12).try_for_each(|n| fs::write(new.join(format!("{n:050}")), [n; 10]))?;
             new.join(format!("{:050}", 3))
         }
         (10, _) if folder != work.root => {
             fs::remove_dir_all(&folder)?;
-            // Linux loses a new folder whose inode another one had since the last transaction.
             sync(mount);
             work.root.clone()
         }
