@@ -7,6 +7,7 @@ mod corruption;
 mod damage;
 mod disks;
 mod fast_commits;
+mod fast_damage;
 mod foreign;
 mod images;
 mod journal;
