@@ -1,5 +1,5 @@
 //! What the group descriptors say, read once: where the inode tables lie, and which blocks can belong to no
-//! file.
+//! file. The journal's are among these.
 
 use super::cache::Piece;
 use super::checks::GROUPS;
@@ -9,6 +9,8 @@ use crate::block::{BlockSource, MAX_READ};
 use alloc::vec::Vec;
 
 const NO_TABLE: u64 = 0;
+/// A journal is made at once, and so of a few runs: this many are looked at.
+const MOST_RUNS: usize = 4096;
 
 /// Where the metadata of all groups lies.
 #[derive(Default)]
@@ -88,6 +90,27 @@ impl<B: BlockSource> FileSystem<B> {
         }
         groups.sort();
         Ok(groups)
+    }
+
+    /// Has the journal's blocks be its own from now on, as far as can be found out which they are.
+    pub(super) async fn take_journal(&mut self) -> Result<(), FsError> {
+        let Some(inode) = self.geometry.journal.filter(|&inode| inode != 0) else { return Ok(()) };
+        let Ok(node) = self.node(inode).await else { return Ok(()) };
+        let blocks = node.metadata().size >> self.geometry.block_bits;
+        let mut runs = Groups::default();
+        let mut at = 0;
+        while at < blocks && runs.taken.len() < MOST_RUNS {
+            let Ok(run) = self.run_at(&node, at).await else { break };
+            let Some(physical) = run.physical else { break };
+            let count = run.blocks.min(blocks.saturating_sub(at));
+            runs.take(physical, count)?;
+            at = at.saturating_add(count);
+        }
+        for run in &runs.taken {
+            self.groups.take(run.start, run.end.saturating_sub(run.start))?;
+        }
+        self.groups.sort();
+        Ok(())
     }
 
     /// The descriptor of a group, as the disk has it.

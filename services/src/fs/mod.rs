@@ -175,7 +175,7 @@ impl<B: BlockSource> FileSystem<B> {
         let (groups, paths) = (Groups::default(), RefCell::default());
         let mut fs = Self { cache, geometry, groups, paths, changes: None, work: Cell::new(0) };
         fs.groups = fs.read_groups().await?;
-        if let Some(journal) = fs.geometry.replay {
+        if let Some(journal) = fs.geometry.journal.filter(|_| fs.geometry.needs_replay) {
             let fast = fs.replay(journal).await?;
             fs.geometry = read_geometry(&fs.cache).await?;
             fs.groups = fs.read_groups().await?;
@@ -186,6 +186,7 @@ impl<B: BlockSource> FileSystem<B> {
         if fs.node(ROOT_INODE).await?.metadata().kind != Kind::Directory {
             return Err(corrupt("the root is not a folder"));
         }
+        fs.take_journal().await?;
         let paths = (cache_capacity / CACHE_OF_A_PATH).min(MAX_PATHS);
         fs.paths = RefCell::new(PathCache::new(paths));
         Ok(fs)

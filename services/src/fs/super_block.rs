@@ -88,8 +88,10 @@ pub struct Geometry {
     pub has_file_type: bool,
     /// Directories may be larger than 4 GiB.
     pub has_large_dir: bool,
-    /// The inode of a journal that has to be replayed; 0 if that is on another disk.
-    pub replay: Option<u32>,
+    /// The inode of the journal, if there is one; 0 if that is on another disk.
+    pub journal: Option<u32>,
+    /// The journal has to be replayed.
+    pub needs_replay: bool,
     /// Directories may have hash trees.
     pub has_dir_index: bool,
     /// The hash of names in them.
@@ -152,8 +154,8 @@ impl Geometry {
             true => sb.checksum_seed.get(),
             false => crc32c(CRC_START, &[&sb.uuid]),
         });
-        let needs_replay = incompat(incompat::RECOVER) && feature(sb.feature_compat, compat::HAS_JOURNAL);
         let journal = bytes.get(JOURNAL_INODE..).and_then(|rest| U32::read_from_prefix(rest).ok());
+        let journal = journal.filter(|_| feature(sb.feature_compat, compat::HAS_JOURNAL));
         let geometry = Self {
             block_size,
             block_bits,
@@ -164,7 +166,8 @@ impl Geometry {
             checksum_seed,
             has_file_type: incompat(incompat::FILETYPE),
             has_large_dir: incompat(incompat::LARGEDIR),
-            replay: journal.filter(|_| needs_replay).map(|(inode, _)| inode.get()),
+            journal: journal.map(|(inode, _)| inode.get()),
+            needs_replay: incompat(incompat::RECOVER),
             has_dir_index: feature(sb.feature_compat, compat::DIR_INDEX),
             hasher: Hasher {
                 seed: sb.hash_seed.map(U32::get),

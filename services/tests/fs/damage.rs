@@ -36,6 +36,7 @@ fn contradictory_extents() {
         .trim_matches(|c: char| !c.is_ascii_digit())
         .parse()
         .unwrap();
+    let journal = block_of(&image, "<8>", 9) as u32;
     let whole = read(&open(image.clone()), "f").unwrap();
     assert!(whole[0] == b'A' && whole[8 << 10] == b'B');
     for (changes, what) in [
@@ -48,6 +49,7 @@ fn contradictory_extents() {
         (vec![(7, 1 << 16 | 1)], "a block number is outside the file system"),
         (vec![(8, table)], "a block of the file system's own is in a file"),
         (vec![(5, 2)], "a block of the file system's own is in a file"),
+        (vec![(8, journal)], "a block of the file system's own is in a file"),
         (vec![(0, 0xf30a), (1, 0x1_0004)], "an extent tree has an empty node"),
         (vec![(0, 0x5_f30a)], "an extent tree node has a wrong header"),
         (vec![(0, 0x2_f30b)], "an extent tree node has a wrong header"),
