@@ -19,7 +19,7 @@ const PAGE: &str = concat!(
 );
 /// Nothing but these two, no address but this server's own, and no frame around it.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-rtLNl/u8fg3W8+Ms6KqlddykmTsMTd7r+0tNJQzAQpA='; \
+    script-src 'sha256-GGjZHAgKS1KlRKNwIsES7mj8o2iTGo1jBimHatutYjo='; \
     style-src 'sha256-M9TOtVmRoTxmVRaLRNz02Qh2kQOJSxyLLeSLLjvkI5M='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Tells one version from another.

@@ -143,7 +143,7 @@ class Sample {
 /** Milliseconds that a part of what was counted between two samples did not exceed; nothing if none was. */
 function quantile(then, now, name, part) {
   const old = then.buckets(name);
-  const buckets = now.buckets(name).map(([bound, count], at) => [bound, count - old[at][1]]);
+  const buckets = now.buckets(name).map(([bound, count], at) => [bound, count - (old[at]?.[1] ?? 0)]);
   const wanted = part * (buckets.at(-1)?.[1] ?? 0), at = buckets.findIndex(([, count]) => count >= wanted);
   if (!(wanted > 0)) return undefined;
   const [[from, below], [to, count]] = [buckets[at - 1] ?? [0, 0], buckets[at]];

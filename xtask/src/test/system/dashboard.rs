@@ -22,11 +22,14 @@ pub const TESTS: &[(&str, Run)] = &[
 const LIMIT: Duration = Duration::from_secs(20);
 const LIVE: &str = "document.getElementById('state')?.textContent === 'live'";
 /// Texts of a table's cells, and the plots' lines.
-const HELP: &str = r#"
+const HELP: &str = r##"
     const table = (id) => [...document.getElementById(id).rows].map((row) => [...row.cells].map((cell) =>
         [...cell.children].map((part) => part.textContent).filter((text) => text)));
-    const lines = (id) => [...document.querySelectorAll(`#${id} > svg path`)].map((path) => path.getAttribute("d"));
-    undefined"#;
+    const lines = (id) =>
+        [...document.querySelectorAll(`#${id} > svg path`)].map((path) => path.getAttribute("d"));
+    const drawn = () =>
+        [...document.querySelectorAll("#map rect")].reduce((sum, part) => sum + part.width.baseVal.value, 0);
+    undefined"##;
 
 /// Opens the page of a server, and waits for its first numbers.
 fn open(browser: &mut Browser, server: &Server) -> Result<()> {
@@ -155,8 +158,8 @@ fn memory(browser: &mut Browser, server: &Server) -> Result<()> {
     let sizes = sizes.collect::<Result<Vec<_>>>()?;
     let (total, parts) = sizes.split_last().context("no owners")?;
     ensure!(*total == 4 * all && parts.iter().sum::<u64>() == *total, "{all} frames, but: {owners}");
-    let drawn = "[...document.querySelectorAll('#map rect')].reduce((sum, part) => sum + part.width.baseVal.value, 0)";
-    let (drawn, row) = (browser.evaluate(drawn)?.as_f64().context("no picture")?, all.div_ceil(16) as f64);
+    let (drawn, row) =
+        (browser.evaluate("drawn()")?.as_f64().context("no picture")?, all.div_ceil(16) as f64);
     ensure!((drawn * row / 1000.0 - all as f64).abs() < 1.0, "{drawn} is not {all} frames in rows of {row}");
     let windows = browser.evaluate("table('windows')")?;
     let count = windows.as_array().context("no windows")?.iter().map(|row| number(&row[1][0]));
