@@ -17,12 +17,13 @@ use crate::block::{BlockSource, MAX_READ};
 use crate::fs::zeroed;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
-use crc::{CRC_32_MPEG_2, Crc, Digest, Table};
+use crc::{CRC_32_MPEG_2, Crc, Digest};
 use layout::{Checks, Commit, Format, Header, MAGIC, kind};
 use overlay::Moved;
 use zerocopy::FromBytes;
 
-static CRC32_BE: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_MPEG_2);
+/// A small table: only old journals are summed so, once.
+static CRC32_BE: Crc<u32> = Crc::<u32>::new(&CRC_32_MPEG_2);
 
 const FAILED: FsError = corrupt("a transaction of the journal fails its checksum");
 
@@ -165,7 +166,7 @@ impl<B: BlockSource> Log<'_, B> {
         place: &mut Place,
         block: &[u8],
         moved: &mut Vec<Moved>,
-        mut sum: Option<&mut Digest<'_, u32, Table<16>>>,
+        mut sum: Option<&mut Digest<'_, u32>>,
     ) -> Result<(), FsError> {
         sum.iter_mut().for_each(|sum| sum.update(block));
         for tag in self.format.tags(block) {
