@@ -109,6 +109,18 @@ fn a_body_cut_short_is_logged() {
     }
 }
 
+/// A listing says that names are missing, and the log why.
+#[test]
+fn a_listing_with_a_gap_is_logged() {
+    let tree = (0..30).fold(Tree::default(), |tree, n| tree.with(&format!("/dir/{n:02}"), "a"));
+    let server = server(tree);
+    assert_eq!(ask(&server, "/dir/").1, Vec::<String>::new());
+    server.files().unwrap().lost_entry.set(Some(9));
+    let (_, lines) = ask(&server, "/dir/");
+    let [line] = &lines[..] else { panic!("{lines:?}") };
+    assert!(["/dir/", "a part is missing", "a part of a folder"].iter().all(|part| line.contains(part)));
+}
+
 /// A client that causes failures on purpose does not fill the log, and cannot write into it what it likes.
 #[test]
 fn the_log_is_not_flooded() {

@@ -19,6 +19,8 @@ pub struct Exchange<'a, 'w, C> {
     pub request: &'a Request<'a>,
     /// Whether the connection lives on after the response.
     pub keep: bool,
+    /// Why a part of what was asked for is not in the response, though that is whole.
+    pub gap: Option<FsError>,
 }
 
 impl<C: Connection> Exchange<'_, '_, C> {

@@ -84,8 +84,8 @@ impl Entry {
 pub struct Page {
     names: Names,
     cursor: Option<u64>,
-    /// Parts of the directory are lost, and with them names.
-    is_damaged: bool,
+    /// Why a part of the directory is lost, and with it names.
+    lost: Option<FsError>,
     /// Whether there are files that only this machine's own addresses hide.
     hides_some: bool,
 }
@@ -130,7 +130,7 @@ impl<F: Files, R: Routes> Folder<'_, F, R> {
         }
         entries.retain(|entry| !matches!(entry.kind, Some(Kind::Other | Kind::Symlink)));
         names.sort();
-        Ok(Page { names, cursor: more.then_some(cursor), is_damaged: lost.is_some(), hides_some })
+        Ok(Page { names, cursor: more.then_some(cursor), lost, hides_some })
     }
 
     /// Finds out what an entry leads to. One that cannot be opened keeps its place: whoever follows it is
@@ -166,14 +166,15 @@ impl<F: Files, R: Routes> Folder<'_, F, R> {
         let request = exchange.request;
         let mut stream = Stream::begin(exchange, "text/html; charset=utf-8").await?;
         begin(self.path, &mut stream.text);
-        let mut hides_some = false;
+        let (mut hides_some, mut lost) = (false, None);
         loop {
             hides_some |= page.hides_some;
             for entry in &page.names.entries {
                 row(entry, entry.name(&page.names.names), &mut stream.text);
                 stream.pass().await?;
             }
-            if page.is_damaged {
+            if page.lost.is_some() {
+                lost = page.lost;
                 stream.text.push_str("<tr><td>Names are missing here: the disk is damaged.<td><td>\n");
             }
             let Some(cursor) = page.cursor.filter(|_| request.with_body()) else { break };
@@ -186,7 +187,9 @@ impl<F: Files, R: Routes> Folder<'_, F, R> {
                 .push_str("<p>Files with the names of this machine's own addresses are left out.</p>\n");
         }
         stream.text.push_str("</body></html>\n");
-        stream.finish().await
+        stream.finish().await?;
+        exchange.gap = lost;
+        Ok(())
     }
 }
 

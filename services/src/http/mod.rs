@@ -211,12 +211,15 @@ impl<F: Files, R: Routes> Server<F, R> {
             keep = false;
             self.stats.made_room.add(1);
         }
-        let mut exchange = Exchange { wire, request, keep };
+        let mut exchange = Exchange { wire, request, keep, gap: None };
         let answered = match self.answer(&mut exchange).await {
             Ok(()) => Ok(()),
             Err(Failure::Refused(refusal)) => self.refuse(&mut exchange, &refusal).await,
             Err(Failure::Broken(broken)) => Err(broken),
         };
+        if let Some(why) = &exchange.gap {
+            self.journal.failed(request.path, &"a part is missing", why);
+        }
         match answered {
             Ok(()) if exchange.keep => None,
             Ok(()) => Some(End::Drain),
@@ -311,7 +314,7 @@ impl<F: Files, R: Routes> Server<F, R> {
             self.journal.failed("a request's head", &status, &FsError::NoMemory);
         }
         wire.pace.begin();
-        let mut exchange = Exchange { wire, request: &Request::unread(), keep: false };
+        let mut exchange = Exchange { wire, request: &Request::unread(), keep: false, gap: None };
         let refused = self.refuse(&mut exchange, &status.into()).await;
         self.note(wire, input.bytes(), peer);
         match refused {

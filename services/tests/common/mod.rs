@@ -25,6 +25,8 @@ pub struct Tree {
     generated: BTreeMap<Vec<u8>, u64>,
     /// Every call fails with this.
     pub fault: RefCell<Option<FsError>>,
+    /// An entry of directories that is lost, by its place.
+    pub lost_entry: Cell<Option<u64>>,
     /// Reads from this offset on fail.
     pub read_fault: Cell<Option<(u64, FaultKind)>>,
     /// Reads take this long.
@@ -163,6 +165,10 @@ impl Files for Tree {
                 break;
             }
             *cursor += 1;
+            if self.lost_entry.get() == Some(*cursor) {
+                *cursor += 1;
+                return Err(FsError::Corrupt("a part of a folder"));
+            }
         }
         Ok(more)
     }
