@@ -27,8 +27,8 @@ mod bytes {
     }
 }
 
-/// The same in moves of up to 8 bytes at any alignment: to do several relaxed accesses at once is one way for a
-/// machine to do them.
+/// The same in moves of up to 8 bytes at any alignment: to do several relaxed accesses at once is one way for
+/// a machine to do them.
 #[cfg(all(target_arch = "x86_64", not(any(miri, ringfence_tsan))))]
 mod bytes {
     use core::arch::asm;
@@ -74,8 +74,8 @@ mod bytes {
                 }
             };
         }
-        // It takes a processor longer to begin than a move, and less for each word. Its stores may come in any
-        // order, but all before those of later instructions (Intel SDM, volume 3, "String Operations and
+        // It takes a processor longer to begin than a move, and less for each word. Its stores may come in
+        // any order, but all before those of later instructions (Intel SDM, volume 3, "String Operations and
         // Memory Ordering").
         let words = (len & !127) / 8;
         if words > 0 {

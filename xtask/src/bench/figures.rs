@@ -159,8 +159,8 @@ impl Samples {
 }
 
 /// Makes sure that `find` finds all that `baseline` has, values by name in JSON, and that it is the same
-/// within a tenth, or `least` where that is more. Of several rounds the lowest is taken: what disturbs a guest
-/// adds to its counts.
+/// within a tenth, or `least` where that is more. Of several rounds the lowest is taken: what disturbs a
+/// guest adds to its counts.
 pub fn compare(baseline: &str, least: f64, find: impl Fn(&str) -> Result<Option<Estimate>>) -> Result<()> {
     let mut wrong = Vec::new();
     for (name, expected) in serde_json::from_str::<BTreeMap<String, f64>>(baseline)? {
