@@ -95,7 +95,7 @@ impl TxFrame<'_> {
         }
         let mut at = FRAME_AT;
         for part in parts {
-            self.buffer.write_slice(part, at)?;
+            self.buffer.as_volatile_slice().get_array_ref(at, part.len())?.copy_from(part)?;
             at = at.saturating_add(part.len());
         }
         self.len = len as u32;

@@ -350,7 +350,8 @@ impl BlockSource for Disk {
         let buffer = self.read_buffer(sector, len).await?;
         let mut offset = 0;
         for buf in bufs {
-            buffer.read_slice(buf, offset).map_err(|_| BlockError::Device)?;
+            let bytes = buffer.as_volatile_slice().get_array_ref(offset, buf.len());
+            bytes.and_then(|bytes| bytes.copy_to(buf)).map_err(|_| BlockError::Device)?;
             offset += buf.len();
         }
         Ok(())

@@ -255,6 +255,43 @@ impl<'a, B: BitmapSlice> VolatileSlice<'a, B> {
         }
     }
 
+    /// Copies bytes in by one of the functions of [`copy`].
+    #[inline(always)]
+    fn write_by(
+        &self,
+        copy: unsafe fn(&[u8], *mut u8),
+        buf: &[u8],
+        offset: usize,
+    ) -> Result<(), VolatileError> {
+        let to = self.accessible(offset, buf.len(), Direction::ToDevice)?;
+        #[cfg(ringfence_loom)]
+        if crate::shared::shadow::ask(|shadow| shadow.write(to.as_ptr(), buf)) {
+            return Ok(());
+        }
+        // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
+        unsafe { copy(buf, to.as_ptr()) };
+        self.bitmap.mark_dirty(offset, buf.len());
+        Ok(())
+    }
+
+    /// Copies bytes out by one of the functions of [`copy`].
+    #[inline(always)]
+    fn read_by(
+        &self,
+        copy: unsafe fn(*const u8, &mut [u8]),
+        buf: &mut [u8],
+        offset: usize,
+    ) -> Result<(), VolatileError> {
+        let from = self.accessible(offset, buf.len(), Direction::FromDevice)?;
+        #[cfg(ringfence_loom)]
+        if crate::shared::shadow::ask(|shadow| shadow.read(from.as_ptr(), buf)) {
+            return Ok(());
+        }
+        // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
+        unsafe { copy(from.as_ptr(), buf) };
+        Ok(())
+    }
+
     /// How many of `wanted` bytes there are from `offset` on.
     fn room(&self, offset: usize, wanted: usize) -> Result<usize, VolatileError> {
         match self.len.saturating_sub(offset).min(wanted) {
@@ -294,27 +331,12 @@ impl<B: BitmapSlice> Bytes<usize> for VolatileSlice<'_, B> {
 
     #[inline]
     fn write_slice(&self, buf: &[u8], offset: usize) -> Result<(), VolatileError> {
-        let to = self.accessible(offset, buf.len(), Direction::ToDevice)?;
-        #[cfg(ringfence_loom)]
-        if crate::shared::shadow::ask(|shadow| shadow.write(to.as_ptr(), buf)) {
-            return Ok(());
-        }
-        // SAFETY: `accessible` checked that `to` has `buf.len()` bytes in the slice.
-        unsafe { copy::to_shared(buf, to.as_ptr()) };
-        self.bitmap.mark_dirty(offset, buf.len());
-        Ok(())
+        self.write_by(copy::to_shared, buf, offset)
     }
 
     #[inline]
     fn read_slice(&self, buf: &mut [u8], offset: usize) -> Result<(), VolatileError> {
-        let from = self.accessible(offset, buf.len(), Direction::FromDevice)?;
-        #[cfg(ringfence_loom)]
-        if crate::shared::shadow::ask(|shadow| shadow.read(from.as_ptr(), buf)) {
-            return Ok(());
-        }
-        // SAFETY: `accessible` checked that `from` has `buf.len()` bytes in the slice.
-        unsafe { copy::from_shared(from.as_ptr(), buf) };
-        Ok(())
+        self.read_by(copy::from_shared, buf, offset)
     }
 
     fn store<T: AtomicAccess>(&self, value: T, offset: usize, order: Ordering) -> Result<(), VolatileError> {
@@ -398,16 +420,19 @@ impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileArrayRef<
         self.ref_at(index)?.store(value)
     }
 
-    /// Copies elements out, as many as both have, and says how many.
+    /// Copies elements out, as many as both have, and says how many. For many bytes this is the faster way,
+    /// for a few [`read_slice`](Bytes::read_slice).
     pub fn copy_to(&self, buf: &mut [T]) -> Result<usize, VolatileError> {
         let count = buf.len().min(self.count);
-        self.slice.read_slice(buf[..count].as_mut_bytes(), 0).map(|()| count)
+        let bytes = buf[..count].as_mut_bytes();
+        self.slice.read_by(copy::many_from_shared, bytes, 0).map(|()| count)
     }
 
-    /// Copies elements in, as many as both have, and says how many.
+    /// Copies elements in, as many as both have, and says how many. For many bytes this is the faster way, for
+    /// a few [`write_slice`](Bytes::write_slice).
     pub fn copy_from(&self, buf: &[T]) -> Result<usize, VolatileError> {
         let count = buf.len().min(self.count);
-        self.slice.write_slice(buf[..count].as_bytes(), 0).map(|()| count)
+        self.slice.write_by(copy::many_to_shared, buf[..count].as_bytes(), 0).map(|()| count)
     }
 
     /// Its bytes.
