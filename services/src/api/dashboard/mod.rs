@@ -19,8 +19,8 @@ const PAGE: &str = concat!(
 );
 /// Nothing but these two, no address but this server's own, and no frame around it.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-    script-src 'sha256-GGjZHAgKS1KlRKNwIsES7mj8o2iTGo1jBimHatutYjo='; \
-    style-src 'sha256-M9TOtVmRoTxmVRaLRNz02Qh2kQOJSxyLLeSLLjvkI5M='; \
+    script-src 'sha256-TIlOySVYc44UbL7EfzVUl9ge0ahB6HuQG9qBycDD1i8='; \
+    style-src 'sha256-9VCcESUZZ1KOnNSuA2NAEPaToVEdDkAKv17LfRrU4SM='; \
     base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Tells one version from another.
 const TAG: u64 = Crc::<u64>::new(&CRC_64_XZ).checksum(PAGE.as_bytes());

@@ -190,6 +190,7 @@ function show(sample) {
   const away = (why, name) => [why, total(name), each(name)];
   fill("refusals", [
     away("No room for another connection: comes again", "tcp_turned_away_total"),
+    away("Ended: slowest while others came", "tcp_gave_way_total"),
     away("Reset: of no connection that is here", "tcp_refused_total"),
     away("Asked to leave after an answer: others waited", "http_made_room_total"),
     away("Cut off: slow while others waited", "http_gave_way_total"),
