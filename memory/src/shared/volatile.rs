@@ -428,8 +428,8 @@ impl<'a, T: FromBytes + IntoBytes + Immutable, B: BitmapSlice> VolatileArrayRef<
         self.slice.read_by(copy::many_from_shared, bytes, 0).map(|()| count)
     }
 
-    /// Copies elements in, as many as both have, and says how many. For many bytes this is the faster way, for
-    /// a few [`write_slice`](Bytes::write_slice).
+    /// Copies elements in, as many as both have, and says how many. For many bytes this is the faster way,
+    /// for a few [`write_slice`](Bytes::write_slice).
     pub fn copy_from(&self, buf: &[T]) -> Result<usize, VolatileError> {
         let count = buf.len().min(self.count);
         self.slice.write_by(copy::many_to_shared, buf[..count].as_bytes(), 0).map(|()| count)
