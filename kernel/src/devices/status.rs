@@ -79,12 +79,12 @@ impl System for Status {
         emit("halts_total", "Times the processor had nothing to do.", executor::halts());
         emit("unexpected_interrupts_total", "Interrupts that no device claims.", interrupts::unexpected());
         emit("heap_allocations_total", "Allocations on the kernel heap.", heap::usage().allocations);
-        if let Some(cache) = self.files.get().map(FileSystem::cache_stats) {
-            emit("cache_hits_total", "Page cache: pages that were there.", cache.hits);
-            emit("cache_misses_total", "Page cache: pages that had to be read.", cache.misses);
-            emit("cache_errors_total", "Page cache: requests to the disk that failed.", cache.errors);
-            emit("cache_pages", "Page cache: pages of 4 KiB held now.", cache.pages);
-        }
+        // Also before there is a file system: who asks twice compares.
+        let cache = self.files.get().map(FileSystem::cache_stats).unwrap_or_default();
+        emit("cache_hits_total", "Page cache: pages that were there.", cache.hits);
+        emit("cache_misses_total", "Page cache: pages that had to be read.", cache.misses);
+        emit("cache_errors_total", "Page cache: requests to the disk that failed.", cache.errors);
+        emit("cache_pages", "Page cache: pages of 4 KiB held now.", cache.pages);
         let mut tcp = |name, help, of| emit(name, help, self.sum(of));
         tcp("tcp_connections", "Connections now.", |tcp| tcp.connections);
         tcp("tcp_waiting", "Connections that wait for a task now.", |tcp| tcp.waiting);
