@@ -97,6 +97,7 @@ impl<B: BlockSource> FileSystem<B> {
         let Some(inode) = self.geometry.journal.filter(|&inode| inode != 0) else { return Ok(()) };
         let Ok(node) = self.node(inode).await else { return Ok(()) };
         let blocks = node.metadata().size >> self.geometry.block_bits;
+        // Apart at first: whoever looks for the next run is refused what is taken.
         let mut runs = Groups::default();
         let mut at = 0;
         while at < blocks && runs.taken.len() < MOST_RUNS {
